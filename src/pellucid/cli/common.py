@@ -101,7 +101,24 @@ def text_or_stdin(text: str | None, absent: str) -> str:
 
     if text is None and sys.stdin.isatty():
         raise InvalidRequest(f"{absent}: give a text, or - to read it from standard input")
-    return characters("text", sys.stdin.read() if text is None or text == "-" else text)
+    return standard_input() if text is None or text == "-" else characters("text", text)
+
+
+def standard_input() -> str:
+    """The text of standard input.
+
+    Raises:
+        InvalidRequest: it is not UTF-8.
+    """
+    from pellucid.errors import InvalidRequest
+
+    text = sys.stdin.read()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # an undecodable byte is a surrogate (``main._mend_streams``)
+        at = len(text[: error.start].encode())
+        raise InvalidRequest(f"standard input: byte {at:,} is not UTF-8: convert it first") from None
+    return text
 
 
 def names_a_file(text: str) -> bool:

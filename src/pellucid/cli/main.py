@@ -1,7 +1,8 @@
 """Runs a command line. Each module of ``commands/`` is a command; commands are discovered, not listed.
 
 Modules of this folder import no slow modules at their top, so that ``pellucid --help`` is fast. An error prints one
-line on standard error and exits with code 2; Ctrl-C exits with code 130; a closed pipe prints no error. Standard input
+line on standard error and exits with code 2; Ctrl-C exits with code 130; a closed pipe ends it
+with code 141 and no error. Standard input
 and arguments must be UTF-8.
 """
 
@@ -30,6 +31,8 @@ from pellucid.errors.messages import bounded, brief, reason, shown
 # Depending on its version, Typer has its own copy of Click or uses the installed one. Both are found through Typer.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 INTERRUPTED = 130
+CLOSED_PIPE = 141
+"""The shell's code for a program that SIGPIPE ended, as cat: output that nobody read completely is no success."""
 
 
 def application(only: CommandEntry | None = None) -> typer.Typer:
@@ -134,14 +137,14 @@ def _exit_code(arguments: Sequence[str]) -> int:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
         _drop_output()  # Click raises SystemExit when a pipe is closed
-        return 0
+        return CLOSED_PIPE
     except MemoryError:
         return _print_error("the memory is full: free memory, or choose a smaller model or context")
     except OSError as error:  # for example a full disk behind standard output
         _drop_output()
         # A closed pipe is EINVAL on Windows.
         if sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None:
-            return 0
+            return CLOSED_PIPE
         return _print_error(reason(error))
 
 

@@ -40,9 +40,59 @@ FOUND = "the format of tool calls and reasoning is found in the chat template"
 DIVIDED = "one process runs the model, with the cores of --threads; --cluster ADDRESS --stages N divides it"
 STEPS = "requests run together in steps of a measured size; --queue limits the waiting requests"
 OWN_WEIGHTS = "the weights keep the types of the file: choose another file, such as hf:owner/name:Q8_0"
+ALWAYS_SO = "there is nothing to choose"
 OWN_TYPE = "the weights keep the types of the file; --precise computes as with float32"
 
 STEERED = "pellucid run and chat take it; pellucid serve --vectors FOLDER names vectors for the field steer of requests"
+
+NO_COUNTERPART = (
+    # llama.cpp
+    "--in-prefix --in-suffix --in-prefix-bos --print-token-count --interactive-first -if --infill --spm-infill "
+    "--adaptive-target --adaptive-decay --backend-sampling -bs --tags --reuse-port --cors-methods --cors-headers "
+    "--cors-credentials --no-cors-credentials --ui-config --webui-config --ui-config-file --webui-config-file "
+    "--ui-mcp-proxy --webui-mcp-proxy --mcp-servers-json --tools-runtime --agent -ag --media-path --models-preset "
+    "--models-autoload --no-models-autoload --cache-idle-slots --no-cache-idle-slots --checkpoint-min-step -cms "
+    "--kv-unified-per-slot --skip-chat-parsing --no-skip-chat-parsing --log-prompts-dir --log-jsonl --no-log-jsonl "
+    "--slot-prompt-similarity -sps --reasoning-preserve --reasoning-budget-message --yarn-ext-factor "
+    "--yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --grp-attn-n -gan --grp-attn-w -gaw --lora-scaled "
+    "--lora-init-without-apply --draft-p-min --draft-p-split --spec-draft-p-min --spec-draft-n-min --dump-kv-cache "
+    "-dkvc --no-mmproj --mmproj-auto --no-mmproj-auto --mmproj-offload --no-mmproj-offload --image-min-tokens "
+    "--image-max-tokens --docker-repo -dr --hf-file-v -hffv --model-vocoder -mv --attention --embd-output-format "
+    "--embd-separator --cls-separator --show-count --no-bos --no-parse-special --output-err -oe -pg -pps "
+    # vLLM
+    "--enable-log-outputs --disable-frontend-multiprocessing --chat-template-content-format --guided-decoding-backend "
+    "--structured-outputs-config --runner --convert --max-logprobs --logprobs-mode --async-scheduling --response-role "
+    "--enable-expert-parallel --enable-server-load-tracking --enable-force-include-usage --enable-request-id-headers "
+    "--return-tokens-as-token-ids --enable-prompt-tokens-details --enable-tokenizer-info-endpoint "
+    "--exclude-tools-when-tool-choice-none --tool-parser-plugin --tool-server --log-config-json --max-log-len "
+    "--disable-cascade-attn --disable-sliding-window --disable-hybrid-kv-cache-manager --long-prefill-token-threshold "
+    "--max-long-partial-prefills --num-lookahead-slots --scheduler-delay-factor --preemption-mode "
+    "--calculate-kv-scales --prefix-caching-hash-algo --override-pooler-config --override-generation-config "
+    "--pooler-config --logits-processor-pattern --logits-processors --kv-transfer-config --kv-events-config "
+    "--ec-transfer-config --compilation-config-level --additional-config --worker-cls --worker-extension-cls "
+    "--otlp-traces-endpoint --collect-detailed-traces --show-hidden-metrics-for-version --max-loras --max-lora-rank "
+    "--max-cpu-loras --lora-dtype --fully-sharded-loras --enable-prompt-embeds --mm-processor-kwargs "
+    "--mm-processor-cache-gb --media-io-kwargs --allowed-local-media-path --allowed-media-domains "
+    "--interleave-mm-strings --skip-mm-profiling --skip-tokenizer-init --tokenizer-revision --code-revision "
+    "--hf-config-path --model-loader-extra-config --ignore-patterns --use-tqdm-on-load --pt-load-map-location "
+    "--enable-sleep-mode --enable-eplb --num-redundant-experts --data-parallel-address --data-parallel-rank "
+    "--data-parallel-backend --data-parallel-rpc-port --data-parallel-size-local --headless --nnodes --node-rank "
+    "--master-addr --master-port --enable-dbo --ray-workers-use-nsight --max-parallel-loading-workers "
+    "--enable-ssl-refresh --ssl-ca-certs --ssl-cert-reqs --h11-max-header-count --disable-mm-preprocessor-cache "
+    "--guided-decoding-disable-fallback --enable-reasoning --dataset-path --sonnet-input-len --sharegpt-output-len "
+    "--random-range-ratio --random-prefix-len --burstiness --percentile-metrics --metric-percentiles --goodput "
+    "--save-result --save-detailed --append-result --result-dir --result-filename --metadata --label --profile-result "
+    "--endpoint --header --extra-body --ready-check-timeout-sec --num-warmups --output-tmp-dir --enable-metrics "
+    # llm, transformers, hf, sentence-transformers
+    "--options --schemas --async-models --param --chain-limit --cl --tools-debug --td --tools-approve --ta --at "
+    "--attachment-type --schema-multi --fragment --sf --system-fragment -R --hide-reasoning --key-name --binary "
+    "--metadata-json --sql --attach --files --encoding --prefix --prepend --plain --count --save-folder "
+    "--examples-path --generation-config-path --host-user --private --commit-message --commit-description "
+    "--create-pr --every --dry-run --sort --search --author --filter --revisions --show-warnings "
+    "--precision --normalize-scores --prompts --default-prompt-name --chunk-size --pool-device --multi-process "
+    "--aggregation-strategy --labels --candidate-labels --framework --feature --model-kwargs --bnb-4bit-quant-type"
+)
+"""Options that change nothing here, or whose subject does not exist here."""
 
 OPTIONS = (
     OtherOption("-m --model --model-name --model-path --model-name-or-path", to="MODEL", value="MODEL"),
@@ -96,6 +146,10 @@ OPTIONS = (
     OtherOption("--allowed-origins --cors-allow-origins", to="--allow-origin", value="ORIGIN"),
     # Batches and benchmarks
     OtherOption("-i --input-file", to="IN", value="FILE"),
+    OtherOption("-i --input", to="--file", value="FILE"),
+    OtherOption("-npp", to="--prompt", value="N"),
+    OtherOption("-ntg", to="--tokens", value="N"),
+    OtherOption("-npl", to="--batch", value="N"),
     OtherOption("-o --output-file", to="OUT", value="FILE"),
     OtherOption("--base-url --url", to="URL", value="URL"),
     OtherOption("-p --n-prompt --input-len --random-input-len", to="--prompt", value="N"),
@@ -203,10 +257,30 @@ OPTIONS = (
         "--tensor-parallel-size -tp --pipeline-parallel-size -pp --data-parallel-size -dp",
         value="N", words={"1": NOTHING}, why=DIVIDED,
     ),
+    OtherOption("-v --verbose --log-verbose -u --usage --stats", words={"": NOTHING}),
+    OtherOption("--convert-to-tensor --convert-to-numpy --async --quiet --force --force-download --resume-download "
+                "--use-fast --no-cache-dir --num-workers --max-workers --num-iters-warmup --n-gen-warmup --delay "
+                "--seed-tts --disable-tqdm", value="[X]", why=ALWAYS_SO),
     # Refused, because the result would not be the one that was asked for
     OtherOption(
         "-q --quantization", value="METHOD", words={"gguf": NOTHING, "none": NOTHING}, why=OWN_WEIGHTS, refused=True
     ),
+    OtherOption("--host --port", value="X", refused=True,
+                why="the address of a server is one word: pellucid bench serve http://HOST:PORT, or --url"),
+    OtherOption("--url --base-url --server-base --openai-api-key", value="URL", refused=True,
+                why="this command loads the model itself; pellucid bench serve URL, ps and stop ask a server"),
+    OtherOption("-l", value="ID+BIAS", refused=True, why="--logit-bias takes JSON: --logit-bias '{\"15043\": 1}'"),
+    OtherOption("--chunks --ppl-stride --ppl-output-type --hellaswag --winogrande --multiple-choice --kl-divergence "
+                "--kl-divergence-base --all-logits --save-all-logits", value="[X]", refused=True,
+                why="pellucid eval perplexity has --window and --stride; pellucid eval kl --against compares models"),
+    OtherOption("--prompt-cache --prompt-cache-all --prompt-cache-ro --lookup-cache-static -lcs --lookup-cache-dynamic "
+                "-lcd", value="[FILE]", refused=True, why="a server keeps the beginnings of prompts in memory"),
+    OtherOption("--config --api-server-count --middleware --lora-path --quantize --draft-quantize", value="FILE",
+                refused=True, why="each option is given on the command line; pellucid COMMAND --help lists them"),
+    OtherOption("--repo-type --type", value="TYPE", words={"model": NOTHING}, refused=True,
+                why="only models are fetched; hf download --type fetches data sets and spaces"),
+    OtherOption(NO_COUNTERPART, value="[X]", refused=True,
+                why="nothing here depends on it: leave it out (pellucid COMMAND --help lists the options)"),
     OtherOption("--list-devices", why="the processor is the only device: pellucid info --machine", refused=True),
     OtherOption("-cl --cache-list", why="pellucid list shows the models on this machine", refused=True),
     OtherOption("--ids", why="the ids are in the table; --json prints them for programs", refused=True),
@@ -331,6 +405,28 @@ REFUSED_COMMANDS: Mapping[str, str] = {
     "login": "hf auth login (of huggingface-hub) logs in to the hub",
     "signin": "hf auth login (of huggingface-hub) logs in to the hub",
     "quantize": "files keep their types; llama.cpp's llama-quantize writes other types",
+    "bench sweep": "pellucid bench serve URL --rate X measures a rate; pellucid capacity simulates many",
+    "bench mm-processor": "only the text part of a model is loaded",
+    "bench startup": "pellucid bench MODEL measures the speed of a loaded model",
+    "add-new-model-like": "docs/guides/add-a-family.md shows how a family is added",
+    "add-fast-image-processor": "only text models are loaded",
+    "lfs-enable-largefiles": "models are only fetched; the hf program manages repositories of the hub",
+    "endpoints": "commands run on this machine; the hf program runs endpoints",
+    "webhooks": "models are only fetched; the hf program manages webhooks of the hub",
+    "buckets": "models are only fetched; the hf program manages buckets of the hub",
+    "papers": "models are only fetched; the hf program shows papers of the hub",
+    "discussions": "models are only fetched; the hf program shows discussions of the hub",
+    "skills": "llms.txt (make docs) describes the program for assistants",
+    "upload-large-folder": "models are only fetched; hf upload (of huggingface-hub) sends files to the hub",
+    "semantic-search": "pellucid rerank MODEL QUERY @FILE orders texts by their relevance",
+    "paraphrase-mining": "pellucid embed MODEL --file FILE --out FILE writes vectors to compare",
+    "token-count": "pellucid tokenize MODEL TEXT numbers the tokens",
+    "template-analysis": "pellucid info MODEL shows whether a model has a chat template",
+    "parallel": "pellucid batch IN OUT --model MODEL runs many requests together",
+    "lookup": "speculative decoding by prompt lookup needs no switch",
+    "speculative": "pellucid run MODEL PROMPT --draft MODEL proposes tokens",
+    "fit-params": "pellucid plan MODEL shows the memory that a model takes",
+    "show-template": "pellucid info MODEL shows the facts of a model",
     "convert-hf-to-gguf": "safetensors and GGUF are loaded as they are",
     "gguf-split": "split GGUF files are loaded as they are: name the first file",
     "imatrix": "files keep their types; llama.cpp's llama-imatrix measures weights for llama-quantize",

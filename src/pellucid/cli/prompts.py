@@ -58,7 +58,7 @@ def _standard_input() -> str:
     if not sys.stdin.isatty():
         notice.start()
     try:
-        return _without_last_break(sys.stdin.read())
+        return _without_last_break(common.standard_input())
     finally:
         notice.cancel()
 

@@ -28,6 +28,8 @@ def translated_command(arguments: Sequence[str]) -> list[str]:
         InvalidRequest: the command of another engine has no counterpart here; the message says what to do.
     """
     first, *rest = arguments or [""]
+    if rest == ["--version"] and not first.startswith("-"):
+        return rest
     if first in PROGRAMS and rest:
         return translated_command(rest)
     if (name := first.removeprefix("llama-")) != first:
@@ -64,6 +66,7 @@ class TranslatingCommand(StrictCommand):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         given: list[Any] = [param for param in self.params if param.param_type_name == "option"]
+        self.path = f"pellucid {self.name}"
         self.own: Mapping[str, Any] = {
             name: param for param in given for name in (*param.opts, *param.secondary_opts)
         }
@@ -74,6 +77,7 @@ class TranslatingCommand(StrictCommand):
             param.help = f"{param.help or ''} [also {', '.join(names)}]".strip()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        self.path = ctx.command_path
         # A line that a shell completes is not a command yet.
         return super().parse_args(ctx, args if ctx.resilient_parsing else self.translated(args))
 
@@ -156,7 +160,10 @@ class _Line:
             values, self._rest = self._rest[: own.nargs], self._rest[own.nargs :]
             self._options += values
             return len(values) == int(own.nargs)
-        if name in HELP:
+        if name in ("-o", "--option") and not equals and self._is_pair():
+            key, given, *self._rest = self._rest  # as in the program llm
+            self._rest.insert(0, f"--{key}={given}")
+        elif name in HELP:
             self._options.append(name)
         elif (
             other := self._command.option(name, value if equals else next(iter(self._rest), ""))
@@ -166,18 +173,23 @@ class _Line:
             raise InvalidRequest(self._unknown(name))
         return True
 
+    def _is_pair(self) -> bool:
+        """True if an option's name and its value follow: ``-o temperature 0.5``."""
+        option = _normal(f"--{self._rest[0]}") if len(self._rest) > 1 else ""
+        return option in self._command.own or (option != "--" and self._command.option(option) is not None)
+
     def _unknown(self, name: str) -> str:
         """The error for an option that is unknown here: the nearest names, or the commands that have the option."""
         from difflib import get_close_matches
 
-        path = self._command.name
+        path = self._command.path
         known = dict.fromkeys(
             [*self._command.own, *(one for option in OPTIONS for one in option.names.split())]
         )
         here = [one for one in known if one in self._command.own or self._command.option(one)]
         near = get_close_matches(name, here, 3, 0.8)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        return f"No such option: {shown(name)}. {hint}See pellucid {path} --help."
+        return f"No such option: {shown(name)}. {hint}See {path} --help."
 
     def _value_of(self, other: OtherOption) -> str | None:
         """The value of an option in the next word, if the option takes it."""

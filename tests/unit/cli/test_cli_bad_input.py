@@ -201,6 +201,8 @@ def test_what_a_model_is_not_made_for(command: Command, tiny: str, mute: str, en
         (("info",), "info takes a model or --machine"),
         (("info", "a", "--machine"), "info takes a model or --machine"),
         (("rm", "nothing"), "'nothing' is not in the store; installed: none"),
+        (("rm",), "rm takes names of models, or --all"),
+        (("rm", "smollm2", "--all"), "rm takes names of models, or --all"),
         (("rm", ""), "is not in the store"),
         (("rm", "../home"), "is not in the store"),
         (("rm", "a\nb\x1b[31m"), "is not in the store"),

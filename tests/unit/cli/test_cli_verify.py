@@ -83,6 +83,12 @@ def test_the_others_are_verified_after_an_error(command: Command, store: Path) -
     assert second.startswith("pellucid: 'nowhere' is not in the store")
 
 
+def test_rm_all_removes_every_model_of_the_store(command: Command, store: Path) -> None:
+    assert command("rm", "--all").answer == "removed mine\nremoved other\n"
+    assert list(store.iterdir()) == []
+    assert command("rm", "--all").answer == ""
+
+
 @posix
 def test_a_folder_that_is_a_link(command: Command, store: Path) -> None:
     (store / "mine").rename(store.parent / "elsewhere")

@@ -64,6 +64,9 @@ TRANSLATIONS = [
     (RUN, "m --stop --top_k", "--stop --top_k -- m"),  # the value of an option stays
     (RUN, "m --stop --stop", "--stop --stop -- m"),
     (RUN, "m hi --stop", "--stop"),  # its value is missing, as Typer says
+    (RUN, "m hi -o temperature 0.5 -o num_ctx 64", "--temperature=0.5 --context 64 -- m hi"),
+    (built("embed"), "-m m -i f.txt", "--file f.txt -- m"),
+    (BENCH, "-m m -npp 8 -ntg 4 -npl 1", "--prompt 8 --tokens 4 --batch 1 -- m"),
     (RUN, "m hi -s brief", "--system brief -- m hi"),
     (RUN, "m hi -v --schema {}", "--verbose --json-schema {} -- m hi"),
     (RUN, "--help=all", "--help"),
@@ -219,6 +222,7 @@ COMMAND_LINES = [
     ("-h -m m", "-h -m m"),
     ("two words -m m", "two words -m m"),  # two words of a shell are no prompt
     ("models list", "list"),
+    ("llama-server --version", "--version"),
     ("hf cache ls", "list"),
     ("ollama run m hi", "run m hi"),
     ("llama-cli -m m", "run -m m"),

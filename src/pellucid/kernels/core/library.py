@@ -206,6 +206,11 @@ def compiled(key: KernelKey) -> Any:
         KernelError: the kernel did not compile, or there is no compiler.
     """
     if not can_compile():
+        if installed().is_damaged or installed().has(file_name(key)):
+            raise KernelError(
+                f"the installed kernels for {target().name} are damaged ({key}): pip install --force-reinstall "
+                "--no-deps pellucid installs them again"
+            )
         raise KernelError(
             f"no compiled kernel of {key} for {target().name} is installed: pip install 'pellucid[compile]' adds "
             "the compiler"

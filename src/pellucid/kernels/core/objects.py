@@ -40,20 +40,24 @@ def _digest(content: bytes) -> bytes:
 
 
 class Objects:
-    """The object files of one target. A missing or damaged file holds none."""
+    """The object files of one target. A missing or damaged file holds none; ``is_damaged`` tells them apart."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._index: dict[bytes, tuple[bytes, int, int, int, int]] = {}
+        self.is_damaged = False
         self._last: tuple[int, bytes] = (0, b"")  # the group that was decompressed last, and its offset
         try:
             with path.open("rb") as file:
-                if file.read(len(_MAGIC)) == _MAGIC:
+                self.is_damaged = file.read(len(_MAGIC)) != _MAGIC
+                if not self.is_damaged:
                     (count,) = _COUNT.unpack(file.read(_COUNT.size))
                     entries = _ENTRY.iter_unpack(file.read(count * _ENTRY.size))
                     self._index = {name: place for name, *place in entries}  # type: ignore[misc]
-        except (OSError, struct.error):
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
             return
+        except (OSError, struct.error):
+            self.is_damaged = True
 
     def __len__(self) -> int:
         return len(self._index)

@@ -7,6 +7,8 @@ settings apply, the first one that is set:
 - further indexes, all of them: ``UV_INDEX``, ``UV_EXTRA_INDEX_URL``, ``PIP_EXTRA_INDEX_URL`` or ``extra-index-url``
 - folders and pages with links, all of them: ``UV_FIND_LINKS``, ``PIP_FIND_LINKS`` or ``find-links``
 - no index: ``UV_NO_INDEX``, ``PIP_NO_INDEX`` or ``no-index``
+- hosts that may send wheels without TLS and without a hash, all of them: ``UV_INSECURE_HOST``, ``PIP_TRUSTED_HOST`` or
+  ``trusted-host``
 - certificates: ``PIP_CERT`` or ``cert``, ``SSL_CERT_FILE``, ``SSL_CERT_DIR``
 - proxies: ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY``, ``NO_PROXY``
 
@@ -19,13 +21,18 @@ from __future__ import annotations
 import configparser
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from pellucid.errors import SourceError
+from pellucid.errors.messages import shown
+
 PYPI = "https://pypi.org/simple"
 ETC = Path("/etc")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class IndexSettings(Struct, frozen=True):
@@ -34,6 +41,28 @@ class IndexSettings(Struct, frozen=True):
     indexes: tuple[str, ...]
     find_links: tuple[str, ...]
     certificates: str | None
+    trusted_hosts: tuple[str, ...] = ()
+
+
+def refuse_unprotected(address: str, hash: object, trusted_hosts: Iterable[str]) -> None:
+    """Refuse a file without a hash from a plain HTTP address of another machine: anyone between may change the file.
+
+    Raises:
+        SourceError: neither ``hash`` nor TLS protects the file, and its host is not one of ``trusted_hosts``.
+    """
+    at = urlsplit(address)
+    host = at.hostname or ""
+    if (
+        hash
+        or at.scheme != "http"
+        or host in LOOPBACK
+        or not {host, f"{host}:{at.port}"}.isdisjoint(trusted_hosts)
+    ):
+        return
+    raise SourceError(
+        f"{shown(host)} sends {shown(at.path.rpartition('/')[2])} over plain HTTP and without a hash, so the file may "
+        f"be changed on its way: use https, or allow the host with PIP_TRUSTED_HOST={shown(host)}"
+    )
 
 
 def index_settings(environment: Mapping[str, str] = os.environ) -> IndexSettings:
@@ -52,7 +81,8 @@ def index_settings(environment: Mapping[str, str] = os.environ) -> IndexSettings
     links = [*_words(uv("FIND_LINKS").replace(",", " ")), *_words(pip.get("find-links", ""))]
     no_index = any(map(_is_on, (uv("NO_INDEX"), pip.get("no-index", ""))))
     indexes = [] if no_index else list(dict.fromkeys(map(_address, [main[0], *more])))
-    return IndexSettings(tuple(indexes), tuple(dict.fromkeys(links)), pip.get("cert"))
+    trusted = [*_words(uv("INSECURE_HOST").replace(",", " ")), *_words(pip.get("trusted-host", ""))]
+    return IndexSettings(tuple(indexes), tuple(dict.fromkeys(links)), pip.get("cert"), tuple(trusted))
 
 
 def _words(text: str) -> list[str]:

