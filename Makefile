@@ -25,6 +25,7 @@
 # make test-widgets  widgets in the real JupyterLab and marimo, in a real Chromium; WIDGETS='marimo' runs one
 # make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
+# make test-edits  edits by functions beside static edits, 2 to 4 threads, beside busy processes: no bit differs
 # make test-emulated  tiny models on an emulated AArch64 processor give the bits of this machine; EMULATED='--cpu cortex-a72'
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make wheel   dist/: a wheel with compiled kernels, which needs no compiler; SYSTEM=linux-aarch64 for another system
@@ -67,7 +68,7 @@ $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-web test-widgets fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-edits test-web test-widgets fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -150,6 +151,9 @@ test-mutants: $(VENV)/dev
 
 test-soak: $(VENV)/dev
 	$(BIN)/python tests/soak.py $(SOAK)
+
+test-edits: $(VENV)/dev
+	$(BIN)/python tests/edits_under_load.py $(EDITS)
 
 test-emulated: $(VENV)/dev
 	$(BIN)/python tests/emulated.py $(EMULATED)
