@@ -45,8 +45,8 @@ class DetokenizeFields(ModelFields, frozen=True, kw_only=True):
     tokens: list[TokenId]
 
 
-TOKENIZE = BodyType(TokenizeFields, required=())
-DETOKENIZE = BodyType(DetokenizeFields, required=())
+TOKENIZE = BodyType(TokenizeFields)
+DETOKENIZE = BodyType(DetokenizeFields)
 
 
 async def _health(call: ClientCall) -> Response:
