@@ -11,7 +11,6 @@ from pellucid.cli.loading import SHARED
 from pellucid.cli.planning import (
     machines_of,
     model_size,
-    on_paper,
     refuse_unused_pin,
     step_costs,
     this_machine_once,
@@ -27,6 +26,7 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
     from pellucid.capacity.layouts import layouts, recommended
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import one_line
+    from pellucid.measure.paper import on_paper
 
     if measured and on_paper(model):
         raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: remove --measured")
