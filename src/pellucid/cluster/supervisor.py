@@ -41,6 +41,7 @@ A replica is added if the load is above BUSY, and removed if it is below IDLE.
 QUIET = 60.0  # seconds of low load before a replica is removed
 DRAINS = 30.0  # seconds until the running requests of a removed replica move to another replica
 REPORTS = 5.0  # seconds between two log lines about replicas that wait for a machine
+DISMISSES = 15.0  # seconds for the end of a replica that this server does not need
 LEAVES = 0.3  # seconds for the delivery of the ``leave`` message before connections close
 REACHES = 5.0  # timeout in seconds for joining the cluster, and for calls to its head when the server ends
 TURN = 0.05  # seconds between two polls
@@ -69,13 +70,59 @@ class Supervisor:
     async def start(self) -> None:
         """Start the minimum number of replicas. Replicas of an earlier ingress are used first."""
         names = [name for name in await ask_head(ray.util.list_named_actors) if name.startswith(self._prefix)]
-        for name in sorted(names)[: self.settings.most]:
+        for name in sorted(names):
             self._add(name)
+        surplus = sorted(names)[self.settings.most :]
+        self._tasks += [asyncio.ensure_future(self._dismiss(name)) for name in surplus]
         for _ in range(self.settings.least - len(self._replicas)):
             self._add()
         self._tasks.append(asyncio.ensure_future(self._report_placed()))
-        if self.settings.most > self.settings.least:
-            self._tasks.append(asyncio.ensure_future(self._scale()))
+        self._tasks.append(asyncio.ensure_future(self._scale()))
+
+    @property
+    def cores(self) -> int:
+        """Number of cores of a replica."""
+        return self.settings.cpus * self.settings.stages
+
+    @property
+    def lacks(self) -> bool:
+        """True if there are fewer replicas than the minimum, because they gave their cores to another model."""
+        return not self._closed and len(self._replicas) < self.settings.least
+
+    @property
+    def waits(self) -> bool:
+        """True if a replica waits for a machine, and requests need it: no other replica is placed, or all are busy."""
+        placed = [replica.placed for replica in self._replicas.values()]
+        return not self._closed and not all(placed) and (not any(placed) or self._busy > BUSY)
+
+    @property
+    def idle(self) -> list[str]:
+        """Names of the replicas that run no request."""
+        idle = {link.address for link in self.fleet.links if link.up and not link.load.running}
+        return [name for name, replica in self._replicas.items() if replica.address in idle]
+
+    @property
+    def _busy(self) -> float:
+        """The load (``BUSY``)."""
+        slots = sum(link.slots for link in self.fleet.links if link.up)
+        return (self.fleet.running + self.fleet.waiting) / max(slots, 1)
+
+    async def give_back(self) -> bool:
+        """End an idle replica, so that another model gets its cores. Returns False if only one is up, or none is idle.
+
+        Replicas that wait for a machine end too, because Ray would give them the cores.
+        """
+        idle = self.idle
+        if self.fleet.waiting or not idle or sum(link.up for link in self.fleet.links) < 2:
+            return False
+        for name in [name for name, replica in self._replicas.items() if not replica.placed]:
+            await self._remove(name)
+        await self._remove(idle[-1])
+        return True
+
+    def restore(self) -> None:
+        """Start a replica again after ``give_back``."""
+        self._add()
 
     async def ready(self, seconds: float = math.inf) -> None:
         """Wait until a replica is up.
@@ -225,12 +272,30 @@ class Supervisor:
             await asyncio.gather(replica.task, return_exceptions=True)
         await _kill(replica.actor)
 
+    async def _dismiss(self, name: str) -> None:
+        """Leave a replica of an earlier server that this server does not need. It ends, unless a server uses it.
+
+        The earlier server counts as alive for some seconds after its last message.
+        """
+        replica, end = self._replicas.pop(name), time.monotonic() + DISMISSES
+        try:
+            while time.monotonic() < end:
+                for link in self.fleet.links:
+                    if link.address == replica.address:
+                        link.draining = True
+                        if link.up and not link.load.running:
+                            link.send("leave")
+                await asyncio.sleep(LEAVES)
+            await self.fleet.remove(replica.address, planned=True)
+        finally:
+            if replica.task:
+                replica.task.cancel()
+
     async def _scale(self) -> None:
         """Add a replica when the load is high. Remove a replica when the load has been low for ``QUIET`` seconds."""
         while True:
             await asyncio.sleep(SCALES)
-            slots = sum(link.slots for link in self.fleet.links if link.up)
-            busy = (self.fleet.running + self.fleet.waiting) / max(slots, 1)
+            busy = self._busy
             total = len(self._replicas)
             self._quiet = self._quiet + SCALES if busy < IDLE else 0.0
             starting = any(not replica.address for replica in self._replicas.values())

@@ -80,9 +80,9 @@ def command(
 
     Steps are timed on this machine, through a server with clients, and scaled to other machines by the rates of their
     memory and integer units. Then a day is simulated: requests come at random times, the router sends them to replicas,
-    and the replicas run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper, such as
-    llama-3-70b or a config.json, has no weights and cannot be timed. For a shape, the command assumes that steps reach usual fractions
-    of the rates.
+    and the replicas run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper (a
+    config.json, or a name such as llama-3-70b) has no weights and cannot be timed. For a shape, the command assumes
+    that steps reach usual fractions of the rates.
     """
     from pellucid.capacity.search import DAYS, Goals
     from pellucid.capacity.traffic import Traffic
