@@ -142,8 +142,13 @@ def arguments(words: list[str]) -> None:
 
 
 def kuberay() -> None:
-    cluster, service = yaml.safe_load_all((DEPLOY / "kuberay" / "raycluster.yaml").read_text())
+    cluster, claim, service = yaml.safe_load_all((DEPLOY / "kuberay" / "raycluster.yaml").read_text())
     valid(service)
+    valid(claim)
+    head = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    assert head["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    storage = {one["name"]: one.get("value", "") for one in head["containers"][0]["env"]}
+    assert storage["RAY_gcs_storage_path"].startswith(head["containers"][0]["volumeMounts"][0]["mountPath"])
     for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
         pod = {
             "apiVersion": "v1",
@@ -153,6 +158,8 @@ def kuberay() -> None:
         }
         valid(pod)
         (container,) = pod["spec"]["containers"]
+        # Without it, Ray ends 60 seconds after its head.
+        assert {"name": "RAY_gcs_rpc_server_reconnect_timeout_s", "value": "3600"} in container["env"]
         (script,) = container["args"]
         assert "$KUBERAY_GEN_RAY_START_CMD" in script
         subprocess.run(["bash", "-n", "-c", script], check=True)

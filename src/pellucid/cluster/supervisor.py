@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import math
+import os
 import socket
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
+from pellucid.cluster.actors import RECONNECTS, ReplicaActor, ReplicaSettings
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.refusals import say
 from pellucid.cluster.secret import ClusterSecret
@@ -45,6 +46,7 @@ DISMISSES = 15.0  # seconds for the end of a replica that this server does not n
 LEAVES = 0.3  # seconds for the delivery of the ``leave`` message before connections close
 REACHES = 5.0  # timeout in seconds for joining the cluster, and for calls to its head when the server ends
 TURN = 0.05  # seconds between two polls
+WAITS_FOR_HEAD = "3600"  # seconds until this process ends without Ray's head
 RESTARTS = 1.0  # seconds from the loss of a replica to the next attempt to reach it
 WAITS = 60.0  # seconds between two calls that tell a loading replica that a server waits for it
 
@@ -385,6 +387,8 @@ def connect(address: str) -> None:
         raise InvalidRequest(
             "a cluster needs Linux or macOS: Ray joins no machines on Windows; leave out --cluster"
         )
+    # For this process, and for Ray's processes if this call starts them.
+    os.environ.setdefault(RECONNECTS, WAITS_FOR_HEAD)
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address == "auto":
