@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -89,6 +90,14 @@ def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:
     return Machines((here(),)) if file in (None, HERE) else read_machines(Path(str(file)), here)
 
 
+def certainty(costs: StepCosts) -> str:
+    """A sentence about the certainty of step times."""
+    if (measurement := costs.measurement) is None:
+        return "Step times are assumed, not measured: the numbers are a first estimate."
+    busy = " of a busy machine" if measurement.busy else ""
+    return f"Step times{busy} differ by ±{measurement.spread:.0%} between rounds of the measurement."
+
+
 def this_machine_once(threads: int | None) -> Callable[[], Machine]:
     """A function that returns this machine. Its first call measures the machine."""
     from pellucid.capacity.machines import this_machine
@@ -114,6 +123,12 @@ def step_costs(
     if not measured:
         return [size.work.estimated(kind) for kind in machines.kinds]
     own = _measured(model, here(), loading, served)
+    if own.measurement and own.measurement.busy:
+        print(
+            f"this machine is busy: steps got {own.measurement.processor_share:.0%} of the processors' time, so the "
+            "measured times are too long: measure again when no other program runs",
+            file=sys.stderr,
+        )
     return [own.on(kind.rates, here().rates, size.work) for kind in machines.kinds]
 
 

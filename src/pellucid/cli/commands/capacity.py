@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading
 from pellucid.cli.planning import (
     MachinesFile,
+    certainty,
     machines_of,
     model_size,
     refuse_unused_pin,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from pellucid.capacity.layouts import ModelSize
     from pellucid.capacity.machines import Machine
     from pellucid.capacity.search import Goals, KindCapacity
-    from pellucid.capacity.step_costs import StepCosts
+    from pellucid.capacity.step_costs import Measurement, StepCosts
     from pellucid.capacity.traffic import Traffic
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
@@ -120,12 +122,12 @@ def command(
         if count
     ]
     if json:
-        common.print_json(_document(size, traffic, results))
+        common.print_json(_document(size, traffic, results, costs[0].measurement))
         return
     for at, result in enumerate(results):
         if at:
             print()
-        _show(size, goals, result, traffic)
+        _show(size, goals, result, traffic, costs[0])
 
 
 def _seconds(name: str, text: str) -> float:
@@ -199,7 +201,7 @@ def _capacity(
         return KindCapacity.of(kind, stages, Search(traffic, goals, room, costs, bars.simulating), shape)
 
 
-def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic) -> None:
+def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic, measured: StepCosts) -> None:
     from rich.filesize import decimal
 
     from pellucid.errors.messages import one_line
@@ -240,6 +242,7 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
         f"if the number of machines follows the load, and {24 * result.machines:,} if it does not. Times are in "
         "milliseconds: median, p95, p99."
     )
+    print(certainty(measured) + machine_range(result, measured))
     if result.machines > machine.count and machine.source != "measured":
         print(f"there are only {machine.count:,} of {one_line(machine.name)}")
     if failure := result.first_failure:
@@ -249,6 +252,15 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
             f"in front of the replicas, the router takes {front.router_seconds * 1e6:,.0f} µs for a request, and "
             f"{front.ingresses:,} server processes forward the tokens"
         )
+
+
+def machine_range(result: KindCapacity, measured: StepCosts) -> str:
+    """The number of machines for the measured range of step times, in proportion."""
+    if measured.measurement is None:
+        return ""
+    spread = measured.measurement.spread
+    low, high = (math.ceil(result.machines * factor - 1e-9) for factor in (max(1 - spread, 0.0), 1 + spread))
+    return f" In proportion, {max(low, 1):,} to {high:,} machines are needed." if low < high else ""
 
 
 def _request_tokens(traffic: Traffic) -> int:
@@ -267,10 +279,13 @@ def _hours(hours: tuple[int, ...]) -> str:
     return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
 
 
-def _document(size: ModelSize, traffic: Traffic, results: list[KindCapacity]) -> dict[str, Any]:
+def _document(
+    size: ModelSize, traffic: Traffic, results: list[KindCapacity], measurement: Measurement | None
+) -> dict[str, Any]:
     return {
         "model": size.name,
         "rate": traffic.rate,
+        "measurement": asdict(measurement) if measurement else None,
         "key_value_bytes_per_token": size.sequence_bytes(1),
         "key_value_bytes_per_request": size.sequence_bytes(_request_tokens(traffic)),
         "machines": [
