@@ -52,7 +52,11 @@ REFUSED = (
         "minReplicas=9: must be at most autoscaling.maxReplicas, 4",
     ),
     (
-        {"autoscaling": {"enabled": True}, "persistence": {"enabled": False}, "resources": {"requests": None}},
+        {
+            "autoscaling": {"enabled": True},
+            "persistence": {"enabled": False},
+            "resources": {"requests": None},
+        },
         "resources.requests.cpu",
     ),
     ({"podDisruptionBudget": {"enabled": True, "maxUnavailable": "many"}}, "maxUnavailable"),

@@ -16,9 +16,10 @@ from msgspec import structs
 
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.ray_head import connect
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.supervisor import Supervisor, connect
+from pellucid.cluster.supervisor import Supervisor
 from pellucid.loading import OpenModel, open_model
 from pellucid.plan.pipeline_stages import cut
 

@@ -15,12 +15,13 @@ from typing import Any
 import ray
 
 from pellucid.cluster.actors import ReplicaSettings
+from pellucid.cluster.ray_head import ask_head
 from pellucid.cluster.refusals import say
-from pellucid.cluster.supervisor import Supervisor, ask_head
+from pellucid.cluster.supervisor import Supervisor
 from pellucid.serve.pool import ModelPool
 
 LOOKS = 1.0  # seconds between two checks
-PLACES = 10.0  # seconds that Ray may need to place a replica on cores that were given back
+PLACES = 10.0  # seconds that Ray may need to place a replica on free cores
 HEAD_LATE = 10.0
 """Seconds without an answer after which Ray's head counts as down."""
 HEAD_DOWN = "Ray's head does not answer: requests continue, but a replica that ends is not started again"
@@ -38,7 +39,7 @@ class CoreSharing:
         self._answered = time.monotonic()
         self._cores = self._until = 0.0
         self._given = set[str]()
-        """The models for which a replica ended last. Until ``_until`` no other replica ends for them."""
+        """The models that get the cores of the last ended replica. No other replica ends for them before ``_until``."""
 
     async def run(self) -> None:
         """Check the models and the head until the task is cancelled."""
@@ -56,10 +57,10 @@ class CoreSharing:
             await asyncio.sleep(LOOKS)
 
     async def share(self) -> None:
-        """Let one idle replica end for a model that waits; without such a model, start a missing replica."""
+        """End an idle replica if a model waits for cores. If no model waits, start a missing replica."""
         waiting = {name for name, supervisor in self.supervisors.items() if supervisor.waits}
         if waiting <= self._given and time.monotonic() < self._until:
-            return  # Ray places replicas on the cores that were given back
+            return  # Ray places a replica on the cores of the last ended replica
         if waiting:
             for name in self._by_last_use():
                 supervisor = self.supervisors[name]

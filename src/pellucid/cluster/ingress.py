@@ -16,8 +16,8 @@ import ray
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.cluster_model import ClusterModel, opened, supervised
 from pellucid.cluster.core_sharing import CoreSharing, warn_about_cores
+from pellucid.cluster.ray_head import connect
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.supervisor import connect
 from pellucid.receipts.signature import Signer
 from pellucid.runtime.memory import share_heaps
 from pellucid.serve.app import create_app

@@ -11,28 +11,22 @@ import asyncio
 import contextlib
 import hashlib
 import math
-import os
-import socket
-import sys
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from pellucid.cluster.actors import RECONNECTS, ReplicaActor, ReplicaSettings
+from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.ray_head import NAMESPACE, REACHES, ask_head
 from pellucid.cluster.refusals import say
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.stage_connection import StageLost
-from pellucid.errors import InvalidRequest, PellucidError, QueueFull
+from pellucid.errors import PellucidError, QueueFull
 
-T = TypeVar("T")
-NAMESPACE = "pellucid"
 SCALES = 2.0  # seconds between two checks of the number of replicas
 BUSY, IDLE = 0.75, 0.25
 """Load: the number of requests, divided by the number of sequences that the replicas can run at a time.
@@ -44,9 +38,7 @@ DRAINS = 30.0  # seconds until the running requests of a removed replica move to
 REPORTS = 5.0  # seconds between two log lines about replicas that wait for a machine
 DISMISSES = 15.0  # seconds for the end of a replica that this server does not need
 LEAVES = 0.3  # seconds for the delivery of the ``leave`` message before connections close
-REACHES = 5.0  # timeout in seconds for joining the cluster, and for calls to its head when the server ends
 TURN = 0.05  # seconds between two polls
-WAITS_FOR_HEAD = "3600"  # seconds until this process ends without Ray's head
 RESTARTS = 1.0  # seconds from the loss of a replica to the next attempt to reach it
 WAITS = 60.0  # seconds between two calls that tell a loading replica that a server waits for it
 
@@ -337,32 +329,6 @@ async def _kill(actor: Any) -> None:
             await asyncio.wait_for(ask_head(lambda: ray.kill(actor)), REACHES)
 
 
-async def ask_head(call: Callable[[], T]) -> T:
-    """Call Ray's head in a new thread, and return the result. While the head is down, only this thread blocks.
-
-    A thread pool would fill with blocked threads, and would delay the end of the server.
-
-    Raises: any error of ``call``.
-    """
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def end(setter: Callable[[Any], None], value: Any) -> None:
-        if not result.done():
-            setter(value)
-
-    def run() -> None:
-        try:
-            outcome = result.set_result, call()
-        except Exception as error:
-            outcome = result.set_exception, error  # type: ignore[assignment]
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(end, *outcome)
-
-    threading.Thread(target=run, name="pellucid-ray", daemon=True).start()
-    return await result
-
-
 @dataclass(eq=False)
 class _Supervised:
     """A supervised replica. ``placed`` is True once Ray has placed it on a machine. ``task`` supervises the replica.
@@ -375,33 +341,3 @@ class _Supervised:
     placed: bool = False
     address: str = ""
     task: asyncio.Task[None] | None = None
-
-
-def connect(address: str) -> None:
-    """Join the Ray cluster at an address. "auto" joins this machine's cluster, or starts a local cluster if none runs.
-
-    Raises:
-        InvalidRequest: there is no cluster at the address, or this system cannot be part of one.
-    """
-    if sys.platform == "win32":
-        raise InvalidRequest(
-            "a cluster needs Linux or macOS: Ray joins no machines on Windows; leave out --cluster"
-        )
-    # For this process, and for Ray's processes if this call starts them.
-    os.environ.setdefault(RECONNECTS, WAITS_FOR_HEAD)
-    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if address == "auto":
-            try:
-                ray.init(address="auto", **options)
-            except ConnectionError:
-                ray.init(include_dashboard=False, **options)
-        else:
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), REACHES).close()  # Ray itself retries for a minute
-            ray.init(address=address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise InvalidRequest(
-            f"cluster={address!r}: no Ray cluster can be joined at this address: {first}"
-        ) from None

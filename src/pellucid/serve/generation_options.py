@@ -33,7 +33,7 @@ ALIASES: Mapping[str, str] = {
 }
 """Option names of llama.cpp's and vLLM's clients, which every API accepts."""
 ABSENT: Mapping[str, Sequence[Any]] = {"n_predict": (-1,)}
-"""Values of these names that count as an absent field."""
+"""Names of options, with the values that count as an absent field."""
 STRUCTURED: Mapping[str, str] = {
     "json": "json_schema",
     "regex": "regex",

@@ -12,6 +12,7 @@ pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
 from ray.exceptions import RayTaskError
 
+from pellucid.cluster import ray_head
 from pellucid.cluster import supervisor as module
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.fleet import Fleet
@@ -22,9 +23,9 @@ from pellucid.errors import InvalidRequest, ModelNotFound, QueueFull
 
 
 def test_windows_cannot_be_part_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.sys, "platform", "win32")
+    monkeypatch.setattr(ray_head.sys, "platform", "win32")
     with pytest.raises(InvalidRequest, match="a cluster needs Linux or macOS"):
-        module.connect("auto")
+        ray_head.connect("auto")
 
 
 def ready(seconds: float, *, up: bool = False, fails: bool = False) -> None:

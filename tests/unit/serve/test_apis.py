@@ -155,7 +155,7 @@ def test_tool_use(caller: Served) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_tool_runner_of_anthropics_client(caller: Served, stream: bool) -> None:
-    """The runner asks for a conversation that the server keeps, and goes on without it when the server refuses."""
+    """The runner asks for a conversation that the server keeps, and continues without it when the server refuses."""
     calls = list[str]()
 
     @anthropic.beta_tool

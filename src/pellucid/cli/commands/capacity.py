@@ -218,7 +218,8 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic,
     if not result.day:
         print(
             f"these machines cannot reach {goals.first_token:g} s to the first token and "
-            f"{goals.per_token * 1e3:g} ms per token, even for a single request"
+            f"{goals.per_token * 1e3:g} ms per token, even for a single request\n"
+            f"{certainty(measured)}"
         )
         return
     columns = ("requests/s", "machines", "tokens/s", "first token", "per token", "busy", "prefix hits")
