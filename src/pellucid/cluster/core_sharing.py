@@ -17,7 +17,7 @@ import ray
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.ray_head import ask_head
 from pellucid.cluster.refusals import say
-from pellucid.cluster.supervisor import Supervisor
+from pellucid.cluster.supervisor import QUIET, Supervisor
 from pellucid.serve.pool import ModelPool
 
 LOOKS = 1.0  # seconds between two checks
@@ -62,7 +62,9 @@ class CoreSharing:
         if waiting <= self._given and time.monotonic() < self._until:
             return  # Ray places a replica on the cores of the last ended replica
         if waiting:
-            for name in self._by_last_use():
+            # A model that runs on fewer replicas than it could use does not stop a model between two of its requests.
+            idle = 0.0 if any(self.supervisors[name].starves for name in waiting) else QUIET
+            for name in self._by_last_use(idle):
                 supervisor = self.supervisors[name]
                 if not supervisor.waits and (await supervisor.give_back() or await self._unload(name)):
                     say(f"{name}: an idle replica ended, because another model waits for cores")
@@ -83,9 +85,9 @@ class CoreSharing:
         self.supervisors.pop(name, None)
         return True
 
-    def _by_last_use(self) -> list[str]:
-        """Names of the loaded models. The least recently used model comes first."""
-        return [name for name in self._pool.by_last_use() if name in self.supervisors]
+    def _by_last_use(self, idle: float) -> list[str]:
+        """As ``ModelPool.by_last_use``, without models that are not on the cluster."""
+        return [name for name in self._pool.by_last_use(idle) if name in self.supervisors]
 
     def _report_head(self, up: bool) -> None:
         if up is (self._pool.degraded is None) and self._pool.clustered:

@@ -86,8 +86,13 @@ class Supervisor:
     @property
     def waits(self) -> bool:
         """True if a replica waits for a machine, and requests need it: no other replica is placed, or all are busy."""
-        placed = [replica.placed for replica in self._replicas.values()]
-        return not self._closed and not all(placed) and (not any(placed) or self._busy > BUSY)
+        placed = all(replica.placed for replica in self._replicas.values())
+        return not self._closed and not placed and (self.starves or self._busy > BUSY)
+
+    @property
+    def starves(self) -> bool:
+        """True if no replica is placed on a machine."""
+        return not any(replica.placed for replica in self._replicas.values())
 
     @property
     def idle(self) -> list[str]:

@@ -112,9 +112,15 @@ class ModelPool:
             return self.names[0]
         raise ModelNotFound(f"model={brief(name)}: this server has {', '.join(self.names)}")
 
-    def by_last_use(self) -> list[str]:
-        """Names of the loaded models. The least recently used model comes first."""
-        return sorted(self._loaded, key=lambda name: self._loaded[name].used)
+    def by_last_use(self, idle: float = 0.0) -> list[str]:
+        """Names of the loaded models, the least recently used first. ``idle`` selects models without requests for
+        this number of seconds.
+        """
+        late = time.monotonic() - idle
+        names = [
+            name for name, one in self._loaded.items() if not idle or (not one.users and one.used < late)
+        ]
+        return sorted(names, key=lambda name: self._loaded[name].used)
 
     async def unload(self, name: str) -> bool:
         """Unload a model. Returns False if it is in use or not loaded."""

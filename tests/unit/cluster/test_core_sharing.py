@@ -31,6 +31,7 @@ class Replicas:
 
     def __init__(self, idle: int = 0, *, waits: bool = False, lacks: bool = False, running: int = 0) -> None:
         self.left, self.waits, self.lacks, self.cores, self.added = idle, waits, lacks, 2, 0
+        self.starves = waits and not running
         self.fleet = SimpleNamespace(running=running, waiting=0)
 
     async def give_back(self) -> bool:
@@ -73,6 +74,17 @@ def test_the_least_recently_used_model_gives_its_idle_replicas() -> None:
 def test_a_model_with_requests_keeps_a_replica() -> None:
     models = {"busy": Replicas(1, running=1), "wants": Replicas(waits=True)}
     assert shared(models, rounds=3).loaded == ["busy"]
+
+
+def test_a_model_that_wants_more_replicas_stops_no_model_between_its_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = {"idle": Replicas(3), "wants": Replicas(1, waits=True, running=9)}
+    shared(models)
+    assert models["idle"].left == 3
+    monkeypatch.setattr(core_sharing, "QUIET", 1e-9)
+    shared(models)
+    assert models["idle"].left == 2
 
 
 def test_nothing_ends_while_no_model_waits() -> None:
