@@ -261,9 +261,9 @@ PAGES: Mapping[str, Page] = {
         "that a Python programmer expects.",
         _of(
             "pellucid.errors",
-            "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError "
-            "DownloadInterrupted FileFormatError UnsupportedModel UnsupportedTask TemplateError CacheFull QueueFull "
-            "DeadlinePassed KernelError",
+            "PellucidError InvalidRequest BodyTooLong ContextOverflow NothingLeft NotFound ModelNotFound "
+            "SourceError DownloadInterrupted FileFormatError UnsupportedModel UnsupportedTask TemplateError CacheFull "
+            "QueueFull DeadlinePassed KernelError",
         ),
     ),
 }

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+
+HEADER = re.compile(r"[\t\x20-\x7e\x80-\xff\udc80-\udcff]*")
+"""Texts that an HTTP header can carry (RFC 9110, section 5.5). Surrogates stand for bytes that are not UTF-8."""
 
 
 def is_whole(value: Any) -> bool:
@@ -104,6 +108,20 @@ def characters(name: str, value: str) -> str:
             f"{name} has the surrogate {code} at character {error.start:,}: give valid Unicode, "
             "on a command line as UTF-8"
         ) from None
+    return value
+
+
+def secret_value(name: str, value: str) -> str:
+    """``value``, which an HTTP header can carry.
+
+    Raises:
+        InvalidRequest: it cannot. The message does not show the value, because logs keep messages.
+    """
+    if not HEADER.fullmatch(value):
+        raise InvalidRequest(
+            f"{name} has a character that no HTTP header can carry (a line end, a control character, or a letter "
+            "outside Latin-1): give another key"
+        )
     return value
 
 

@@ -47,9 +47,9 @@ class SimilarityFields(ModelFields, frozen=True, kw_only=True):
     parameters: SimilarityParameters = SimilarityParameters()
 
 
-EMBED = BodyType(TeiEmbeddingFields, required=())
-EMBED_OTHERS = BodyType(VectorInputFields, required=())
-SIMILARITY = BodyType(SimilarityFields, required=())
+EMBED = BodyType(TeiEmbeddingFields)
+EMBED_OTHERS = BodyType(VectorInputFields)
+SIMILARITY = BodyType(SimilarityFields)
 
 
 def embedded(body: RequestBody[TeiEmbeddingFields], llm: ServedModel, name: str, number: str) -> list[Any]:
