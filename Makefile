@@ -26,6 +26,7 @@
 # make test-widgets  widgets in the real JupyterLab and marimo, in a real Chromium; WIDGETS='marimo' runs one
 # make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
+# make test-wheel   a wheel with a few kernels from a clone of the last commit, installed without a compiler, generates text
 # make test-emulated  tiny models on an emulated AArch64 processor give the bits of this machine; EMULATED='--cpu cortex-a72'
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make wheel   dist/: a wheel with compiled kernels, which needs no compiler; SYSTEM=linux-aarch64 for another system
@@ -71,7 +72,7 @@ define each
 [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 endef
 
-.PHONY: run test test-groups test-most test-cluster test-alone test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-web test-widgets fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
+.PHONY: run test test-groups test-most test-cluster test-alone test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-web test-wheel test-widgets fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -171,6 +172,9 @@ test-soak: $(VENV)/dev
 
 test-emulated: $(VENV)/dev
 	$(BIN)/python tests/emulated.py $(EMULATED)
+
+test-wheel:
+	$(PYTHON) tests/wheel.py $(PYTHON)
 
 fuzz: $(VENV)/dev
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)

@@ -71,7 +71,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-SHORT = ["check", "test-most", "docs", "test-web"]
+SHORT = ["check", "test-most", "docs", "test-web", "test-wheel"]
 ALL = [*SHORT, "test-long"]
 
 
