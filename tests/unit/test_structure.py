@@ -120,7 +120,7 @@ FILE = r"[\w{},./*-]*(?:\.(?:py|js|css|html|txt)|/)"
 
 
 def test_no_docstring_of_a_folder_lists_its_files() -> None:
-    """Such a list becomes wrong without a notice. Each file says at its top what it holds."""
+    """A list becomes wrong without a notice. Each file says at its top what is in the file."""
     for path in FILES:
         if path.name == "__init__.py":
             listed = re.findall(rf"^ *{FILE}(?:,? |$)", ast.get_docstring(tree(path)) or "", re.MULTILINE)
