@@ -21,6 +21,8 @@ import sys
 from pellucid.testing import random_model
 random_model("llama", sys.argv[1], form="Q4_0", width=128, heads=2, head_dim=64)
 """
+OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VENV", "SYSTEM", "KERNELS")
+"""Variables of a ``make`` that runs this script. The clone's ``make`` must not see them."""
 TARGET = "from pellucid.kernels.core.isa import target; print(target().name)"
 NO_COMPILER = """
 import importlib.util
@@ -34,7 +36,8 @@ assert len(objects.installed()), "the wheel has no kernels of this machine"
 def ran(*command: str | Path, cwd: Path, variables: Mapping[str, str] | None = None) -> str:
     """The output of a command, whose errors are shown. Raises :class:`subprocess.CalledProcessError`."""
     print("$", *command, flush=True)
-    environment = {**os.environ, **(variables or {})}
+    own = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+    environment = {**own, **(variables or {})}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE
     )
