@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import base64
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,6 +64,18 @@ def test_a_notebook_runs_and_prints_what_is_stored(path: Path) -> None:
                 assert_alike("".join(one["text"]), "".join(other["text"]))
             elif one["output_type"] != "stream":
                 assert notebooks.alternative(one) == notebooks.alternative(other)
+
+
+@pytest.mark.long
+@pytest.mark.model
+@pytest.mark.parametrize("processor", ["Prescott", "Sandybridge", "Haswell", "SkylakeX"])
+def test_notebooks_do_not_depend_on_the_order_of_sums_in_a_blas(processor: str) -> None:
+    """OpenBLAS has products for each kind of processor, and adds in another order in each."""
+    name = test_a_notebook_runs_and_prints_what_is_stored.__name__
+    command = [sys.executable, "-m", "pytest", f"{__file__}::{name}"]
+    environment = {**os.environ, "OPENBLAS_CORETYPE": processor}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def assert_alike(made: str, stored: str) -> None:

@@ -40,7 +40,7 @@ class PairsRecord(Record):
 class MergeRecord(PiecesRecord):
     bytes: Address  # (256,) int32: each byte's id; below 0: none
     characters: Address  # (0x110000,) int32: each character's id; below 0: none; for symbols "characters"
-    by_place: int  # bytes from the table of inner characters to those of first, last and single ones; 0: all the same
+    by_place: int  # bytes of a table of characters; four tables: inside, first, last, alone; 0: one table
     unknown: int  # the id of a character without an id or bytes; below 0: the character is dropped
     fuse: int  # 1: adjacent unknown characters are one symbol
     first: Address  # (256, 256) int64: the value of each pair of bytes; for symbols "bytes"
