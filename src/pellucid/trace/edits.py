@@ -234,7 +234,7 @@ def pattern_rows(selected: Selection, edit: Edit, values: Any) -> NDArray[np.flo
     if rows.ndim == 0:
         return rows.reshape(1, 1, 1)
     own = rows[None, None] if rows.ndim == 1 else rows[:, None] if rows.ndim == 2 else rows
-    count = own.shape[-1] if keys is None or keys.is_relative else len(keys)
+    count = own.shape[-1] if keys is None or keys.is_open else len(keys)
     if own.ndim != 3 or (rows.ndim > 1 and len(own) != heads) or own.shape[-1] != count:
         size = "keys" if keys is None else f"{count:,}"
         noun = "a pattern takes" if selected.point.kind == "pattern" else "scores take"
