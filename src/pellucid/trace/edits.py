@@ -133,21 +133,19 @@ def force_expert(block: int, expert: int, tokens: str = ":") -> Edit:
     """Make a mixture's router choose an expert: its score becomes slightly higher than the highest score."""
 
     def best(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        if expert >= scores.shape[-1]:
-            raise InvalidRequest(
-                f"expert={expert:,}: must be a whole number from 0 to {scores.shape[-1] - 1:,}"
-            )
+        whole("expert", expert, -scores.shape[-1], scores.shape[-1] - 1)
         changed = scores.copy()
         highest = changed.max(-1)
         changed[:, expert] = highest + np.maximum(np.abs(highest), 1) * np.float32(1e-3)
         return changed
 
-    whole("expert", expert, 0, 1 << 20)
+    whole("expert", expert, -(1 << 20), 1 << 20)
     return call(f"blocks.{block}.feedforward.router[tokens={tokens}]", best)
 
 
 def forbid_token(token: int, tokens: str = ":") -> Edit:
     """Forbid a token as the next token after the positions ``tokens``."""
+    whole("token", token, 0, 1 << 31)
     return ablate(f"project.logits[dims={token}; tokens={tokens}]", -LARGEST)
 
 

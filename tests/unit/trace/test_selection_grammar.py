@@ -14,7 +14,7 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import mask, scale
+from pellucid.trace import forbid_token, mask, scale
 from pellucid.trace.selection import select
 
 PROMPT = "to see that it rains in the east"
@@ -113,3 +113,8 @@ def test_a_recording_after_the_end_warns(llm: LLM) -> None:
     name = f"blocks.0.residual[tokens={count + 10}]"
     with llm.trace(name), pytest.warns(UserWarning, match="nothing was recorded: tokens="):
         llm.generate(PROMPT, **how)
+
+
+def test_a_token_id_is_no_index_from_the_end() -> None:
+    with pytest.raises(InvalidRequest, match="token=-1"):
+        forbid_token(-1)
