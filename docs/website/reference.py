@@ -70,7 +70,7 @@ PAGES: Mapping[str, Page] = {
         "Generation options",
         "All methods that generate text take these options by name: the fields of `Options`, and the options of the "
         "sampler steps. [From logits to text](../sampling.md) explains the options with examples.",
-        ("pellucid.Options", "pellucid.sample.beams.BeamOptions", "pellucid.engine.job.SchedulingOptions"),
+        ("pellucid.sample.options.Options", "pellucid.sample.beams.BeamOptions", "pellucid.engine.job.SchedulingOptions"),
         step_options,
     ),
     "results": Page(
@@ -269,7 +269,7 @@ PAGES: Mapping[str, Page] = {
 }
 
 OMITTED: Mapping[str, str] = {
-    "pellucid.Options": "chain ends skipped stop_criteria",
+    "pellucid.sample.options.Options": "chain ends skipped stop_criteria",
     "pellucid.engine.local_request.LocalRequest": "attach",
     "pellucid.engine.request.Request": "set_name",
     "pellucid.engine.request.SequenceOutput": "add add_or_stop",

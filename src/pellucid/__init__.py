@@ -17,7 +17,7 @@ import os  # every Python process has imported it already
 # Type checkers treat a variable of this name as True, as they treat ``typing.TYPE_CHECKING``.
 TYPE_CHECKING = False
 __version__ = "0.1.0"
-__all__ = ["LLM", "Generation", "Options", "errors", "load"]
+__all__ = ["LLM", "Generation", "errors", "list", "load", "pull"]
 
 if TYPE_CHECKING:
     from typing import Any
@@ -26,14 +26,34 @@ if TYPE_CHECKING:
     from pellucid.engine.output import Generation
     from pellucid.llm import LLM
     from pellucid.loading import load
-    from pellucid.sample.options import Options
+    from pellucid.weights.store import installed as list
+    from pellucid.weights.store import pull
 
 _MODULE_OF = {
     "LLM": "pellucid.llm",
     "Generation": "pellucid.engine.output",
     "load": "pellucid.loading",
-    "Options": "pellucid.sample.options",
+    "list": "pellucid.weights.store",
+    "pull": "pellucid.weights.store",
 }
+_OTHER_NAMES = {
+    "Options": "options are arguments: llm.generate(prompt, temperature=0)",
+    "SamplingParams": "options are arguments: llm.generate(prompt, temperature=0)",
+    "GenerationConfig": "options are arguments: llm.generate(prompt, temperature=0)",
+    "pipeline": "pellucid.load(MODEL) loads a model of any task",
+    "AutoModel": "pellucid.load(MODEL) loads a model of any task",
+    "AutoModelForCausalLM": "pellucid.load(MODEL) loads a model of any task",
+    "SentenceTransformer": "pellucid.load(MODEL).embed(texts) makes vectors",
+    "CrossEncoder": "pellucid.load(MODEL).rerank(query, texts) scores pairs",
+    "Llama": "pellucid.load(MODEL) loads a model of any task",
+    "get_model": "pellucid.load(MODEL) loads a model of any task",
+    "AutoTokenizer": "pellucid.tokenize.load_tokenizer(MODEL) loads a tokenizer",
+    "generate": "pellucid.load(MODEL).generate(prompt) makes text",
+    "chat": "pellucid.load(MODEL).chat(messages) answers",
+    "embed": "pellucid.load(MODEL).embed(texts) makes vectors",
+    "show": "pellucid.load(MODEL).spec describes a model",
+}
+"""Names of transformers, vLLM, Ollama and others, and what an error says about them."""
 
 
 # Kernels are compiled from their source files, and data files lie beside the modules.
@@ -52,8 +72,9 @@ def __getattr__(name: str) -> Any:
     if name == "errors":
         return importlib.import_module("pellucid.errors")
     if name in _MODULE_OF:
-        return getattr(importlib.import_module(_MODULE_OF[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULE_OF[name]), "installed" if name == "list" else name)
+    hint = f": {_OTHER_NAMES[name]}" if name in _OTHER_NAMES else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

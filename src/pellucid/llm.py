@@ -560,7 +560,15 @@ class LLM:
     def encode(
         self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
     ) -> list[NDArray[np.float32]]:
-        """Run texts through an encoder (``encoders/model.py``)."""
+        """Run tokens through an encoder (``encoders/model.py``). ``embed`` makes vectors of texts.
+
+        Raises:
+            InvalidRequest: an item is a text.
+        """
+        if isinstance(texts, str) or any(isinstance(text, str) for text in texts):
+            raise InvalidRequest(
+                "encode takes tokens: llm.embed(texts) makes vectors, llm.tokenizer.encode(text) ids"
+            )
         return encode(self.engine, texts, self.tracing.watching({"edits": edits}), self.scheduling)
 
     @property

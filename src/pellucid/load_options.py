@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +16,44 @@ from pellucid.util.checks import boolean, real, string, strings, whole
 
 MAX_CONTEXT = 1 << 31
 MAX_CACHE_GB = 1e6
+
+
+OTHER_NAMES: Mapping[str, str] = {
+    name: said
+    for said, names in {
+        "the name is context": "n_ctx num_ctx ctx_size max_model_len max_seq_length max_length",
+        "the name is threads": "n_threads num_thread num_threads n_threads_batch",
+        "the name is kv_cache": "kv_cache_dtype cache_type_k cache_type_v type_k type_v",
+        "the name is source, the first argument": "model model_path model_name repo_id pretrained_model_name_or_path",
+        "the name is draft": "draft_model speculative_model assistant_model",
+        "the name is adapter": "default_task",
+        "the model runs on the CPU, with the cores of threads": "n_gpu_layers device device_map gpu_memory_utilization "
+        "tensor_parallel_size num_gpu main_gpu",
+        "the weights keep the types of the file; precise=True computes as with float32": "dtype torch_dtype "
+        "quantization load_in_4bit load_in_8bit quantization_config",
+        "attention and memory need no switch": "flash_attn attn_implementation use_mmap use_mlock n_batch "
+        "enforce_eager enable_prefix_caching max_num_seqs low_cpu_mem_usage",
+        "no code of a model's repository runs": "trust_remote_code",
+        "log in with hf auth login, or set HF_TOKEN": "token use_auth_token",
+        "llm.generate(prompt, seed=...) sets the seed": "seed random_seed",
+        "llm.embed(texts, dimensions=...) cuts vectors": "truncate_dim",
+        "merge the adapter into the model first": "lora_path enable_lora",
+        "the chat template of the file is found by itself; chat_template replaces it": "chat_format",
+        "an error says what is wrong; there is nothing to switch": "verbose",
+    }.items()
+    for name in names.split()
+}
+"""Names of options in transformers, vLLM, llama-cpp-python and others, and what an error says about them."""
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise InvalidRequest for the first of ``names``, which no option of loading has."""
+    for name in names:
+        from difflib import get_close_matches  # slow to import, and only this error needs it
+
+        near = get_close_matches(name, LoadOptions.__struct_fields__, 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "help(pellucid.load) lists the options"
+        raise InvalidRequest(f"unknown option {brief(name)}: {OTHER_NAMES.get(name, hint)}")
 
 
 class LoadOptions(Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
-from pellucid.load_options import LoadOptions
+from pellucid.load_options import LoadOptions, refuse_unknown
 from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
@@ -67,6 +67,7 @@ def load(
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
+    **unknown: Any,
 ) -> LLM:
     """Load a model and make it ready to run. Downloads it if necessary.
 
@@ -112,6 +113,7 @@ def load(
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
+    refuse_unknown(unknown)
     options = LoadOptions(
         context=context, threads=threads, pin=pin, precise=precise, kv_cache=kv_cache, cache_memory=cache_memory,
         chat_template=chat_template, draft=draft, cap_context=cap_context, pulls=pulls, task=task, adapter=adapter,

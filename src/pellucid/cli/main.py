@@ -24,7 +24,7 @@ from pellucid.cli.option_groups import expanded
 from pellucid.cli.other_words import COMMANDS, PARTS
 from pellucid.cli.sampling_options import with_options
 from pellucid.cli.translation import TranslatingCommand, translated_command
-from pellucid.errors import InvalidRequest, PellucidError
+from pellucid.errors import InvalidRequest, ModelNotFound, PellucidError
 from pellucid.errors.messages import bounded, brief, reason, shown
 
 # Depending on its version, Typer has its own copy of Click or uses the installed one. Both are found through Typer.
@@ -120,6 +120,8 @@ def _exit_code(arguments: Sequence[str]) -> int:
         code = application(command)(args=arguments, prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except ModelNotFound as error:
+        return _print_error(_swapped(arguments) or str(error))
     except PellucidError as error:
         return _print_error(str(error))
     except ClickException as error:
@@ -151,9 +153,23 @@ def _hint(name: str) -> str:
 
     if find(name) or os.path.lexists(name) or "/" in name or name.endswith(".gguf"):
         return f"pellucid run {shown(name)} runs a model. "
+    if " " in name:
+        return f"pellucid run MODEL {shown(name)} answers a prompt. "
     near = get_close_matches(name, [*known_commands(), *COMMANDS], 3, 0.6)
     names = dict.fromkeys(" ".join(COMMANDS.get(one, (one,))) for one in near)
     return f"Did you mean {' or '.join(names)}? " if names else ""
+
+
+def _swapped(arguments: Sequence[str]) -> str:
+    """The error for a prompt before the model, such as ``run Hi smollm2``; "" if no later word names a model."""
+    from pellucid.weights.catalogue import find
+
+    command, *words = (argument for argument in arguments if not argument.startswith("-"))
+    model = next((word for word in words[1:] if find(word)), None)
+    if model is None:
+        return ""
+    others = " ".join(shown(word) for word in words if word != model)
+    return f"no model is called {brief(words[0])}, and the model comes first: pellucid {command} {model} {others}"
 
 
 def _mend_streams() -> None:

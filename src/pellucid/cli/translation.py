@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pellucid.cli.other_words import COMMANDS, OPTIONS, REFUSED_COMMANDS, OtherOption
+from pellucid.cli.other_words import COMMANDS, OPTIONS, PROGRAMS, REFUSED_COMMANDS, OtherOption
 from pellucid.cli.strict_command import StrictCommand
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 
 FLAGS = {"--version", "--help", "-h", "--install-completion", "--show-completion"}
 """Options of ``pellucid`` itself."""
+HELP = {"-h", "--help"}
+NUMBER = re.compile(r"[-+]?\d[\d_,.:-]*([kKmMgGtT]|[eE][-+]?\d+)?|inf|auto|all")
+"""Matches values of options whose value is a number: also lists of numbers, and words that stand for a number."""
 SWITCHES = {"on", "off", "auto", "true", "false", "0", "1"}
 """Words that are taken as the value of an option whose value may be missing."""
 
@@ -24,13 +28,22 @@ def translated_command(arguments: Sequence[str]) -> list[str]:
         InvalidRequest: the command of another engine has no counterpart here; the message says what to do.
     """
     first, *rest = arguments or [""]
-    if first in REFUSED_COMMANDS:
-        raise InvalidRequest(f"there is no {first}: {REFUSED_COMMANDS[first]}")
+    if first in PROGRAMS and rest:
+        return translated_command(rest)
+    if (name := first.removeprefix("llama-")) != first:
+        return translated_command([name, *rest])
+    for length in (3, 2, 1):
+        phrase = " ".join(arguments[:length])
+        if phrase in REFUSED_COMMANDS:
+            raise InvalidRequest(f"there is no {phrase}: {REFUSED_COMMANDS[phrase]}")
+        if phrase in COMMANDS:
+            return [*COMMANDS[phrase], *arguments[length:]]
     if first == "help":
         return [*COMMANDS.get(rest[0], rest[:1]), *rest[1:], "--help"] if rest else ["--help"]
-    if first in COMMANDS:
-        return [*COMMANDS[first], *rest]
-    if first.startswith("-") and first not in FLAGS and any(map(_names_a_model, arguments)):
+    is_prompt = first not in FLAGS and (
+        first.startswith("-") or " " in first
+    )  # the program llm needs no command
+    if is_prompt and any(map(_names_a_model, arguments)):
         return ["run", *arguments]
     return list(arguments)
 
@@ -72,10 +85,15 @@ class TranslatingCommand(StrictCommand):
         """
         return _Line(self, arguments).read()
 
-    def option(self, name: str) -> OtherOption | None:
-        """The option of other engines with a name that has a meaning in this command; None if there is none."""
-        found = (one for one in OPTIONS if name in one.names.split())
-        return next((one for one in found if self._has_meaning(one)), None)
+    def option(self, name: str, value: str | None = None) -> OtherOption | None:
+        """The option of other engines with a name that has a meaning in this command; None if there is none.
+
+        Programs give one name different meanings: ``-c 4096`` is a context, ``-c TEXT`` is a text. An option that
+        takes ``value`` comes first.
+        """
+        found = [one for one in OPTIONS if name in one.names.split() and self._has_meaning(one)]
+        fitting = (one for one in found if value is None or one.value != "N" or NUMBER.fullmatch(value))
+        return next(fitting, found[0] if found else None)
 
     def target(self, other: OtherOption) -> tuple[str, str]:
         """The option or argument of this command that is meant ("" if it has none), and the prefix of the value."""
@@ -138,11 +156,28 @@ class _Line:
             values, self._rest = self._rest[: own.nargs], self._rest[own.nargs :]
             self._options += values
             return len(values) == int(own.nargs)
-        if (other := self._command.option(name)) is not None:
+        if name in HELP:
+            self._options.append(name)
+        elif (
+            other := self._command.option(name, value if equals else next(iter(self._rest), ""))
+        ) is not None:
             self._other(other, name, value if equals else self._value_of(other))
         else:
-            self._options.append(word)  # Typer's error names it
+            raise InvalidRequest(self._unknown(name))
         return True
+
+    def _unknown(self, name: str) -> str:
+        """The error for an option that is unknown here: the nearest names, or the commands that have the option."""
+        from difflib import get_close_matches
+
+        path = self._command.name
+        known = dict.fromkeys(
+            [*self._command.own, *(one for option in OPTIONS for one in option.names.split())]
+        )
+        here = [one for one in known if one in self._command.own or self._command.option(one)]
+        near = get_close_matches(name, here, 3, 0.8)
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        return f"No such option: {shown(name)}. {hint}See pellucid {path} --help."
 
     def _value_of(self, other: OtherOption) -> str | None:
         """The value of an option in the next word, if the option takes it."""
@@ -165,8 +200,9 @@ class _Line:
             else:
                 self._options += [target, prefix + value]
         else:
-            line = f"{name}{'' if value is None else f' {shown(value)}'}: {other.why}"
-            if other.refused:
+            given = f"{name}{'' if value is None else f' {shown(value)}'}"
+            line = f"{given}: {other.why or f'the values are {_listed(other)}'}"
+            if other.refused or not other.why:
                 raise InvalidRequest(line)
             print(f"pellucid: {line}", file=sys.stderr)
 
@@ -193,6 +229,10 @@ class _Line:
                 return
             yield from values
         yield from words  # too many, as Typer's error says
+
+
+def _listed(other: OtherOption) -> str:
+    return ", ".join(filter(None, other.words))
 
 
 def _normal(name: str) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pellucid.cli.command import Command, CommandGroup, command_named, known_commands
 from pellucid.cli.main import application
-from pellucid.cli.other_words import COMMANDS, OPTIONS, PARTS, REFUSED_COMMANDS
+from pellucid.cli.other_words import COMMANDS, OPTIONS, PARTS, PROGRAMS, REFUSED_COMMANDS
 from pellucid.cli.translation import TranslatingCommand, translated_command
 from pellucid.errors import InvalidRequest
 
@@ -64,7 +64,13 @@ TRANSLATIONS = [
     (RUN, "m --stop --top_k", "--stop --top_k -- m"),  # the value of an option stays
     (RUN, "m --stop --stop", "--stop --stop -- m"),
     (RUN, "m hi --stop", "--stop"),  # its value is missing, as Typer says
-    (RUN, "m hi --nonsense_option 5", "--nonsense_option -- m hi 5"),
+    (RUN, "m hi -s brief", "--system brief -- m hi"),
+    (RUN, "m hi -v --schema {}", "--verbose --json-schema {} -- m hi"),
+    (RUN, "--help=all", "--help"),
+    (built("embed"), "m -c text", "-- m text"),
+    (built("embed"), "m -c 64 text", "--context 64 -- m text"),
+    (built("embed"), "m --prompt-name query --truncate-dim 8 a", "--prompt query --dimensions 8 -- m a"),
+    (built("rerank"), "m --query q --top-k 2 a b", "--top 2 -- m q a b"),
     (CHAT, "m max_new_tokens=5 do_sample=False hi", "--max-new-tokens=5 --temperature 0 -- m hi"),
     (CHAT, "m 1+1=2 color=red", "-- m 1+1=2 color=red"),
     (CHAT, "temp=0", "-- temp=0"),
@@ -75,7 +81,6 @@ TRANSLATIONS = [
     (LOAD, "--base-url u --num-prompts 4 --request-rate inf --model m", "--requests 4 --model m -- u"),
     (built("tokenize"), "-m m -p hi", "-- m hi"),
     (built("embed"), "m -p a b", "-- m a b"),
-    (built("embed"), "m a --n-prompt 5", "--n-prompt -- m a 5"),  # not bench's number of tokens
     (built("embed"), "m --prompt query a -f c.txt", "--prompt query --file c.txt -- m a"),
     (built("batch"), "-i in -o out --model m", "--model m -- in out"),
     (built("eval perplexity"), "-m m -f f", "-- m f"),
@@ -125,6 +130,15 @@ def test_an_option_without_effect_is_explained_in_a_line(words: str, said: str, 
         ),
         (RUN, "m hi --task summarization", "--task summarization: pellucid run and chat make text"),
         (RUN, "m hi --revision v2", "--revision v2: the hub's revision is main"),
+        (RUN, "m hi --output o.txt", "--output o.txt: the result goes to standard output: write > FILE"),
+        (built("embed"), "m a -o o.txt", "-o o.txt: the result goes to standard output"),
+        (RUN, "m hi --do-sample=perhaps", "--do-sample perhaps: the values are true, false"),
+        (RUN, "m hi -ctkv q8_0", "No such option: -ctkv. Did you mean -ctv or -ctk"),
+        (RUN, "m hi --temprature 0", "No such option: --temprature. Did you mean --temperature"),
+        (RUN, "m hi --nonsense_option 5", "No such option: --nonsense-option. See pellucid run --help."),
+        (built("embed"), "m a --n-prompt 5", "No such option: --n-prompt."),  # bench has it
+        (RUN, "m hi -t poem", "-t poem: there are no stored templates"),
+        (RUN, "m hi -c", "-c: nothing is stored between commands"),
         (RUN, "m -p", "-p: a value is missing: -p TEXT"),
         (RUN, "m hi -no-cnv=1", "-no-cnv=1: -no-cnv takes no value: leave it out"),
     ],
@@ -142,7 +156,8 @@ def test_no_name_is_lost() -> None:
     commands = [built(name) for name in NAMES]
     for one in OPTIONS:
         for name in one.names.split():
-            assert any(command.option(name) is one for command in commands), name
+            values = (None, "word", "5")
+            assert any(command.option(name, value) is one for command in commands for value in values), name
         for target in filter(None, one.to.split(",")):
             assert any(command.target(one)[0] == target.split()[0] for command in commands), target
         assert bool(one.to) + bool(one.why) + bool(one.words) >= 1, one.names
@@ -155,6 +170,28 @@ def test_an_own_option_is_never_replaced() -> None:
         for option, param in command.own.items():
             value = [] if param.is_flag else ["1"]
             assert command.translated([option, *value]) == [option, *value], (name, option)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_option_is_swallowed(name: str, capsys: Any) -> None:
+    """A foreign option changes the command, is accepted by its table, or says why. Wrong values do not, either."""
+    command = built(name)
+    usual = ["x"] * len(command.slots)
+    without = command.translated(usual)
+    for option in {option for one in OPTIONS for option in one.names.split()} - {*command.own}:
+        accepted = {
+            value for one in OPTIONS if option in one.names.split() for value, w in one.words.items() if not w
+        }
+        for value in ("", "o.txt", "5"):
+            try:
+                words = command.translated([*usual, f"{option}={value}" if value else option])
+            except InvalidRequest as refused:
+                said = str(refused)
+            else:
+                said = capsys.readouterr().err.removeprefix("pellucid: ")
+                if words != without or value in accepted:
+                    continue
+            assert re.search(r"(: |No such option).*\w{2}", said), (option, value, said)
 
 
 @given(st.lists(st.text("ab-=_ ", max_size=6), max_size=4))
@@ -180,6 +217,13 @@ COMMAND_LINES = [
     ("-v", "--version"),
     ("--nope", "--nope"),
     ("-h -m m", "-h -m m"),
+    ("two words -m m", "two words -m m"),  # two words of a shell are no prompt
+    ("models list", "list"),
+    ("hf cache ls", "list"),
+    ("ollama run m hi", "run m hi"),
+    ("llama-cli -m m", "run -m m"),
+    ("cache rm m", "rm m"),
+    ("embed-multi m", "embed m"),
     ("run ls", "run ls"),
     ("", ""),
 ]
@@ -192,7 +236,7 @@ def test_a_command_of_another_engine(given: str, expected: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED_COMMANDS)
 def test_a_command_without_a_counterpart_says_what_to_do(command: Any, name: str) -> None:
-    assert command(name, "x").refusal == f"there is no {name}: {REFUSED_COMMANDS[name]}"
+    assert command(*name.split(), "x").refusal == f"there is no {name}: {REFUSED_COMMANDS[name]}"
 
 
 def test_own_commands_have_their_own_names() -> None:
@@ -211,10 +255,17 @@ def test_an_unknown_command_suggests_one(command: Any) -> None:
     assert command("nope").refusal == "No such command 'nope'. See pellucid --help."
 
 
+def test_a_prompt_before_the_model_is_shown_in_order(command: Any) -> None:
+    said = command("run", "Hi", "smollm2", "--seed", "1").refusal
+    assert said.startswith("no model is called 'Hi', and the model comes first: pellucid run smollm2 Hi")
+    assert translated_command(["two words", "-m", "m"]) == ["run", "two words", "-m", "m"]
+    assert "pellucid run MODEL two words answers a prompt." in command("two words").refusal
+
+
 def test_help_shows_the_other_names(command: Any) -> None:
     page = " ".join(command("run", "--help").answer.split()).replace("- ", "-")
     assert "[also -n, --n-predict, --predict, --max-tokens, --num-predict]" in page
-    assert "[also -p, --prompt, -q, --quick, -f, --file]" in page
+    assert "[also -p, --prompt, -q, --quick, -f, --file, --content," in page
 
 
 def test_the_document_lists_every_name() -> None:
@@ -224,5 +275,5 @@ def test_the_document_lists_every_name() -> None:
     for one in OPTIONS:
         for name in one.names.split():
             assert name in words, name
-    for name in (*COMMANDS, *REFUSED_COMMANDS):
-        assert name in words, name
+    for name in (*COMMANDS, *REFUSED_COMMANDS, *PROGRAMS):
+        assert name in words | listed, name

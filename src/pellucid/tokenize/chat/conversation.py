@@ -43,9 +43,18 @@ def conversation(messages: Any) -> list[Message]:
         raise InvalidRequest("messages is empty: give at least one message")
     for at, message in enumerate(converted):
         refuse_other_than_text(message.get("content"), f"messages[{at}].content")
+        if texts := _parts_of_text(message.get("content")):
+            message["content"] = "".join(texts)  # most templates take only a text
     return [
         _aliased({key: value for key, value in message.items() if value is not None}) for message in converted
     ]
+
+
+def _parts_of_text(content: Any) -> list[str]:
+    """The texts of OpenAI's content parts, ``{"type": "text", "text": "Hi"}``; [] if other values are in the list."""
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    return texts if len(texts) == len(parts) and all(isinstance(text, str) for text in texts) else []
 
 
 def refuse_other_than_text(content: Any, where: str) -> None:
