@@ -444,8 +444,8 @@ class LLM:
         """Compute the sentence vectors of texts: float32 (len(texts), D), of length 1 if the model normalises them.
 
         ``prompt`` is the name of one of the model's prompts, such as "query", or a text; it is put before each text
-        (``Inputs.prompt_of``). ``dimensions`` cuts the vectors to their first components. ``truncate`` shortens texts
-        that are longer than the context, instead of raising ContextOverflow.
+        (``Inputs.prompt_of``). ``dimensions`` cuts the vectors to their first components (None: the length that the
+        file states). ``truncate`` shortens texts that are longer than the context, instead of raising ContextOverflow.
 
         Raises:
             InvalidRequest: there are no texts, a text is empty, the model is not a sentence encoder, or it does not

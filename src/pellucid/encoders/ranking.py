@@ -1,9 +1,9 @@
 """Documents in the order of their relevance to a query.
 
 A cross-encoder reads query and document together (Nogueira and Cho 2019); a reranker made of a language model reads
-them in its own prompt. A sentence encoder compares their vectors, with its prompts for queries and documents. A model
-with a vector for each token adds, for each token of the query, the best product with a token of the document
-(Khattab and Zaharia 2020, ColBERT).
+them in its own prompt. A sentence encoder compares their vectors, with its prompts for queries and documents, by the
+similarity that its file states. A model with a vector for each token adds, for each token of the query, the best
+product with a token of the document (Khattab and Zaharia 2020, ColBERT).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pellucid.encoders.model import EncoderModel
 from pellucid.encoders.pair_prompts import pair_inputs, retrieval_prompts
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
-from pellucid.model.outputs import Task
+from pellucid.model.outputs import Similarity, Task
 from pellucid.trace.edits import Edit
 
 PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")
@@ -123,7 +123,7 @@ def _similarities(
     task = model.spec.task
     if task == "embed":
         vectors = embed(model, encoded, edits=edits)
-        return cosines(vectors[list(asked)], vectors[count:])
+        return similarity_of_rows(vectors[list(asked)], vectors[count:], model.spec.similarity)
     if task == "sparse":
         weights = sparse(model, encoded, edits)
         pairs = [(weights[i], other) for i, other in zip(asked, weights[count:])]
@@ -134,10 +134,20 @@ def _similarities(
     ]
 
 
-def cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
-    """The cosine of each row of ``first`` (B, N) with the row of ``second`` (B, N)."""
+def similarity_of_rows(
+    first: NDArray[np.float32], second: NDArray[np.float32], kind: Similarity = "cosine"
+) -> list[float]:
+    """The similarity of each row of ``first`` (B, N) to the row of ``second`` (B, N)."""
     # In row-major order, because the order of a sum's terms, and so its rounding, depends on the layout.
     left, right = first.astype(np.float64, order="C"), second.astype(np.float64, order="C")
-    lengths = np.sqrt((left * left).sum(1)) * np.sqrt((right * right).sum(1))
     # Sums of rows, not matrix products, whose rounding depends on the number of rows.
-    return [float(one) for one in (left * right).sum(1) / np.maximum(lengths, 1e-30)]
+    if kind == "manhattan":
+        found = -np.abs(left - right).sum(1)
+    elif kind == "euclidean":
+        found = -np.sqrt(((left - right) ** 2).sum(1))
+    else:
+        found = (left * right).sum(1)
+    if kind == "cosine":
+        lengths = np.sqrt((left * left).sum(1)) * np.sqrt((right * right).sum(1))
+        found = found / np.maximum(lengths, 1e-30)
+    return [float(one) for one in found]

@@ -100,8 +100,9 @@ class EncoderInputs(Struct, frozen=True):
         """The token ids and types of texts and of pairs of texts. Errors as ``sentences`` and ``pairs``."""
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
             raise InvalidRequest("classify takes a list of at least one text, or pair of texts")
+        before = self.prompt_of("")
         return [
-            EncoderInput(self._sentence(text, truncate))
+            EncoderInput(self._sentence(text, truncate, before))
             if isinstance(text, str)
             else self.pairs([text], truncate)[0]
             for text in texts
@@ -165,10 +166,13 @@ class EncoderInputs(Struct, frozen=True):
         if self.spec.generates:
             self.check_task("embed")
 
-    def pairs(self, pairs: Sequence[tuple[str, str]], truncate: bool = False) -> list[EncoderInput]:
+    def pairs(
+        self, pairs: Sequence[tuple[str, str]], truncate: bool = False, prompt: str = ""
+    ) -> list[EncoderInput]:
         """The token ids and types of pairs of texts.
 
-        With ``truncate``, the longer text of a pair is cut first.
+        With ``truncate``, the longer text of a pair is cut first. ``prompt`` is put before the first text
+        (``prompt_of``). Types are None if the tokenizer gives the model none.
 
         Raises:
             InvalidRequest: an element is not a pair of texts.
@@ -176,12 +180,17 @@ class EncoderInputs(Struct, frozen=True):
         """
         for pair in pairs:
             self._check_pair(pair, truncate)
+        before = self.prompt_of(prompt)
+        pairs = [(before + first, second) for first, second in pairs]
         cut = Truncation(self.context, side=self.cut) if truncate else None
         encoded = self.tokenizer.encode_pairs(pairs, parse_special=True, truncation=cut, threads=1)
         for ids, _ in encoded:
             if len(ids) > self.context:
                 raise self._too_long(f"{len(ids):,} tokens")
-        return [EncoderInput(self._in_vocabulary("text", ids), types) for ids, types in encoded]
+        return [EncoderInput(self._in_vocabulary("text", ids), self._types(types)) for ids, types in encoded]
+
+    def _types(self, types: list[int]) -> list[int] | None:
+        return types if self.tokenizer.gives_types else None
 
     def _check_pair(self, pair: tuple[str, str], truncate: bool) -> None:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
@@ -211,7 +220,7 @@ class EncoderInputs(Struct, frozen=True):
         cut = Truncation(self.context, stride=stride, strategy="only_second")
         encoding = self.tokenizer.encode_pair(question, text, truncation=cut)
         return [
-            (EncoderInput(self._in_vocabulary("text", window.ids), window.type_ids), window)
+            (EncoderInput(self._in_vocabulary("text", window.ids), self._types(window.type_ids)), window)
             for window in encoding.windows
         ]
 

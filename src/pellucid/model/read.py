@@ -128,7 +128,7 @@ def _read(
             f"{checkpoint.path.name}: adapter={brief(config.adapter)}: the file has no adapter of this name (known: "
             f"{known}): leave adapter out"
         )
-    if not gguf and not model.spec.generates:
+    if not gguf and model.spec.encodes:
         model = replace(model, spec=_shortened(checkpoint, model.spec))
     _check_layers(checkpoint, model)
     _check_tensors(checkpoint, model)
@@ -140,7 +140,7 @@ def _read(
 
 
 def _shortened(checkpoint: Checkpoint, spec: ModelSpec) -> ModelSpec:
-    """The spec with the maximum tokens of a text that sentence-transformers states as its context."""
+    """The spec with the maximum tokens of a text that the files beside the model state as its context."""
     longest = max_tokens(checkpoint)
     if not 0 < longest < spec.context:
         return spec

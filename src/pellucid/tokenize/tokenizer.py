@@ -37,7 +37,8 @@ class Tokenizer(TextEncoder):
     ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding``: the file's settings, which apply only if the caller
     passes them to an encoding method; ``languages``: the id of each language's token in a translation model, by code;
     ``source_language``: the code whose token is around texts; ``target``: the tokenizer of the text that the model
-    writes, if it differs. All other attributes are stages (``Encoder``).
+    writes, if it differs; ``gives_types``: False if the model reads pairs of texts without the types of their tokens
+    (``model_input_names`` of transformers). All other attributes are stages (``Encoder``).
     """
 
     bos_id: int | None = None
@@ -49,6 +50,7 @@ class Tokenizer(TextEncoder):
     languages: Mapping[str, int] = field(default_factory=dict)
     source_language: str | None = None
     target: Tokenizer | None = None
+    gives_types: bool = True
 
     def __repr__(self) -> str:
         return (

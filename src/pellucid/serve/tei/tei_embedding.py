@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from pellucid.encoders.embedding import embed, sparse, token_vectors
 from pellucid.encoders.model import EncoderModel
-from pellucid.encoders.ranking import cosines
+from pellucid.encoders.ranking import similarity_of_rows
 from pellucid.serve.encoder_inputs import check_task, encoded_texts, listed_inputs, prompt_of_name, truncating
 from pellucid.serve.request_body import (
     BodyType,
@@ -102,4 +102,4 @@ def similarities(body: RequestBody[SimilarityFields], llm: ServedModel, name: st
     model = truncating(llm, side=side_of(parameters.truncation_direction))
     prompt = prompt_of_name(llm, parameters.prompt_name)
     vectors = embed(llm, encoded_texts(model, texts, parameters.truncate, prompt))
-    return cosines(np.broadcast_to(vectors[0], vectors[1:].shape), vectors[1:])
+    return similarity_of_rows(np.broadcast_to(vectors[0], vectors[1:].shape), vectors[1:])
