@@ -70,7 +70,11 @@ PAGES: Mapping[str, Page] = {
         "Generation options",
         "All methods that generate text take these options by name: the fields of `Options`, and the options of the "
         "sampler steps. [From logits to text](../sampling.md) explains the options with examples.",
-        ("pellucid.sample.options.Options", "pellucid.sample.beams.BeamOptions", "pellucid.engine.job.SchedulingOptions"),
+        (
+            "pellucid.sample.options.Options",
+            "pellucid.sample.beams.BeamOptions",
+            "pellucid.engine.job.SchedulingOptions",
+        ),
         step_options,
     ),
     "results": Page(

@@ -77,5 +77,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
-def __dir__() -> list[str]:
+def __dir__():  # type: ignore[no-untyped-def]  # the name ``list`` is a function here
     return sorted([*__all__, "__version__"])

@@ -29,7 +29,7 @@ def test_names_of_other_packages_say_what_to_type() -> None:
     for name in ("Options", "SamplingParams", "pipeline", "SentenceTransformer", "Llama"):
         with pytest.raises(AttributeError, match=r"pellucid\.load|llm\.generate"):
             getattr(pellucid, name)
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
         _ = pellucid.nothing  # type: ignore[attr-defined]
 
 
