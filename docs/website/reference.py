@@ -57,6 +57,8 @@ PAGES: Mapping[str, Page] = {
         "",
         (
             "pellucid.load",
+            "pellucid.pull",
+            "pellucid.list",
             "pellucid.weights.sources.source.DownloadProgress",
             "pellucid.kernels.core.library.CompileProgress",
         ),

@@ -40,7 +40,6 @@ _OTHER_NAMES = {
     "Options": "options are arguments: llm.generate(prompt, temperature=0)",
     "SamplingParams": "options are arguments: llm.generate(prompt, temperature=0)",
     "GenerationConfig": "options are arguments: llm.generate(prompt, temperature=0)",
-    "pipeline": "pellucid.load(MODEL) loads a model of any task",
     "AutoModel": "pellucid.load(MODEL) loads a model of any task",
     "AutoModelForCausalLM": "pellucid.load(MODEL) loads a model of any task",
     "SentenceTransformer": "pellucid.load(MODEL).embed(texts) makes vectors",

@@ -224,9 +224,7 @@ class ModelRunner:
         out = self._fresh_output(bound, rows)
         for chunk in chunks:
             self.cache.kv.begin(chunk.table)
-        begin = partial(
-            self.executor.step_in_parts, step=self._step.record, small=tokens if tokens <= SMALL else 0
-        )
+        begin = partial(self.executor.step_in_parts, step=self._step.record, small=tokens * (tokens <= SMALL))
         if self.stage:  # after all other preparation, because ``received`` may wait for the previous stage
             for border, values in zip(self.stage.receives, received, strict=True):
                 # In a step with one row each thread may read its own copy of the row.

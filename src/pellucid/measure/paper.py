@@ -7,6 +7,7 @@ The shapes are in ``paper.json``: a family, its dimensions (``pellucid.testing``
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -124,19 +125,19 @@ def paper_shapes() -> Mapping[str, Mapping[str, Any]]:
 
 def config_of(model: str) -> Path | None:
     """The ``config.json`` that a path names, alone or in a folder without weights; None for other models."""
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(model))
+    if os.path.isdir(path):  # unlike ``Path.is_dir``, False for a name that is too long
         path = path / "config.json"
         if weight_files(path.parent) or any(path.parent.glob("*.gguf")):
             return None
-    return path if path.suffix == ".json" and path.name != INDEX_NAME and path.is_file() else None
+    return path if path.suffix == ".json" and path.name != INDEX_NAME and os.path.isfile(path) else None
 
 
 def on_paper(model: str) -> bool:
     """True if a model has no weights: a ``config.json``, or a name of ``paper_shapes`` that nothing else has."""
     if config_of(model) is not None:
         return True
-    return model in paper_shapes() and find(model) is None and not Path(model).exists()
+    return model in paper_shapes() and find(model) is None and not os.path.exists(model)
 
 
 def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None) -> PaperModel:

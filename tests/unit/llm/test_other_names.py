@@ -26,7 +26,7 @@ def test_a_typing_error_suggests_an_option() -> None:
 
 
 def test_names_of_other_packages_say_what_to_type() -> None:
-    for name in ("Options", "SamplingParams", "pipeline", "SentenceTransformer", "Llama"):
+    for name in ("Options", "SamplingParams", "SentenceTransformer", "Llama"):
         with pytest.raises(AttributeError, match=r"pellucid\.load|llm\.generate"):
             getattr(pellucid, name)
     with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
