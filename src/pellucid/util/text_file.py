@@ -192,9 +192,13 @@ def _txt(path: Path, field: str) -> Records:
 
 
 def _jsonl(path: Path, field: str) -> Records:
+    blank = ""
     for place, line in _lines(path):
-        if not line.strip():
+        if not line.strip():  # only at the end of the file, so that row i belongs to line i
+            blank = blank or place
             continue
+        if blank:
+            raise InvalidRequest(f"{shown(path.name)}, {blank}: is blank: give each line a record")
         try:
             record = decode(line)
         except (DecodeError, RecursionError) as error:
