@@ -602,6 +602,7 @@ class LLM:
         """
         self.inputs.check_task("answer")
         top, longest = whole("top", top, 1, 1000), whole("longest", longest, 1, self.context)
+        unanswerable = checks.boolean("unanswerable", unanswerable)
         return answer(self, question, text, top=top, longest=longest, unanswerable=unanswerable, edits=edits)
 
     def encode(

@@ -303,3 +303,19 @@ def test_one_id_is_decoded(models: dict[str, Any]) -> None:
     tokenizer = models["text"].tokenizer
     assert tokenizer.decode(70) == tokenizer.decode([70]) == tokenizer.decode(np.int32(70))
     assert tokenizer.decode(iter([70, 71])) == tokenizer.decode([70, 71])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("embed", "dimensions"), ("embed", "truncate"), ("sparse", "truncate"), ("token_vectors", "truncate"),
+        ("classify", "truncate"), ("rerank", "truncate"), ("rerank", "top"), ("fill", "top"), ("answer", "top"),
+        ("answer", "longest"), ("answer", "unanswerable"), ("tag", "grouping"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [1.5, -1, 0, "3", [1], {}, object(), b"1", float("nan"), 10**30])
+def test_other_arguments_of_encoders_are_refused_by_name(
+    name: str, parameter: str, value: Any, models: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(PellucidError, match=parameter):
+        called(models, "LLM", name, {parameter: value}, tmp_path)

@@ -61,6 +61,7 @@ def rerank(
     documents = checks.strings("documents", documents)
     checks.text("query", query)
     checks.string("instruction", instruction)
+    truncate = checks.boolean("truncate", truncate)
     if top is not None:
         top = checks.whole("top", top, 1, MOST)
     scores, _ = pair_scores(model, [(query, one) for one in documents], truncate, edits, instruction)

@@ -94,12 +94,12 @@ class EncoderInputs(Struct, frozen=True):
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self._refuse_language_model()
-        before = self.prompt_of(prompt)
+        truncate, before = checks.boolean("truncate", truncate), self.prompt_of(prompt)
         return [self._sentence(text, truncate, before) for text in checks.one_or_more("texts", texts)]
 
     def texts(self, texts: TextsOrPairs, truncate: bool = False) -> list[EncoderInput]:
         """The token ids and types of texts and of pairs of texts. Errors as ``sentences`` and ``pairs``."""
-        before = self.prompt_of("")
+        truncate, before = checks.boolean("truncate", truncate), self.prompt_of("")
         return [
             EncoderInput(self._sentence(text, truncate, before))
             if isinstance(text, str)

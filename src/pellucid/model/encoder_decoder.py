@@ -38,8 +38,8 @@ def refuse_heads(config: Config) -> None:
         found = CLASS.fullmatch(str(name))
         if found and found[1] != GENERATES:
             raise UnsupportedModel(
-                f"{config.path.name}: architectures is {brief(name)}: a head for {shown(found[1])} is not supported in an "
-                f"encoder-decoder (known: {GENERATES})"
+                f"{config.path.name}: architectures is {brief(name)}: a head for {shown(found[1])} is not supported in "
+                f"an encoder-decoder (known: {GENERATES})"
             )
 
 
