@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from pellucid.encoders.model import EncoderModel
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.errors import InvalidRequest
+from pellucid.model.config import MAX_DIMENSION
 from pellucid.trace.edits import Edit
+from pellucid.util.checks import whole
 
 
 def embed(
@@ -40,6 +42,7 @@ def vector_width(model: EncoderModel, dimensions: int | None) -> int:
     spec, lengths = model.spec, model.spec.matryoshka
     if dimensions is None:
         return spec.truncate_dim or spec.output_width
+    dimensions = whole("dimensions", dimensions, 1, MAX_DIMENSION)
     if dimensions == spec.output_width:
         return dimensions
     if lengths is None:

@@ -8,7 +8,7 @@ product with a token of the document (Khattab and Zaharia 2020, ColBERT).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -24,7 +24,9 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.model.outputs import Similarity, Task
 from pellucid.trace.edits import Edit
+from pellucid.util import checks
 
+MOST = 1 << 31
 PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")
 """Tasks whose models compare two texts."""
 
@@ -40,7 +42,7 @@ class RankedDocument(Struct, frozen=True):
 def rerank(
     model: EncoderModel,
     query: str,
-    documents: Sequence[str],
+    documents: Iterable[str],
     *,
     instruction: str = "",
     top: int | None = None,
@@ -52,9 +54,16 @@ def rerank(
     ``instruction`` says what makes a document relevant ("": the model's default).
 
     Raises:
-        InvalidRequest: the model takes no instruction, or classifies texts by labels that are no relevance.
+        InvalidRequest: ``documents`` is not a list of texts, ``top`` is below 1, the model takes no instruction, or it
+            classifies texts by labels that are no relevance.
         ContextOverflow: a text is longer than the context and ``truncate`` is off.
     """
+    documents = checks.strings("documents", documents)
+    checks.text("query", query)
+    checks.string("instruction", instruction)
+    truncate = checks.boolean("truncate", truncate)
+    if top is not None:
+        top = checks.whole("top", top, 1, MOST)
     scores, _ = pair_scores(model, [(query, one) for one in documents], truncate, edits, instruction)
     order = sorted(range(len(documents)), key=lambda index: -scores[index])
     return [RankedDocument(index, scores[index], documents[index]) for index in order[:top]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
@@ -23,6 +23,9 @@ PROBED = 8
 # Margin, because a cut inside a word adds tokens. The beginning has PROBED * context + SLACK characters; the text is
 # too long if they make more than 2 * context + SLACK tokens.
 SLACK = 1024
+
+Texts: TypeAlias = str | Iterable[str]
+TextsOrPairs: TypeAlias = str | Iterable[str | tuple[str, str]]
 
 
 class TaskWords(NamedTuple):
@@ -83,7 +86,7 @@ class EncoderInputs(Struct, frozen=True):
                 f"{asked.example}{f', or {load_as}{tasks[0]}' if by_task else ''}"
             )
 
-    def sentences(self, texts: Sequence[str], truncate: bool = False, prompt: str = "") -> list[list[int]]:
+    def sentences(self, texts: Texts, truncate: bool = False, prompt: str = "") -> list[list[int]]:
         """The token ids of each text, for an encoder. ``prompt`` is put before each text (``prompt_of``).
 
         Raises:
@@ -91,21 +94,17 @@ class EncoderInputs(Struct, frozen=True):
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self._refuse_language_model()
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
-            raise InvalidRequest("embed takes a list of at least one text")
-        before = self.prompt_of(prompt)
-        return [self._sentence(text, truncate, before) for text in texts]
+        truncate, before = checks.boolean("truncate", truncate), self.prompt_of(prompt)
+        return [self._sentence(text, truncate, before) for text in checks.one_or_more("texts", texts)]
 
-    def texts(self, texts: Sequence[str | tuple[str, str]], truncate: bool = False) -> list[EncoderInput]:
+    def texts(self, texts: TextsOrPairs, truncate: bool = False) -> list[EncoderInput]:
         """The token ids and types of texts and of pairs of texts. Errors as ``sentences`` and ``pairs``."""
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
-            raise InvalidRequest("classify takes a list of at least one text, or pair of texts")
-        before = self.prompt_of("")
+        truncate, before = checks.boolean("truncate", truncate), self.prompt_of("")
         return [
             EncoderInput(self._sentence(text, truncate, before))
             if isinstance(text, str)
             else self.pairs([text], truncate)[0]
-            for text in texts
+            for text in checks.one_or_more("texts", texts, "texts, or pairs of texts")
         ]
 
     def document(self, text: str, truncate: bool = False) -> list[int]:
@@ -133,6 +132,7 @@ class EncoderInputs(Struct, frozen=True):
             InvalidRequest: a word without a space is no name of a prompt, or the prompt belongs to an adapter and the
                 model is loaded without this adapter.
         """
+        checks.string("prompt", prompt)
         if prompt in self.spec.adapters and prompt != self.spec.adapter:
             own = f"the adapter {shown(self.spec.adapter)}" if self.spec.adapter else "no adapter"
             raise InvalidRequest(

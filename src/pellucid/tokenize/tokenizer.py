@@ -11,7 +11,7 @@ text that the chat template itself writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -107,12 +107,12 @@ class Tokenizer(TextEncoder):
         """A new grouper of ids into characters; the ids arrive one at a time."""
         return CharacterGrouper(self.decoder, self.vocab_size)
 
-    def characters(self, ids: Sequence[int]) -> list[CharacterGroup]:
+    def characters(self, ids: Iterable[int]) -> list[CharacterGroup]:
         """The characters of a sequence of ids: groups of ids that share characters, with their text."""
-        return groups(self.grouper(), ids)
+        return groups(self.grouper(), checks.items("ids", ids, "token ids"))
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Return the text of the ids.
+    def decode(self, ids: int | Iterable[int], *, skip_special: bool = True) -> str:
+        """Return the text of the ids, or of one id.
 
         ``skip_special`` leaves out control tokens. Bytes that are not UTF-8 become U+FFFD. Raises
         :class:`InvalidRequest` for an id outside the vocabulary. For byte-level vocabularies without a normalizer,
@@ -120,7 +120,8 @@ class Tokenizer(TextEncoder):
         exact except for U+2581, which these vocabularies use as the space. WordPiece vocabularies lose white space and
         case.
         """
-        return self._pieces[skip_special].text(ids)
+        listed: list[Any] = [ids] if checks.is_whole(ids) else list(checks.items("ids", ids, "token ids"))
+        return self._pieces[skip_special].text(listed)
 
     @cached_property
     def _pieces(self) -> dict[bool, PieceBytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from pellucid.errors import InvalidRequest
@@ -85,14 +85,36 @@ def string(name: str, value: Any) -> str:
     return value
 
 
-def strings(name: str, values: Any) -> Sequence[str]:
-    """``values`` as a list of texts. Raises like `whole`."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise InvalidRequest(f"{name}={brief(values)}: must be a list of texts")
-    if not set(map(type, values)) <= {str}:
-        for at, value in enumerate(values):
+def items(name: str, values: Any, of: str = "texts") -> Iterator[Any]:
+    """The items of a list, a tuple, a generator or an array. Raises like `whole`, before the first item is read.
+
+    A text is not a list of its letters, bytes are no list of numbers, and sets and mappings have no order or values.
+    """
+    try:
+        if isinstance(values, (str, bytes, bytearray, Set, Mapping)):
+            raise TypeError
+        return iter(values)
+    except TypeError:
+        own = brief(values)
+        hint = f": give [{own}]" if isinstance(values, str) and of == "texts" else ""
+        raise InvalidRequest(f"{name}={own}: must be a list of {of}{hint}") from None
+
+
+def strings(name: str, values: Any) -> list[str]:
+    """``values`` as a list of texts. Raises like `items`."""
+    found = list(items(name, values))
+    if not set(map(type, found)) <= {str}:
+        for at, value in enumerate(found):
             string(f"{name}[{at}]", value)
-    return values
+    return found
+
+
+def one_or_more(name: str, values: Any, of: str = "texts") -> list[Any]:
+    """The items of a list; a text is a list of one. Raises like `items`, and if the list is empty."""
+    found = [values] if isinstance(values, str) else list(items(name, values, of))
+    if not found:
+        raise InvalidRequest(f"{name}=[]: must be a text, or a list of at least one of the {of}")
+    return found
 
 
 def characters(name: str, value: str) -> str:
