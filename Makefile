@@ -1,5 +1,6 @@
 # make run     install, fetch the default model, compile its kernels once, stream an answer
-# make test    make check, then all tests but the long ones
+# make test    make check and all tests but the long ones, in groups: a failed group does not stop the others, and the last
+#              lines name the failed groups
 # make test-fast   make check and the quick tests, for use while working
 # make test-long   kernels of other instruction sets, and long sweeps; .ci/run runs them where kernels change
 # make test-python   the tests of make test, without make check; test-quick: the quick ones. PYTHON=python3.13
@@ -25,6 +26,8 @@
 # make test-widgets  widgets in the real JupyterLab and marimo, in a real Chromium; WIDGETS='marimo' runs one
 # make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
+# make test-edits  edits by functions beside static edits, 2 to 4 threads, beside busy processes: no bit differs
+# make test-wheel   a wheel with a few kernels from a clone of the last commit, installed without a compiler, generates text
 # make test-emulated  tiny models on an emulated AArch64 processor give the bits of this machine; EMULATED='--cpu cortex-a72'
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make wheel   dist/: a wheel with compiled kernels, which needs no compiler; SYSTEM=linux-aarch64 for another system
@@ -61,29 +64,46 @@ ALONE := $(addprefix tests/unit/capacity/test_,step_costs.py server_costs.py sea
 PYTEST := $(BIN)/python -m pytest
 AT_ONCE := --numprocesses $(WORKERS) --dist loadfile
 
-define pytest
-$(PYTEST) $(AT_ONCE) $(addprefix --ignore=,tests/web $(CLUSTER) $(ALONE)) $(1)
-$(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
-$(PYTEST) $(ALONE) $(1)
+GROUPS := test-most test-cluster test-alone
+TESTS ?= -m "not long"
+
+# Run targets one after the other, with the variables $(2), and fail at the end if one failed.
+define each
++@failed=; for target in $(1); do $(MAKE) --no-print-directory $$target $(2) || failed="$$failed $$target"; done; \
+[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 endef
 
-.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-web test-widgets fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
+.PHONY: run test test-groups test-most test-cluster test-alone test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-edits test-web test-wheel test-widgets fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
 
-test: check test-python
+test: $(VENV)/dev
+	$(call each,check $(GROUPS))
+
+test-groups:
+	@echo check $(GROUPS)
+
+test-most: $(VENV)/dev
+	$(PYTEST) $(AT_ONCE) $(addprefix --ignore=,tests/web $(CLUSTER) $(ALONE)) $(TESTS)
+
+test-cluster: $(VENV)/dev
+	$(PYTEST) $(AT_ONCE) $(CLUSTER) $(TESTS)
+
+test-alone: $(VENV)/dev
+	$(PYTEST) $(ALONE) $(TESTS)
 
 test-python: $(VENV)/dev
-	$(call pytest,-m "not long")
+	$(call each,$(GROUPS))
 
 test-long: $(VENV)/dev
 	$(PYTEST) $(AT_ONCE) -m long
 
 test-quick: $(VENV)/dev
-	$(call pytest,$(QUICK))
+	$(call each,$(GROUPS),TESTS='$(QUICK)')
 
-test-fast: check test-quick
+test-fast: $(VENV)/dev
+	$(call each,check $(GROUPS),TESTS='$(QUICK)')
 
 test-tokenizers: $(VENV)/oracles
 	$(BIN)/python tests/oracles/tokenizers_long.py $(TOKENIZERS)
@@ -151,8 +171,14 @@ test-mutants: $(VENV)/dev
 test-soak: $(VENV)/dev
 	$(BIN)/python tests/soak.py $(SOAK)
 
+test-edits: $(VENV)/dev
+	$(BIN)/python tests/edits_under_load.py $(EDITS)
+
 test-emulated: $(VENV)/dev
 	$(BIN)/python tests/emulated.py $(EMULATED)
+
+test-wheel:
+	$(PYTHON) tests/wheel.py $(PYTHON)
 
 fuzz: $(VENV)/dev
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)

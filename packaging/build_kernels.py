@@ -17,8 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from catalogue import kernels, targets
-from hooks import PLATFORMS
+from catalogue import SYSTEMS, kernels, targets
 
 from pellucid.kernels.core import isa, objects
 from pellucid.kernels.core.definitions import KernelKey
@@ -68,12 +67,15 @@ def build(target: Target, keys: list[KernelKey], workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("systems", nargs="*", choices=[*PLATFORMS, []], help="the systems (all by default)")
+    parser.add_argument("systems", nargs="*", choices=[*SYSTEMS, []], help="the systems (all by default)")
     parser.add_argument("--targets", help="only the targets whose names contain this text")
+    parser.add_argument(
+        "--cached", type=Path, help="only the kernels that this cache of compiled kernels has"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
-    keys = kernels()
-    for system in given.systems or PLATFORMS:
+    keys = [key for key in kernels() if not given.cached or any(given.cached.rglob(file_name(key)))]
+    for system in given.systems or SYSTEMS:
         for target in targets(system):
             if not given.targets or given.targets in target.name:
                 build(target, keys, given.workers)

@@ -24,6 +24,8 @@ from pellucid.weights.pack import packer
 from pellucid.weights.quant.registry import formats
 from pellucid.weights.quant.to_bf16 import BF16_PAIRS
 
+SYSTEMS = ("linux-x86_64", "linux-aarch64", "darwin-aarch64", "darwin-x86_64", "windows-x86_64")
+"""The systems of wheels. They are the keys of ``hooks.PLATFORMS``, which needs Hatchling."""
 ACTIVATION_BITS = (8, 16, 24)
 HEAD_WIDTHS = (
     (32, 32),  # MiniLM
@@ -49,7 +51,7 @@ _FOR_TESTS = {("amx", Variant()), ("avxvnni", Variant())}
 
 
 def targets(system: str) -> list[Target]:
-    """The targets of a wheel for a system of ``hooks.PLATFORMS``."""
+    """The targets of a wheel for a system of ``SYSTEMS``."""
     name, machine = system.split("-")
     return [
         Target(isa, name, machine, variant)

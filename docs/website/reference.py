@@ -57,6 +57,8 @@ PAGES: Mapping[str, Page] = {
         "",
         (
             "pellucid.load",
+            "pellucid.pull",
+            "pellucid.list",
             "pellucid.weights.sources.source.DownloadProgress",
             "pellucid.kernels.core.library.CompileProgress",
         ),
@@ -265,9 +267,9 @@ PAGES: Mapping[str, Page] = {
         "that a Python programmer expects.",
         _of(
             "pellucid.errors",
-            "PellucidError InvalidRequest ContextOverflow NothingLeft NotFound ModelNotFound SourceError "
-            "DownloadInterrupted FileFormatError UnsupportedModel UnsupportedTask TemplateError CacheFull QueueFull "
-            "DeadlinePassed KernelError",
+            "PellucidError InvalidRequest BodyTooLong ContextOverflow NothingLeft NotFound ModelNotFound "
+            "SourceError DownloadInterrupted FileFormatError UnsupportedModel UnsupportedTask TemplateError CacheFull "
+            "QueueFull DeadlinePassed KernelError",
         ),
     ),
 }

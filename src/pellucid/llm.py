@@ -6,7 +6,7 @@ The file is over 400 lines because all methods of a model are here, each in a fe
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from pellucid.encoders.tagging import Grouping, Tag, tag
 from pellucid.engine.draft import DraftModel
 from pellucid.engine.edited_copies import EditedCopies
 from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.encoder_inputs import Texts, TextsOrPairs
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
@@ -39,7 +40,7 @@ from pellucid.engine.tasks.encoding import encode
 from pellucid.engine.tasks.prompt_rows import label_scores, prompt_rows
 from pellucid.engine.tasks.scoring import score
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import shown
+from pellucid.errors.messages import brief, shown
 from pellucid.generate_options import BeamSearchOptions, GenerationOptions, TextOptions
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.load_options import LoadOptions
@@ -66,6 +67,7 @@ from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.registered_vectors import RegisteredVectors
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.tracing import BEAMS, Tracing, warn_all, warn_unused
+from pellucid.util import checks
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
@@ -265,11 +267,13 @@ class LLM:
         request = self.start(prompt, **options)
         return (output.text for output in request if output.text)
 
-    def chat(self, messages: Sequence[Message], **options: Unpack[GenerationOptions]) -> Generation:
-        """Answer a conversation: [{"role": "user", "content": "Hi"}, ...].
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[GenerationOptions]) -> Generation:
+        """Answer a conversation: [{"role": "user", "content": "Hi"}, ...], or a text, the user's first message.
 
         Takes the options of ``generate`` and raises the same errors.
         """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": checks.text("messages", messages)}]
         return self.generate(conversation(messages), **options)
 
     def start(self, prompt: PromptInput, **options: Unpack[GenerationOptions]) -> LocalRequest:
@@ -434,18 +438,19 @@ class LLM:
 
     def embed(
         self,
-        texts: Sequence[str],
+        texts: Texts,
         *,
         prompt: str = "",
         dimensions: int | None = None,
         truncate: bool = False,
         edits: Sequence[Edit] | None = None,
     ) -> NDArray[np.float32]:
-        """Compute the sentence vectors of texts: float32 (len(texts), D), of length 1 if the model normalises them.
+        """Compute the sentence vectors of texts: float32 (B, D), of length 1 if the model normalises them.
 
+        ``texts`` is a list, a generator or an array of texts; of one text the result is its vector (D,).
         ``prompt`` is the name of one of the model's prompts, such as "query", or a text; it is put before each text
-        (``Inputs.prompt_of``). ``dimensions`` cuts the vectors to their first components. ``truncate`` shortens texts
-        that are longer than the context, instead of raising ContextOverflow.
+        (``Inputs.prompt_of``). ``dimensions`` cuts the vectors to their first components (None: the length that the
+        file states). ``truncate`` shortens texts that are longer than the context, instead of raising ContextOverflow.
 
         Raises:
             InvalidRequest: there are no texts, a text is empty, the model is not a sentence encoder, or it does not
@@ -453,26 +458,55 @@ class LLM:
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self.inputs.check_task("embed")
-        return embed(self, self.inputs.sentences(texts, truncate, prompt), dimensions, edits)
+        vectors = embed(self, self.inputs.sentences(texts, truncate, prompt), dimensions, edits)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    @overload
+    def sparse(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too, but it is one text
+        self, texts: str, *, truncate: bool = ..., edits: Sequence[Edit] | None = ...
+    ) -> dict[int, float]: ...
+
+    @overload
+    def sparse(
+        self, texts: Iterable[str], *, truncate: bool = ..., edits: Sequence[Edit] | None = ...
+    ) -> list[dict[int, float]]: ...
 
     def sparse(
-        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[Edit] | None = None
-    ) -> list[dict[int, float]]:
-        """Compute the sparse vectors of texts: the weights above 0 by token id (SPLADE). Errors as ``embed``."""
+        self, texts: Texts, *, truncate: bool = False, edits: Sequence[Edit] | None = None
+    ) -> dict[int, float] | list[dict[int, float]]:
+        """Compute the sparse vectors of texts: the weights above 0 by token id (SPLADE).
+
+        Of one text, the result is its vector. Errors as ``embed``.
+        """
         self.inputs.check_task("sparse")
-        return sparse(self, self.inputs.sentences(texts, truncate), edits)
+        found = sparse(self, self.inputs.sentences(texts, truncate), edits)
+        return found[0] if isinstance(texts, str) else found
+
+    @overload
+    def token_vectors(  # type: ignore[overload-overlap]
+        self, texts: str, *, truncate: bool = ..., edits: Sequence[Edit] | None = ...
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def token_vectors(
+        self, texts: Iterable[str], *, truncate: bool = ..., edits: Sequence[Edit] | None = ...
+    ) -> list[NDArray[np.float32]]: ...
 
     def token_vectors(
-        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[Edit] | None = None
-    ) -> list[NDArray[np.float32]]:
-        """Compute a vector for each token of each text, (T, N) float32 (ColBERT). Errors as ``embed``."""
+        self, texts: Texts, *, truncate: bool = False, edits: Sequence[Edit] | None = None
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Compute a vector for each token of each text, (T, N) float32 (ColBERT).
+
+        Of one text, the result is its array. Errors as ``embed``.
+        """
         self.inputs.check_task("tokens")
-        return token_vectors(self, self.inputs.sentences(texts, truncate), edits)
+        found = token_vectors(self, self.inputs.sentences(texts, truncate), edits)
+        return found[0] if isinstance(texts, str) else found
 
     def rerank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         *,
         instruction: str = "",
         top: int | None = None,
@@ -485,29 +519,42 @@ class LLM:
         default instruction).
 
         Raises:
-            InvalidRequest: a text is empty, the model takes no instruction, or it has neither vectors nor a label of
-                relevance.
+            InvalidRequest: ``documents`` is not a list of texts, a text is empty, ``top`` is below 1, the model takes
+                no instruction, or it has neither vectors nor a label of relevance.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         return rerank(
             self, query, documents, instruction=instruction, top=top, truncate=truncate, edits=edits
         )
 
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self, texts: str, *, truncate: bool = ..., edits: Sequence[Edit] | None = ...
+    ) -> Classification: ...
+
+    @overload
     def classify(
         self,
-        texts: Sequence[str | tuple[str, str]],
+        texts: Iterable[str | tuple[str, str]],
         *,
-        truncate: bool = False,
-        edits: Sequence[Edit] | None = None,
-    ) -> list[Classification]:
-        """Score the labels of texts, or of pairs of texts.
+        truncate: bool = ...,
+        edits: Sequence[Edit] | None = ...,
+    ) -> list[Classification]: ...
+
+    def classify(
+        self, texts: TextsOrPairs, *, truncate: bool = False, edits: Sequence[Edit] | None = None
+    ) -> Classification | list[Classification]:
+        """Score the labels of texts, or of pairs of texts: ``[("a question", "a passage")]``.
+
+        Of one text, the result is its classification. A pair is always in a list: a tuple of texts is a list of texts.
 
         Raises:
             InvalidRequest: there are no texts, a text is empty, or the model has no classification head.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self.inputs.check_task("classify")
-        return classify(self, self.inputs.texts(texts, truncate), edits)
+        found = classify(self, self.inputs.texts(texts, truncate), edits)
+        return found[0] if isinstance(texts, str) else found
 
     def fill(
         self, text: str, top: int = 5, *, edits: Sequence[Edit] | None = None
@@ -555,6 +602,7 @@ class LLM:
         """
         self.inputs.check_task("answer")
         top, longest = whole("top", top, 1, 1000), whole("longest", longest, 1, self.context)
+        unanswerable = checks.boolean("unanswerable", unanswerable)
         return answer(self, question, text, top=top, longest=longest, unanswerable=unanswerable, edits=edits)
 
     def encode(
@@ -563,12 +611,13 @@ class LLM:
         """Run tokens through an encoder (``encoders/model.py``). ``embed`` makes vectors of texts.
 
         Raises:
-            InvalidRequest: an item is a text.
+            InvalidRequest: ``texts`` is not a list of ``EncoderInput``.
         """
-        if isinstance(texts, str) or any(isinstance(text, str) for text in texts):
-            raise InvalidRequest(
-                "encode takes tokens: llm.embed(texts) makes vectors, llm.tokenizer.encode(text) ids"
-            )
+        remedy = "llm.embed(texts) makes vectors, llm.tokenizer.encode(text) ids"
+        texts = list(checks.items("texts", texts, f"EncoderInput: {remedy}"))
+        for at, one in enumerate(texts):
+            if not isinstance(one, EncoderInput):
+                raise InvalidRequest(f"texts[{at}]={brief(one)}: must be an EncoderInput: {remedy}")
         return encode(self.engine, texts, self.tracing.watching({"edits": edits}), self.scheduling)
 
     @property
@@ -760,7 +809,7 @@ class LLM:
 
     def record_dataset(
         self,
-        corpus: str | Path | Sequence[str],
+        corpus: str | Path | Iterable[str],
         *points: str,
         out: str | Path,
         field: str | None = None,

@@ -6,8 +6,9 @@ changes no bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from support.tiny import OF_FAMILY, TINY, model_runner
 
 from pellucid.engine.model_runner import ModelRunner
+from pellucid.errors import InvalidRequest
 from pellucid.plan.points import Point
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.trace.edits import Edit, ablate, call, mask, replace
+from pellucid.runtime.thread_tuner import ThreadTuner
+from pellucid.trace.edits import Edit, ablate, add, call, mask, replace, scale
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
 
@@ -281,3 +284,47 @@ def test_a_function_does_what_an_edit_does(runner: ModelRunner) -> None:
 def test_every_block_has_a_residual(runner: ModelRunner) -> None:
     points = runner.plan.points
     assert all(f"blocks.{layer}.residual" in points for layer in range(len(runner.spec.blocks)))
+
+
+STATIC: list[tuple[Callable[[str], Edit], Callable[[NDArray[np.float32]], NDArray[np.float32]]]] = [
+    (lambda where: scale(where, 0.5), lambda values: values * np.float32(0.5)),
+    (lambda where: ablate(where, 0.25), lambda values: np.full_like(values, 0.25)),
+    (lambda where: add(where, 0.125), lambda values: values + np.float32(0.125)),
+]
+"""Edits without a pause, and functions that do the same."""
+
+
+@pytest.fixture
+def changing_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program that begins a small step, and each part of a step that asks, gets another number of threads."""
+    numbers = cycle((1, 2))
+    of = property(lambda tuner: next(numbers), lambda tuner, threads: None)
+    monkeypatch.setattr(ThreadTuner, "threads", of, raising=False)
+    monkeypatch.setattr(ThreadTuner, "record", lambda tuner, waits, seconds: None)
+
+
+def test_functions_at_every_point_whatever_threads_the_steps_have(
+    runner: ModelRunner, changing_threads: None
+) -> None:
+    if not runner.spec.generates:
+        pytest.skip("an encoder has no small steps")
+    ids, last = ids_of(runner), len(runner.spec.blocks) - 1
+    own = [
+        name
+        for name, point in runner.plan.points.items()
+        if (point.kind in ("pattern", "scores") or name in values_of(runner))
+        and (not name.startswith("blocks.") or name.startswith((f"blocks.{last}.", "blocks.0.")))
+    ]
+    for number, name in enumerate(own):
+        static, function = STATIC[number % len(STATIC)]
+        try:
+            traced(runner, edits=[call(name, function)])
+            heads = ""
+        except InvalidRequest:
+            heads = "heads=0; "  # the columns of several heads are not adjacent
+        for where in (f"{name}[{heads}tokens=:]", f"{name}[{heads}tokens=5:7]"):
+            plain, probe = traced(runner, "blocks.*.residual", edits=[static(where)])
+            expected = run(runner, ids[:8], probe, (4, 1, 1, 1, 1))
+            found, probe = traced(runner, "blocks.*.residual", edits=[call(where, function)])
+            assert run(runner, ids[:8], probe, (4, 1, 1, 1, 1)).tobytes() == expected.tobytes(), where
+            assert all(found[one].tobytes() == plain[one].tobytes() for one in plain), where

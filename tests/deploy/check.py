@@ -28,7 +28,8 @@ EVERYTHING = {
     "models": ["smollm2", "minilm"],
     "options": ["--context", "8192"],
     "key": "secret",
-    "replicas": 2,
+    "autoscaling": {"enabled": True},
+    "podDisruptionBudget": {"enabled": True, "maxUnavailable": "50%"},
     "imagePullSecrets": [{"name": "registry"}],
     "persistence": {"accessModes": ["ReadWriteMany"], "storageClass": "nfs"},
     "ingress": {"enabled": True, "className": "nginx", "tlsSecret": "cert", "annotations": {"a": "b"}},
@@ -45,6 +46,25 @@ REFUSED = (
     ({"replica": 2}, "replica"),
     ({"models": []}, "models"),
     ({"replicas": 2}, "ReadWriteOnce serves one pod"),
+    ({"autoscaling": {"enabled": True}}, "ReadWriteOnce serves one pod"),
+    (
+        {"autoscaling": {"enabled": True, "minReplicas": 9}, "persistence": {"enabled": False}},
+        "minReplicas=9: must be at most autoscaling.maxReplicas, 4",
+    ),
+    (
+        {
+            "autoscaling": {"enabled": True},
+            "persistence": {"enabled": False},
+            "resources": {"requests": None},
+        },
+        "resources.requests.cpu",
+    ),
+    ({"podDisruptionBudget": {"enabled": True, "maxUnavailable": "many"}}, "maxUnavailable"),
+    ({"options": ["--port", "9000"]}, "options has --port, which the chart sets"),
+    ({"options": ["--host=::1"]}, "options has --host, which the chart sets"),
+    ({"options": ["--cluster", "auto"]}, "the chart has no Ray cluster"),
+    ({"options": ["--replicas=2"]}, "the chart has no Ray cluster"),
+    ({"options": ["--", "minilm"]}, "name models in models"),
 )
 """Values that the chart refuses, and a part of the message."""
 
@@ -62,7 +82,15 @@ def chart() -> None:
     plain = {one["kind"]: one for one in objects(loaded.render(name="one"))}
     assert set(plain) == {"Deployment", "Service", "ServiceAccount", "PersistentVolumeClaim"}
     full = {one["kind"]: one for one in objects(loaded.render(values=EVERYTHING, name="one"))}
-    assert set(full) == {*plain, "Secret", "Ingress", "ServiceMonitor"}
+    scaled = {"HorizontalPodAutoscaler", "PodDisruptionBudget"}
+    assert set(full) == {*plain, *scaled, "Secret", "Ingress", "ServiceMonitor"}
+    assert "replicas" not in full["Deployment"]["spec"], "the autoscaler sets them"
+    assert plain["Deployment"]["spec"]["replicas"] == 1
+    dashed = objects(loaded.render(values={"models": ["--model", "-a.gguf"]}, name="one"))
+    words = next(one for one in dashed if one["kind"] == "Deployment")["spec"]["template"]["spec"][
+        "containers"
+    ][0]["args"]
+    assert words[-3:] == ["--", "--model", "-a.gguf"]
     for one in (*plain.values(), *full.values()):
         if one["kind"] != "ServiceMonitor":  # a custom resource: Kubernetes has no schema for it
             valid(one)
@@ -118,8 +146,13 @@ def arguments(words: list[str]) -> None:
 
 
 def kuberay() -> None:
-    cluster, service = yaml.safe_load_all((DEPLOY / "kuberay" / "raycluster.yaml").read_text())
+    cluster, claim, service = yaml.safe_load_all((DEPLOY / "kuberay" / "raycluster.yaml").read_text())
     valid(service)
+    valid(claim)
+    head = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    assert head["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    storage = {one["name"]: one.get("value", "") for one in head["containers"][0]["env"]}
+    assert storage["RAY_gcs_storage_path"].startswith(head["containers"][0]["volumeMounts"][0]["mountPath"])
     for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
         pod = {
             "apiVersion": "v1",
@@ -129,6 +162,8 @@ def kuberay() -> None:
         }
         valid(pod)
         (container,) = pod["spec"]["containers"]
+        # Without it, Ray ends 60 seconds after its head.
+        assert {"name": "RAY_gcs_rpc_server_reconnect_timeout_s", "value": "3600"} in container["env"]
         (script,) = container["args"]
         assert "$KUBERAY_GEN_RAY_START_CMD" in script
         subprocess.run(["bash", "-n", "-c", script], check=True)

@@ -34,18 +34,18 @@ _written = TemporaryDirectory(prefix="pellucid-tiny-")
 
 
 def _whole(folder: Path) -> Path:
-    """The folder; if it has ``tensors.json`` instead of weights, a copy with the weights drawn."""
-    recipe = folder / "tensors.json"
-    if not recipe.exists():
+    """The folder; if it has files ``tensors.json`` instead of weights, a copy with the weights drawn."""
+    if not any(folder.rglob("tensors.json")):
         return folder
     copy = Path(_written.name) / folder.parent.name / folder.name
     shutil.copytree(folder, copy)
-    (copy / "tensors.json").unlink()
-    said = json.loads(recipe.read_text())
-    weights = draw(said["tensors"], said["seed"], said["offset"])
-    kinds = {name: "U8" if w.dtype == np.uint8 else "F32" for name, w in weights.items()}
-    tensors = {name: (kinds[name], w.shape, w.tobytes()) for name, w in weights.items()}
-    (copy / "model.safetensors").write_bytes(safetensors(tensors))
+    for recipe in [*copy.rglob("tensors.json")]:
+        said = json.loads(recipe.read_text())
+        weights = draw(said["tensors"], said["seed"], said["offset"])
+        kinds = {name: "U8" if w.dtype == np.uint8 else "F32" for name, w in weights.items()}
+        tensors = {name: (kinds[name], w.shape, w.tobytes()) for name, w in weights.items()}
+        recipe.with_name("model.safetensors").write_bytes(safetensors(tensors))
+        recipe.unlink()
     return copy
 
 
@@ -54,6 +54,8 @@ ENCODERS = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "encoder
 """Encoders and their heads (tests/oracles/encoders_oracle.py)."""
 TASKS = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "tasks").iterdir())}
 """Encoders with tokenizers and the results of their tasks (tests/oracles/tasks_oracle.py)."""
+SAVED = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "saved").iterdir())}
+"""Folders of sentence-transformers with their vectors and scores (tests/oracles/saved_oracle.py)."""
 SOURCES = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "sources").iterdir())}
 """Encoder-decoders (tests/oracles/sources_oracle.py)."""
 LONG = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "long").iterdir())}

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
+from support.tiny import TINY
 
+from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.measure.cost import Rates, attention_costs, state_bytes
-from pellucid.measure.paper import _active, paper_model, paper_shapes
+from pellucid.measure.paper import _active, on_paper, paper_model, paper_shapes
+from pellucid.model.read import read_model
 from pellucid.model.shapes import expected_shapes
 from pellucid.testing import planned_model
+from pellucid.weights.open import open_checkpoint
 
 PUBLISHED = {  # parameters and active parameters per token, in millions
     "gpt2": (124.44, 124.44),
@@ -128,3 +137,46 @@ def test_a_window_limits_what_is_read() -> None:
 def test_a_state_is_read_and_written() -> None:
     made = paper_model("qwen3.5-0.8b")
     assert state_bytes(made.plan) == 2 * made.state_bytes
+
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "model"
+# Folders of sentence-transformers have a config.json for each module; the model's own has a type.
+CONFIGS = [
+    path for path in sorted(GOLDENS.rglob("config.json")) if "model_type" in json.loads(path.read_text())
+]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: "/".join(file.parts[-3:-1]))
+def test_any_configuration_can_be_planned(file: Path) -> None:
+    made = paper_model(str(file))
+    assert made.parameters >= made.active > 0
+    assert made.plan.operations
+    assert made.file_bytes["F16"] >= 2 * made.parameters
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name in ("llama", "mixtral", "gemma3", "gpt2")])
+def test_a_configuration_has_the_parameters_of_its_model(name: str) -> None:
+    with contextlib.closing(open_checkpoint(TINY[name])) as checkpoint:
+        shapes = expected_shapes(read_model(checkpoint).spec)
+    assert paper_model(str(TINY[name] / "config.json")).parameters == sum(map(math.prod, shapes.values()))
+
+
+def test_what_is_no_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    for text, message in (
+        ("[1]", "must be a JSON object"),
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("{}", "model_type: missing"),
+        ('{"model_type": "llama", "hidden_size": -1}', "hidden_size: is -1"),
+    ):
+        file.write_text(text)
+        with pytest.raises(FileFormatError, match=message):
+            paper_model(str(file))
+    file.write_text('{"model_type": "zork"}')
+    assert on_paper(str(tmp_path))
+    with pytest.raises(UnsupportedModel, match="architecture 'zork' is not supported"):
+        paper_model(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert not on_paper(str(tmp_path)), "a folder with weights is a model"
+    assert on_paper(str(file))

@@ -115,6 +115,18 @@ def test_every_folder_says_what_it_holds() -> None:
             assert ast.get_docstring(tree(path)), path
 
 
+FILE = r"[\w{},./*-]*(?:\.(?:py|js|css|html|txt)|/)"
+"""A file or a folder at the beginning of a line in a list of files."""
+
+
+def test_no_docstring_of_a_folder_lists_its_files() -> None:
+    """A list becomes wrong without a notice. Each file says at its top what is in the file."""
+    for path in FILES:
+        if path.name == "__init__.py":
+            listed = re.findall(rf"^ *{FILE}(?:,? |$)", ast.get_docstring(tree(path)) or "", re.MULTILINE)
+            assert not listed, f"{path} lists {listed}"
+
+
 def test_indexes_name_every_page() -> None:
     for index in (ROOT / "docs").rglob("README.md"):
         pages = [*index.parent.glob("*.md"), *index.parent.glob("guides/*.md")]

@@ -11,7 +11,7 @@ import bisect
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ The whole pages are in the prefix cache, so all sequences begin to decode togeth
 DEEP_ROWS, MIN_CONTEXT = 8, 160
 # Generated tokens of a measured sequence, and repetitions of a measurement.
 DECODED, ROUNDS = 32, 5
+QUIET_SHARE = 0.8  # processor share below which a machine is busy
 # Minimum seconds of a step without its attention.
 MIN_STEP = 1e-6
 # Seconds of one noise value, and of all noise values.
@@ -46,6 +47,25 @@ NOISE_SECONDS, NOISE_TOTAL = 0.05, 6.0
 MEMORY_SHARE, INT8_SHARE = 0.75, 0.6
 """Fractions of the memory and int8 roofs that estimates assume. Measured models reach about these fractions."""
 Progress = Callable[[int, int, str], object]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How certain measured step times are.
+
+    Attributes:
+        spread: half the range of the times of the rounds, relative to their median; the median of all kinds of steps.
+        processor_share: processor time of the threads during steps, divided by the time of the steps and the number of
+            threads. Threads compute or poll during steps, so the share is near 1 unless other programs run.
+    """
+
+    spread: float
+    processor_share: float
+
+    @property
+    def busy(self) -> bool:
+        """True if other programs had much of the processors' time."""
+        return self.processor_share < QUIET_SHARE
 
 
 @dataclass(frozen=True)
@@ -65,6 +85,7 @@ class StepCosts:
         hop: seconds that a step takes for messages between stages.
         noise: slowdowns relative to the median time, ``NOISE_SECONDS`` apart. They represent other work on the machine.
             They matter because the scheduler's estimate of a step's time follows the slowest steps.
+        measurement: how certain the times are; None: they are estimated.
     """
 
     rows: Mapping[int, float]
@@ -78,6 +99,7 @@ class StepCosts:
     server_row: float = 0.0
     hop: float = 0.0
     noise: tuple[float, ...] = (1.0,)
+    measurement: Measurement | None = None
     _lines: dict[str, tuple[list[int], list[float]]] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
@@ -230,7 +252,9 @@ def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None)
             progress(number * len(work) + at, total, f"{n} {what}")
             measured[what, n].append(measure())
     progress(total - 1, total, "noise of step times")
+    began, spent = time.perf_counter(), time.process_time()
     noise = _noise(llm, prompts[min(3, len(prompts) - 1)])
+    share = (time.process_time() - spent) / (time.perf_counter() - began) / llm.runner.threads
     times: dict[str, dict[int, float]] = {}
     for (what, n), seconds in measured.items():
         times.setdefault(what, {})[n] = statistics.median(seconds)
@@ -246,7 +270,13 @@ def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None)
         row_attention,
         prompt_attention,
         noise=noise,
+        measurement=Measurement(statistics.median(map(_spread, measured.values())), min(share, 1.0)),
     )
+
+
+def _spread(seconds: Sequence[float]) -> float:
+    """Half the range of some times, relative to their median."""
+    return (max(seconds) - min(seconds)) / (2 * float(statistics.median(seconds)))
 
 
 def _decode_seconds(llm: LLM, count: int, depth: int) -> float:

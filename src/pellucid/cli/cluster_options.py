@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -118,6 +120,7 @@ class Replicas:
         Raises:
             InvalidRequest: a package that clusters need is not installed, or the cluster does not exist.
         """
+        _outlive_hangups()
         with _installed():
             from pellucid.cluster.ingress import serve_cluster
         replicas = {name: self._settings(source, options) for name, (source, options) in models.items()}
@@ -164,6 +167,16 @@ class Replicas:
                 f"--stages {self.stages}: a model in stages cannot have a draft model: remove --draft or --stages"
             )
         return ReplicaSettings(source, options, self.cpus, self.minimum, self.maximum, self.stages)
+
+
+def _outlive_hangups() -> None:
+    """Keep SIGHUP from ending this process until the server handles it. Imports and Ray take seconds."""
+    if not hasattr(signal, "SIGHUP"):
+        return
+    line = b"SIGHUP: the replicas are starting and are not replaced; send it again when one is up\n"
+    with suppress(ValueError):  # only the main thread may set handlers
+        # A function, because child processes would inherit an ignored signal.
+        signal.signal(signal.SIGHUP, lambda *_: os.write(2, line))
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from pellucid.cli import common
 from pellucid.cli.loading import SHARED
 from pellucid.cli.planning import (
+    certainty,
     machines_of,
     model_size,
-    on_paper,
     refuse_unused_pin,
     step_costs,
     this_machine_once,
@@ -27,6 +27,7 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
     from pellucid.capacity.layouts import layouts, recommended
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import one_line
+    from pellucid.measure.paper import on_paper
 
     if measured and on_paper(model):
         raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: remove --measured")
@@ -54,7 +55,7 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
         )
         return
     if possible:
-        _show(size, possible, measured)
+        _show(size, possible, certainty(costs[0]) if measured else "")
     if best is None:
         largest = max(machines.kinds, key=lambda kind: kind.memory * kind.count)
         raise InvalidRequest(
@@ -67,7 +68,8 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
         print(f"  {_command(model, layout, loading.threads)}{_options(loading)}")
 
 
-def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
+def _show(size: ModelSize, possible: list[Layout], measured: str) -> None:
+    """Print the layouts. ``measured`` is a sentence about measured step times; "": times are assumed."""
     from rich.filesize import decimal
 
     from pellucid.capacity.layouts import BATCH
@@ -101,7 +103,7 @@ def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
     common.show(table)
     rates = {f"{one_line(layout.machine.name)}: {layout.machine.speed}" for layout in possible}
     basis = (
-        "Step times are measured on this machine, and scaled by these rates."
+        f"Step times are measured on this machine, and scaled by these rates. {measured}"
         if measured
         else f"Step times are assumed: a step reaches {MEMORY_SHARE:.0%} of the memory's rate and {INT8_SHARE:.0%} of "
         "the integer units' rate. --measured measures step times on this machine instead."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pellucid.capacity.machines import Machine, Machines
     from pellucid.capacity.step_costs import StepCosts
     from pellucid.load_options import LoadOptions
+    from pellucid.model.spec import ModelSpec
 
 MachinesFile = Annotated[
     str | None,
@@ -30,14 +32,6 @@ MachinesFile = Annotated[
 HERE = "here"
 
 
-def on_paper(model: str) -> bool:
-    """True if a name is a shape on paper, and neither a model of the catalogue nor an existing path."""
-    from pellucid.measure.paper import paper_shapes
-    from pellucid.weights.catalogue import find
-
-    return model in paper_shapes() and find(model) is None and not Path(model).exists()
-
-
 def model_size(model: str, loading: LoadOptions) -> ModelSize:
     """Sizes of a model. No weights are loaded.
 
@@ -45,32 +39,40 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
         InvalidRequest: the model is not a language model, or the context is out of range.
     """
     from pellucid.capacity.layouts import ModelSize
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import shown
     from pellucid.loading import open_model, step_limits
-    from pellucid.measure.paper import paper_model
+    from pellucid.measure.paper import on_paper, paper_model
     from pellucid.weights.checkpoint import stored_bytes
 
     if on_paper(model):
         shape = paper_model(model, loading.activation_bits, loading.kv_cache)
-        spec = shape.spec
+        spec = _simulated(shape.spec, shape.name)
         context = loading.context_of(spec.context, spec.max_context)
-        return ModelSize(model, spec, shape.plan, step_limits(spec, context), shape.file_bytes[shape.form])
+        return ModelSize(
+            shape.name, spec, shape.plan, step_limits(spec, context), shape.file_bytes[shape.form]
+        )
     with common.progress() as bars:
         opened = open_model(model, loading, progress=bars)
     try:
         context = opened.inputs.context
-        spec = structs.replace(opened.model.spec, context=context)
-        if not spec.generates:
-            raise InvalidRequest(f"{shown(spec.name)} generates no text: name a language model")
-        if spec.encoder:
-            raise InvalidRequest(
-                f"{shown(spec.name)} is an encoder-decoder, whose steps are not simulated: name a decoder"
-            )
+        spec = _simulated(structs.replace(opened.model.spec, context=context), opened.model.spec.name)
         limits = step_limits(spec, context)
         return ModelSize(spec.name, spec, opened.plan(loading), limits, stored_bytes(opened.checkpoint))
     finally:
         opened.checkpoint.close()
+
+
+def _simulated(spec: ModelSpec, name: str) -> ModelSpec:
+    """``spec``, if its steps can be simulated. Raises InvalidRequest otherwise."""
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import shown
+
+    if not spec.generates:
+        raise InvalidRequest(f"{shown(name)} generates no text: name a language model")
+    if spec.encoder:
+        raise InvalidRequest(
+            f"{shown(name)} is an encoder-decoder, whose steps are not simulated: name a decoder"
+        )
+    return spec
 
 
 def refuse_unused_pin(loading: LoadOptions) -> None:
@@ -86,6 +88,14 @@ def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:
     from pellucid.capacity.machines import Machines, read_machines
 
     return Machines((here(),)) if file in (None, HERE) else read_machines(Path(str(file)), here)
+
+
+def certainty(costs: StepCosts) -> str:
+    """A sentence about the certainty of step times."""
+    if (measurement := costs.measurement) is None:
+        return "Step times are assumed, not measured: the numbers are a first estimate."
+    busy = " of a busy machine" if measurement.busy else ""
+    return f"Step times{busy} differ by ±{measurement.spread:.0%} between rounds of the measurement."
 
 
 def this_machine_once(threads: int | None) -> Callable[[], Machine]:
@@ -113,6 +123,12 @@ def step_costs(
     if not measured:
         return [size.work.estimated(kind) for kind in machines.kinds]
     own = _measured(model, here(), loading, served)
+    if own.measurement and own.measurement.busy:
+        print(
+            f"this machine is busy: steps got {own.measurement.processor_share:.0%} of the processors' time, so the "
+            "measured times are too long: measure again when no other program runs",
+            file=sys.stderr,
+        )
     return [own.on(kind.rates, here().rates, size.work) for kind in machines.kinds]
 
 

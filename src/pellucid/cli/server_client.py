@@ -29,9 +29,10 @@ def ask(url: str, key: str | None, path: str, body: Mapping[str, Any] | None = N
 
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import shown
+    from pellucid.measure.server_load import key_headers
 
     key, url = key or os.environ.get("PELLUCID_KEY"), url.rstrip("/")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = key_headers(key)
     try:
         with httpx.Client(headers=headers, timeout=TIMEOUT) as http:
             answer = http.get(url + path) if body is None else http.post(url + path, json=body)

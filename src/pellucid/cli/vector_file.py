@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pellucid.cli.output_file import OutputFile
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line, reason, shown
-from pellucid.util.paths import move, staged
+from pellucid.util.paths import move, output_lock, staged
 from pellucid.util.text_file import TextFile, parquet
 
 ROWS = 1024
@@ -49,6 +49,14 @@ class VectorFile:
         self._part = target.with_name(f"{target.name}.part")
         self._manifest = target.with_name(f"{target.name}.part.json")
         self.done = 0
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other runs from writing this output until the end.
+
+        Raises:
+            InvalidRequest: another run writes it.
+        """
+        return output_lock("out", self._output.target)
 
     @contextmanager
     def opened(self, run: Mapping[str, Any], texts: int, width: int) -> Iterator[None]:
@@ -116,25 +124,31 @@ class VectorFile:
         """The number of vectors of the interrupted run; 0 if there is none.
 
         Raises:
-            InvalidRequest: the run was another one.
+            InvalidRequest: the run was another one, or its files are damaged.
         """
         if not (self._manifest.exists() and self._part.exists()):
             return 0
         try:
             stored = json.loads(self._manifest.read_text("utf-8"))
             run, done = dict(stored["run"]), int(stored["done"])
+            if not run:
+                raise ValueError
         except (ValueError, TypeError, KeyError, RecursionError):
-            run, done = {}, -1
-        header = len(_header(self._texts, self._width))
-        if not 0 <= done <= self._texts or self._part.stat().st_size < header + done * 4 * self._width:
-            run = {}
+            raise self._unusable("is damaged") from None
         changed = [name for name, value in self._run.items() if run.get(name, "") not in (value, False)]
         if changed:
-            raise InvalidRequest(
-                f"{shown(self._manifest.name)}: is of an interrupted run with another {' and another '.join(changed)}: "
-                "delete it to begin again, or name another --out"
+            raise self._unusable(f"is of an interrupted run with another {' and another '.join(changed)}")
+        needed = len(_header(self._texts, self._width)) + done * 4 * self._width
+        if not 0 <= done <= self._texts or self._part.stat().st_size < needed:
+            raise self._unusable(
+                f"says that {done:,} of {self._texts:,} vectors are done, and {shown(self._part.name)} has fewer"
             )
         return done
+
+    def _unusable(self, problem: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"{shown(self._manifest.name)}: {problem}: delete it to begin again, or name another --out"
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

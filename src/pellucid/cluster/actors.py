@@ -30,6 +30,8 @@ from pellucid.runtime.memory import share_heaps
 
 # A replica ends after this number of seconds without a message from a server.
 ORPHANED = 600.0
+RECONNECTS = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Environment variable with the seconds that Ray's processes wait for Ray's head to come back. Ray's default is 60."""
 # Seconds between two attempts to reach the stages.
 AGAIN = 1.0
 
@@ -154,7 +156,10 @@ class ReplicaActor:
                 self._replica = Replica(llm, self._secret, self._name, self._recover_stages)
                 self._address = await self._replica.listen(_node_address())
                 self._serving = asyncio.ensure_future(self._serve(self._replica))
-        return self._address, self._secret.text, f"{socket.gethostname()}, process {os.getpid()}"
+        where = f"{socket.gethostname()}, process {os.getpid()}"
+        if RECONNECTS not in os.environ:  # the environment of Ray on this machine
+            where += f"; Ray there ends 60 s after its head: export {RECONNECTS}=3600 before ray start"
+        return self._address, self._secret.text, where
 
     async def waited_for(self) -> None:
         """Note that a server is alive and waits for this replica to listen."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,9 +16,10 @@ from msgspec import structs
 
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.ray_head import connect
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.supervisor import Supervisor, connect
+from pellucid.cluster.supervisor import Supervisor
 from pellucid.loading import OpenModel, open_model
 from pellucid.plan.pipeline_stages import cut
 
@@ -53,9 +54,16 @@ def opened(settings: ReplicaSettings) -> OpenModel:
 
 
 async def supervised(
-    found: OpenModel, settings: ReplicaSettings, secret: ClusterSecret, queue: int, seconds: float = math.inf
+    found: OpenModel,
+    settings: ReplicaSettings,
+    secret: ClusterSecret,
+    queue: int,
+    seconds: float = math.inf,
+    begun: Callable[[Supervisor], object] = lambda supervisor: None,
 ) -> ClusterModel:
     """Start the replicas of a model, and return the model once the first replica is up.
+
+    Calls ``begun`` before the replicas start.
 
     Raises:
         QueueFull: no replica is up within ``seconds``.
@@ -64,6 +72,7 @@ async def supervised(
     # All replicas and this process need the same context, whatever memory is free on their machines.
     load = structs.replace(settings.load, context=found.inputs.context)
     supervisor = Supervisor(Fleet(secret, queue), replace(settings, load=load), secret)
+    begun(supervisor)
     try:
         await supervisor.start()
         await supervisor.ready(seconds)

@@ -17,7 +17,7 @@ import ray
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.cluster.supervisor import connect
+from pellucid.cluster.ray_head import connect
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.load_options import LoadOptions
 from pellucid.loading import load_model, open_model

@@ -8,12 +8,16 @@ import os
 import signal
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
+
+import ray
 
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.cluster_model import ClusterModel, opened, supervised
+from pellucid.cluster.core_sharing import CoreSharing, warn_about_cores
+from pellucid.cluster.ray_head import connect
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.supervisor import connect
 from pellucid.receipts.signature import Signer
 from pellucid.runtime.memory import share_heaps
 from pellucid.serve.app import create_app
@@ -51,11 +55,13 @@ def serve_cluster(
     share_heaps()
     listening, names, spans = listen(settings), list(models), request_spans(os.environ)
     connect(address)
+    warn_about_cores(models, ray.cluster_resources())  # type: ignore[no-untyped-call]
 
     def load(name: str) -> Coroutine[Any, Any, ClusterModel]:
-        # The server loads the first model at its start, without a time limit. A request loads any other model.
-        seconds = math.inf if name == names[0] else PATIENCE
-        return named(supervised(opened(models[name]), models[name], secret, queue, seconds))
+        # The server loads the first model at its start, without a time limit. Requests load models later.
+        seconds = math.inf if name == pool.needed else PATIENCE
+        begun = partial(sharing.supervisors.__setitem__, name)
+        return named(supervised(opened(models[name]), models[name], secret, queue, seconds, begun))
 
     async def named(starting: Coroutine[Any, Any, ClusterModel]) -> ClusterModel:
         model = await starting
@@ -64,6 +70,7 @@ def serve_cluster(
 
     pool = ModelPool(names, load, UNLIMITED, any_name=settings.any_model, local=False)
     pool.needed = names[0]
+    sharing = CoreSharing(pool)
     replacing = set[asyncio.Task[None]]()
 
     async def replace(names: Sequence[str]) -> None:
@@ -82,8 +89,14 @@ def serve_cluster(
             # Not every event loop and not every thread can handle signals.
             with suppress(NotImplementedError, RuntimeError):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked_to_replace)
-        async with pool.use(names[0]):
-            pass
+        # Another model may later take the cores of the first model, which then loads again at its next request.
+        shares = asyncio.ensure_future(sharing.run())
+        try:
+            async with pool.use(names[0]):
+                pool.needed = None
+            await shares
+        finally:
+            shares.cancel()
 
     app = create_app(pool, rules, settings.read_timeout, spans)
     run_app(app, names, listening, settings, begin=begin)

@@ -11,27 +11,22 @@ import asyncio
 import contextlib
 import hashlib
 import math
-import socket
-import sys
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.ray_head import NAMESPACE, REACHES, ask_head
 from pellucid.cluster.refusals import say
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.stage_connection import StageLost
-from pellucid.errors import InvalidRequest, PellucidError, QueueFull
+from pellucid.errors import PellucidError, QueueFull
 
-T = TypeVar("T")
-NAMESPACE = "pellucid"
 SCALES = 2.0  # seconds between two checks of the number of replicas
 BUSY, IDLE = 0.75, 0.25
 """Load: the number of requests, divided by the number of sequences that the replicas can run at a time.
@@ -41,8 +36,8 @@ A replica is added if the load is above BUSY, and removed if it is below IDLE.
 QUIET = 60.0  # seconds of low load before a replica is removed
 DRAINS = 30.0  # seconds until the running requests of a removed replica move to another replica
 REPORTS = 5.0  # seconds between two log lines about replicas that wait for a machine
+DISMISSES = 15.0  # seconds for the end of a replica that this server does not need
 LEAVES = 0.3  # seconds for the delivery of the ``leave`` message before connections close
-REACHES = 5.0  # timeout in seconds for joining the cluster, and for calls to its head when the server ends
 TURN = 0.05  # seconds between two polls
 RESTARTS = 1.0  # seconds from the loss of a replica to the next attempt to reach it
 WAITS = 60.0  # seconds between two calls that tell a loading replica that a server waits for it
@@ -69,13 +64,64 @@ class Supervisor:
     async def start(self) -> None:
         """Start the minimum number of replicas. Replicas of an earlier ingress are used first."""
         names = [name for name in await ask_head(ray.util.list_named_actors) if name.startswith(self._prefix)]
-        for name in sorted(names)[: self.settings.most]:
+        for name in sorted(names):
             self._add(name)
+        surplus = sorted(names)[self.settings.most :]
+        self._tasks += [asyncio.ensure_future(self._dismiss(name)) for name in surplus]
         for _ in range(self.settings.least - len(self._replicas)):
             self._add()
         self._tasks.append(asyncio.ensure_future(self._report_placed()))
-        if self.settings.most > self.settings.least:
-            self._tasks.append(asyncio.ensure_future(self._scale()))
+        self._tasks.append(asyncio.ensure_future(self._scale()))
+
+    @property
+    def cores(self) -> int:
+        """Number of cores of a replica."""
+        return self.settings.cpus * self.settings.stages
+
+    @property
+    def lacks(self) -> bool:
+        """True if there are fewer replicas than the minimum, because they gave their cores to another model."""
+        return not self._closed and len(self._replicas) < self.settings.least
+
+    @property
+    def waits(self) -> bool:
+        """True if a replica waits for a machine, and requests need it: no other replica is placed, or all are busy."""
+        placed = all(replica.placed for replica in self._replicas.values())
+        return not self._closed and not placed and (self.starves or self._busy > BUSY)
+
+    @property
+    def starves(self) -> bool:
+        """True if no replica is placed on a machine."""
+        return not any(replica.placed for replica in self._replicas.values())
+
+    @property
+    def idle(self) -> list[str]:
+        """Names of the replicas that run no request."""
+        idle = {link.address for link in self.fleet.links if link.up and not link.load.running}
+        return [name for name, replica in self._replicas.items() if replica.address in idle]
+
+    @property
+    def _busy(self) -> float:
+        """The load (``BUSY``)."""
+        slots = sum(link.slots for link in self.fleet.links if link.up)
+        return (self.fleet.running + self.fleet.waiting) / max(slots, 1)
+
+    async def give_back(self) -> bool:
+        """End an idle replica, so that another model gets its cores. Returns False if only one is up, or none is idle.
+
+        Replicas that wait for a machine end too, because Ray would give them the cores.
+        """
+        idle = self.idle
+        if self.fleet.waiting or not idle or sum(link.up for link in self.fleet.links) < 2:
+            return False
+        for name in [name for name, replica in self._replicas.items() if not replica.placed]:
+            await self._remove(name)
+        await self._remove(idle[-1])
+        return True
+
+    def restore(self) -> None:
+        """Start a replica again after ``give_back``."""
+        self._add()
 
     async def ready(self, seconds: float = math.inf) -> None:
         """Wait until a replica is up.
@@ -225,12 +271,30 @@ class Supervisor:
             await asyncio.gather(replica.task, return_exceptions=True)
         await _kill(replica.actor)
 
+    async def _dismiss(self, name: str) -> None:
+        """Leave a replica of an earlier server that this server does not need. It ends, unless a server uses it.
+
+        The earlier server counts as alive for some seconds after its last message.
+        """
+        replica, end = self._replicas.pop(name), time.monotonic() + DISMISSES
+        try:
+            while time.monotonic() < end:
+                for link in self.fleet.links:
+                    if link.address == replica.address:
+                        link.draining = True
+                        if link.up and not link.load.running:
+                            link.send("leave")
+                await asyncio.sleep(LEAVES)
+            await self.fleet.remove(replica.address, planned=True)
+        finally:
+            if replica.task:
+                replica.task.cancel()
+
     async def _scale(self) -> None:
         """Add a replica when the load is high. Remove a replica when the load has been low for ``QUIET`` seconds."""
         while True:
             await asyncio.sleep(SCALES)
-            slots = sum(link.slots for link in self.fleet.links if link.up)
-            busy = (self.fleet.running + self.fleet.waiting) / max(slots, 1)
+            busy = self._busy
             total = len(self._replicas)
             self._quiet = self._quiet + SCALES if busy < IDLE else 0.0
             starting = any(not replica.address for replica in self._replicas.values())
@@ -270,32 +334,6 @@ async def _kill(actor: Any) -> None:
             await asyncio.wait_for(ask_head(lambda: ray.kill(actor)), REACHES)
 
 
-async def ask_head(call: Callable[[], T]) -> T:
-    """Call Ray's head in a new thread, and return the result. While the head is down, only this thread blocks.
-
-    A thread pool would fill with blocked threads, and would delay the end of the server.
-
-    Raises: any error of ``call``.
-    """
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def end(setter: Callable[[Any], None], value: Any) -> None:
-        if not result.done():
-            setter(value)
-
-    def run() -> None:
-        try:
-            outcome = result.set_result, call()
-        except Exception as error:
-            outcome = result.set_exception, error  # type: ignore[assignment]
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(end, *outcome)
-
-    threading.Thread(target=run, name="pellucid-ray", daemon=True).start()
-    return await result
-
-
 @dataclass(eq=False)
 class _Supervised:
     """A supervised replica. ``placed`` is True once Ray has placed it on a machine. ``task`` supervises the replica.
@@ -308,31 +346,3 @@ class _Supervised:
     placed: bool = False
     address: str = ""
     task: asyncio.Task[None] | None = None
-
-
-def connect(address: str) -> None:
-    """Join the Ray cluster at an address. "auto" joins this machine's cluster, or starts a local cluster if none runs.
-
-    Raises:
-        InvalidRequest: there is no cluster at the address, or this system cannot be part of one.
-    """
-    if sys.platform == "win32":
-        raise InvalidRequest(
-            "a cluster needs Linux or macOS: Ray joins no machines on Windows; leave out --cluster"
-        )
-    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if address == "auto":
-            try:
-                ray.init(address="auto", **options)
-            except ConnectionError:
-                ray.init(include_dashboard=False, **options)
-        else:
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), REACHES).close()  # Ray itself retries for a minute
-            ray.init(address=address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise InvalidRequest(
-            f"cluster={address!r}: no Ray cluster can be joined at this address: {first}"
-        ) from None

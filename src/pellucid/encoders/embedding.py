@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from pellucid.encoders.model import EncoderModel
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.errors import InvalidRequest
+from pellucid.model.config import MAX_DIMENSION
 from pellucid.trace.edits import Edit
+from pellucid.util.checks import whole
 
 
 def embed(
@@ -19,25 +21,30 @@ def embed(
     dimensions: int | None = None,
     edits: Sequence[Edit] | None = None,
 ) -> NDArray[np.float32]:
-    """The sentence vectors (B, N) of token ids, cut to ``dimensions`` components if given.
+    """The sentence vectors (B, N) of token ids, cut to ``dimensions`` components, by default as the file states.
 
     Raises:
         InvalidRequest: the model does not state that its vectors can be cut to this length.
     """
     width = vector_width(model, dimensions)
-    rows = model.encode([EncoderInput(ids) for ids in encoded], edits)
-    return shortened(np.concatenate(rows), width)
+    vectors = np.concatenate(model.encode([EncoderInput(ids) for ids in encoded], edits))
+    if width == model.spec.truncate_dim:  # as sentence-transformers, which does not scale them again
+        return np.ascontiguousarray(vectors[:, :width])
+    return shortened(vectors, width)
 
 
 def vector_width(model: EncoderModel, dimensions: int | None) -> int:
-    """Length of the vectors that are cut to ``dimensions`` components (None: not cut).
+    """Length of the vectors that are cut to ``dimensions`` components (None: the length that the file states).
 
     Raises:
         InvalidRequest: the model does not state that its vectors can be cut to this length.
     """
     spec, lengths = model.spec, model.spec.matryoshka
-    if dimensions in (None, spec.output_width):
-        return spec.output_width
+    if dimensions is None:
+        return spec.truncate_dim or spec.output_width
+    dimensions = whole("dimensions", dimensions, 1, MAX_DIMENSION)
+    if dimensions == spec.output_width:
+        return dimensions
     if lengths is None:
         raise InvalidRequest(
             f"dimensions={dimensions}: the vectors have {spec.output_width} components, and the model states no "
@@ -65,10 +72,15 @@ def unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 def sparse(
     model: EncoderModel, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
 ) -> list[dict[int, float]]:
-    """The sparse vector of each text: the weights above 0 by token id, in the order of the ids."""
-    found = []
+    """The sparse vector of each text: the weights above 0 by token id, in the order of the ids.
+
+    If the file states a maximum number of weights, the largest weights are kept.
+    """
+    found, most = [], model.spec.max_active
     for rows in model.encode([EncoderInput(ids) for ids in encoded], edits):
         (ids,) = rows[0].nonzero()
+        if 0 < most < len(ids):
+            ids = np.sort(ids[np.argsort(-rows[0, ids], kind="stable")[:most]])
         found.append({int(token): float(rows[0, token]) for token in ids})
     return found
 

@@ -30,9 +30,10 @@ DOCUMENT_PROMPTS = ("document", "passage", "corpus", "retrieval.passage")
 def pair_inputs(
     inputs: Inputs, query: str, documents: Sequence[str], instruction: str = "", truncate: bool = False
 ) -> list[EncoderInput]:
-    """The token ids of the query with each document: in the model's prompt, or as a pair of texts without a prompt.
+    """The token ids of the query with each document: in the model's prompt, or as a pair of texts without a template.
 
-    ``instruction`` is a text or the name of a prompt ("": the model's default instruction). With ``truncate``, the end
+    ``instruction`` is a text or the name of a prompt ("": the model's default instruction). In a pair of texts it is
+    put before the query. With ``truncate``, the end
     of a document that is too long is left out.
 
     Raises:
@@ -42,9 +43,9 @@ def pair_inputs(
     """
     encode = _encoder(inputs, query, instruction)
     if encode is None:
-        if instruction:
+        if instruction and not inputs.spec.prompts:
             raise _takes_none(inputs, instruction)
-        return inputs.pairs([(query, document) for document in documents], truncate)
+        return inputs.pairs([(query, document) for document in documents], truncate, instruction)
     for text in (query, *documents):
         checks.text("text", text)
     shorten = _shortened if truncate else lambda inputs, encode, document: encode(document)
@@ -70,7 +71,7 @@ def _encoder(inputs: Inputs, query: str, instruction: str) -> Callable[[str], li
         template = template if stated else LINE.sub("", template)
         texts = {"query": query, "instruction": stated}
         return lambda document: tokenizer.encode_filled(template, {**texts, "document": document})
-    if spec.labels is not None and spec.labels.relevant is not None:
+    if tokenizer.chat_template and spec.labels is not None and spec.labels.relevant is not None:
         raise InvalidRequest(
             f'{shown(spec.name)} needs a chat template with the roles "query" and "document", which its files lack: '
             "load it with chat_template"

@@ -1,14 +1,14 @@
 """Documents in the order of their relevance to a query.
 
 A cross-encoder reads query and document together (Nogueira and Cho 2019); a reranker made of a language model reads
-them in its own prompt. A sentence encoder compares their vectors, with its prompts for queries and documents. A model
-with a vector for each token adds, for each token of the query, the best product with a token of the document
-(Khattab and Zaharia 2020, ColBERT).
+them in its own prompt. A sentence encoder compares their vectors, with its prompts for queries and documents, by the
+similarity that its file states. A model with a vector for each token adds, for each token of the query, the best
+product with a token of the document (Khattab and Zaharia 2020, ColBERT).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -22,9 +22,11 @@ from pellucid.encoders.model import EncoderModel
 from pellucid.encoders.pair_prompts import pair_inputs, retrieval_prompts
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
-from pellucid.model.outputs import Task
+from pellucid.model.outputs import Similarity, Task
 from pellucid.trace.edits import Edit
+from pellucid.util import checks
 
+MOST = 1 << 31
 PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")
 """Tasks whose models compare two texts."""
 
@@ -40,7 +42,7 @@ class RankedDocument(Struct, frozen=True):
 def rerank(
     model: EncoderModel,
     query: str,
-    documents: Sequence[str],
+    documents: Iterable[str],
     *,
     instruction: str = "",
     top: int | None = None,
@@ -52,9 +54,16 @@ def rerank(
     ``instruction`` says what makes a document relevant ("": the model's default).
 
     Raises:
-        InvalidRequest: the model takes no instruction, or classifies texts by labels that are no relevance.
+        InvalidRequest: ``documents`` is not a list of texts, ``top`` is below 1, the model takes no instruction, or it
+            classifies texts by labels that are no relevance.
         ContextOverflow: a text is longer than the context and ``truncate`` is off.
     """
+    documents = checks.strings("documents", documents)
+    checks.text("query", query)
+    checks.string("instruction", instruction)
+    truncate = checks.boolean("truncate", truncate)
+    if top is not None:
+        top = checks.whole("top", top, 1, MOST)
     scores, _ = pair_scores(model, [(query, one) for one in documents], truncate, edits, instruction)
     order = sorted(range(len(documents)), key=lambda index: -scores[index])
     return [RankedDocument(index, scores[index], documents[index]) for index in order[:top]]
@@ -123,7 +132,7 @@ def _similarities(
     task = model.spec.task
     if task == "embed":
         vectors = embed(model, encoded, edits=edits)
-        return cosines(vectors[list(asked)], vectors[count:])
+        return similarity_of_rows(vectors[list(asked)], vectors[count:], model.spec.similarity)
     if task == "sparse":
         weights = sparse(model, encoded, edits)
         pairs = [(weights[i], other) for i, other in zip(asked, weights[count:])]
@@ -134,10 +143,20 @@ def _similarities(
     ]
 
 
-def cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
-    """The cosine of each row of ``first`` (B, N) with the row of ``second`` (B, N)."""
+def similarity_of_rows(
+    first: NDArray[np.float32], second: NDArray[np.float32], kind: Similarity = "cosine"
+) -> list[float]:
+    """The similarity of each row of ``first`` (B, N) to the row of ``second`` (B, N)."""
     # In row-major order, because the order of a sum's terms, and so its rounding, depends on the layout.
     left, right = first.astype(np.float64, order="C"), second.astype(np.float64, order="C")
-    lengths = np.sqrt((left * left).sum(1)) * np.sqrt((right * right).sum(1))
     # Sums of rows, not matrix products, whose rounding depends on the number of rows.
-    return [float(one) for one in (left * right).sum(1) / np.maximum(lengths, 1e-30)]
+    if kind == "manhattan":
+        found = -np.abs(left - right).sum(1)
+    elif kind == "euclidean":
+        found = -np.sqrt(((left - right) ** 2).sum(1))
+    else:
+        found = (left * right).sum(1)
+    if kind == "cosine":
+        lengths = np.sqrt((left * left).sum(1)) * np.sqrt((right * right).sum(1))
+        found = found / np.maximum(lengths, 1e-30)
+    return [float(one) for one in found]

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pellucid.engine.traced_program import BoundProgram, TracedProgram
+from pellucid.engine.traced_program import BeginStep, BoundProgram, TracedProgram
 from pellucid.plan.bind import places
 from pellucid.plan.passes import optimize
 from pellucid.plan.pipeline_stages import Border, block_parts
@@ -80,7 +80,7 @@ class BlockPrograms:
         self,
         chunks: Sequence[Chunk],
         first: int,
-        run: Callable[[Program], None],
+        begin: BeginStep,
         arrays: dict[str, NDArray[Any]],
         cache: KVCache,
         output: Callable[[BoundProgram], NDArray[np.float32]],
@@ -88,8 +88,13 @@ class BlockPrograms:
     ) -> tuple[NDArray[np.float32], dict[int, Borders]]:
         """Run the parts from ``first`` on, with the edits of the probes of the chunks.
 
-        ``output`` allocates the output rows for a program. Returns them, and the received rows of the parts ``keep``.
+        ``begin`` begins a part: always on all threads, because the parts of a step run on the same threads. ``output``
+        allocates the output rows for a program. Returns them, and the received rows of the parts ``keep``.
         """
+
+        def run(program: Program) -> None:
+            begin(len(program.records)).run(program, last=True)
+
         kept, rows = dict[int, Borders](), sum(len(chunk.tokens) for chunk in chunks)
         if first and self._before:
             run(self._before)
@@ -100,7 +105,7 @@ class BlockPrograms:
             bound = traced[0].bound if traced else self._programs[number]
             out = output(bound) if number == len(self.parts) - 1 else np.empty((0, 0), np.float32)
             if traced:
-                traced[0].run(traced[1], run, arrays, cache)
+                traced[0].run(traced[1], begin, arrays, cache)
             else:
                 run(bound.program)
         return out, kept

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
@@ -23,6 +23,9 @@ PROBED = 8
 # Margin, because a cut inside a word adds tokens. The beginning has PROBED * context + SLACK characters; the text is
 # too long if they make more than 2 * context + SLACK tokens.
 SLACK = 1024
+
+Texts: TypeAlias = str | Iterable[str]
+TextsOrPairs: TypeAlias = str | Iterable[str | tuple[str, str]]
 
 
 class TaskWords(NamedTuple):
@@ -83,7 +86,7 @@ class EncoderInputs(Struct, frozen=True):
                 f"{asked.example}{f', or {load_as}{tasks[0]}' if by_task else ''}"
             )
 
-    def sentences(self, texts: Sequence[str], truncate: bool = False, prompt: str = "") -> list[list[int]]:
+    def sentences(self, texts: Texts, truncate: bool = False, prompt: str = "") -> list[list[int]]:
         """The token ids of each text, for an encoder. ``prompt`` is put before each text (``prompt_of``).
 
         Raises:
@@ -91,20 +94,17 @@ class EncoderInputs(Struct, frozen=True):
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self._refuse_language_model()
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
-            raise InvalidRequest("embed takes a list of at least one text")
-        before = self.prompt_of(prompt)
-        return [self._sentence(text, truncate, before) for text in texts]
+        truncate, before = checks.boolean("truncate", truncate), self.prompt_of(prompt)
+        return [self._sentence(text, truncate, before) for text in checks.one_or_more("texts", texts)]
 
-    def texts(self, texts: Sequence[str | tuple[str, str]], truncate: bool = False) -> list[EncoderInput]:
+    def texts(self, texts: TextsOrPairs, truncate: bool = False) -> list[EncoderInput]:
         """The token ids and types of texts and of pairs of texts. Errors as ``sentences`` and ``pairs``."""
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
-            raise InvalidRequest("classify takes a list of at least one text, or pair of texts")
+        truncate, before = checks.boolean("truncate", truncate), self.prompt_of("")
         return [
-            EncoderInput(self._sentence(text, truncate))
+            EncoderInput(self._sentence(text, truncate, before))
             if isinstance(text, str)
             else self.pairs([text], truncate)[0]
-            for text in texts
+            for text in checks.one_or_more("texts", texts, "texts, or pairs of texts")
         ]
 
     def document(self, text: str, truncate: bool = False) -> list[int]:
@@ -132,6 +132,7 @@ class EncoderInputs(Struct, frozen=True):
             InvalidRequest: a word without a space is no name of a prompt, or the prompt belongs to an adapter and the
                 model is loaded without this adapter.
         """
+        checks.string("prompt", prompt)
         if prompt in self.spec.adapters and prompt != self.spec.adapter:
             own = f"the adapter {shown(self.spec.adapter)}" if self.spec.adapter else "no adapter"
             raise InvalidRequest(
@@ -165,10 +166,13 @@ class EncoderInputs(Struct, frozen=True):
         if self.spec.generates:
             self.check_task("embed")
 
-    def pairs(self, pairs: Sequence[tuple[str, str]], truncate: bool = False) -> list[EncoderInput]:
+    def pairs(
+        self, pairs: Sequence[tuple[str, str]], truncate: bool = False, prompt: str = ""
+    ) -> list[EncoderInput]:
         """The token ids and types of pairs of texts.
 
-        With ``truncate``, the longer text of a pair is cut first.
+        With ``truncate``, the longer text of a pair is cut first. ``prompt`` is put before the first text
+        (``prompt_of``). Types are None if the tokenizer gives the model none.
 
         Raises:
             InvalidRequest: an element is not a pair of texts.
@@ -176,12 +180,17 @@ class EncoderInputs(Struct, frozen=True):
         """
         for pair in pairs:
             self._check_pair(pair, truncate)
+        before = self.prompt_of(prompt)
+        pairs = [(before + first, second) for first, second in pairs]
         cut = Truncation(self.context, side=self.cut) if truncate else None
         encoded = self.tokenizer.encode_pairs(pairs, parse_special=True, truncation=cut, threads=1)
         for ids, _ in encoded:
             if len(ids) > self.context:
                 raise self._too_long(f"{len(ids):,} tokens")
-        return [EncoderInput(self._in_vocabulary("text", ids), types) for ids, types in encoded]
+        return [EncoderInput(self._in_vocabulary("text", ids), self._types(types)) for ids, types in encoded]
+
+    def _types(self, types: list[int]) -> list[int] | None:
+        return types if self.tokenizer.gives_types else None
 
     def _check_pair(self, pair: tuple[str, str], truncate: bool) -> None:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
@@ -211,7 +220,7 @@ class EncoderInputs(Struct, frozen=True):
         cut = Truncation(self.context, stride=stride, strategy="only_second")
         encoding = self.tokenizer.encode_pair(question, text, truncation=cut)
         return [
-            (EncoderInput(self._in_vocabulary("text", window.ids), window.type_ids), window)
+            (EncoderInput(self._in_vocabulary("text", window.ids), self._types(window.type_ids)), window)
             for window in encoding.windows
         ]
 

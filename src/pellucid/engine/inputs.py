@@ -184,6 +184,10 @@ class Inputs(EncoderInputs, frozen=True):
         if isinstance(prompt, str):
             checks.text("text", prompt)
             ids = self.tokenizer.encode(prompt)
+        elif several(prompt) is not None:
+            raise InvalidRequest(
+                f"prompt={brief(prompt)}: several prompts where one is taken: give one of them, or use generate"
+            )
         elif not _is_list(prompt):
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, chat messages or token ids")
         elif len(prompt) and is_message(prompt[0]):

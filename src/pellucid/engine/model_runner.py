@@ -224,16 +224,16 @@ class ModelRunner:
         out = self._fresh_output(bound, rows)
         for chunk in chunks:
             self.cache.kv.begin(chunk.table)
-        run = partial(self.executor.run, step=self._step.record, small=tokens if tokens <= SMALL else 0)
+        begin = partial(self.executor.step_in_parts, step=self._step.record, small=tokens * (tokens <= SMALL))
         if self.stage:  # after all other preparation, because ``received`` may wait for the previous stage
             for border, values in zip(self.stage.receives, received, strict=True):
                 # In a step with one row each thread may read its own copy of the row.
                 copies = self.threads if tokens == 1 else tokens
                 rows_of_border(border, copies, self._arrays.by_name)[:] = values
         if watched:
-            watched.run(chunks, run, self._arrays.by_name, self.cache.kv)
+            watched.run(chunks, begin, self._arrays.by_name, self.cache.kv)
         else:
-            run(bound.program)
+            begin(len(bound.program.records)).run(bound.program, last=True)
         if send and self.stage:  # before the cache advances, because the next stage waits for these rows
             send([rows_of_border(border, tokens, self._arrays.by_name) for border in self.stage.sends])
         for chunk in chunks:
@@ -281,9 +281,9 @@ class ModelRunner:
                 parts.received(first, self.threads if tokens == 1 else tokens, arrays), received
             ):
                 rows[:] = own
-            run = partial(self.executor.run, step=self._step.record)
+            begin = partial(self.executor.step_in_parts, step=self._step.record)
             output = partial(self._fresh_output, rows=outputs)
-            out, kept = parts.run(chunks, first, run, arrays, self.cache.kv, output, keep)
+            out, kept = parts.run(chunks, first, begin, arrays, self.cache.kv, output, keep)
             for chunk in chunks:
                 self.cache.kv.advance(chunk.table, len(chunk.tokens))
         return out[:outputs, : self.width], kept

@@ -25,13 +25,15 @@ from pellucid.plan.points import RowKind
 from pellucid.plan.traced_plan import Site, Watch, traced_plan
 from pellucid.runtime.batch import Chunk, EditEntry
 from pellucid.runtime.cache import KVCache
-from pellucid.runtime.executor import Program
+from pellucid.runtime.executor import Program, StepInParts
 from pellucid.runtime.memory import address
 
 KEPT = 16
 """Maximum number of cached programs, one for each set of watches. The least recently used program is evicted."""
 
-RunProgram = Callable[[Program], None]
+
+BeginStep = Callable[[int], StepInParts]
+"""Begins a step of a number of records."""
 
 
 class BoundProgram(NamedTuple):
@@ -92,11 +94,11 @@ class TracedProgram:
                 yield _TapGroup(rows, records, np.cumsum([0, *widths])[:-1], sum(widths))
 
     def run(
-        self, chunks: Sequence[Chunk], run: RunProgram, arrays: dict[str, NDArray[Any]], cache: KVCache
+        self, chunks: Sequence[Chunk], begin: BeginStep, arrays: dict[str, NDArray[Any]], cache: KVCache
     ) -> None:
         """Run a step with the probes' edits, and pass the recorded values to the probes.
 
-        ``arrays`` are the buffers by name.
+        ``begin`` begins the step. ``arrays`` are the buffers by name.
         """
         keep: list[Any] = []
         parts = list(self._parts(chunks))
@@ -109,6 +111,7 @@ class TracedProgram:
             *(pause for step in steps for pause in step.pauses()),
         ]
         records, done = self.bound.program.records, 0
+        run = begin(len(records)).run
         for pause in sorted(pauses, key=lambda pause: pause.record):
             run(Program(records[done : pause.record], ()))
             done = pause.record
@@ -116,7 +119,7 @@ class TracedProgram:
                 pause.patterns.pause(pause.number)
             else:
                 self._pause(pause.site, pause.parts, arrays, keep)
-        run(Program(records[done:], ()))
+        run(Program(records[done:], ()), last=True)
         for own, groups in zip(parts, blocks):
             _hand_out(own, groups)
         for step in steps:

@@ -2,6 +2,7 @@
 
     PellucidError                     base of all; the command line prints it in one line and exits with 2
     ├── InvalidRequest (ValueError)   a parameter or prompt is out of range: names value, limit, remedy
+    │   ├── BodyTooLong               the body of an HTTP request is above the limit
     │   ├── ContextOverflow           the prompt is longer than the model's context
     │   ├── NothingLeft               the steps of the chain forbid every token: names the last step
     │   └── UnsupportedTask           the model cannot do this: names what it lacks, and a model that can
@@ -41,6 +42,10 @@ class PellucidError(Exception):
 
 class InvalidRequest(PellucidError, ValueError):
     """A parameter or a prompt is out of range. The message names the value, the limit and the remedy."""
+
+
+class BodyTooLong(InvalidRequest):
+    """The body of an HTTP request is longer than the limit."""
 
 
 class ContextOverflow(InvalidRequest):

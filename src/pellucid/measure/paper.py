@@ -1,11 +1,13 @@
 """Models on paper: the plan and the size of a model whose shape is known, without its weights.
 
-The shapes are in ``paper.json``: a family, its dimensions (``pellucid.testing``), and the publication as the source.
+The shapes are in ``paper.json``: a family, its dimensions (``pellucid.testing``), and the publication as the source. A
+``config.json`` describes a shape too.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import pipeline
+from pellucid.errors import FileFormatError
+from pellucid.errors.messages import reason, shown
 from pellucid.measure.cost import Cost, Rates, attention_costs, kv_bytes, state_bytes
-from pellucid.model.shapes import Shape, expected_shapes
+from pellucid.model.read import planned_from_config
+from pellucid.model.shapes import ENCODER, Shape, expected_shapes
 from pellucid.model.spec import Mixture, ModelSpec
+from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.testing import planned_model
+from pellucid.testing.random_model import WithoutData
+from pellucid.weights.catalogue import find
 from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.registry import lookup
+from pellucid.weights.safetensors import INDEX_NAME, weight_files
 
 FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")
 """The formats of the listed sizes."""
@@ -114,21 +123,48 @@ def paper_shapes() -> Mapping[str, Mapping[str, Any]]:
     return shapes
 
 
+def config_of(model: str) -> Path | None:
+    """The ``config.json`` that a path names, alone or in a folder without weights; None for other models."""
+    path = Path(os.path.expanduser(model))
+    if os.path.isdir(path):  # unlike ``Path.is_dir``, False for a name that is too long
+        path = path / "config.json"
+        if weight_files(path.parent) or any(path.parent.glob("*.gguf")):
+            return None
+    return path if path.suffix == ".json" and path.name != INDEX_NAME and os.path.isfile(path) else None
+
+
+def on_paper(model: str) -> bool:
+    """True if a model has no weights: a ``config.json``, or a name of ``paper_shapes`` that nothing else has."""
+    if config_of(model) is not None:
+        return True
+    return model in paper_shapes() and find(model) is None and not os.path.exists(model)
+
+
 def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None) -> PaperModel:
-    """A model of ``paper_shapes``."""
-    entry = paper_shapes()[name]
-    model = planned_model(
-        entry["family"],
-        tied=entry.get("tied", True),
-        metadata=entry.get("metadata"),
-        shape=entry["shape"],
-    )
+    """A model of ``paper_shapes``, or of a ``config.json``.
+
+    Raises:
+        FileFormatError: the file is not a JSON object, or its values contradict each other.
+        UnsupportedModel: the architecture of the file is not implemented.
+    """
+    entry: Mapping[str, Any] = {}
+    if file := config_of(name):
+        model, name, source = _configured(file), shown(file.absolute().parent.name), file.name
+    else:
+        entry = paper_shapes()[name]
+        source = entry["source"]
+        model = planned_model(
+            entry["family"],
+            tied=entry.get("tied", True),
+            metadata=entry.get("metadata"),
+            shape=entry["shape"],
+        )
     shapes, form = expected_shapes(model.spec), entry.get("form", DEFAULT_FORMAT)
     layouts = {slot: _format(slot, shape, form).packed for slot, shape in shapes.items() if len(shape) > 1}
     plan = pipeline.build_plan(model.spec, layouts, activation_bits, kv_dtype)
     return PaperModel(
         name,
-        entry["source"],
+        source,
         form,
         model.spec,
         plan,
@@ -138,6 +174,17 @@ def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None
             name: sum(_bytes(slot, shape, name) for slot, shape in shapes.items()) for name in FORMATS
         },
     )
+
+
+def _configured(file: Path) -> Model:
+    """The model that a ``config.json`` describes."""
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileFormatError(file, "file", f"cannot be read: {reason(error)}") from error
+    if not isinstance(values, dict):
+        raise FileFormatError(file, "file", "must be a JSON object, as transformers writes it")
+    return planned_from_config(WithoutData("safetensors", file, values))
 
 
 def _format(slot: str, shape: Shape, form: str) -> Format:
@@ -162,6 +209,8 @@ def _active(spec: ModelSpec, slot: str, shape: Shape) -> int:
     tied = spec.head is not None and spec.head.tied
     if slot == "per_layer.embed.weight" or (slot == "embed.weight" and spec.head and not tied):
         return shape[-1]
+    if spec.encoder and slot.startswith(ENCODER):
+        spec = spec.encoder
     _, _, after = slot.partition("blocks.")
     kind = spec.blocks[int(after.split(".")[0])].feedforward if after else None
     if isinstance(kind, Mixture) and ".experts." in slot:

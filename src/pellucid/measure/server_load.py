@@ -23,7 +23,7 @@ import httpx
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
-from pellucid.util.checks import real, whole
+from pellucid.util.checks import real, secret_value, whole
 
 WORDS = (
     *("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child"),
@@ -183,9 +183,7 @@ async def _measure(
 ) -> dict[str, Any]:
     samples, bodies = list[Sample](), load.bodies()
     # Ask for uncompressed responses, because the raw parts of a response are parsed.
-    headers = {"Accept-Encoding": "identity"}
-    if load.key:
-        headers["Authorization"] = f"Bearer {load.key}"
+    headers = {b"Accept-Encoding": b"identity", **key_headers(load.key)}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
     async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers) as http:
         start = time.perf_counter()
@@ -286,13 +284,20 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{percent}": ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in PERCENTILES}
 
 
+def key_headers(key: str | None) -> dict[bytes, bytes]:
+    """Headers of a request with an API key. Raises InvalidRequest for a key that no header can carry."""
+    if not key:
+        return {}
+    return {b"Authorization": b"Bearer " + secret_value("the key", key).encode(errors="surrogateescape")}
+
+
 def models_of(url: str, key: str | None) -> list[str]:
     """The models of a server.
 
     Raises:
         InvalidRequest: ``url`` has no server with OpenAI's API.
     """
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = key_headers(key)
     try:
         response = httpx.get(f"{url}/v1/models", headers=headers, timeout=10)
         response.raise_for_status()

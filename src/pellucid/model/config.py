@@ -299,5 +299,5 @@ class Config(Struct, frozen=True):
             UnsupportedModel: the value would change the computation.
         """
         value = self.value(key)
-        if value is not None and not (isinstance(value, (bool, int, str, dict)) and value in harmless):
+        if value is not None and not (isinstance(value, (bool, int, str, dict, list)) and value in harmless):
             raise UnsupportedModel(f"{self.path.name}: {self.name(key)} = {brief(value)} is not supported")

@@ -32,7 +32,7 @@ from pellucid.model.rerankers import (
     prompt_of_classifier,
     published_reranker,
 )
-from pellucid.model.sentence_modules import is_cross_encoder, read_prompts, sentence_modules
+from pellucid.model.sentence_modules import is_cross_encoder, sentence_modules
 from pellucid.model.spec import Block, ModelSpec, ShortConvolution
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
@@ -102,8 +102,7 @@ def _config_outputs(
     if asked in ("", "classify"):
         for module in read_modules(checkpoint.path) or []:
             if module.kind == "LogitScore":
-                own = logit_score(checkpoint, config, model, module.path)
-                return replace(own, prompts=read_prompts(checkpoint))
+                return logit_score(checkpoint, config, model, module.path)
         if asked and stated == "generate":
             return published_reranker(config, model, model_type)
     width, norm = spec.embedding.width, spec.final_norm or spec.blocks[0].norm
@@ -122,14 +121,13 @@ def _config_outputs(
         raise UnsupportedModel(
             f"{checkpoint.path.name}: temperature, a divisor of the scores, is not supported"
         )
-    if parts.pooling and parts.pooling.kind == "last":
+    pools = any(module.kind == "Pooling" for module in read_modules(checkpoint.path) or [])
+    if parts.pooling and parts.pooling.kind == "last" and not pools:
         padding = config.token("pad_token_id", spec.embedding.vocabulary)
         parts = replace(parts, pooling=Pooling("last", padding=padding))
-    prompt = prompt_of_classifier(model_type, parts.labels)
-    if is_cross_encoder(checkpoint):
-        settings = pair_settings(checkpoint)
-        prompt = replace(settings, template=prompt.template) if prompt else settings
-    return replace(parts, pair_prompt=prompt, prompts=read_prompts(checkpoint))
+    own = is_cross_encoder(checkpoint)
+    prompt = pair_settings(checkpoint) if own else prompt_of_classifier(model_type, parts.labels)
+    return replace(parts, pair_prompt=prompt)
 
 
 def _stated_task(checkpoint: Checkpoint, config: Config) -> Task:

@@ -8,8 +8,11 @@ from typing import Literal
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from pellucid.errors import UnsupportedModel
+from pellucid.errors.messages import brief, shown
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
+from pellucid.model.output_heads import CLASS
 from pellucid.model.outputs import Head
 from pellucid.model.positions import Learned, Sinusoidal
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm, Placement
@@ -20,6 +23,24 @@ from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
 
 GENERATION = "generation_config.json"
+GENERATES = "ConditionalGeneration"
+"""The ending of the classes that generate text."""
+
+
+def refuse_heads(config: Config) -> None:
+    """Refuse the classes of encoder-decoders with a head for another task than generation.
+
+    Raises:
+        UnsupportedModel: the class in ``architectures`` has such a head.
+    """
+    listed = config.value("architectures")
+    for name in listed if isinstance(listed, list) else ():
+        found = CLASS.fullmatch(str(name))
+        if found and found[1] != GENERATES:
+            raise UnsupportedModel(
+                f"{config.path.name}: architectures is {brief(name)}: a head for {shown(found[1])} is not supported in "
+                f"an encoder-decoder (known: {GENERATES})"
+            )
 
 
 def first_tokens(
@@ -114,6 +135,7 @@ class StandardEncoderDecoder(Struct, frozen=True):
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""
         config.flag("is_encoder_decoder", True)
+        refuse_heads(config)
         config.refuse("share_encoder_decoder_embeddings", True)
         vocabulary, positions = config.count("vocab_size"), config.count("max_position_embeddings")
         config.check_count("decoder_vocab_size", vocabulary, "because encoder and decoder share a vocabulary")

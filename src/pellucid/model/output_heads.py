@@ -23,6 +23,8 @@ from pellucid.model.outputs import (
     PairPrompt,
     Pooling,
     PoolingKind,
+    Scale,
+    Similarity,
     Task,
     UnitLength,
 )
@@ -58,6 +60,9 @@ class OutputParts(Struct, frozen=True):
     matryoshka: tuple[int, ...] | None = None
     prompts: tuple[tuple[str, str], ...] = ()
     pair_prompt: PairPrompt | None = None
+    truncate_dim: int = 0
+    similarity: Similarity = "cosine"
+    max_active: int = 0
 
     def of(self, spec: ModelSpec) -> ModelSpec:
         """The spec with these outputs."""
@@ -71,6 +76,9 @@ class OutputParts(Struct, frozen=True):
             matryoshka=self.matryoshka,
             prompts=self.prompts,
             pair_prompt=self.pair_prompt,
+            truncate_dim=self.truncate_dim,
+            similarity=self.similarity,
+            max_active=self.max_active,
         )
 
 
@@ -202,12 +210,12 @@ def read_labels(config: Config, task: Task) -> Labels | None:
     if task not in ("classify", "tag"):
         return None
     names = _names(config)
-    kinds: Mapping[str, Literal["softmax", "sigmoid", "none"]] = {
+    kinds: Mapping[str, Scale] = {
         "single_label_classification": "softmax",
         "multi_label_classification": "sigmoid",
         "regression": "none",
     }
-    usual: Literal["softmax", "sigmoid"] = "sigmoid" if len(names) == 1 and task == "classify" else "softmax"
+    usual: Scale = "sigmoid" if len(names) == 1 and task == "classify" else "softmax"
     scale = config.choice("problem_type", kinds) if config.has("problem_type") else usual
     return Labels(tuple(names), scale)
 

@@ -26,6 +26,9 @@ Task = Literal["generate", "embed", "sparse", "tokens", "classify", "tag", "answ
 - "decide": a score for each option of each question
 """
 OutputActivation = Literal["", "tanh", "gelu", "gelu_tanh", "relu", "silu"]
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+"""The similarity of two sentence vectors: their cosine, their product, or their distance times -1."""
+Scale = Literal["softmax", "sigmoid", "none"]
 PoolingKind = Literal["mean", "cls", "last", "max", "weighted", "mean_sqrt"]
 
 
@@ -86,11 +89,12 @@ class Labels(Struct, frozen=True):
     - "sigmoid": an independent probability for each label
     - "none": the logits are the scores (a regression)
 
-    ``relevant`` is the number of the label "relevant" of a reranker with several labels, such as "yes" and "no".
+    ``relevant`` is the number of the label "relevant" of a reranker with several labels, such as "yes" and "no". With
+    the scale "none", the score of a reranker's two words is the difference of their logits.
     """
 
     names: tuple[str, ...]
-    scale: Literal["softmax", "sigmoid", "none"] = "softmax"
+    scale: Scale = "softmax"
     relevant: int | None = None
 
     @property

@@ -77,11 +77,24 @@ def _check_quantization(config: Config) -> None:
         config.refuse("quantization_config", {})
 
 
-def _read(
-    checkpoint: Checkpoint, config: Config, change: Callable[[Model], Model] = lambda model: model
-) -> Model:
-    gguf = checkpoint.kind == "gguf"
-    architecture = config.text("general.architecture" if gguf else "model_type")
+def planned_from_config(checkpoint: Checkpoint) -> Model:
+    """The model that a ``config.json`` describes, of a checkpoint without tensors.
+
+    Parts that only tensors show, such as a head beside a sentence encoder, are absent.
+
+    Raises: as ``read_model``.
+    """
+    config = Config(checkpoint.metadata, checkpoint.path)
+    if isinstance(checkpoint.metadata.get(TABLE), Mapping):
+        text = TextPart(checkpoint)
+        config, checkpoint = text.config(config), text
+    architecture, family = _architecture(checkpoint, config)
+    return family.readers(checkpoint.kind)[architecture](checkpoint, config)
+
+
+def _architecture(checkpoint: Checkpoint, config: Config) -> tuple[str, Family]:
+    """The architecture that a file states, and its family."""
+    architecture = config.text("general.architecture" if checkpoint.kind == "gguf" else "model_type")
     family = family_of(architecture, checkpoint.kind)
     if family is None:
         families = architectures(checkpoint.kind)
@@ -92,6 +105,14 @@ def _read(
             f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
             f"(known for {checkpoint.kind}: {', '.join(sorted(families))}); the nearest is {nearest[0]}"
         )
+    return architecture, family
+
+
+def _read(
+    checkpoint: Checkpoint, config: Config, change: Callable[[Model], Model] = lambda model: model
+) -> Model:
+    gguf = checkpoint.kind == "gguf"
+    architecture, family = _architecture(checkpoint, config)
     _check_quantization(config)
     model = change(family.readers(checkpoint.kind)[architecture](checkpoint, config))
     if model.spec.generates and not model.spec.encoder:
@@ -107,7 +128,7 @@ def _read(
             f"{checkpoint.path.name}: adapter={brief(config.adapter)}: the file has no adapter of this name (known: "
             f"{known}): leave adapter out"
         )
-    if not gguf and not model.spec.generates:
+    if not gguf and model.spec.encodes:
         model = replace(model, spec=_shortened(checkpoint, model.spec))
     _check_layers(checkpoint, model)
     _check_tensors(checkpoint, model)
@@ -119,7 +140,7 @@ def _read(
 
 
 def _shortened(checkpoint: Checkpoint, spec: ModelSpec) -> ModelSpec:
-    """The spec with the maximum tokens of a text that sentence-transformers states as its context."""
+    """The spec with the maximum tokens of a text that the files beside the model state as its context."""
     longest = max_tokens(checkpoint)
     if not 0 < longest < spec.context:
         return spec

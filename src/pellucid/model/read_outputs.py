@@ -10,7 +10,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_head
 from pellucid.model.outputs import OutputActivation, Pooling, PoolingKind, Task, UnitLength
-from pellucid.model.sentence_modules import matryoshka, sentence_modules
+from pellucid.model.sentence_modules import matryoshka, sentence_modules, with_settings
 from pellucid.model.spec import Norm
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -58,5 +58,5 @@ def read_outputs(
         )
     own = read_head(checkpoint, config, found, head, width, norm, activation, prefix)
     if sparse is not None:  # the sparse vector pools the logits of the masked language model
-        return replace(own, task="sparse", pooling=sparse)
-    return own
+        return replace(own, task="sparse", pooling=sparse, max_active=modules.max_active if modules else 0)
+    return with_settings(checkpoint, config, own) if found == "classify" else own

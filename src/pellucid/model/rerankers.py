@@ -18,12 +18,11 @@ from pellucid.errors.messages import shown
 from pellucid.model.config import Config
 from pellucid.model.output_heads import OutputParts
 from pellucid.model.outputs import Dense, Labels, PairPrompt, Pooling
-from pellucid.model.sentence_modules import read_prompts
+from pellucid.model.sentence_modules import read_prompts, transformer_settings, with_settings
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
 
-TRANSFORMER_SETTINGS = "sentence_bert_config.json"
 PLACES = ("{query}", "{document}")
 """The places of a template in GGUF, as llama.cpp fills them."""
 INSTRUCT = re.compile(r"(?<=<Instruct>: )[^\n{}]+(?=\n)")
@@ -126,16 +125,15 @@ def logit_score(checkpoint: Checkpoint, config: Config, model: Model, folder: st
     if ids[0] is None:
         raise own.error("true_token_id", "missing; it must be a token id")
     names = [f"token {token}" for token in ids if token is not None]
-    return word_head(
+    parts = word_head(
         config, model, names, [token for token in ids if token is not None], pair_settings(checkpoint)
     )
+    return with_settings(checkpoint, config, parts)
 
 
 def pair_settings(checkpoint: Checkpoint) -> PairPrompt:
     """The prompt of a cross-encoder of sentence-transformers: its default instruction, for its chat template."""
-    file = checkpoint.path / TRANSFORMER_SETTINGS
-    stated = Config(read_json(file) if file.is_file() else {}, file)
-    options = stated.table("processing_kwargs").table("chat_template")
+    options = transformer_settings(checkpoint).table("processing_kwargs").table("chat_template")
     return PairPrompt(
         instruction=dict(read_prompts(checkpoint)).get("", ""),
         generation_prompt=options.flag("add_generation_prompt", False),

@@ -7,18 +7,31 @@ Source: https://sbert.net/docs/package_reference/sentence_transformer/models.htm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import get_args
 
+import msgspec
+
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_DIMENSION, Config
 from pellucid.model.output_heads import OutputParts
-from pellucid.model.outputs import Dense, OutputActivation, Pooling, PoolingKind, Task, UnitLength
+from pellucid.model.outputs import (
+    Dense,
+    Labels,
+    OutputActivation,
+    Pooling,
+    PoolingKind,
+    Scale,
+    Similarity,
+    UnitLength,
+)
+from pellucid.model.spec import Norm
 from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
-from pellucid.weights.sentence_modules import MODULES, Module, read_modules
+from pellucid.weights.sentence_modules import BODIES, Module, read_modules, unknown_module
 
 FLAGS: Mapping[str, PoolingKind] = {
     "pooling_mode_cls_token": "cls",
@@ -35,6 +48,8 @@ NAMES: Mapping[str, PoolingKind] = {
     "mean_sqrt_len_tokens": "mean_sqrt",
     "weightedmean": "weighted",
 }
+SCALES: Mapping[str, Scale] = {"Sigmoid": "sigmoid", "Softmax": "softmax", "Identity": "none"}
+"""Scales of the scores of a cross-encoder by the names of their classes in torch."""
 ACTIVATIONS: Mapping[str, OutputActivation] = {
     "Identity": "",
     "Tanh": "tanh",
@@ -46,7 +61,15 @@ ACTIVATIONS: Mapping[str, OutputActivation] = {
 POOLING = "1_Pooling"
 """The usual folder of the module Pooling, which a model without ``modules.json`` may have too."""
 SETTINGS = "config_sentence_transformers.json"
-KNOWN = ("Transformer", "Pooling", "Dense", "Normalize", "MLMTransformer", "SpladePooling", "Dropout")
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+TRANSFORMER_SETTINGS = [
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+"""Names of the file with the settings of the module Transformer. The current releases write the first name."""
+SIMILARITIES: Mapping[str, Similarity] = {name: name for name in get_args(Similarity)}
+LAYER_NORM = Norm("layer", 1e-5)
+"""The module LayerNorm."""
 
 
 def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> OutputParts | None:
@@ -64,8 +87,9 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
     if modules is None or _is_classifier(checkpoint, modules):
         return None
     pooling: Pooling | None = None
-    layers: list[Dense | UnitLength] = []
+    layers: list[Dense | Norm | UnitLength] = []
     slots = dict[str, Slot]()
+    scores = 0
     for module in modules:
         kind = module.kind
         own = _config_of(checkpoint, module)
@@ -79,23 +103,51 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
             slots[f"output.{number}.weight"] = Slot(f"{module.path}/linear.weight")
             if dense.bias:
                 slots[f"output.{number}.bias"] = Slot(f"{module.path}/linear.bias")
+            width, scores = dense.width, dense.width if own.value("module_output_name") == "scores" else 0
+        elif kind == "LayerNorm":
+            number = len(layers)
+            layers.append(LAYER_NORM)
+            slots |= {
+                f"output.{number}.{part}": Slot(f"{module.path}/norm.{part}") for part in ("weight", "bias")
+            }
         elif kind == "Normalize":
             layers.append(UnitLength())
-        elif kind not in KNOWN:
-            raise UnsupportedModel(
-                f"{checkpoint.path.name}: {MODULES}: module {brief(kind)} in {brief(module.path)} is not supported, "
-                f"and would change the vectors (known: {', '.join(KNOWN)})"
-            )
-    task: Task = "embed"
+        elif kind == "MultiVectorMask":
+            for key in ("skiplist_words", "keep_only_token_ids"):
+                own.refuse(key, [])
+        elif kind not in BODIES and kind != "Dropout":
+            raise unknown_module(checkpoint.path, module)
+    settings, prompts = settings_of(checkpoint), read_prompts(checkpoint)
+    if scores:
+        labels = Labels(tuple(f"LABEL_{number}" for number in range(scores)), "none")
+        parts = OutputParts("classify", pooling, tuple(layers), slots, labels=labels)
+        return with_settings(checkpoint, config, parts)
+    check_texts(checkpoint)
     if pooling is None:
-        task = "tokens"
-        if not layers or not isinstance(layers[-1], UnitLength):  # PyLate scales to length 1 without a module
+        settings.refuse("truncate_dim")
+        own = transformer_settings(checkpoint)
+        for key in ("query_length", "document_length", "query_expansion"):
+            own.refuse(key)
+        ends = layers and isinstance(layers[-1], UnitLength)
+        if not ends and settings.value("model_type") != "MultiVectorEncoder":  # PyLate has no module for it
             layers.append(UnitLength())
-    elif pooling.of_logits:
-        task = "sparse"
-    prompts = read_prompts(checkpoint)
+        return OutputParts("tokens", None, tuple(layers), slots, prompts=prompts)
+    if pooling.of_logits:
+        active = settings.optional_count("max_active_dims")
+        return OutputParts("sparse", pooling, tuple(layers), slots, prompts=prompts, max_active=active)
+    truncated = settings.optional_count("truncate_dim")
+    truncated, lengths = truncated if truncated < width else 0, matryoshka(config, width)
+    if truncated and lengths != ():
+        lengths = tuple(sorted({truncated, *(lengths or ())}))
     return OutputParts(
-        task, pooling, tuple(layers), slots, matryoshka=matryoshka(config, width), prompts=prompts
+        "embed",
+        pooling,
+        tuple(layers),
+        slots,
+        matryoshka=lengths,
+        prompts=prompts,
+        truncate_dim=truncated,
+        similarity=settings.choice("similarity_fn_name", SIMILARITIES, "cosine"),
     )
 
 
@@ -105,11 +157,69 @@ def _is_classifier(checkpoint: Checkpoint, modules: list[Module]) -> bool:
     return body and is_cross_encoder(checkpoint)
 
 
+def with_settings(checkpoint: Checkpoint, config: Config, parts: OutputParts) -> OutputParts:
+    """The outputs of a classifier with the settings that sentence-transformers saved: prompts and the scores' scale.
+
+    The activation function is in the settings, or in ``config.json`` before version 5.
+
+    Raises:
+        UnsupportedModel: the activation function is not implemented.
+    """
+    labels, key = parts.labels, "activation_fn"
+    places = [(settings_of(checkpoint), key), (config.table("sentence_transformers"), key)]
+    places.append((config, "sbert_ce_default_activation_function"))
+    place, key = next(((one, key) for one, key in places if one.has(key)), (config, ""))
+    if labels is None:
+        return parts
+    if key:
+        path = place.text(key)
+        name = path.rpartition(".")[2]
+        if not path.startswith("torch.") or name not in SCALES:
+            raise UnsupportedModel(
+                f"{place.path}: {place.name(key)} {brief(path)} is not supported (known: {', '.join(SCALES)} of torch)"
+            )
+        of_words = labels.relevant is not None and len(labels.names) == 2
+        scale: Scale = (
+            "softmax" if of_words and name == "Sigmoid" else SCALES[name]
+        )  # of the difference of logits
+        labels = msgspec.structs.replace(labels, scale=scale)
+    return msgspec.structs.replace(parts, labels=labels, prompts=read_prompts(checkpoint))
+
+
+def check_texts(checkpoint: Checkpoint) -> None:
+    """Check that the module Transformer reads texts as they are, and returns the vectors of tokens.
+
+    Raises:
+        UnsupportedModel: it renders texts with the chat template, or returns another output of the model.
+    """
+    config = transformer_settings(checkpoint)
+    modalities = config.table("modality_config")
+    modalities.refuse("message")
+    modalities.table("text").refuse("method", "forward")
+    modalities.table("text").refuse("method_output_name", "last_hidden_state", "logits")
+
+
+def transformer_settings(checkpoint: Checkpoint) -> Config:
+    """The settings of the module Transformer; empty if there are none."""
+    paths = [checkpoint.path / name for name in TRANSFORMER_SETTINGS]
+    path = next((path for path in paths if path.is_file()), None)
+    return Config({} if path is None else read_json(path), path or paths[0])
+
+
 def max_tokens(checkpoint: Checkpoint) -> int:
-    """The maximum tokens of a text that sentence-transformers states; 0: it states none."""
-    path = checkpoint.path / "sentence_bert_config.json"
-    stated = Config(read_json(path), path) if path.is_file() else None
-    return 0 if stated is None else int(stated.count("max_seq_length", 0))
+    """The maximum tokens of a text that the files beside an encoder state; 0: they state none.
+
+    sentence-transformers writes the limit of the tokenizer since version 6, as transformers does.
+    """
+    own, path = transformer_settings(checkpoint), checkpoint.path / TOKENIZER_SETTINGS
+    tokenizer = Config(read_json(path) if path.is_file() else {}, path)
+    places = [(own.table("processing_kwargs").table("text"), "max_length")]
+    places += [(own.table(name), "model_max_length") for name in ("processor_kwargs", "tokenizer_args")]
+    places += [(own, "max_seq_length"), (tokenizer, "model_max_length")]
+    for place, key in places:
+        if place.has(key):
+            return int(min(place.number(key, high=math.inf), MAX_DIMENSION))
+    return 0
 
 
 def matryoshka(config: Config, width: int) -> tuple[int, ...] | None:
@@ -153,9 +263,12 @@ def _config_of(checkpoint: Checkpoint, module: Module) -> Config:
 
 def _pooling(config: Config) -> Pooling:
     config.refuse("include_prompt", True)
-    if config.has("pooling_mode"):
-        return Pooling(config.choice("pooling_mode", NAMES))
-    stated = [kind for key, kind in FLAGS.items() if config.flag(key, False)]
+    if config.is_list("pooling_mode"):
+        stated = config.choices("pooling_mode", NAMES, len(config.value("pooling_mode"))) or []
+    elif config.has("pooling_mode"):
+        stated = [config.choice("pooling_mode", NAMES)]
+    else:
+        stated = [kind for key, kind in FLAGS.items() if config.flag(key, False)]
     if len(stated) > 1:
         raise UnsupportedModel(
             f"{config.path}: pooling {' and '.join(stated)} together is not supported: the vectors would be joined"

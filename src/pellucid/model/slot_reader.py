@@ -148,7 +148,26 @@ class _SlotPart(Struct, frozen=True, dict=True):
         return prod(self.shape[:-1])
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out`` with the bytes of the part from ``start`` on."""
+        """Fill ``out`` with the bytes of the part from ``start`` on.
+
+        Raises:
+            FileFormatError: a weight is NaN or infinite. Its effect on the text may be small, so nobody may notice it.
+        """
+        self._fill(start, out)
+        size = self.form.block_bytes
+        skipped = -start % size  # bytes of a block that begins before ``start``
+        blocks = out[skipped : skipped + (len(out) - skipped) // size * size].reshape(-1, size)
+        if (damaged := self.form.damaged(blocks)) is not None:
+            row = (start + skipped + damaged * size) // self.row_bytes
+            raise FileFormatError(
+                self.tensor.path,
+                self.tensor.name,
+                f"row {row} of {self.rows} has a weight that is NaN or infinite: the file is damaged; fetch it again",
+                self.tensor.offset,
+            )
+
+    def _fill(self, start: int, out: NDArray[np.uint8]) -> None:
+        """As ``read``, without the check."""
         if self.source.loaded_as or self.source.adapter:
             compute = self._converted if self.source.loaded_as else self._adapted
             rows = compute(start // self.row_bytes, -(-(start + len(out)) // self.row_bytes))

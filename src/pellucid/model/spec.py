@@ -24,6 +24,7 @@ from pellucid.model.outputs import (
     OutputActivation,
     PairPrompt,
     Pooling,
+    Similarity,
     Task,
     UnitLength,
 )
@@ -417,6 +418,8 @@ class ModelSpec(Struct, frozen=True):
     before a text for this purpose, such as "query"; the name "" is the prompt without a purpose. ``pair_prompt`` is the
     prompt of a reranker for a query and a document (None: they are a pair of texts). ``adapters`` are the names of the
     adapters in the file, and ``adapter`` is the name of the adapter that is merged into the weights ("": none).
+    Vectors are cut to their first ``truncate_dim`` components, and sparse vectors to their ``max_active`` largest
+    weights (0: not cut). ``similarity`` compares two sentence vectors.
 
     In an encoder-decoder, ``encoder`` is the spec of the encoder, and the other fields describe the decoder. The first
     tokens of the decoder are ``start``. The ``context`` limits the tokens of the source and, separately, the tokens of
@@ -447,6 +450,9 @@ class ModelSpec(Struct, frozen=True):
     positions: int = 0
     """The maximum context of the body, if the file states a shorter context for texts; 0: it states none."""
     pair_prompt: PairPrompt | None = None
+    truncate_dim: int = 0
+    similarity: Similarity = "cosine"
+    max_active: int = 0
     encoder: ModelSpec | None = None
     start: tuple[int, ...] = ()
 

@@ -83,16 +83,17 @@ class Executor:
         self._finalizer = weakref.finalize(self, self._team.stop)
 
     def run(self, program: Program, step: NDArray[np.int64], *, small: int = 0) -> None:
-        """Run one step: every record of the program. Releases the GIL.
+        """Run one step: every record of the program. Releases the GIL. ``small``: as in ``step_in_parts``."""
+        self.step_in_parts(len(program.records), step, small=small).run(program, last=True)
+
+    def step_in_parts(self, records: int, step: NDArray[np.int64], *, small: int = 0) -> StepInParts:
+        """Begin a step whose ``records`` records run as one program or as several, one after the other.
 
         ``small`` is the number of tokens of a small step, and 0 for other steps. All threads run the other steps. The
         threads of a small step wait for each other every few microseconds, so more threads are not always faster. The
-        thread tuner chooses the number of threads for the size and the program of the step.
+        thread tuner chooses the number of threads for the size of the step and the number of its records.
         """
-        if self.forked:
-            raise InvalidRequest(FORKED)
-        with self._lock:
-            self._run(program, step, small)
+        return StepInParts(self, self.tuner(records, small) if small else None, step)
 
     def run_apart(self, records: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
         """Run a program and a step on each of some threads, which do not wait for each other. Releases the GIL.
@@ -113,20 +114,25 @@ class Executor:
                 self._control[loop.APART // 8] = 0
             self._raise_of_status()
 
-    def tuner(self, program: Program, small: int) -> ThreadTuner:
-        """The thread tuner for steps of ``small`` tokens and programs with as many records as ``program``."""
-        return self._tuners[small, len(program.records)]
+    def tuner(self, records: int, small: int) -> ThreadTuner:
+        """The thread tuner for steps of ``small`` tokens and ``records`` records."""
+        return self._tuners[small, records]
 
-    def _run(self, program: Program, step: NDArray[np.int64], small: int) -> None:
-        tuner = self.tuner(program, small) if small else None
-        control, threads = self._control, tuner.threads if tuner else self.threads
-        self._steps, start = self._steps + 1, time.perf_counter()
-        epoch = self._steps << loop.ACTIVE_BITS | threads
-        self._team.announce(address(program.records), len(program.records), address(step), epoch)
-        self._lead(self._address, threads, self._steps, 0)
-        if tuner:
-            tuner.record(int(control[loop.WAITS // 8]), time.perf_counter() - start)
-        self._raise_of_status()
+    def run_on(self, threads: int, program: Program, step: NDArray[np.int64]) -> tuple[int, float]:
+        """Run every record of the program on the first ``threads`` threads. Releases the GIL.
+
+        Returns how many times the threads yielded or slept, and the seconds.
+        """
+        if self.forked:
+            raise InvalidRequest(FORKED)
+        with self._lock:
+            self._steps, start = self._steps + 1, time.perf_counter()
+            epoch = self._steps << loop.ACTIVE_BITS | threads
+            self._team.announce(address(program.records), len(program.records), address(step), epoch)
+            self._lead(self._address, threads, self._steps, 0)
+            seconds = time.perf_counter() - start
+            self._raise_of_status()
+            return int(self._control[loop.WAITS // 8]), seconds
 
     def _raise_of_status(self) -> None:
         if status := int(self._control[loop.STATUS // 8]):
@@ -146,6 +152,26 @@ class Executor:
     def close(self) -> None:
         """Stop the threads."""
         self._finalizer()
+
+
+class StepInParts:
+    """One step, whose programs all run on the same number of threads.
+
+    With one row, each thread reads the copies that it wrote itself (``plan/passes.py``). So a thread that takes part in
+    one program of a step takes part in all of them.
+    """
+
+    def __init__(self, executor: Executor, tuner: ThreadTuner | None, step: NDArray[np.int64]) -> None:
+        self._executor, self._tuner, self._step = executor, tuner, step
+        self._threads = tuner.threads if tuner else executor.threads
+        self._waits, self._seconds = 0, 0.0
+
+    def run(self, program: Program, *, last: bool = False) -> None:
+        """Run the next program of the step. ``last``: no other program of the step follows."""
+        waits, seconds = self._executor.run_on(self._threads, program, self._step)
+        self._waits, self._seconds = self._waits + waits, self._seconds + seconds
+        if last and self._tuner:
+            self._tuner.record(self._waits, self._seconds)
 
 
 class _Team:

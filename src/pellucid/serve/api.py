@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from pellucid.errors import (
+    BodyTooLong,
     CacheFull,
     DeadlinePassed,
     InvalidRequest,
@@ -41,8 +42,10 @@ from pellucid.util.registry import discover
 T = TypeVar("T")
 Events: TypeAlias = "AsyncGenerator[dict[str, Any], None]"
 MOST_BODY = 16 << 20  # bytes of a request body
+TOO_LONG = f"the body is longer than {MOST_BODY >> 20} MiB: send less"
 STATUS: Sequence[tuple[type[PellucidError], int]] = (
     (UnsupportedTask, 501),
+    (BodyTooLong, 413),
     (InvalidRequest, 400),
     (TemplateError, 400),
     (NotFound, 404),
@@ -166,16 +169,8 @@ class ClientCall:
     def model(self, name: str) -> str:
         """Name of the model that answers a request for the model ``name``.
 
-        The server's first model answers a request without a name. The name is mandatory if the body requires it
-        (OpenAI, Anthropic) and the server does not answer to every name.
-
-        Raises:
-            ModelNotFound: the server does not have this model.
-            InvalidRequest: the name is missing.
+        The server's first model answers a request without a name. Raises ModelNotFound for an unknown name.
         """
-        required = self.body is not None and "model" in self.body.required and not self.models.any_name
-        if required and not name:
-            raise InvalidRequest("model is missing: the request must have it")
         return self.models.known(name or self.models.names[0])
 
     def queried_model(self) -> str:
@@ -200,7 +195,7 @@ class ClientCall:
         async for part in self.request.stream():
             size += len(part)
             if size > MOST_BODY:
-                raise InvalidRequest(f"the body is longer than {MOST_BODY >> 20} MiB: send less")
+                raise BodyTooLong(TOO_LONG)
             parts.append(part)
         body = b"".join(parts)
         identity = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)

@@ -1,8 +1,11 @@
-"""HTTP connections on top of uvicorn's: a limit on their number, and a time limit for a request's headers.
+"""HTTP connections on top of uvicorn's: a limit on their number, a time limit for headers, and strict parsing.
 
 A connection without a complete request is idle, and takes a file descriptor even then. At the limit, a new connection
 replaces the longest idle connection. If no connection is idle, the new connection gets status 503. Clients that connect
 and send little therefore cannot block the server or exhaust its descriptors.
+
+A proxy and a server that disagree about the end of a request let a client hide a second request inside the first
+(request smuggling). The parser here refuses the forms that programs read differently.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import asyncio
 import json
 import logging
 import os
+import re
 import sys
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
 import h11
+from h11._receivebuffer import ReceiveBuffer
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -25,6 +30,8 @@ from pellucid.serve.api import error_form, json_response
 USUAL = 1024  # connections
 SPARE = 64  # file descriptors for models, replicas and threads
 TOGETHER = 1024  # maximum length of the queue of connections that wait to be accepted
+LINES = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
+"""Ends of lines that are not CRLF, and folded lines (RFC 9112, sections 2.2 and 5.2)."""
 LOG = logging.getLogger("pellucid.connections")
 LOG.setLevel(logging.ERROR)  # malformed requests are answered, not logged
 
@@ -74,11 +81,51 @@ class Connections:
             await json_response(body, 503, {"Retry-After": "1", "Connection": "close"})(scope, receive, send)
 
 
+class StrictBuffer(ReceiveBuffer):
+    """Received bytes. h11 also accepts lines of a head or a trailer that end with LF, and folded lines."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        """Extract the lines before an empty line. Called by h11."""
+        before = bytes(self)
+        lines = super().maybe_extract_lines()
+        if lines is not None and LINES.search(before[: len(before) - len(self)]):
+            raise h11.LocalProtocolError("a line does not end with CRLF, or is folded")
+        return lines
+
+    def maybe_extract_next_line(self) -> bytearray | None:
+        """Extract the line with the size of a chunk. Called by h11."""
+        line = super().maybe_extract_next_line()
+        if line is not None and LINES.search(line):
+            raise h11.LocalProtocolError("a line has CR inside")
+        return line
+
+
+class StrictParser(h11.Connection):
+    """The server's side of an HTTP connection.
+
+    h11 prefers Transfer-Encoding to Content-Length, and accepts Transfer-Encoding in HTTP/1.0, where proxies ignore it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER)
+        self._receive_buffer = StrictBuffer()
+
+    def next_event(self) -> Any:
+        """Return the next event. Called by uvicorn."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
+                raise h11.RemoteProtocolError("the length of the body is ambiguous")
+        return event
+
+
 class Connection(H11Protocol):
     """An HTTP connection. Status 408 ends it if a request's headers take longer than ``Connections.seconds``."""
 
     def __init__(self, connections: Connections, **more: Any) -> None:
         super().__init__(**more)
+        self.conn = StrictParser()
         self.logger = LOG
         self._connections = connections
         self._late: asyncio.TimerHandle | None = None
@@ -114,17 +161,20 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse data that is not HTTP. Called by uvicorn."""
-        self.refuse(400, "the request is not valid HTTP/1.1, or its headers are too long: correct it")
+        self.refuse(
+            400,
+            "the request is not valid HTTP/1.1, its length is ambiguous, or its headers are too long: correct it",
+        )
 
     def refuse(self, status: int, message: str) -> None:
         """Send an error, unless a response has begun, and close the connection."""
         self._unlimit()
         if self.transport.is_closing():
             return
-        waiting = self.conn.our_state is h11.SEND_RESPONSE or (
-            self.conn.our_state is h11.IDLE and self.cycle is None
-        )
-        if waiting:
+        # A client of a connection that is merely idle expects no response.
+        if self.conn.our_state is h11.SEND_RESPONSE or (
+            self.conn.our_state is h11.IDLE and (self.cycle is None or self.conn.their_state is h11.ERROR)
+        ):
             self._answer(status, message)
         if self.cycle is not None:
             self.cycle.disconnected = True

@@ -32,6 +32,8 @@ ALIASES: Mapping[str, str] = {
     "guided_grammar": "grammar",
 }
 """Option names of llama.cpp's and vLLM's clients, which every API accepts."""
+ABSENT: Mapping[str, Sequence[Any]] = {"n_predict": (-1,)}
+"""Names of options, with the values that count as an absent field."""
 STRUCTURED: Mapping[str, str] = {
     "json": "json_schema",
     "regex": "regex",
@@ -127,7 +129,7 @@ def checked_options(
     ``renamed`` maps the API's names to Pellucid's. ``defaults`` are used where the request has no value.
 
     Raises:
-        InvalidRequest: a value is wrong, or two names of one option have values.
+        InvalidRequest: a value is wrong, or two names of one option have different values.
     """
     given = dict(given)
     if (bias := given.get("logit_bias")) is not None:
@@ -136,11 +138,16 @@ def checked_options(
     names, known = dict.fromkeys(options, "structured_outputs"), {**ALIASES, **renamed}
     for name, value in given.items():
         option = known.get(name, name)
-        if option in options:
-            raise InvalidRequest(f"{names[option]} and {name} are names of one option: remove one of the two")
         # An error names the field as the client wrote it.
         check = check_of(option) if option != name else None
-        options[option], names[option] = (check(name, value) if check else value), name
+        value = check(name, value) if check else value
+        # Some clients send one value under the names of several servers.
+        if option in options and options[option] != value:
+            raise InvalidRequest(
+                f"{names[option]}={brief(options[option])} and {name}={brief(value)} are names of one option with "
+                "different values: remove one of the two"
+            )
+        options[option], names[option] = value, name
     if "json_schema" in options:
         options["json_schema"] = closed(options["json_schema"])
     return with_recommended(options, defaults)

@@ -25,8 +25,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pellucid.errors import DeadlinePassed, InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import error_form, json_response
+from pellucid.serve.api import MOST_BODY, TOO_LONG, error_form, json_response
 from pellucid.serve.live_requests import Viewer
+from pellucid.util.checks import secret_value
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HOST = re.compile(r"(\[[0-9a-f:.]{2,64}\]|[a-z0-9._-]{1,255})(:[0-9]{1,5})?", re.IGNORECASE)
@@ -65,6 +66,7 @@ class AccessRules:
                     else "is empty"
                 )
                 raise InvalidRequest(f"a key of the server {what}: give another key")
+            secret_value("a key of the server", key)
         for host in self.hosts:
             if not HOST.fullmatch(
                 f"[{host}]" if ":" in host else host
@@ -131,7 +133,11 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
         if scope["type"] == "http":
-            refused = _malformed(scope) or self._refused(scope["path"], Headers(scope=scope))
+            refused = (
+                _malformed(scope)
+                or self._refused(scope["path"], Headers(scope=scope))
+                or _too_long(Headers(scope=scope))
+            )
             if refused is not None:
                 status, message = refused
                 await json_response(error_form(scope["path"])(status, message), status)(scope, receive, send)
@@ -178,6 +184,11 @@ def _malformed(scope: Scope) -> tuple[int, str] | None:
             f"host {brief(', '.join(hosts))} is not valid: send one name or address of the server",
         )
     return None
+
+
+def _too_long(headers: Headers) -> tuple[int, str] | None:
+    """Status and message for a request that declares a body above the limit. The body is received and dropped."""
+    return (413, TOO_LONG) if int(headers.get("content-length", "0")) > MOST_BODY else None
 
 
 class _Body:

@@ -17,12 +17,19 @@ REASONS: Mapping[str, Sequence[str]] = {
     "all requests have the same service tier; `priority` orders them": ("service_tier",),
     "all prompts use the prefix cache": (
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "cache_control",
         "cache_prompt",
         "n_cache_reuse",
     ),
     "no chat template has a variable for it": ("verbosity",),
+    "it could only save time; `prompt_lookup` does": ("prediction",),
+    "all requests run here, at one speed, and nobody is billed": (
+        *("speed", "inference_geo", "billing_policy", "fallback_credit_token"),
+    ),
+    "the server refuses no request for its subject": ("fallbacks",),
+    "answers report the reused tokens of the prefix cache": ("diagnostics",),
     "the schema of an answer is always enforced": (
         "response_format.json_schema.name",
         "response_format.json_schema.description",
@@ -49,7 +56,7 @@ REASONS: Mapping[str, Sequence[str]] = {
     "arguments are always streamed": ("tools[].eager_input_streaming",),
     "the server has its own settings for its machine": (
         *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "numa"),
-        *("low_vram", "vocab_only", "use_mlock", "f16_kv", "logits_all"),
+        *("low_vram", "vocab_only", "use_mlock", "f16_kv", "logits_all", "embedding_only"),
     ),
     "a new line is penalized like other tokens": ("penalize_newline",),
     "`count_tokens`, `input_tokens` and `/apply-template` only build the prompt, and this field is not part of it": (

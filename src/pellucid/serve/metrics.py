@@ -174,6 +174,9 @@ class _Engines(Collector):
             if (states := llm.replica_states()) is not None:
                 yield from _replicas(model, states)
         yield from families.values()
+        if self._models.clustered:
+            up = self._models.degraded is None
+            yield GaugeMetricFamily("pellucid:cluster_head_up", "1 if Ray's head answers, otherwise 0.", up)
 
 
 def _replicas(model: str, states: ReplicaStates) -> Iterator[Metric]:

@@ -15,6 +15,7 @@ STATUSES = {
     "401": "A key is needed.",
     "403": "The host or the origin is not allowed.",
     "404": "The server does not have this model.",
+    "413": "The body is too long.",
     "408": "The request's deadline has passed.",
     "503": "The queue is full, or memory is short: retry after Retry-After seconds.",
 }

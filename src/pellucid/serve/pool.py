@@ -67,6 +67,9 @@ class ModelPool:
         self.created = int(time.time())
         self.needed: str | None = None
         """The server is not ready until this model is loaded and can run. None: no model is needed."""
+        self.clustered = False
+        self.degraded: str | None = None
+        """``degraded`` describes a failure that does not stop requests. None: there is no failure."""
         self._loaded: dict[str, Served] = {}
         self._lock = asyncio.Lock()
         self._limiter: CapacityLimiter | None = None  # created in the event loop
@@ -108,6 +111,27 @@ class ModelPool:
         if self.any_name:
             return self.names[0]
         raise ModelNotFound(f"model={brief(name)}: this server has {', '.join(self.names)}")
+
+    def by_last_use(self, idle: float = 0.0) -> list[str]:
+        """Names of the loaded models, the least recently used first. ``idle`` selects models without requests for
+        this number of seconds.
+        """
+        late = time.monotonic() - idle
+        names = [
+            name for name, one in self._loaded.items() if not idle or (not one.users and one.used < late)
+        ]
+        return sorted(names, key=lambda name: self._loaded[name].used)
+
+    async def unload(self, name: str) -> bool:
+        """Unload a model. Returns False if it is in use or not loaded."""
+        served = self._loaded.get(name)
+        if served is None or served.users:
+            return False
+        del self._loaded[name]
+        if timer := self._unload_timers.pop(name, None):
+            timer.cancel()
+        await run_in_threadpool(served.llm.close)
+        return True
 
     async def pulled(self, name: str, progress: DownloadProgress) -> str:
         """Download a model, serve it, and return its name. One download runs at a time.

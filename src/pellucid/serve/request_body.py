@@ -21,7 +21,7 @@ from msgspec import Meta, Struct, ValidationError
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.generation_options import checked_options
+from pellucid.serve.generation_options import ABSENT, checked_options
 from pellucid.serve.ignored_fields import ignored_schema
 from pellucid.serve.json_schema import (
     Schema,
@@ -104,7 +104,7 @@ class RequestBody(Generic[F]):
         """Generation options of the request, completed by the model file's recommendations or the API's defaults.
 
         Raises:
-            InvalidRequest: a value is wrong, or two names of one option have values.
+            InvalidRequest: a value is wrong, or two names of one option have different values.
         """
         return checked_options(self.given, self.rules.renamed, recommended or self.rules.defaults)
 
@@ -134,9 +134,7 @@ def _has_surrogates(value: Any) -> bool:
 class BodyType(Generic[F]):
     """The bodies of a route. ``required`` are further mandatory fields, which the route itself checks."""
 
-    def __init__(
-        self, struct: type[F], rules: BodyRules | None = None, required: Sequence[str] = ("model",)
-    ) -> None:
+    def __init__(self, struct: type[F], rules: BodyRules | None = None, required: Sequence[str] = ()) -> None:
         self.struct, self.rules, self.required = struct, rules or BodyRules(), required
 
     @cached_property
@@ -153,10 +151,6 @@ class BodyType(Generic[F]):
             described(properties, path, about)
         return {**closed_object(properties), "required": [*own.get("required", ()), *self.required]}
 
-    def with_optional_model(self) -> BodyType[F]:
-        """The same bodies with an optional model name. Without a name, the server's first model answers."""
-        return BodyType(self.struct, self.rules, [name for name in self.required if name != "model"])
-
     def decode(self, body: Any, where: str = "") -> RequestBody[F]:
         """Check a JSON value. ``where`` is the name of the field that holds the body, for errors.
 
@@ -165,10 +159,10 @@ class BodyType(Generic[F]):
         """
         if not isinstance(body, dict):
             raise InvalidRequest(f"the body is {brief(body)}: it must be an object with named fields")
-        rules, own = self.rules, self.struct.__struct_fields__
+        rules, own, absent = self.rules, self.struct.__struct_fields__, {**ABSENT, **self.rules.absent}
         fields, options = dict[str, Any](), dict[str, Any]()
         for name, value in cleaned(self.schema, body).items():
-            if value in rules.absent.get(name, ()):
+            if value in absent.get(name, ()):
                 continue
             if name in own:
                 fields[name] = value

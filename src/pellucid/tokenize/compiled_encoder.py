@@ -188,8 +188,8 @@ class CompiledEncoder:
         """The start and end of each id in characters, (T,) each, the end excluded; None if Python finds other ids.
 
         The offsets follow from the number of bytes of each id, if these numbers are known and add up to the length of
-        the pre-token. If a pre-token has a single id of unknown length, this id covers the whole pre-token. Python
-        finds the spans of all other pre-tokens.
+        the pre-token. If a pre-token has a single id of unknown length, this id covers the whole pre-token, unless
+        the model drops characters. Python finds the spans of all other pre-tokens.
         """
         ids, pieces, firsts = placed.ids, placed.pieces, placed.firsts
         known = pieces[:, 1] < 0  # added tokens; each takes one byte
@@ -198,7 +198,7 @@ class CompiledEncoder:
         owner = np.repeat(np.arange(len(pieces)), counts)
         lengths = np.ones(len(ids), np.int64)
         lengths[~known[owner]] = self._pipeline.lengths[ids[~known[owner]]]
-        alone = (counts[owner] == 1) & (lengths < 0)
+        alone = (counts[owner] == 1) & (lengths < 0) & (not self._encoder.model.drops)
         lengths[alone] = (ends - begins)[owner[alone]]
         sums = np.bincount(owner, lengths, len(pieces))
         uncertain = (np.bincount(owner, lengths < 0, len(pieces)) > 0) | (sums != ends - begins)

@@ -5,7 +5,7 @@ They run the stages in Python at first, and as compiled code once a tokenizer ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ class TextEncoder(Encoder):
 
     def encode_batch(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         add_special: bool = True,
         parse_special: bool = False,
@@ -65,7 +65,8 @@ class TextEncoder(Encoder):
         threads: int | None = None,
     ) -> list[list[int]]:
         """``encode`` each text, on ``threads`` threads (None: one per physical core)."""
-        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
+        texts = checks.strings("texts", texts)
+        compiled = self._compiled_for(sum(map(len, texts)))
         if compiled is None:
             ids = [self._encode_text(text, parse_special) for text in texts]
         else:
@@ -76,7 +77,7 @@ class TextEncoder(Encoder):
 
     def encode_arrays(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         add_special: bool = True,
         parse_special: bool = False,
@@ -90,7 +91,8 @@ class TextEncoder(Encoder):
         """
         import numpy as np
 
-        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
+        texts = checks.strings("texts", texts)
+        compiled = self._compiled_for(sum(map(len, texts)))
         if compiled is None:
             ids = [np.array(self._encode_text(text, parse_special), np.int32) for text in texts]
         else:
@@ -138,7 +140,7 @@ class TextEncoder(Encoder):
 
     def encode_pairs(
         self,
-        pairs: Sequence[Pair],
+        pairs: Iterable[Pair],
         *,
         parse_special: bool = False,
         truncation: Truncation | None = None,
@@ -149,7 +151,8 @@ class TextEncoder(Encoder):
         It is much faster than ``encode_pair``, because it computes no offsets, and a text that occurs in many pairs is
         encoded once. ``threads`` is as in ``encode_batch``.
         """
-        texts = list(dict.fromkeys(text for pair in pairs for text in _pair(pair)))
+        pairs = [_pair(pair) for pair in checks.items("pairs", pairs, "pairs of texts")]
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         ids = dict(
             zip(
                 texts,
@@ -167,7 +170,7 @@ class TextEncoder(Encoder):
 
     def encode_batch_with_offsets(
         self,
-        texts: Sequence[str | Pair],
+        texts: Iterable[str | Pair],
         *,
         add_special: bool = True,
         parse_special: bool = False,
@@ -181,7 +184,7 @@ class TextEncoder(Encoder):
             self.encode_with_offsets(text, **options)
             if isinstance(text, str)
             else self.encode_pair(*_pair(text), **options)
-            for text in texts
+            for text in checks.items("texts", texts, "texts, or pairs of texts")
         ]
         return made if padding is None else padding(made)
 
@@ -265,4 +268,4 @@ def _pair(text: Any) -> Pair:
     """The two texts of a pair. Raises :class:`InvalidRequest` for other values."""
     if not isinstance(text, (tuple, list)) or len(text) != 2:
         raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of texts")
-    return text[0], text[1]
+    return checks.string("text", text[0]), checks.string("text", text[1])

@@ -11,7 +11,7 @@ text that the chat template itself writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,8 @@ class Tokenizer(TextEncoder):
     ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding``: the file's settings, which apply only if the caller
     passes them to an encoding method; ``languages``: the id of each language's token in a translation model, by code;
     ``source_language``: the code whose token is around texts; ``target``: the tokenizer of the text that the model
-    writes, if it differs. All other attributes are stages (``Encoder``).
+    writes, if it differs; ``gives_types``: False if the model reads pairs of texts without the types of their tokens
+    (``model_input_names`` of transformers). All other attributes are stages (``Encoder``).
     """
 
     bos_id: int | None = None
@@ -49,6 +50,7 @@ class Tokenizer(TextEncoder):
     languages: Mapping[str, int] = field(default_factory=dict)
     source_language: str | None = None
     target: Tokenizer | None = None
+    gives_types: bool = True
 
     def __repr__(self) -> str:
         return (
@@ -105,12 +107,12 @@ class Tokenizer(TextEncoder):
         """A new grouper of ids into characters; the ids arrive one at a time."""
         return CharacterGrouper(self.decoder, self.vocab_size)
 
-    def characters(self, ids: Sequence[int]) -> list[CharacterGroup]:
+    def characters(self, ids: Iterable[int]) -> list[CharacterGroup]:
         """The characters of a sequence of ids: groups of ids that share characters, with their text."""
-        return groups(self.grouper(), ids)
+        return groups(self.grouper(), checks.items("ids", ids, "token ids"))
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Return the text of the ids.
+    def decode(self, ids: int | Iterable[int], *, skip_special: bool = True) -> str:
+        """Return the text of the ids, or of one id.
 
         ``skip_special`` leaves out control tokens. Bytes that are not UTF-8 become U+FFFD. Raises
         :class:`InvalidRequest` for an id outside the vocabulary. For byte-level vocabularies without a normalizer,
@@ -118,7 +120,8 @@ class Tokenizer(TextEncoder):
         exact except for U+2581, which these vocabularies use as the space. WordPiece vocabularies lose white space and
         case.
         """
-        return self._pieces[skip_special].text(ids)
+        listed: list[Any] = [ids] if checks.is_whole(ids) else list(checks.items("ids", ids, "token ids"))
+        return self._pieces[skip_special].text(listed)
 
     @cached_property
     def _pieces(self) -> dict[bool, PieceBytes]:

@@ -10,6 +10,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of
 from pellucid.trace.positions import ENDLESS, Positions
 from pellucid.trace.selection import Selection
@@ -102,6 +104,39 @@ class EditReach(Struct, frozen=True):
         return str(edit_error(self.where, reason))
 
 
+def refuse_empty(part: Selection, tokens: int, most: int, source: int | None = None) -> None:
+    """Refuse a recording of positions or keys that a sequence cannot have. Numbers are as in ``EditReach.refuse``.
+
+    Raises:
+        InvalidRequest: a selected position, or range of positions, is not in the sequence.
+    """
+    point = part.point
+    text = f"a {'source' if point.of_source else 'prompt'} of {tokens:,} tokens"
+    if most > tokens:
+        text += f" (read up to position {most - 1:,} with its generated tokens)"
+    cross = point.mask is not None and point.mask.cross
+    of_keys = (f"a source of {source or 0:,} tokens", source or 0) if cross else (text, most)
+    for key, own, (of, count) in (("tokens", part.tokens, (text, most)), ("keys", part.keys, of_keys)):
+        if own is None or point.kind == "output":
+            continue
+        for found in own.ranges:
+            if found.start >= count:
+                raise InvalidRequest(
+                    f"point={brief(part.name)}: {key}={own.text} selects position {found.start:,}, and {of} has no "
+                    f"such position: select positions below {count:,}"
+                )
+
+
+def never_recorded(part: Selection, count: int) -> str:
+    """A sentence about a recording that begins after the ``count`` tokens that were read; "" if it does not."""
+    if part.point.kind == "output" or part.tokens.start < count:
+        return ""
+    return (
+        f"point={brief(part.name)}: nothing was recorded: tokens={part.tokens.text} begins at position "
+        f"{part.tokens.start:,}, and the text ended after {count:,} tokens"
+    )
+
+
 def reach_of(selected: Selection, edit: Edit) -> EditReach:
     """The reach of an edit of a part.
 
@@ -115,7 +150,7 @@ def reach_of(selected: Selection, edit: Edit) -> EditReach:
             where,
             f"{point.name} has one row, and the edit begins at {selected.tokens.start:,}: leave tokens out",
         )
-    own_keys = 0 if selected.keys is None or selected.keys.stop >= ENDLESS else selected.keys.stop
+    own_keys = 0 if selected.keys is None or selected.keys.is_open else selected.keys.stop
     if edit.values is None:
         return EditReach(edit.where, selected, None, own_keys)
     if point.kind in ("pattern", "scores"):

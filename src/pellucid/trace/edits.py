@@ -133,21 +133,19 @@ def force_expert(block: int, expert: int, tokens: str = ":") -> Edit:
     """Make a mixture's router choose an expert: its score becomes slightly higher than the highest score."""
 
     def best(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        if expert >= scores.shape[-1]:
-            raise InvalidRequest(
-                f"expert={expert:,}: must be a whole number from 0 to {scores.shape[-1] - 1:,}"
-            )
+        whole("expert", expert, -scores.shape[-1], scores.shape[-1] - 1)
         changed = scores.copy()
         highest = changed.max(-1)
         changed[:, expert] = highest + np.maximum(np.abs(highest), 1) * np.float32(1e-3)
         return changed
 
-    whole("expert", expert, 0, 1 << 20)
+    whole("expert", expert, -(1 << 20), 1 << 20)
     return call(f"blocks.{block}.feedforward.router[tokens={tokens}]", best)
 
 
 def forbid_token(token: int, tokens: str = ":") -> Edit:
     """Forbid a token as the next token after the positions ``tokens``."""
+    whole("token", token, 0, 1 << 31)
     return ablate(f"project.logits[dims={token}; tokens={tokens}]", -LARGEST)
 
 
@@ -234,7 +232,7 @@ def pattern_rows(selected: Selection, edit: Edit, values: Any) -> NDArray[np.flo
     if rows.ndim == 0:
         return rows.reshape(1, 1, 1)
     own = rows[None, None] if rows.ndim == 1 else rows[:, None] if rows.ndim == 2 else rows
-    count = own.shape[-1] if keys is None or keys.is_relative else len(keys)
+    count = own.shape[-1] if keys is None or keys.is_open else len(keys)
     if own.ndim != 3 or (rows.ndim > 1 and len(own) != heads) or own.shape[-1] != count:
         size = "keys" if keys is None else f"{count:,}"
         noun = "a pattern takes" if selected.point.kind == "pattern" else "scores take"

@@ -24,7 +24,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 
 ENDLESS, MOST_PARTS = 1 << 31, 64
-RANGE = re.compile(r"(-?\d{1,10})?(?:(:)(-?\d{1,10})?(?::(\d{1,10}))?)?")
+RANGE = re.compile(r"(-?\d{1,10})?(?:(:)(-?\d{1,10})?(?::(\d{0,10}))?)?")
 
 
 class TokenTexts(NamedTuple):
@@ -78,6 +78,11 @@ class Positions(Struct, frozen=True):
         """The ranges of positions, in ascending order."""
         own = tuple(part for part in self.parts if isinstance(part, range))
         return own if len(own) == len(self.parts) else (range(ENDLESS),)
+
+    @property
+    def is_open(self) -> bool:
+        """True if a range has no end, so that the number of positions depends on the text."""
+        return any(own.stop >= ENDLESS for own in self.ranges)
 
     @property
     def start(self) -> int:

@@ -11,6 +11,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import ReservedBytes, TraceBudget
+from pellucid.trace.edit_reach import never_recorded, refuse_empty
 from pellucid.trace.edits import Edit
 from pellucid.trace.instrumentation import Instrumentation
 from pellucid.trace.linear_probe import LinearProbe
@@ -56,7 +57,8 @@ class RequestTrace:
     def unused(self, count: int) -> list[str]:
         """As in ``RequestTracer``."""
         sentences = (reach.unused(count) for reach in self._instrumentation.reaches)
-        return [sentence for sentence in sentences if sentence]
+        recorded = (never_recorded(part, count) for part in self._instrumentation.selected)
+        return [sentence for sentence in (*sentences, *recorded) if sentence]
 
     @property
     def first_output(self) -> int | None:
@@ -68,6 +70,8 @@ class RequestTrace:
         own = self._source.resolve(TokenTexts(ids, self._piece), None)
         for reach in own.reaches:
             reach.refuse(len(ids), len(ids), 0)
+        for part in own.selected:
+            refuse_empty(part, len(ids), len(ids))
         probe = SequenceProbe(own, self._budget, self._reserved(own, len(ids)))
         probe.tokens, probe.prompt, probe.piece = lambda: ids, len(ids), self._piece
         return probe
@@ -88,9 +92,14 @@ class RequestTrace:
         else:
             of_source = None if source is None else TokenTexts(source.tokens(), self._piece)
             own = self._instrumentation.resolve(TokenTexts(ids, self._piece), of_source)
+            tokens, last = (
+                None if of_source is None else len(of_source.ids),
+                len(ids) if most is None else most,
+            )
             for reach in own.reaches:
-                tokens = None if of_source is None else len(of_source.ids)
-                reach.refuse(len(ids), len(ids) if most is None else most, first_output, tokens)
+                reach.refuse(len(ids), last, first_output, tokens)
+            for part in own.selected:
+                refuse_empty(part, len(ids), last, tokens)
         reserved, state = self._reserved(own, len(ids)), dict[Any, Any]()
         probes = [SequenceProbe(own, self._budget, reserved, source) for _ in range(count)]
         for number, probe in enumerate(probes):

@@ -2,9 +2,9 @@
 
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts. A negative block number counts from
 the last block. Names of TransformerLens select points, too (``trace/transformer_lens_names.py``). ``heads`` and
-``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9", "5:". Recorded values have the
-order of the list. Each number may occur once. ``tokens`` and ``keys`` list positions (``trace/positions.py``); patterns
-and scores have ``keys``, the tokens that a token attends to.
+``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9", "5:", "::2". Negative numbers
+count from the end. Recorded values have the order of the list. Each number may occur once. ``tokens`` and ``keys`` list
+positions (``trace/positions.py``); patterns and scores have ``keys``, the tokens that a token attends to.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.shapes import ENCODER
 from pellucid.plan.points import Point
-from pellucid.trace.positions import EVERY, Positions, TokenTexts, parse, unquoted
+from pellucid.trace.positions import EVERY, RANGE, Positions, TokenTexts, parse, unquoted
 from pellucid.trace.transformer_lens_names import MARK, hooks_of, why_absent
 
 MOST_NAME, MOST_RANGES = 1000, 64
-NUMBERS = re.compile(r"(\d{0,10})(:?)(\d{0,10})")
 KEYS = ("heads", "dims", "tokens", "keys")
 
 
@@ -225,7 +224,7 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
         raise InvalidRequest(f"point={brief(text)}: {len(parts)} ranges; the limit is {MOST_RANGES}")
     for part in parts:
         span = _range(text, key, part, size)
-        if not len(span) or span.stop > size:
+        if not len(span) or span.start < 0 or span.stop > size:
             raise InvalidRequest(
                 f"point={brief(text)}: {key}={brief(part)}: there are {size:,} {key}, numbered from 0"
             )
@@ -239,10 +238,12 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
 
 
 def _range(text: str, key: str, part: str, size: int) -> range:
-    match = NUMBERS.fullmatch(part.strip())
-    if not match or not (match[1] or match[2]):
+    """The range of numbers of a part. Negative numbers count from the end. Raises InvalidRequest."""
+    match = RANGE.fullmatch(part.strip())
+    if not match or not part.strip() or int(match[4] or 1) < 1:
         raise InvalidRequest(
-            f"point={brief(text)}: {key}={brief(part)}: must be a number or a range, such as 2:9"
+            f"point={brief(text)}: {key}={brief(part)}: must be a number or a range, such as -1, 2:9 or ::2"
         )
-    start = int(match[1] or 0)
-    return range(start, int(match[3]) if match[3] else size) if match[2] else range(start, start + 1)
+    ends = (int(match[1] or 0), int(match[3] or size))
+    start, stop = (end + size * (end < 0) for end in ends)
+    return range(start, stop, int(match[4] or 1)) if match[2] else range(start, start + 1)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+
+HEADER = re.compile(r"[\t\x20-\x7e\x80-\xff\udc80-\udcff]*")
+"""Texts that an HTTP header can carry (RFC 9110, section 5.5). Surrogates stand for bytes that are not UTF-8."""
 
 
 def is_whole(value: Any) -> bool:
@@ -81,14 +85,36 @@ def string(name: str, value: Any) -> str:
     return value
 
 
-def strings(name: str, values: Any) -> Sequence[str]:
-    """``values`` as a list of texts. Raises like `whole`."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise InvalidRequest(f"{name}={brief(values)}: must be a list of texts")
-    if not set(map(type, values)) <= {str}:
-        for at, value in enumerate(values):
+def items(name: str, values: Any, of: str = "texts") -> Iterator[Any]:
+    """The items of a list, a tuple, a generator or an array. Raises like `whole`, before the first item is read.
+
+    A text is not a list of its letters, bytes are no list of numbers, and sets and mappings have no order or values.
+    """
+    try:
+        if isinstance(values, (str, bytes, bytearray, Set, Mapping)):
+            raise TypeError
+        return iter(values)
+    except TypeError:
+        own = brief(values)
+        hint = f": give [{own}]" if isinstance(values, str) and of == "texts" else ""
+        raise InvalidRequest(f"{name}={own}: must be a list of {of}{hint}") from None
+
+
+def strings(name: str, values: Any) -> list[str]:
+    """``values`` as a list of texts. Raises like `items`."""
+    found = list(items(name, values))
+    if not set(map(type, found)) <= {str}:
+        for at, value in enumerate(found):
             string(f"{name}[{at}]", value)
-    return values
+    return found
+
+
+def one_or_more(name: str, values: Any, of: str = "texts") -> list[Any]:
+    """The items of a list; a text is a list of one. Raises like `items`, and if the list is empty."""
+    found = [values] if isinstance(values, str) else list(items(name, values, of))
+    if not found:
+        raise InvalidRequest(f"{name}=[]: must be a text, or a list of at least one of the {of}")
+    return found
 
 
 def characters(name: str, value: str) -> str:
@@ -104,6 +130,20 @@ def characters(name: str, value: str) -> str:
             f"{name} has the surrogate {code} at character {error.start:,}: give valid Unicode, "
             "on a command line as UTF-8"
         ) from None
+    return value
+
+
+def secret_value(name: str, value: str) -> str:
+    """``value``, which an HTTP header can carry.
+
+    Raises:
+        InvalidRequest: it cannot. The message does not show the value, because logs keep messages.
+    """
+    if not HEADER.fullmatch(value):
+        raise InvalidRequest(
+            f"{name} has a character that no HTTP header can carry (a line end, a control character, or a letter "
+            "outside Latin-1): give another key"
+        )
     return value
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors.messages import brief, reason
 
 VARIABLE = "PELLUCID_HOME"
 STAGING = ".staging"  # suffix of a file being written
@@ -126,6 +126,41 @@ def file_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def output_lock(name: str, path: Path) -> Iterator[None]:
+    """Hold the output ``path`` of the option ``name`` for a run that writes it bit by bit.
+
+    A device, a pipe and a file in a missing folder need no lock.
+
+    Raises:
+        InvalidRequest: another process holds it, or no lock can be created beside it.
+    """
+
+    def refuse() -> None:
+        raise InvalidRequest(
+            f"{name}={brief(str(path))}: another run writes this file: wait for its end, or name another file"
+        )
+
+    lock = path.with_name(f"{path.name}.lock")
+    with contextlib.ExitStack() as held:
+        if path.parent.is_dir() and (path.is_file() or not path.exists()):
+            try:
+                lock.touch()  # filelock waits if it cannot create the file
+                held.enter_context(file_lock(lock, refuse))
+            except OSError as error:
+                raise InvalidRequest(
+                    f"{name}={brief(str(path))}: cannot be written: {reason(error)}"
+                ) from error
+            held.push(lambda *_: _forget(lock))
+        yield
+
+
+def _forget(path: Path) -> None:
+    """Delete a lock file. Windows deletes no open file, but releases the lock anyway."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def is_file_name(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -14,6 +14,7 @@ from msgspec.json import decode
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line, reason, shown
+from pellucid.util.checks import items
 
 PIECE = 1 << 13
 """Tokens that run together: several steps. Their vectors are on disk before the next texts run."""
@@ -118,10 +119,10 @@ class TextList:
         InvalidRequest: ``texts`` is not a list of at least one text.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = list(items("corpus", texts, "texts, or a path"))
+        if not self._texts:
             raise InvalidRequest(f"corpus={brief(texts)}: must be a path, or a list of at least one text")
-        self._texts = texts
 
     def texts(self, start: int = 0) -> Iterator[tuple[str, str]]:
         """As ``TextFile.texts``. The place of a text is its number, such as "text 3"."""
@@ -134,7 +135,7 @@ class TextList:
             yield f"text {number:,}", text
 
 
-def corpus_of(corpus: str | Path | Sequence[str], field: str | None = None) -> TextFile | TextList:
+def corpus_of(corpus: str | Path | Iterable[str], field: str | None = None) -> TextFile | TextList:
     """The texts of a path or of a list. ``field`` is the field of a file's records.
 
     Raises: as ``TextFile`` and ``TextList``.
@@ -191,9 +192,13 @@ def _txt(path: Path, field: str) -> Records:
 
 
 def _jsonl(path: Path, field: str) -> Records:
+    blank = ""
     for place, line in _lines(path):
-        if not line.strip():
+        if not line.strip():  # only at the end of the file, so that row i belongs to line i
+            blank = blank or place
             continue
+        if blank:
+            raise InvalidRequest(f"{shown(path.name)}, {blank}: is blank: give each line a record")
         try:
             record = decode(line)
         except (DecodeError, RecursionError) as error:

@@ -23,6 +23,7 @@ from pellucid.weights.files import ModelFile
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
 from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors, weight_files
+from pellucid.weights.sentence_modules import check_body
 
 TOKENIZER = re.compile(r"(tokenizer|tekken|vocab)\.json|vocab\.txt|.*\.(model|tiktoken)")
 """Names of files that a tokenizer can be read from."""
@@ -90,6 +91,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         )
     if ggufs:
         return open_gguf(_only_model(folder, ggufs))
+    check_body(folder)
     if others or os.path.isfile(folder / INDEX_NAME):
         return _open_safetensors_folder(folder, others)
     if adapter_in(folder):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import pellucid
+from pellucid.capacity import step_costs
 from pellucid.capacity.layouts import (
     PROCESS_BYTES,
     ModelSize,
@@ -18,7 +23,17 @@ from pellucid.capacity.layouts import (
     stage_bytes,
 )
 from pellucid.capacity.machines import Link, Machine, Machines
-from pellucid.capacity.step_costs import INT8_SHARE, MEMORY_SHARE, ROUNDS, PlanWork, StepCosts, measure_steps
+from pellucid.capacity.step_costs import (
+    INT8_SHARE,
+    MEMORY_SHARE,
+    ROUNDS,
+    Measurement,
+    PlanWork,
+    StepCosts,
+    measure_steps,
+)
+from pellucid.cli.commands.capacity import machine_range
+from pellucid.cli.planning import certainty
 from pellucid.errors import InvalidRequest
 from pellucid.loading import step_limits
 from pellucid.measure.cost import Rates
@@ -226,3 +241,40 @@ def llama_steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[StepCosts, li
     random_model("llama", path, context=2048)
     with pellucid.load(path, threads=1) as llm:
         return measure_steps(llm, lambda done, total, what: said.append(what)), said
+
+
+@pytest.mark.parametrize(("share", "busy"), [(0.5, True), (0.97, False), (1.4, False)])
+def test_a_busy_machine_is_noticed(
+    share: float, busy: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The processor time of the threads during steps is compared with the time of the steps."""
+    from pellucid.testing import random_model
+
+    clock = SimpleNamespace(
+        perf_counter=time.perf_counter, process_time=lambda: 2 * share * time.perf_counter()
+    )
+    monkeypatch.setattr(step_costs, "time", clock)
+    monkeypatch.setattr(step_costs, "ROUNDS", 1)
+    monkeypatch.setattr(step_costs, "NOISE_TOTAL", 0.2)
+    random_model("llama", tmp_path / "llama.gguf", context=512)
+    with pellucid.load(tmp_path / "llama.gguf", threads=2) as llm:
+        found = measure_steps(llm).measurement
+    assert found is not None
+    assert found.processor_share == pytest.approx(min(share, 1.0), rel=0.05)
+    assert (found.busy, found.spread) == (busy, 0.0)
+
+
+def test_the_certainty_of_step_times() -> None:
+    assert step_costs._spread([1.0, 1.1, 0.9]) == pytest.approx(0.1)
+    assert certainty(COSTS) == "Step times are assumed, not measured: the numbers are a first estimate."
+    quiet, busy = (replace(COSTS, measurement=Measurement(0.08, share)) for share in (0.95, 0.4))
+    assert certainty(quiet) == "Step times differ by ±8% between rounds of the measurement."
+    assert certainty(busy) == "Step times of a busy machine differ by ±8% between rounds of the measurement."
+    assert COSTS.on(Rates(1.0, 1.0), Rates(1.0, 1.0), work()).measurement is None
+    assert quiet.on(Rates(1.0, 1.0), Rates(1.0, 1.0), work()).measurement == quiet.measurement
+    result: Any = SimpleNamespace(machines=10)
+    assert machine_range(result, quiet) == " In proportion, 10 to 11 machines are needed."
+    assert machine_range(result, replace(COSTS, measurement=Measurement(0.25, 1.0))).startswith(
+        " In proportion, 8 to 13"
+    )
+    assert machine_range(result, COSTS) == machine_range(SimpleNamespace(machines=1), COSTS) == ""  # type: ignore[arg-type]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 from support.command import Command
 from support.decisions import QUESTIONS, STATES, decision_folder, decision_model
 from support.marked_options import marked_model
 from support.option_models import ARCHITECTURES, option_model
 
 import pellucid
+from pellucid.cli.commands.decide import _asked
+from pellucid.errors import InvalidRequest
 
 
 def test_decide(command: Command, tmp_path: Path, encoder: str, mute: str) -> None:
@@ -33,14 +37,18 @@ def test_decide(command: Command, tmp_path: Path, encoder: str, mute: str) -> No
     shown = command("decide", model, *given, "--explain", given="a text\n").answer
     assert f"Which?  {texts['Which? [a: first | b]'].value} (confidence" in shown
     assert re.search(r"high +\d+\.\d %", shown)
-    assert "why " in shown
+    said = re.findall(r"why (\w+) and not (\w+):", shown)
+    assert len(said) == 3
+    assert [
+        {*pair} <= names for pair, names in zip(said, ({"yes", "no"}, {"a", "b"}, {"low", "mid", "high"}))
+    ]
     assert "all words of the state add" in shown
     for arguments, said in (
         (("--question", "x?"), "the state is empty: give --state FILE"),
         (("--state", "/no/such", "--question", "x?"), "/no/such: No such file"),
         (("--state", str(state)), "no question: give --question"),
-        (("--state", str(state), "--question", "x? [a | ]"), "the name of an option"),
-        (("--state", str(state), "--question", "x? [a<]"), "criteria[1] is empty"),
+        (("--state", str(state), "--question", "x? [a | ]"), "two or more different options"),
+        (("--state", str(state), "--question", "x? [a<]"), "two or more different options"),
         (("--state", str(state), "--questions", str(tmp_path)), "Is a directory"),
         (("--state", str(asked), "--questions", str(state)), "questions.ticket="),
     ):
@@ -52,6 +60,42 @@ def test_decide(command: Command, tmp_path: Path, encoder: str, mute: str) -> No
         "makes sentence vectors, not decisions: use embed, or load a decision model"
         in command("decide", encoder, "--question", "x?", given="s").refusal
     )
+
+
+def question_of(text: str) -> Any:
+    return _asked([text], None)[text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Which [a | b", "Which a | b]", "Which a | b", "Which [a | b]?", "Which [a | b] please",
+        "How [a < b", "How [a < b]?", "Which [a | b [c | d]", "Which ]a | b[", "[[a | b]",
+        "Which [a | b]]", "Which [a < b] [c | d]",
+    ],
+)  # fmt: skip
+def test_options_in_incomplete_brackets_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="its options are not in complete brackets at the end: write it"):
+        question_of(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Which []", "Which [a]", "Which [a | a]", "Which [a | | b]", "How [a < a]", "How [<]"]
+)
+def test_other_options_than_two_or_more_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="must have two or more different options"):
+        question_of(text)
+
+
+def test_the_type_of_a_question_follows_from_its_brackets() -> None:
+    for text in ("Is it late?", "Is x < 5?", "Is items[0] empty?", "Is it [sic] late?"):
+        assert question_of(f" {text} ") == {"type": "noul", "instructions": text}
+    for text, words, names in (
+        ("Which? [a | b: x < 5]", "Which?", {"a": None, "b": "x < 5"}),
+        ("Which [of x]? [a [1] | b [2]] ", "Which [of x]?", {"a [1]": None, "b [2]": None}),
+    ):
+        assert question_of(text) == {"type": "choice", "instructions": words, "criteria": names}
+    assert question_of("How? [a: 1 < b]")["criteria"] == ["a: 1", "b"]
 
 
 def test_decision_models_with_heads_of_their_own(command: Command, tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def test_lines_of_json(command: Command, encoder: str, corpus: Path, vectors: np
 def test_texts_of_each_kind_of_file(tmp_path: Path) -> None:
     texts = ["one", "two, with a comma", 'a "quote"', "naïve\u2028line", " spaces "]
     (tmp_path / "a.txt").write_bytes(("\ufeff" + "\r\n".join(texts)).encode())
-    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps({"body": text, "n": 1}) for text in texts))
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps({"body": text, "n": 1}) for text in texts) + "\n\n \n"
+    )
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "body"])
@@ -81,7 +83,7 @@ def test_texts_of_each_kind_of_file(tmp_path: Path) -> None:
         assert [text for _, text in source.texts()] == wanted
         assert [text for _, text in source.texts(2)] == wanted[2:]
         assert source.count() == len(wanted)
-    assert next(TextFile(tmp_path / "a.jsonl", "body").texts(1))[0] == "a.jsonl, line 3"
+    assert next(TextFile(tmp_path / "a.jsonl", "body").texts(1))[0] == "a.jsonl, line 2"
 
 
 def test_a_folder_of_texts(command: Command, encoder: str, tmp_path: Path) -> None:
@@ -210,10 +212,17 @@ def test_what_an_interrupted_run_refuses(tmp_path: Path) -> None:
         ):
             pass
     assert (tmp_path / "out.npy.part").read_bytes() == before
-    for damage in ("{}", "[]", "no JSON", '{"run": 1, "done": 1}', '{"run": {}, "done": 99}'):
+    stated = (tmp_path / "out.npy.part.json").read_text()
+    short = "says that 99 of 4 vectors are done, and out.npy.part has fewer"
+    for damage, words in (
+        *((one, "is damaged") for one in ("{}", "[]", "", "no JSON", stated[:20], '{"run": 1, "done": 1}')),
+        ('{"run": {}, "done": 1}', "is damaged"),
+        (stated.replace('"done": 2', '"done": null'), "is damaged"),
+        (stated.replace('"done": 2', '"done": 99'), short),
+    ):
         (tmp_path / "out.npy.part.json").write_text(damage)
         _, opened = started(tmp_path)
-        with pytest.raises(InvalidRequest, match="is of an interrupted run with another model"), opened:
+        with pytest.raises(InvalidRequest, match=f"{words}: delete it to begin again"), opened:
             pass
     (tmp_path / "out.npy.part.json").unlink()
     file, opened = started(tmp_path)
@@ -254,8 +263,27 @@ def test_a_part_that_is_shorter_than_its_manifest_is_refused(tmp_path: Path) -> 
         file.append(ROWS[:2])
     os.truncate(tmp_path / "out.npy.part", 130)
     file, opened = started(tmp_path)
-    with pytest.raises(InvalidRequest, match="is of an interrupted run with another model"), opened:
+    with (
+        pytest.raises(InvalidRequest, match="says that 2 of 4 vectors are done, and"),
+        opened,
+    ):
         pass
+
+
+def test_a_second_run_is_refused_before_it_computes(command: Command, encoder: str, tmp_path: Path) -> None:
+    file, opened = started(tmp_path)
+    given = ("embed", encoder, "--file", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "out.npy"))
+    with file.locked():
+        with opened:
+            file.append(ROWS)
+        before = (tmp_path / "out.npy.part").read_bytes()
+        refused = command(*given).refusal
+        assert "out.npy': another run writes this file: wait for its end, or name another file" in refused
+        assert (tmp_path / "out.npy.part").read_bytes() == before
+        file.finish()
+    assert written(tmp_path / "out.npy") == ["out.npy"]
+    assert command(*given).code == 0
+    assert written(tmp_path / "out.npy") == ["out.npy"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -282,7 +310,9 @@ def test_ctrl_c(command: Command, encoder: str, tmp_path: Path) -> None:
     source.write_text("\n".join(lines))
     assert "with another option of loading: delete it" in command(*given, "--precise").refusal
     with open(part, "r+b") as file:  # a mark that is still there if the run does not compute the vector again
-        file.seek(-4, os.SEEK_END)
+        np.lib.format.read_magic(file)
+        (_, width), _, _ = np.lib.format.read_array_header_1_0(file)
+        file.seek(4 * (done * width - 1), os.SEEK_CUR)  # the file may end with rows that do not count yet
         file.write(np.float32(7).tobytes())
     assert command(*given).code == 0
     vectors = np.load(out)
@@ -327,6 +357,13 @@ def test_prompt_dimensions_and_long_texts(command: Command, encoder: str, tmp_pa
             (),
             "line 1: has no field 'text' (fields: body, id): choose one",
         ),
+        (
+            "c.jsonl",
+            b'{"text": "a"}\n\n \n{"text": "b"}',
+            (),
+            "c.jsonl, line 2: is blank: give each line a record",
+        ),
+        ("c.jsonl", b'\n{"text": "a"}', (), "c.jsonl, line 1: is blank"),
         ("c.jsonl", b'["a"]', (), "line 1: has no field 'text' (fields: none)"),
         ("c.jsonl", b"{", (), "c.jsonl, line 1: is not JSON: "),
         ("c.csv", b"id,body\n1,a", (), "c.csv, line 1: has no field 'text' (fields: id, body)"),

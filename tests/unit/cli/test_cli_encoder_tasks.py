@@ -130,7 +130,7 @@ def test_answer(command: Command) -> None:
             "the text is too long: 72 tokens; the context is 64 tokens",
         ),
         (("classify", "bert-classify", "@nowhere.txt"), "nowhere.txt: No such file"),
-        (("rerank", "bert-rank", "", "b"), "text='': must be a text"),
+        (("rerank", "bert-rank", "", "b"), "query='': must be a text"),
         (("rerank", "bert-rank", "a", ""), "text='': must be a text"),
         (("tag", "bert-tag", ""), "text='': must be a text"),
         (

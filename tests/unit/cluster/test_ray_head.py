@@ -16,6 +16,7 @@ pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
 from support.ray_server import SECONDS, ClusterServer, ray_nodes
 
+from pellucid.cluster.core_sharing import HEAD_DOWN
 from pellucid.llm import LLM
 
 pytestmark = pytest.mark.slow
@@ -63,8 +64,12 @@ def test_requests_go_on_without_the_head_of_ray(nodes: Any, llama_file: Path, al
             assert httpx.get(server.url + "/ready", timeout=SECONDS).status_code == 200
             assert time.monotonic() - began < 20
             time.sleep(0.1)
+        until(lambda: httpx.get(server.url + "/ready").json().get("problem") == HEAD_DOWN)
+        assert "pellucid:cluster_head_up 0.0" in httpx.get(server.url + "/metrics").text
         assert server.streamed(PROMPT, 900, 4, nodes.head_node.start_gcs_server) == wanted
         server.wait(2)  # the lost replica is started again
+        until(lambda: httpx.get(server.url + "/ready").json() == {"status": "ok", "waiting": []})
+        assert "pellucid:cluster_head_up 1.0" in httpx.get(server.url + "/metrics").text
     finally:
         server.close()
     assert not any("Traceback" in line for line in server.said)

@@ -72,7 +72,7 @@ def test_load_has_every_load_option() -> None:
         lines = [line.strip() for line in (described.__doc__ or "").splitlines()]
         assert all(any(line.startswith(f"{name}: ") for line in lines) for name in of_options)
     # Callables and the private key stay in this process.
-    others = {"source", "progress", "compiling", "before", "make", "receipt_key"}
+    others = {"source", "progress", "compiling", "before", "make", "receipt_key", "unknown"}
     assert set(of_load) == {*of_options, *others}
 
 

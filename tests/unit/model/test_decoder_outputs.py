@@ -200,7 +200,7 @@ def test_a_cross_encoder_of_sentence_transformers_has_its_head_in_its_class(tmp_
     }
     spec = read(edited(tmp_path / "m", ENCODERS["qwen3-rank"], files)).spec
     assert spec.task == "classify"
-    assert spec.pair_prompt == PairPrompt(QWEN3.template, "Find it", generation_prompt=True)
+    assert spec.pair_prompt == PairPrompt("", "Find it", generation_prompt=True)
 
 
 QWEN_KEYS = {"qwen3.pooling_type": 3}

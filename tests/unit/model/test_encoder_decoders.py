@@ -13,7 +13,7 @@ from support.model_files import gguf, safetensors
 from support.reference import Reference
 from support.tiny import SOURCES, model_runner, opened
 
-from pellucid.errors import PellucidError
+from pellucid.errors import PellucidError, UnsupportedModel
 from pellucid.model.shapes import ENCODER
 from pellucid.model.weight_map import Model
 from pellucid.runtime.batch import Chunk
@@ -213,6 +213,15 @@ def test_a_vocabulary_of_the_decoder_alone_is_refused() -> None:
     for changes in ({"share_encoder_decoder_embeddings": False}, {"decoder_vocab_size": 99}):
         with pytest.raises(PellucidError, match=next(iter(changes))):
             Metadata.of(SOURCES["marian"]).changed(**changes).read()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("ending", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_a_class_with_another_head_is_refused(name: str, ending: str) -> None:
+    """Not because of a tensor: these classes have other tensors, and some have only an encoder."""
+    changed = Metadata.of(SOURCES[name]).changed(architectures=[f"{name.title()}For{ending}"])
+    with pytest.raises(UnsupportedModel, match=f"a head for {ending} is not supported in an encoder-decoder"):
+        changed.read()
 
 
 def test_the_first_token_of_the_decoder(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_small_steps_run_on_as_many_threads_as_the_pace_says_and_others_on_all()
     random = np.random.default_rng(5)
     with team(4) as executor:
         for _ in range(300):
-            tuner = executor.tuner(program_, 1)
+            tuner = executor.tuner(len(program_.records), 1)
             tuner.threads = int(random.integers(1, 5))
             small = bool(random.integers(2))
             of = tuner.threads if small else 4
@@ -145,6 +145,22 @@ def test_small_steps_run_on_as_many_threads_as_the_pace_says_and_others_on_all()
             assert sorted(calls) == [(thread, of) for thread in range(of)]
             if random.integers(20) == 0:
                 assert parked(executor)
+
+
+def test_all_parts_of_a_step_run_on_as_many_threads_as_the_first() -> None:
+    calls: list[int] = []
+    program_ = program(lambda thread, of: calls.append(of) or 0)  # type: ignore[func-returns-value]
+    with team(4) as executor:
+        for threads in (3, 1, 4, 2):
+            tuner = executor.tuner(3 * len(program_.records), 1)
+            tuner.threads = threads
+            step = executor.step_in_parts(3 * len(program_.records), NO_STEP, small=1)
+            for part in range(3):
+                tuner.threads = 1 + (threads + part) % 4
+                executor.run(program_, NO_STEP)  # a step of another model with the same threads
+                calls.clear()
+                step.run(program_, last=part == 2)
+                assert calls == [threads] * threads
 
 
 @pytest.mark.parametrize("threads", [0, MAX_THREADS + 1])

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
@@ -38,6 +38,7 @@ SCHEMA = {
     "required": ["room", "on"],
     "additionalProperties": False,
 }
+PLAIN_MESSAGE = {"model": "one", "max_tokens": 2, "messages": USER}
 THINKS = {"enable_thinking": True}
 LESS_THAN = 60  # the token "<"
 
@@ -150,6 +151,51 @@ def test_tool_use(caller: Served) -> None:
         ]
         again = client.messages.create(messages=after, **{**asked, "tool_choice": {"type": "none"}})
         assert all(block.type == "text" for block in again.content)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_tool_runner_of_anthropics_client(caller: Served, stream: bool) -> None:
+    """The runner asks for a conversation that the server keeps, and continues without it when the server refuses."""
+    calls = list[str]()
+
+    @anthropic.beta_tool
+    def lights(room: Literal["hall", "attic"]) -> str:
+        """Switch the lights of a room."""
+        calls.append(room)
+        return "done"
+
+    with claude(caller) as client:
+        runner: Any = client.beta.messages.tool_runner(
+            model="one",
+            max_tokens=300,
+            messages=USER,
+            tools=[lights],
+            tool_choice={"type": "tool", "name": "lights"},
+            max_iterations=2,
+            stream=stream,
+            extra_body={"seed": 4},
+        )
+        turns = [turn.get_final_message() if stream else turn for turn in runner]
+        assert [turn.stop_reason for turn in turns] == ["tool_use"] * 2
+        assert calls
+        assert set(calls) <= {"hall", "attic"}
+        with pytest.raises(anthropic.BadRequestError, match=r"thread=.*: not supported; leave it out"):
+            client.post("/v1/messages", cast_to=object, body={**PLAIN_MESSAGE, "thread": {"type": "create"}})
+
+
+def test_tools_have_examples_and_fields_of_anthropics_own_tools(caller: Served) -> None:
+    tool: Any = {"name": "lights", "input_schema": SCHEMA}
+    usual: Any = {"defer_loading": False, "allowed_callers": ["direct"], "type": "custom"}
+    with claude(caller) as client:
+
+        def count(**more: Any) -> int:
+            asked: Any = {"model": "one", "messages": USER, "tools": [{**tool, **more}]}
+            return client.messages.count_tokens(**asked).input_tokens
+
+        assert count() == count(**usual) < count(input_examples=[{"room": "hall", "on": True}])
+        for field, value in (("defer_loading", True), ("allowed_callers", ["code_execution_20250825"])):
+            with pytest.raises(anthropic.BadRequestError, match=rf"tools\[0\].{field}="):
+                count(**{field: value})
 
 
 def test_thinking(caller: Served) -> None:
@@ -430,6 +476,10 @@ def test_ranking(served: Served, folder: Path) -> None:
             "response_format.schema does not go with the type text",
         ),
         ("/v1/messages", {"messages": USER, "max_tokens": 5, "max_new_tokens": 6}, "names of one option"),
+        ("/v1/messages", {"messages": USER, "max_tokens": 5, "compaction": {}}, "compaction={}: not supported"),
+        ("/v1/chat/completions", {"messages": USER, "moderation": {"model": "a"}}, "not supported"),
+        ("/v1/chat/completions", {"messages": USER, "audio": {}}, "audio={}: not supported"),
+        ("/v1/chat/completions", {"messages": USER, "web_search_options": {}}, "not supported"),
         ("/tokenize", {"prompt": "a", "temperature": 1}, "unknown option 'temperature'"),
         ("/infill", {"input_extra": [5]}, "input_extra[0]=5"),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents="),

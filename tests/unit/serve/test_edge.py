@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from support.served import CHAT, models_folder
 from support.server_process import ServerProcess, body, received, server_process, status
 
 from pellucid.errors import InvalidRequest
+from pellucid.measure.server_load import key_headers
 from pellucid.serve.guard import HOST, AccessRules
 from pellucid.testing import random_model
 
@@ -77,6 +79,87 @@ def test_what_is_no_request_is_refused(server: ServerProcess, lines: bytes) -> N
     answer = server.ask(lines.rstrip(b"\r\n") + b"\r\nConnection: close\r\n\r\n")
     assert 400 <= status(answer) < 500, answer
     json.loads(body(answer).partition(b"HTTP/1.1 ")[0])
+
+
+BODY = b"POST /api/show HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+CHUNKED = BODY + b"Transfer-Encoding: chunked\r\n"
+JSON = b'12\r\n{"model": "one"}  \r\n'
+AMBIGUOUS = {
+    "LF after the request's line": b"GET /health HTTP/1.1\nHost: 127.0.0.1\r\n\r\n",
+    "LF after a header": b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\nX: a\r\n\r\n",
+    "LF alone": b"GET /health HTTP/1.1\nHost: 127.0.0.1\n\n",
+    "LF before the empty line": b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\n\r\n",
+    "LF as the empty line": b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\n",
+    "LF before the request": b"\n" + GET,
+    "CR in a header": b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\rY: b\r\n\r\n",
+    "a folded line": b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\r\n b\r\n\r\n",
+    "a folded length": BODY + b"Content-Length:\r\n\t2\r\n\r\n{}",
+    "a folded coding": BODY + b"Transfer-Encoding:\r\n chunked\r\n\r\n" + JSON + b"0\r\n\r\n",
+    "a space before a colon": BODY + b"Content-Length : 2\r\n\r\n{}",
+    "two lengths": BODY + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+    "two lengths in a header": BODY + b"Content-Length: 2, 3\r\n\r\n{} ",
+    "a signed length": BODY + b"Content-Length: +2\r\n\r\n{}",
+    "a length and a coding": CHUNKED + b"Content-Length: 2\r\n\r\n" + JSON + b"0\r\n\r\n",
+    "a coding and a length": BODY
+    + b"Content-Length: 25\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + JSON
+    + b"0\r\n\r\n",
+    "two codings": BODY + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + JSON + b"0\r\n\r\n",
+    "a coding twice": CHUNKED + b"Transfer-Encoding: chunked\r\n\r\n" + JSON + b"0\r\n\r\n",
+    "an unknown coding": BODY + b"Transfer-Encoding: identity\r\n\r\n",
+    "a coding in HTTP/1.0": CHUNKED.replace(b"1.1", b"1.0") + b"\r\n" + JSON + b"0\r\n\r\n",
+    "a coding in HTTP/0.9": CHUNKED.replace(b"1.1", b"0.9") + b"\r\n" + JSON + b"0\r\n\r\n",
+    "LF after a chunk's size": CHUNKED + b"\r\n" + JSON.replace(b"12\r\n", b"12\n") + b"0\r\n\r\n",
+    "CR in a chunk's extension": CHUNKED + b"\r\n" + JSON.replace(b"12", b"12;a\rb") + b"0\r\n\r\n",
+    "LF after a chunk": CHUNKED + b'\r\n12\r\n{"model": "one"}  \n0\r\n\r\n',
+    "LF as the end of the trailer": CHUNKED + b"\r\n" + JSON + b"0\r\n\n",
+    "LF in the trailer": CHUNKED + b"\r\n" + JSON + b"0\r\nX: a\nY: b\r\n\r\n",
+    "a folded trailer": CHUNKED + b"\r\n" + JSON + b"0\r\nX: a\r\n b\r\n\r\n",
+}
+"""Requests whose end, or whose number, other programs may see elsewhere (request smuggling)."""
+
+
+@pytest.mark.parametrize("before", [b"", GET.replace(b"Connection: close\r\n", b"")], ids=["first", "second"])
+@pytest.mark.parametrize("request_", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_an_ambiguous_request_is_refused_and_the_connection_closed(
+    server: ServerProcess, request_: bytes, before: bytes
+) -> None:
+    with server.connect(before + request_ + GET) as one:
+        found = received(one)  # until the server closes
+    assert re.findall(rb"HTTP/1.1 (\d+) ", found) == [b"200"] * bool(before) + [b"400"], found
+
+
+def test_a_chunked_request_is_read(server: ServerProcess) -> None:
+    whole = CHUNKED + b"\r\n" + JSON.replace(b"12", b"12;a=b") + b"0\r\nX: a\r\n\r\n"
+    with server.connect(whole + GET) as one:
+        found = received(one)
+    assert found.count(b"HTTP/1.1 200") == 2, found
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        ("/v1/chat/completions", "invalid_request_error"),
+        ("/v1/messages", "request_too_large"),
+        ("/api/chat", ""),
+    ],
+)
+def test_a_body_that_is_declared_too_long_is_refused_before_it_arrives(
+    server: ServerProcess, path: str, form: str
+) -> None:
+    head = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n" % (path.encode(), (16 << 20) + 1)
+    for expect in (b"", b"Expect: 100-continue\r\n"):
+        with server.connect(head + expect + b"\r\n") as one:
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += one.recv(1 << 16)
+        assert (status(answer), form in answer.decode()) == (413, True), answer
+        assert b"longer than 16 MiB" in answer
+    # A client that sends the whole body before it reads gets the answer too, and keeps its connection.
+    with httpx.Client(base_url=server.url) as client:
+        for content in (b" " * (17 << 20), iter([b" " * (1 << 20)] * 17)):
+            assert client.post(path, content=content).status_code == 413
+        assert client.get("/health").status_code == 200
 
 
 TOKENS = st.sampled_from(b"GET POST OPTIONS CONNECT PRI HEAD TRACE get X-Y G\x00T".split())
@@ -279,13 +362,28 @@ def test_who_opens_the_page_has_no_hold_on_it(server: ServerProcess) -> None:
     assert page.headers["cross-origin-opener-policy"] == "same-origin"
 
 
-KEYS = st.text(st.characters(min_codepoint=33, exclude_categories=("Cs", "Z", "C")), min_size=1, max_size=9)
+KEYS = st.text(
+    st.characters(min_codepoint=33, max_codepoint=255, exclude_categories=("Cs", "Z", "C")),
+    min_size=1,
+    max_size=9,
+)
 
 
 @pytest.mark.parametrize("keys", [{"keys": [""]}, {"keys": ["a", " "]}, {"keys": ["a"], "admins": [""]}])
 def test_an_empty_key_would_open_the_server(keys: dict[str, list[str]]) -> None:
     with pytest.raises(InvalidRequest, match="a key of the server is empty"):
         AccessRules(**keys)
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a\r\nX: b", "a\0b", "a\x01", "a\x7fb", "ключ", "a\u2028b", "日"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    for keys in ({"keys": [key]}, {"keys": ["a"], "admins": [key]}):
+        with pytest.raises(InvalidRequest, match="no HTTP header can carry") as caught:
+            AccessRules(**keys)
+        assert key not in str(caught.value)
+    with pytest.raises(InvalidRequest, match="the key has a character that no HTTP header can carry"):
+        key_headers(key)
+    assert key_headers("sé\udce9") == {b"Authorization": b"Bearer s\xc3\xa9\xe9"}
 
 
 @given(

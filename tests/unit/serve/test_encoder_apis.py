@@ -18,7 +18,7 @@ from support.encoder_models import NAMES, PROMPTS, encoder_models
 from support.served import Served, serving
 
 import pellucid
-from pellucid.encoders.ranking import cosines
+from pellucid.encoders.ranking import similarity_of_rows
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
 from pellucid.serve.batch import Batch
@@ -392,10 +392,10 @@ def test_similarity(served: Served, models: dict[str, LLM]) -> None:
 def test_cosines_do_not_depend_on_the_layout_of_their_rows() -> None:
     vectors = np.random.default_rng(7).standard_normal((50, 384)).astype(np.float32)
     first = np.broadcast_to(vectors[0], vectors.shape)
-    wanted = cosines(np.ascontiguousarray(first), vectors)
-    assert cosines(first, vectors) == wanted
-    assert cosines(first, np.asfortranarray(vectors)) == wanted
-    assert [cosines(first[:1], row[None])[0] for row in vectors] == wanted
+    wanted = similarity_of_rows(np.ascontiguousarray(first), vectors)
+    assert similarity_of_rows(first, vectors) == wanted
+    assert similarity_of_rows(first, np.asfortranarray(vectors)) == wanted
+    assert [similarity_of_rows(first[:1], row[None])[0] for row in vectors] == wanted
 
 
 def test_tokens_and_information(served: Served, models: dict[str, LLM]) -> None:

@@ -144,7 +144,7 @@ def test_prompts_of_every_shape(served: Served, llm: LLM) -> None:
         ({"prompt": "a", "logit_bias": [[1 << 40, 1]]}, "logit_bias[0] holds a token id"),
         ({"prompt": "a", "lora": [{"id": 0, "scale": 1}]}, "lora="),
         ({"prompt": "a", "min_keep": 3}, "min_keep=3"),
-        ({"prompt": "a", "n_predict": 3, "max_tokens": 4}, "names of one option"),
+        ({"prompt": "a", "n_predict": 3, "max_tokens": 4}, "n_predict=3 and max_tokens=4 are names of one option"),
         ({"prompt": ["a", "b"], "return_progress": True}, "return_progress needs a single prompt"),
         ({"prompt": "a", "response_fields": 5}, "response_fields=5"),
         ({"prompt": "a", "structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
@@ -358,8 +358,8 @@ def test_the_first_model_answers_a_request_that_names_none(served: Served, folde
         ("/v1/responses", {"input": "a", "max_output_tokens": 2}),
     ]
     for path, body in services:
-        made = httpx.post(served.url + path, json=body)
-        assert (made.status_code, "model is missing" in made.text) == (400, True)
+        for name in ({}, {"model": None}, {"model": ""}):
+            assert post(served, path, {**body, **name})["model"] == "one"
     for path, body in (
         ("/completion", {"prompt": "a", "n_predict": 2}),
         ("/chat/completions", {"messages": USER, "max_tokens": 2, "model": None}),
@@ -616,3 +616,23 @@ def test_no_field_breaks_it(served: Served, changes: dict[str, Any]) -> None:
     )
     answer = httpx.post(served.url + "/completion", content=json.dumps(body).encode(), timeout=60)
     assert answer.status_code in (200, 400), answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "names"),
+    [
+        ("/v1/chat/completions", {"messages": USER}, ("max_tokens", "n_predict", "max_completion_tokens")),
+        ("/v1/completions", {"prompt": "a"}, ("max_tokens", "n_predict", "max_new_tokens")),
+        ("/v1/responses", {"input": "a"}, ("max_output_tokens", "n_predict")),
+        ("/v1/messages", {"messages": USER}, ("max_tokens", "n_predict")),
+        ("/completion", {"prompt": "a"}, ("n_predict", "max_tokens")),
+    ],
+)
+def test_one_value_under_several_names(
+    served: Served, path: str, body: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    """Clients of several servers send the limit of an answer under the names of each of them."""
+    post(served, path, {**body, **dict.fromkeys(names, 3)})
+    post(served, path, {**body, "n_predict": -1, **dict.fromkeys(names[:1], 3)})
+    different = dict(zip(names, (3, 4, 5)))
+    assert "names of one option" in refusal(served, path, {**body, **different})

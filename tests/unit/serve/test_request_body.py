@@ -103,11 +103,10 @@ def test_a_wrong_field_is_named(body: Any, message: str) -> None:
 
 def test_the_schema_is_that_of_the_struct() -> None:
     schema = DRAWING.schema
-    assert (schema["required"], schema["additionalProperties"]) == (["shapes", "model"], False)
+    assert (schema["required"], schema["additionalProperties"]) == (["shapes"], False)
     assert schema["properties"]["count"] == {"type": "integer", "minimum": 1, "maximum": 5, "default": 1}
     assert schema["properties"]["data"] == {"type": "object"}
     assert schema["properties"]["background"]["const"] is False
     assert schema["properties"]["max_tokens"] == schema["properties"]["max_new_tokens"]
     kinds = [one["properties"]["type"]["enum"] for one in schema["properties"]["shapes"]["items"]["anyOf"]]
     assert kinds == [["square"], ["circle"]]
-    assert DRAWING.with_optional_model().schema["required"] == ["shapes"]

@@ -289,7 +289,7 @@ def test_wrong_chats(served: Served, body: Any, word: str) -> None:
         ),
         ("/tokenize", {"model": "one", "prompt": 5}, 400, "prompt=5"),
         ("/detokenize", {"model": "one", "tokens": [320]}, 400, "below 320"),
-        ("/v1/completions", b" " * (17 << 20), 400, "longer than 16 MiB"),
+        ("/v1/completions", b" " * (17 << 20), 413, "longer than 16 MiB"),
     ],
 )
 def test_a_wrong_request_has_openais_form_of_an_error(

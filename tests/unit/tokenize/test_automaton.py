@@ -20,22 +20,24 @@ from pellucid.tokenize.unicode import complement, letters, members
 
 PUBLISHED = sorted({
     step for splitting in published.GGUF_PRE.values() for step in splitting.steps
-} | (published.LINEAR - {published.CL100K}))  # fmt: skip
+} | published.LINEAR)  # fmt: skip
 SMALL = [
     "a", "a|ab", "ab|a", "a+", "a+?b", "a*b", "(?:ab|a)(?:c|bcd)?", "a{2,3}", "a{2,}", "a{2,3}?", "[ab]+c?", "a(?!b)",
     "a(?=b)", "a+(?!b)", "(?:a|b(?!c))+", "a?b?c", "a|b|c*d", "a++b", "[^a]++a", r"\s+(?!\S)|\s+", "(?i:as)k", "x{0}a",
     r"a(?=\s|b)", "(ab)+", "[a-c]{1,2}+", r"[\]\-a^]+", ".+", "[a&&b]|c", "(?:a?)*b", "(?i:é|ß)", "[[a]b]",
-    r"a\z", "a$", "(?>[ab]+)c", "(?:a++b)+c",
+    r"a\z", "a$", "(?>[ab]+)c", "(?:a++b)+c", "a++a", "a++[ab]", "a*+ab?", "a?+ab", "a?+a", "[ab]++$", "[ab]*+c$",
+    r"\s++$|\s*[\n]|\s", "(?:a++b?)+a", "(?:[ab]?+c)+a", "a{3,1}b", "a{3,1}ab", "(?>a+?)b", "(?>a{2,}?)a",
+    "(?>a|bc)b", "(?>ab|cb*)b", "(?>a(?:b|c+))c", "(?>a++b*)b", "(?>(?>a*))ab", "(?>a|ab)", "c(?>a|ab)|[ab]",
+    "(?:c|(?>a|ab))", "b(?>a?ab)", "[ab]++(?=c)", "[ab]++(?!c)", "(?=b)[ab]++a|a", "a{1,2}+b", "(?>ab|ba)a",
 ]  # fmt: skip
 REFUSED = [
     "(?<=a)b",
     r"\ba",
     "^a",
     r"(a)\1",
-    "(?>a+|b)b",
-    "a++a",
-    "(?:a++)a",
-    "(?:a++b?)+a",
+    "(?>a|ab)c",
+    "(?>a?ab)b",
+    "(?:ab)++a",
     "(?:a?b?)*c",
     "a*",
     "a|b|",
@@ -98,6 +100,36 @@ def test_categories_are_those_of_one_unicode_whatever_the_package_knows(name: st
 @given(words)
 def test_every_construct(pattern: str, text: str) -> None:
     assert walked(pattern, text) == spans(pattern, text)
+
+
+ATOMS = st.sampled_from(["a", "b", "[ab]", "[bc]", r"[^a]", r"\s", r"\n", "."])
+MARKS = st.sampled_from(["", "", "?", "*", "+", "?+", "*+", "++", "+?", "{1,2}", "{2,1}", "{3,1}", "{1,2}+"])
+ENDS = st.sampled_from(["", "", "", "$", r"\z", "(?=a)", r"(?!\S)"])
+
+
+def _grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    several = st.lists(inner, min_size=1, max_size=3)
+    return (
+        st.tuples(inner, MARKS).map(lambda of: f"(?:{of[0]}){of[1]}")
+        | several.map("".join)
+        | several.map(lambda branches: f"(?>{'|'.join(branches)})")
+        | several.map(lambda branches: f"(?:{'|'.join(branches)})")
+    )
+
+
+REPEATS = st.tuples(ATOMS, MARKS).map("".join)
+PATTERNS = st.tuples(st.recursive(REPEATS, _grown, max_leaves=6), ENDS, st.just("|") | REPEATS).map(
+    lambda of: f"{of[0]}{of[1]}" + ("" if of[2] == "|" else f"|{of[2]}")
+)
+
+
+@settings(max_examples=1000)
+@given(PATTERNS, st.lists(st.text("abc \n", max_size=9), min_size=4, max_size=4))
+def test_possessive_repeats_and_atomic_groups(pattern: str, texts: list[str]) -> None:
+    """A table, where there is one, has the matches of the ``regex`` package."""
+    if automaton(pattern) is not None:
+        for text in texts:
+            assert walked(pattern, text) == spans(pattern, text)
 
 
 @pytest.mark.parametrize("pattern", REFUSED)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_cases import GOLDENS, from_folder, tokenizer
+from tokenizer_cases import BYTE_LEVEL, GOLDENS, from_fields, from_folder, tokenizer
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize import load_tokenizer
@@ -225,3 +225,19 @@ def test_other_files_are_none_of_these() -> None:
         assert not tiktoken_files.is_tiktoken(head)
         assert not tiktoken_files.is_tekken(head)
     assert tiktoken_files.is_tiktoken(b"YQ== 0\r\n")
+
+
+def test_merges_count_where_ids_are_not_ranks() -> None:
+    """As in Qwen 3.5 and 3.6: a piece that no merge makes, and ids in another order than the merges."""
+    letters = BYTE_LEVEL["tokens"][:256]
+    fields = {
+        **BYTE_LEVEL,
+        "pre": "qwen35",
+        "tokens": [*letters, "abc", "bc", "ab", "<|end|>"],
+        "token_type": [*[1] * 259, 3],
+        "merges": ["a b", "b c"],
+        "eos_token_id": 259,
+    }
+    found = from_fields(fields)
+    assert found.encode("abc") == [258, letters.index("c")]
+    assert found.encode("bc") == [257]

@@ -161,6 +161,33 @@ def test_a_suffix_marks_the_end_of_a_word(tmp_path: Path) -> None:
     assert stream.flush() == "low"
 
 
+@pytest.mark.parametrize("unknown", [{}, {"unk_token": "<unk>"}, {"unk_token": "<unk>", "fuse_unk": True}])
+@pytest.mark.parametrize(("prefix", "suffix"), [("", "</w>"), ("##", ""), ("##", "</w>")])
+def test_affixes_are_compiled(tmp_path: Path, prefix: str, suffix: str, unknown: dict[str, Any]) -> None:
+    places = [(prefix, ""), ("", ""), (prefix, suffix), ("", suffix)]
+    names = ["<unk>", *dict.fromkeys(before + one + after for before, after in places for one in "abé漢")]
+    merges = [(f"a{after}", f"{prefix}b{end}") for after in ("",) for end in ("", suffix)]
+    merges += [
+        (f"{prefix}b", f"{prefix}a{suffix}"),
+        (f"{prefix}漢", f"{prefix}é{suffix}"),
+        ("ab", f"{prefix}a{suffix}"),
+    ]
+    merges = [*dict.fromkeys(merges)]
+    names += dict.fromkeys(left + right.removeprefix(prefix) for left, right in merges)
+    vocab = {name: at for at, name in enumerate(names)}
+    model = {"type": "BPE", "vocab": vocab, "merges": merges, **unknown}
+    spec = small(
+        model=model | {"continuing_subword_prefix": prefix or None, "end_of_word_suffix": suffix or None},
+        normalizer={"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+        pre_tokenizer={"type": "WhitespaceSplit"},
+    )
+    ours = load(tmp_path, spec)
+    assert compiled_encoder(ours) is not None
+    random = Random(1)
+    for length in range(60):
+        in_every_way(ours, "".join(random.choices("aabbé漢x##<  \t\u3000\n", k=length)), False)
+
+
 def test_a_byte_level_suffix(tmp_path: Path) -> None:
     spec = json.loads((GOLDENS / "tiny_byte_level" / "tokenizer.json").read_text())
     pieces = [*spec["model"]["vocab"]]

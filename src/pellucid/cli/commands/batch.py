@@ -48,12 +48,14 @@ def command(
     from pellucid.serve.batch_output import STANDARD
     from pellucid.util.checks import whole
     from pellucid.util.garbage_collection import collect_requests
+    from pellucid.util.paths import output_lock
 
     share_heaps()
     collect_requests()
     cluster_replicas = Replicas.of(cluster, replicas, None, replica_cpus, stages)
     control = registered(vectors)
-    with Batch(source, target, model, whole("concurrency", concurrency, 1, MAX_CONCURRENCY)) as batch:
+    together = whole("concurrency", concurrency, 1, MAX_CONCURRENCY)
+    with output_lock("OUT", target), Batch(source, target, model, together) as batch:
         if batch.total:
             named = model or batch.model
             batch.bind(_hash(named, loading), options_hash(loading, control.digest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading
 from pellucid.cli.planning import (
     MachinesFile,
+    certainty,
     machines_of,
     model_size,
-    on_paper,
     refuse_unused_pin,
     step_costs,
     this_machine_once,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pellucid.capacity.layouts import ModelSize
     from pellucid.capacity.machines import Machine
     from pellucid.capacity.search import Goals, KindCapacity
-    from pellucid.capacity.step_costs import StepCosts
+    from pellucid.capacity.step_costs import Measurement, StepCosts
     from pellucid.capacity.traffic import Traffic
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
@@ -81,14 +82,15 @@ def command(
 
     Steps are timed on this machine, through a server with clients, and scaled to other machines by the rates of their
     memory and integer units. Then a day is simulated: requests come at random times, the router sends them to replicas,
-    and the replicas run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper, such as
-    llama-3-70b, has no weights and cannot be timed. For a shape, the command assumes that steps reach usual fractions
-    of the rates.
+    and the replicas run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper (a
+    config.json, or a name such as llama-3-70b) has no weights and cannot be timed. For a shape, the command assumes
+    that steps reach usual fractions of the rates.
     """
     from pellucid.capacity.search import DAYS, Goals
     from pellucid.capacity.traffic import Traffic
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief
+    from pellucid.measure.paper import on_paper
     from pellucid.measure.server_load import Lengths
     from pellucid.util.checks import real, whole
 
@@ -120,12 +122,12 @@ def command(
         if count
     ]
     if json:
-        common.print_json(_document(size, traffic, results))
+        common.print_json(_document(size, traffic, results, costs[0].measurement))
         return
     for at, result in enumerate(results):
         if at:
             print()
-        _show(size, goals, result, traffic)
+        _show(size, goals, result, traffic, costs[0])
 
 
 def _seconds(name: str, text: str) -> float:
@@ -199,7 +201,7 @@ def _capacity(
         return KindCapacity.of(kind, stages, Search(traffic, goals, room, costs, bars.simulating), shape)
 
 
-def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic) -> None:
+def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic, measured: StepCosts) -> None:
     from rich.filesize import decimal
 
     from pellucid.errors.messages import one_line
@@ -216,7 +218,8 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
     if not result.day:
         print(
             f"these machines cannot reach {goals.first_token:g} s to the first token and "
-            f"{goals.per_token * 1e3:g} ms per token, even for a single request"
+            f"{goals.per_token * 1e3:g} ms per token, even for a single request\n"
+            f"{certainty(measured)}"
         )
         return
     columns = ("requests/s", "machines", "tokens/s", "first token", "per token", "busy", "prefix hits")
@@ -240,6 +243,7 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
         f"if the number of machines follows the load, and {24 * result.machines:,} if it does not. Times are in "
         "milliseconds: median, p95, p99."
     )
+    print(certainty(measured) + machine_range(result, measured))
     if result.machines > machine.count and machine.source != "measured":
         print(f"there are only {machine.count:,} of {one_line(machine.name)}")
     if failure := result.first_failure:
@@ -249,6 +253,15 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
             f"in front of the replicas, the router takes {front.router_seconds * 1e6:,.0f} µs for a request, and "
             f"{front.ingresses:,} server processes forward the tokens"
         )
+
+
+def machine_range(result: KindCapacity, measured: StepCosts) -> str:
+    """The number of machines for the measured range of step times, in proportion."""
+    if measured.measurement is None:
+        return ""
+    spread = measured.measurement.spread
+    low, high = (math.ceil(result.machines * factor - 1e-9) for factor in (max(1 - spread, 0.0), 1 + spread))
+    return f" In proportion, {max(low, 1):,} to {high:,} machines are needed." if low < high else ""
 
 
 def _request_tokens(traffic: Traffic) -> int:
@@ -267,10 +280,13 @@ def _hours(hours: tuple[int, ...]) -> str:
     return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
 
 
-def _document(size: ModelSize, traffic: Traffic, results: list[KindCapacity]) -> dict[str, Any]:
+def _document(
+    size: ModelSize, traffic: Traffic, results: list[KindCapacity], measurement: Measurement | None
+) -> dict[str, Any]:
     return {
         "model": size.name,
         "rate": traffic.rate,
+        "measurement": asdict(measurement) if measurement else None,
         "key_value_bytes_per_token": size.sequence_bytes(1),
         "key_value_bytes_per_request": size.sequence_bytes(_request_tokens(traffic)),
         "machines": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 BAR = 20
 """Characters of the bar of probability 1."""
 SHOWN_WORDS = 8
-ASKED = re.compile(r"(?s)(.*?)\s*\[(.*)\]\s*")
+WITH_OPTIONS = re.compile(r"\[[^\]]*<[^\]]*\]")
+"""Brackets with levels."""
 EXAMPLES = (
     "'Is the customer angry?', 'Which team? [billing | shipping]', 'How urgent? [can wait < today < now]'"
 )
@@ -93,20 +95,46 @@ def _asked(texts: list[str], file: str | None) -> dict[str, Any]:
 
 
 def _question(text: str) -> dict[str, Any]:
-    """The question of a text, such as "How urgent? [can wait < today < now]"."""
-    match = ASKED.fullmatch(text)
-    if match is None:
-        return {"type": "noul", "instructions": text.strip()}
-    words, inside = match.groups()
-    if "<" in inside and "|" not in inside:
-        return {
-            "type": "score",
-            "instructions": words,
-            "criteria": [one.strip() for one in inside.split("<")],
-        }
-    options = (one.partition(":") for one in inside.split("|"))
-    criteria = {name.strip(): about.strip() or None for name, _, about in options}
+    """The question of a text, such as "How urgent? [can wait < today < now]".
+
+    Raises:
+        InvalidRequest: the brackets of the options are not complete or not at the end, or the options are not two or
+            more different ones.
+    """
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import brief
+
+    def refused(problem: str) -> InvalidRequest:
+        return InvalidRequest(f"question={brief(text)}: {problem}: write it like {EXAMPLES}")
+
+    words, inside = _divided(text.strip())
+    if "|" in words or words.count("[") != words.count("]") or WITH_OPTIONS.search(words):
+        raise refused("its options are not in complete brackets at the end")
+    if inside is None:
+        return {"type": "noul", "instructions": words}
+    is_score = "<" in inside and "|" not in inside
+    parts = [one.strip() for one in inside.split("<" if is_score else "|")]
+    options = {one if is_score else one.partition(":")[0].strip(): one for one in parts}
+    if len(options) < max(2, len(parts)) or "" in options:
+        raise refused("the brackets must have two or more different options")
+    if is_score:
+        return {"type": "score", "instructions": words, "criteria": parts}
+    criteria = {name: one.partition(":")[2].strip() or None for name, one in options.items()}
     return {"type": "choice", "instructions": words, "criteria": criteria}
+
+
+def _divided(text: str) -> tuple[str, str | None]:
+    """The words of a question, and the inside of the brackets at its end; None: it ends without brackets."""
+    depth = 0
+    for place in range(len(text) - 1, -1, -1):
+        depth += (text[place] == "]") - (text[place] == "[")
+        if depth <= 0:
+            break
+    else:
+        return text, None
+    return (
+        (text[:place].rstrip(), text[place + 1 : -1]) if text[place] == "[" and depth == 0 else (text, None)
+    )
 
 
 def _state(file: str | None) -> Any:
@@ -138,16 +166,22 @@ def _show(decisions: Decisions) -> None:
         print("\n" if number else "", end="")
         print(f"{_text(decision.question.instructions)}  {_answer(decision)}")
         table = common.table("option", "probability", "", right=("probability",))
-        names = {"false": "no", "true": "yes"} if decision.type == "noul" else {}
-        for option in decision.question.options:
-            p = decision.probabilities[option.key]
-            name = (
-                _text(option.description) if decision.type == "score" else names.get(option.key, option.key)
-            )
+        names = _names(decision)
+        for key, name in names.items():
+            p = decision.probabilities[key]
             table.add_row(name, f"{100 * p:.1f} %", "█" * round(p * BAR))
         common.show(table)
         if decision.explanation is not None:
-            _show_explanation(decision.explanation)
+            _show_explanation(decision.explanation, names)
+
+
+def _names(decision: Decision) -> dict[str, str]:
+    """The words for the options: the descriptions of the levels of a score, yes and no, or the options' names."""
+    own = {"false": "no", "true": "yes"} if decision.type == "noul" else {}
+    return {
+        one.key: _text(one.description) if decision.type == "score" else own.get(one.key, one.key)
+        for one in decision.question.options
+    }
 
 
 def _answer(decision: Decision) -> str:
@@ -158,10 +192,10 @@ def _answer(decision: Decision) -> str:
     return f"{decision.value:.2f} of {len(decision.probabilities) - 1} (confidence {decision.confidence:.2f})"
 
 
-def _show_explanation(explanation: DecisionExplanation) -> None:
+def _show_explanation(explanation: DecisionExplanation, names: Mapping[str, str]) -> None:
+    option, against = names[explanation.option], names[explanation.against]
     print(
-        f"why {explanation.option} and not {explanation.against}: the logits differ by {explanation.logit:+.3f}; words "
-        "of the state add"
+        f"why {option} and not {against}: the logits differ by {explanation.logit:+.3f}; words of the state add"
     )
     table = common.table("adds", "word", right=("adds",))
     for word in explanation.ranked()[:SHOWN_WORDS]:

@@ -114,10 +114,10 @@ def _embed_file(
 
     source = TextFile(file, field)
     target = VectorFile(out, source)
-    total = source.count()
-    llm = load(model, loading, lambda inputs: _check(inputs, prompt))
-    width = vector_width(llm, dimensions)
-    with common.progress() as bars:
+    with target.locked(), common.progress() as bars:
+        total = source.count()
+        llm = load(model, loading, lambda inputs: _check(inputs, prompt))
+        width = vector_width(llm, dimensions)
         run = {
             "model": model_hash(llm.checkpoint, bars),
             "file of texts": source.sha256(),

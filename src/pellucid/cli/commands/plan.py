@@ -10,7 +10,7 @@ from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.plan_layouts import show_layouts
-from pellucid.cli.planning import MachinesFile, on_paper
+from pellucid.cli.planning import MachinesFile
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
@@ -40,7 +40,8 @@ def command(
 ) -> None:
     """Show the operations of a model. No weights are loaded without --measured.
 
-    MODEL may also be a shape on paper, such as gpt3-175b, llama-3-70b or qwen3-30b-a3b. For a shape, the command also
+    MODEL may also be a shape on paper: a name such as gpt3-175b, llama-3-70b or qwen3-30b-a3b, or a config.json
+    without weights (the file, or a folder with it). For a shape, the command also
     shows the number of parameters, the size in several formats, and the speed that this machine's memory and integer
     units allow. For an encoder-decoder, the operations of the encoder come first.
 
@@ -54,6 +55,7 @@ def command(
     recommends a layout.
     """
     from pellucid.errors import InvalidRequest
+    from pellucid.measure.paper import on_paper
 
     profile = None
     if machines is not None:
@@ -136,15 +138,21 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
     active = f", {paper.active / 1e9:.2f} billion active per token" if paper.active < paper.parameters else ""
     context = paper.spec.context
     state = f"; the state of a sequence: {decimal(paper.state_bytes)}" if paper.state_bytes else ""
+    rate = f"{paper.prefill(rates):,.3g}"
+    speed = f"{rate} tokens of texts per second"
+    if paper.spec.generates:
+        speed = (
+            f"decode at {paper.decode(rates):.3g} tokens per second ({paper.decode(rates, context):.3g} at the end "
+            f"of the context) and prefill at {rate}"
+        )
     sizes = ", ".join(f"{form} {decimal(size)}" for form, size in paper.file_bytes.items())
     print(
-        f"\n{name} ({paper.source}): {paper.parameters / 1e9:.2f} billion parameters{active}\n"
+        f"\n{paper.name} ({paper.source}): {paper.parameters / 1e9:.2f} billion parameters{active}\n"
         f"sizes: {sizes}\n"
         f"keys and values: {decimal(paper.token_bytes)} for each token ({paper.cache_description}), "
         f"{decimal(paper.context_bytes)} for a context of {context:,} tokens{state}\n"
         f"in {paper.form}, {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s of this machine "
-        f"allow decode at {paper.decode(rates):.3g} tokens per second ({paper.decode(rates, context):.3g} at the end "
-        f"of the context) and prefill at {paper.prefill(rates):,.3g}, if the model fits into the memory"
+        f"allow {speed}, if the model fits into the memory"
     )
 
 

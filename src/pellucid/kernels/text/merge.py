@@ -40,6 +40,7 @@ class PairsRecord(Record):
 class MergeRecord(PiecesRecord):
     bytes: Address  # (256,) int32: each byte's id; below 0: none
     characters: Address  # (0x110000,) int32: each character's id; below 0: none; for symbols "characters"
+    by_place: int  # bytes of a table of characters; four tables: inside, first, last, alone; 0: one table
     unknown: int  # the id of a character without an id or bytes; below 0: the character is dropped
     fuse: int  # 1: adjacent unknown characters are one symbol
     first: Address  # (256, 256) int64: the value of each pair of bytes; for symbols "bytes"
@@ -125,10 +126,12 @@ def character_symbols(simd: Any, value_of: Any) -> Any:
         alphabet, characters = load(record + at.bytes), load(record + at.characters)
         pairs, mask = load(record + at.pairs), load(record + at.pairs_mask)
         unknown, fuse = load(record + at.unknown), load(record + at.fuse)
+        by_place = load(record + at.by_place)
         count, done, waiting = 0, 0, False  # waiting: the unknown id follows the bytes of later characters
         while done < length:
             size = length_of(load_u8(place + done))
-            symbol = load_i32(characters + code_point(place + done) * 4)
+            which = (1 if done == 0 else 0) + (2 if done + size >= length else 0)
+            symbol = load_i32(characters + which * by_place + code_point(place + done) * 4)
             strange = symbol < 0
             spelled = strange
             for i in range(size if strange else 0):

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.encoder_decoder import first_tokens
+from pellucid.model.encoder_decoder import first_tokens, refuse_heads
 from pellucid.model.family import Family
 from pellucid.model.gguf_metadata import gguf_vocabulary
 from pellucid.model.outputs import Head, Pooling, UnitLength
@@ -90,6 +90,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of T5, mT5 and UMT5, or of an encoder alone (T5EncoderModel)."""
     config = config.with_aliases({"d_model": "hidden_size", "num_heads": "num_attention_heads"})
     config.flag("is_encoder_decoder", True)
+    refuse_heads(config)
     for derived in ("dense_act_fn", "is_gated_act", "num_hidden_layers", "head_dim"):
         config.value(derived)
     kind = config.text("model_type")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.encoder_decoder import first_tokens
+from pellucid.model.encoder_decoder import first_tokens, refuse_heads
 from pellucid.model.families.gemma2 import DECODER
 from pellucid.model.family import Family
 from pellucid.model.outputs import Head
@@ -67,6 +67,7 @@ def _with_cross(block: Block) -> Block:
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json``."""
     config.flag("is_encoder_decoder", True)
+    refuse_heads(config)
     encoder, decoder = (_side(checkpoint, config, side) for side in ("encoder", "decoder"))
     context = min(encoder.context, decoder.context)
     encoder = encoder.change_attention(lambda _, attention: _two_sided(attention))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, field
 
+from pellucid.errors.messages import brief
 from pellucid.serve.chat.tools import MAX_TOOLS
 from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
 from pellucid.serve.ignored_fields import ignored
@@ -79,8 +80,19 @@ class ToolFields(Fields, frozen=True):
         "custom"
     )
     strict: bool | None = None
+    input_examples: list[dict[str, Any]] | None = None
+    defer_loading: bool = False
+    allowed_callers: Sequence[str] = ()
     eager_input_streaming: Annotated[Any, ignored("tools[].eager_input_streaming")] = None
     cache_control: Annotated[Any, ignored("cache_control")] = None
+
+    def __post_init__(self) -> None:
+        if self.defer_loading:
+            raise ValueError("defer_loading=true: this server has no search of tools: leave it out")
+        if self.allowed_callers and "direct" not in self.allowed_callers:
+            raise ValueError(
+                f"allowed_callers={brief(self.allowed_callers)}: must have 'direct', because this server runs no code"
+            )
 
 
 class ToolChoiceFields(Fields, frozen=True):
@@ -135,8 +147,15 @@ class GenerateMessageFields(MessagesFields, frozen=True, kw_only=True):
     stream: bool = False
 
 
-IGNORED = frozenset({"metadata", "service_tier", "cache_control", "context_management"})
-UNSUPPORTED = {"container": "", "mcp_servers": []}
+THREAD = "thread"
+"""The field for a conversation that the server keeps. Each request here has its whole conversation."""
+IGNORED = frozenset(
+    {
+        *("metadata", "service_tier", "cache_control", "context_management", "diagnostics"),
+        *("speed", "inference_geo", "billing_policy", "fallback_credit_token", "fallbacks"),
+    }
+)
+UNSUPPORTED: dict[str, Any] = {"container": "", "mcp_servers": [], "compaction": None, THREAD: None}
 MESSAGE = BodyType(
     GenerateMessageFields,
     BodyRules(
@@ -146,7 +165,7 @@ MESSAGE = BodyType(
         ignored=IGNORED,
         only=UNSUPPORTED,
     ),
-    required=("model", "max_tokens"),
+    required=("max_tokens",),
 )
 COUNT = BodyType(
     MessagesFields,

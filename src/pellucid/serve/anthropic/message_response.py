@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.serve.anthropic.message_fields import GenerateMessageFields
+from pellucid.serve.anthropic.message_fields import THREAD, GenerateMessageFields
 from pellucid.serve.anthropic.messages_conversation import conversation_of
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
@@ -32,7 +32,11 @@ ERROR_TYPES = {
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
     """Error body in Anthropic's form."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    error: dict[str, Any] = {"type": kind, "message": message}
+    if details.param == THREAD:
+        # Anthropic's client then sends its requests again without the field.
+        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": [THREAD]}
+    return {"type": "error", "error": error}
 
 
 @dataclass(frozen=True)

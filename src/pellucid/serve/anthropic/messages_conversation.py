@@ -17,7 +17,7 @@ from pellucid.serve.anthropic.message_fields import (
     ToolUseBlock,
 )
 from pellucid.serve.chat.chat_run import Conversation
-from pellucid.serve.chat.tools import Tool, ToolChoice, tool, tool_choice
+from pellucid.serve.chat.tools import NO_PARAMETERS, Tool, ToolChoice, tool, tool_choice
 from pellucid.serve.request_body import RequestBody
 
 
@@ -84,7 +84,7 @@ def _messages(message: MessageFields) -> list[dict[str, Any]]:
 def _tools(given: Sequence[ToolFields], choice: ToolChoiceFields) -> tuple[list[Tool], ToolChoice]:
     """The tools that the model sees, and the tools that it may call."""
     tools = [
-        tool(f"tools[{at}]", one.name, one.description, one.input_schema, one.strict)
+        tool(f"tools[{at}]", one.name, one.description, _parameters(one), one.strict)
         for at, one in enumerate(given)
     ]
     if choice.type == "none":
@@ -92,6 +92,13 @@ def _tools(given: Sequence[ToolFields], choice: ToolChoiceFields) -> tuple[list[
     if choice.name is not None:
         return tools, tool_choice(tools, [choice.name], required=True, parallel=False)  # exactly one call
     return tools, tool_choice(tools, None, choice.type == "any", not choice.disable_parallel_tool_use)
+
+
+def _parameters(fields: ToolFields) -> dict[str, Any] | None:
+    """JSON schema of a tool's arguments, which shows the model the examples of arguments."""
+    if not fields.input_examples:
+        return fields.input_schema
+    return {**(fields.input_schema or NO_PARAMETERS), "examples": fields.input_examples}
 
 
 def _answer_schema(fields: MessagesFields) -> Any:

@@ -27,7 +27,6 @@ from pellucid.serve.openai.chat_completions import (
 )
 from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType
-from pellucid.serve.responses.response_fields import RESPONSE
 from pellucid.serve.served_model import ServedModel
 
 T = TypeVar("T")
@@ -43,7 +42,7 @@ class TemplateFields(ConversationFields, frozen=True, kw_only=True):
 LLAMA_CHAT = BodyType(
     CHAT.struct, replace(OPENAI_RULES, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)}), required=()
 )
-TEMPLATE = BodyType(TemplateFields, BodyRules(ignored=frozenset({"tools[].function.strict"})), required=())
+TEMPLATE = BodyType(TemplateFields, BodyRules(ignored=frozenset({"tools[].function.strict"})))
 
 
 async def _result(call: ClientCall, function: Callable[[ServedModel, Conversation, bool], T]) -> T:
@@ -114,7 +113,6 @@ async def _models(call: ClientCall) -> Response:
     return json_response({"object": "list", "data": entries})
 
 
-RESPOND = responses.RESPONSES.routes["POST /v1/responses"]
 COUNT = Route(_input_tokens, "Count a conversation's tokens.", TEMPLATE)
 LLAMACPP_CHAT = Api(
     "llama.cpp chat",
@@ -128,7 +126,7 @@ LLAMACPP_CHAT = Api(
         ),
         "POST /chat/completions/input_tokens": COUNT,
         "POST /v1/chat/completions/input_tokens": COUNT,
-        "POST /responses": replace(RESPOND, body=RESPONSE.with_optional_model()),
+        "POST /responses": responses.RESPONSES.routes["POST /v1/responses"],
         "POST /apply-template": Route(_apply_template, "The prompt of a conversation, as a text.", TEMPLATE),
     },
     error_body,

@@ -45,8 +45,8 @@ class DetokenizeFields(ModelFields, frozen=True, kw_only=True):
     tokens: list[TokenId]
 
 
-TOKENIZE = BodyType(TokenizeFields, required=())
-DETOKENIZE = BodyType(DetokenizeFields, required=())
+TOKENIZE = BodyType(TokenizeFields)
+DETOKENIZE = BodyType(DetokenizeFields)
 
 
 async def _health(call: ClientCall) -> Response:
@@ -57,9 +57,10 @@ async def _health(call: ClientCall) -> Response:
 async def _ready(call: ClientCall) -> Response:
     """Readiness: every loaded or needed model can run. A model that loads at its first request is not needed before."""
     missing = call.models.missing
-    return json_response(
-        {"status": "waiting" if missing else "ok", "waiting": missing}, 503 if missing else 200
-    )
+    degraded = call.models.degraded
+    status = "waiting" if missing else "degraded" if degraded else "ok"
+    problem = {"problem": degraded} if degraded else {}
+    return json_response({"status": status, "waiting": missing, **problem}, 503 if missing else 200)
 
 
 async def _tokenize(call: ClientCall) -> Response:

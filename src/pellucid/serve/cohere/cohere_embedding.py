@@ -59,7 +59,7 @@ class CohereEmbeddingFieldsV2(CohereEmbeddingFields, frozen=True, kw_only=True):
 
 RULES = BodyRules(only={"images": []})
 EMBED_V1 = BodyType(CohereEmbeddingFields, RULES)
-EMBED_V2 = BodyType(CohereEmbeddingFieldsV2, RULES, required=("model", "input_type"))
+EMBED_V2 = BodyType(CohereEmbeddingFieldsV2, RULES, required=("input_type",))
 
 
 def embedded_v1(

@@ -35,7 +35,7 @@ class InfillFields(LlamaFields, frozen=True, kw_only=True):
     input_extra: Sequence[ExtraFile] = ()
 
 
-INFILL = BodyType(InfillFields, LLAMACPP_RULES, required=())
+INFILL = BodyType(InfillFields, LLAMACPP_RULES)
 
 
 def infill_request(body: RequestBody[InfillFields], llm: ServedModel) -> LlamaCompletion:

@@ -43,7 +43,7 @@ class LlamaCompletionFields(LlamaFields, frozen=True, kw_only=True):
     n_cmpl: Choices | None = None
 
 
-COMPLETION = BodyType(LlamaCompletionFields, LLAMACPP_RULES, required=())
+COMPLETION = BodyType(LlamaCompletionFields, LLAMACPP_RULES)
 
 
 @dataclass(frozen=True)

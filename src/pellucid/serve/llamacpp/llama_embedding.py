@@ -32,7 +32,6 @@ class LlamaEmbeddingFields(ModelFields, frozen=True, kw_only=True):
 EMBEDDING = BodyType(
     LlamaEmbeddingFields,
     BodyRules(ignored=frozenset({"user"}), only={"encoding_format": "float"}),
-    required=(),
 )
 
 

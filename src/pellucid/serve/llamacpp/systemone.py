@@ -83,7 +83,6 @@ class SystemOneFields(ModelFields, frozen=True, kw_only=True):
 SYSTEMONE = BodyType(
     SystemOneFields,
     BodyRules(only={"files": [], "images": [], "videos": [], "assets": {}, "stream": False}),
-    required=(),
 )
 
 

@@ -27,7 +27,7 @@ class ModelQuery:
 
 
 def _query(summary: str, fields: type[F], run: Callable[[RequestBody[F], LLM], dict[str, Any]]) -> ModelQuery:
-    return ModelQuery(summary, BodyType(fields, required=()), run)
+    return ModelQuery(summary, BodyType(fields), run)
 
 
 QUERIES: Mapping[str, ModelQuery] = {

@@ -44,7 +44,6 @@ LOOK_GENERATE = BodyType(
         renamed=OPENAI_RULES.renamed,
         defaults=OPENAI_DEFAULTS,
     ),
-    required=(),
 )
 
 

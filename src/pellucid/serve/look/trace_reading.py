@@ -59,7 +59,6 @@ TRACE = BodyType(
         renamed=OPENAI_RULES.renamed,
         defaults=OPENAI_DEFAULTS,
     ),
-    required=(),
 )
 
 

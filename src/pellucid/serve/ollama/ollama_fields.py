@@ -54,11 +54,11 @@ OPTIONS = BodyType(
                     "numa",
                 ),
                 *("low_vram", "vocab_only", "use_mlock", "penalize_newline", "f16_kv", "logits_all"),
+                "embedding_only",
             }
         ),
         only={"tfs_z": 1.0},
     ),
-    required=(),
 )
 """The field ``options``. Options about the machine are ignored, because the server has its own settings."""
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -182,7 +182,7 @@ GENERATE = BodyType(PromptOptions, RULES)
 EMBED = BodyType(EmbedFields)
 OLD_EMBED = BodyType(OldEmbedFields)
 SHOW = BodyType(ShowFields)
-PULL = BodyType(PullFields, BodyRules(only={"insecure": False}))
+PULL = BodyType(PullFields, BodyRules(only={"insecure": False}), required=("model",))
 
 
 def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,17 @@ OPENAI_RULES = BodyRules(
     ignored=frozenset(
         {
             *("user", "store", "metadata", "service_tier", "verbosity"),
-            *("prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
+            *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier"),
+            "prediction",
         }
     )
     | LLAMACPP,
-    only={"modalities": ["text"], "functions": [], "function_call": "none"},
+    only={
+        "modalities": ["text"],
+        "functions": [],
+        "function_call": "none",
+        **dict.fromkeys(("audio", "moderation", "web_search_options")),
+    },
 )
 """The rules of chat and text completions."""
 

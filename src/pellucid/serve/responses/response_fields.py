@@ -143,8 +143,13 @@ RESPONSE = BodyType(
         options=generation_options("watch", *LOGPROBS),
         renamed={"max_output_tokens": "max_new_tokens"},
         defaults=OPENAI_DEFAULTS,
-        ignored=frozenset({"include", "prompt_cache_retention", "service_tier"}),
-        only={"conversation": "", "background": False, "prompt": {}, "top_logprobs": 0},
+        ignored=frozenset(
+            {
+                *("include", "service_tier", "prompt_cache_options", "prompt_cache_retention"),
+                "context_management",
+            }
+        ),
+        only={"conversation": "", "background": False, "prompt": {}, "top_logprobs": 0, "moderation": None},
     ),
 )
 COUNT = BodyType(

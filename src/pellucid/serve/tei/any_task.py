@@ -42,7 +42,7 @@ class AnyTaskFields(TruncationFields, frozen=True, kw_only=True):
     parameters: LabelParameters | None = None
 
 
-ANY_TASK = BodyType(AnyTaskFields, required=())
+ANY_TASK = BodyType(AnyTaskFields)
 BY_TASK: Mapping[Task, tuple[BodyType[Any], Callable[[Any, ServedModel], list[Any]]]] = {
     "embed": (EMBED, vectors_of),
     "sparse": (EMBED_OTHERS, sparse_vectors_of),

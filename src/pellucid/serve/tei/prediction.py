@@ -39,7 +39,7 @@ class PredictFields(TruncationFields, frozen=True, kw_only=True):
     parameters: LabelParameters | None = None
 
 
-PREDICT = BodyType(PredictFields, required=())
+PREDICT = BodyType(PredictFields)
 
 
 def predicted(body: RequestBody[PredictFields], llm: ServedModel, name: str, number: str) -> list[Any]:

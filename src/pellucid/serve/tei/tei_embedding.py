@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from pellucid.encoders.embedding import embed, sparse, token_vectors
 from pellucid.encoders.model import EncoderModel
-from pellucid.encoders.ranking import cosines
+from pellucid.encoders.ranking import similarity_of_rows
 from pellucid.serve.encoder_inputs import check_task, encoded_texts, listed_inputs, prompt_of_name, truncating
 from pellucid.serve.request_body import (
     BodyType,
@@ -47,9 +47,9 @@ class SimilarityFields(ModelFields, frozen=True, kw_only=True):
     parameters: SimilarityParameters = SimilarityParameters()
 
 
-EMBED = BodyType(TeiEmbeddingFields, required=())
-EMBED_OTHERS = BodyType(VectorInputFields, required=())
-SIMILARITY = BodyType(SimilarityFields, required=())
+EMBED = BodyType(TeiEmbeddingFields)
+EMBED_OTHERS = BodyType(VectorInputFields)
+SIMILARITY = BodyType(SimilarityFields)
 
 
 def embedded(body: RequestBody[TeiEmbeddingFields], llm: ServedModel, name: str, number: str) -> list[Any]:
@@ -102,4 +102,4 @@ def similarities(body: RequestBody[SimilarityFields], llm: ServedModel, name: st
     model = truncating(llm, side=side_of(parameters.truncation_direction))
     prompt = prompt_of_name(llm, parameters.prompt_name)
     vectors = embed(llm, encoded_texts(model, texts, parameters.truncate, prompt))
-    return cosines(np.broadcast_to(vectors[0], vectors[1:].shape), vectors[1:])
+    return similarity_of_rows(np.broadcast_to(vectors[0], vectors[1:].shape), vectors[1:])

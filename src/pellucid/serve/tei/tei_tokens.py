@@ -26,7 +26,7 @@ class DecodeFields(ModelFields, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
 
 
-DECODE = BodyType(DecodeFields, required=())
+DECODE = BodyType(DecodeFields)
 
 
 def decoded(body: RequestBody[DecodeFields], llm: ServedModel, name: str, number: str) -> list[Any]:

@@ -20,7 +20,7 @@ class ClassificationFields(ModelFields, frozen=True, kw_only=True):
     use_activation: bool = True
 
 
-CLASSIFICATION = BodyType(ClassificationFields, PLAIN_RULES, required=())
+CLASSIFICATION = BodyType(ClassificationFields, PLAIN_RULES)
 
 
 def classified(

@@ -47,7 +47,7 @@ class PoolingFields(ModelFields, frozen=True, kw_only=True):
     use_activation: bool = True
 
 
-POOLING = BodyType(PoolingFields, PLAIN_RULES, required=())
+POOLING = BodyType(PoolingFields, PLAIN_RULES)
 
 
 def pooled(body: RequestBody[PoolingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class ScoreFields(ModelFields, frozen=True, kw_only=True):
     instruction: str = ""
 
 
-SCORE = BodyType(ScoreFields, PLAIN_RULES, required=())
+SCORE = BodyType(ScoreFields, PLAIN_RULES)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def conversation(messages: Any) -> list[Message]:
 def _parts_of_text(content: Any) -> list[str]:
     """The texts of OpenAI's content parts, ``{"type": "text", "text": "Hi"}``; [] if other values are in the list."""
     parts = content if isinstance(content, list) else []
-    typed = [part for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-    texts = [part["text"] for part in typed if isinstance(part.get("text"), str)]
+    found = (part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text")
+    texts = [text for text in found if isinstance(text, str)]
     return texts if len(texts) == len(parts) else []
 
 

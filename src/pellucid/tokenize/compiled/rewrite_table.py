@@ -28,6 +28,8 @@ from pellucid.kernels.text.rewrite import (
     PICTURE,
     STRANGE,
 )
+from pellucid.tokenize.patterns.oniguruma import parse
+from pellucid.tokenize.patterns.tree import sets
 from pellucid.tokenize.stages import normalize
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.normalize import Form, Normalizer
@@ -153,6 +155,9 @@ def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form
     if isinstance(stage, normalize.Replace):
         if not stage.is_pattern and len(stage.old) == 1:
             return [_Step({ord(stage.old): stage.new})]
+        if stage == normalize.Replace(r"\s+", " ", is_pattern=True):
+            codes = (code for low, high in sets(parse(r"\s"))[0] for code in range(low, high + 1))
+            return [_Step(dict.fromkeys(codes, " "), collapse=True)]
         return [_Step(collapse=True)] if stage == normalize.Replace(" {2,}", " ", is_pattern=True) else None
     if isinstance(stage, PrecompiledNormalizer):
         return [_precompiled(stage)]

@@ -26,6 +26,11 @@ from pellucid.tokenize.vocabulary import Vocabulary
 
 Json = Mapping[str, Any]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+TYPED = {
+    f"{name}Tokenizer"
+    for name in ("Bert", "ConvBert", "MobileBert", "SqueezeBert", "Deberta", "DebertaV2", "FNet")
+}
+"""Classes of transformers 5 that give the model the types of tokens."""
 NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -82,6 +87,17 @@ class Sidecar(Struct, frozen=True):
     def known(self) -> TokenizerClass | None:
         """The row of the class ``kind`` in CLASSES, or None."""
         return CLASSES.get(self.kind or "")
+
+    @property
+    def gives_types(self) -> bool:
+        """True if ``transformers`` gives the model the types of tokens.
+
+        Up to version 4, all classes give them if the files do not state otherwise. Version 5 writes the key "backend".
+        """
+        names = self.config.get("model_input_names")
+        if isinstance(names, list):
+            return "token_type_ids" in names
+        return "backend" not in self.config or self.kind in TYPED
 
     def for_file(self, file: str, default: str) -> Sidecar:
         """A copy with a class for a vocabulary file of the kind ``file``: ``default`` if the files name none.
@@ -155,6 +171,7 @@ class Sidecar(Struct, frozen=True):
             "eos_ids": end_ids(vocabulary, [*(ends if isinstance(ends, list) else [ends]), named]),
             "chat_template": self.chat_template,
             "named_tokens": names,
+            "gives_types": self.gives_types,
             **self._languages(vocabulary),
         }
 

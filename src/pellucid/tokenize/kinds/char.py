@@ -24,6 +24,10 @@ class Affixes(Struct, frozen=True):
         spelled = [*pre_token[:1], *(f"{self.prefix}{character}" for character in pre_token[1:])]
         return [*spelled[:-1], f"{spelled[-1]}{self.suffix}"] if spelled else spelled
 
+    def by_place(self) -> tuple[tuple[str, str], ...]:
+        """The texts before and after a character: inside a pre-token, at its start, at its end, alone in it."""
+        return (self.prefix, ""), ("", ""), (self.prefix, self.suffix), ("", self.suffix)
+
 
 class Chars(TokenizerModel):
     """The model stage: the characters of a pre-token.

@@ -100,8 +100,8 @@ class CharBPE(Chars):
 
     @property
     def kernel(self) -> KernelKey | None:
-        """The kernel of the compiled form; None if the position of a character in its pre-token matters."""
-        if self._affixes is not None:
+        """The kernel of the compiled form; None for affixes with bytes or with whole pieces."""
+        if self._affixes is not None and (self._ignore_merges or self._byte_ids):
             return None
         return KernelKey("text.merge", symbols="characters", whole=self._ignore_merges)
 
@@ -113,17 +113,36 @@ class CharBPE(Chars):
         from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
         from pellucid.tokenize.unicode import CODES
 
-        characters = np.full(CODES, -1, np.int32)
-        for piece, index in self._pieces.items():
-            if len(piece) == 1:
-                characters[ord(piece)] = index
+        affixes = Affixes() if self._affixes is None else self._affixes
+        by_place = affixes.by_place()[: 1 if self._affixes is None else 4]
+        tables = np.full((len(by_place), CODES), -1, np.int32)
+        for table, (before, after) in zip(tables, by_place):
+            for piece, index in self._pieces.items():
+                if (
+                    len(piece) == len(before) + 1 + len(after)
+                    and piece.startswith(before)
+                    and piece.endswith(after)
+                ):
+                    table[ord(piece[len(before)])] = index
+        characters = tables[0]
         # No cut is made next to an unknown character, because it affects its neighbours. It may be fused with the next
         # unknown character, its token may come after the bytes of later characters, or it may be dropped, which joins
         # its neighbours.
         matters = self._fuse or self._unknown is None or bool(self._byte_ids)
         together = (characters < 0) & (len(self._byte_ids) < 256 and matters)
-        spelled = SpelledPieces.by_id(self._pieces, self.pairs.size)
+        words = self._pieces
+        if affixes.suffix:  # the text of a word is its piece without the suffix
+            words = {
+                piece.removesuffix(affixes.suffix): index
+                for piece, index in self._pieces.items()
+                if piece.endswith(affixes.suffix)
+            }
+        spelled = SpelledPieces.by_id(words, self.pairs.size)
         lengths = spelled.lengths
+        if (
+            self._affixes is not None
+        ):  # a cut would give a part affixes; a piece may cover fewer bytes than it has
+            together[:], lengths[:] = True, -1
         lengths[[*self._byte_ids.values()]] = -1 if self._exactly else 1
         if self._unknown is not None:
             lengths[self._unknown] = -1
@@ -135,7 +154,8 @@ class CharBPE(Chars):
             NeighbourTable.of_text(self._pieces, together),
             lengths,
             bytes=byte_table(self._byte_ids),
-            characters=characters,
+            characters=tables,
+            by_place=0 if self._affixes is None else tables.strides[0],
             unknown=-1 if self._unknown is None else self._unknown,
             fuse=int(self._fuse),
         )

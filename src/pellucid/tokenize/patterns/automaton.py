@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, cached_property
+from itertools import combinations
 
 import numpy as np
 from msgspec import Struct
@@ -33,6 +34,8 @@ from pellucid.tokenize.patterns.tree import (
     Node,
     Repeat,
     Set,
+    first_characters,
+    length,
     may_be_empty,
 )
 from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union
@@ -95,9 +98,7 @@ def automaton(pattern: str) -> Automaton | None:
         # An empty match also cuts the text, but the table cannot distinguish it from no match.
         if may_be_empty(tree):
             return None
-        first = places.add(tree, places.matched)
-        places.check()
-        return _table(places, first)
+        return _table(places, places.add(tree, places.matched))
     except NotATable:
         return None
 
@@ -132,8 +133,6 @@ class _Places:
         self.steps: list[_Test | _Fork | None] = [None]
         self.matched = 0
         self.visits = 0  # counted by ``_step``
-        # Possessively repeated sets, each with the place after it.
-        self._greedy: list[tuple[Ranges, int]] = []
 
     def add(self, node: Node, then: int) -> int:
         """Add ``node`` with the place ``then`` after it; returns the place before it."""
@@ -158,44 +157,37 @@ class _Places:
         return len(self.steps) - 1
 
     def _atomic(self, node: Node, then: int) -> int:
-        """Add a possessive repeat as a greedy repeat. ``check`` later checks that both have the same matches.
+        """Add an atomic group. Raises :class:`NotATable` if only its first match, and none of its parts, is known."""
+        if then == self.matched or length(node) is not None:  # no other match of the group can matter
+            return self.add(node, then)
+        if isinstance(node, Atomic):
+            return self._atomic(node.part, then)
+        if isinstance(node, Repeat) and isinstance(node.part, Set):
+            if not node.greedy:
+                return self.add(Repeat(node.part, node.least, node.least), then)
+            # The repeat ends early only before a character that is not in the set.
+            ahead = _Lookahead(complement(node.part.members), at_end=True)
+            return self._repeat(node, then, self._new(_Test(ahead, then)))
+        if isinstance(node, Concat) and all(map(_has_one_match, node.parts[:-1])):
+            return self.add(Concat(node.parts[:-1]), self._atomic(node.parts[-1], then))
+        if isinstance(node, Either) and _differ_in_the_first_character(node.branches):
+            return self._new(_Fork(tuple(self._atomic(branch, then) for branch in node.branches)))
+        raise NotATable
 
-        They have the same matches if no node after the repeat can begin with a character of the repeated set.
-        """
-        if isinstance(node, Repeat) and isinstance(node.part, Set) and node.greedy:
-            self._greedy.append((node.part.members, then))
-        elif not isinstance(node, Set):
-            raise NotATable
-        return self.add(node, then)
-
-    def check(self) -> None:
-        """Check the condition of ``_atomic``, after all places are known. Raises :class:`NotATable`."""
-        for members, then in self._greedy:
-            waiting, seen = [then], set[int]()
-            while waiting:
-                place = waiting.pop()
-                step = self.steps[place]
-                if place in seen or step is None:
-                    continue
-                seen.add(place)
-                if isinstance(step, _Fork):
-                    waiting.extend(step.ways)
-                elif isinstance(step.node, _Lookahead) or intersection(step.node.members, members):
-                    raise NotATable
-
-    def _repeat(self, node: Repeat, then: int) -> int:
+    def _repeat(self, node: Repeat, then: int, early: int | None = None) -> int:
+        """Add a repeat; ``early`` is the place after fewer repeats than the most, by default ``then``."""
+        early = then if early is None else early
         if may_be_empty(node.part):  # a table cannot express the end of this repeat
             raise NotATable
         if node.most is None:
             around = self._new(_Fork(()))
             inside = self.add(node.part, around)
-            self.steps[around] = _Fork((inside, then) if node.greedy else (then, inside))
+            self.steps[around] = _Fork((inside, early) if node.greedy else (early, inside))
             then = around
         else:
-            after = then
             for _ in range(node.most - node.least):
                 inside = self.add(node.part, then)
-                then = self._new(_Fork((inside, after) if node.greedy else (after, inside)))
+                then = self._new(_Fork((inside, early) if node.greedy else (early, inside)))
         for _ in range(node.least):
             then = self.add(node.part, then)
         return then
@@ -220,6 +212,18 @@ def _ahead(node: Node) -> _Lookahead:
         raise NotATable
     members = union(branch.members for branch in branches if isinstance(branch, Set))
     return _Lookahead(complement(members) if node.negative else members, at_end=node.negative)
+
+
+def _has_one_match(node: Node) -> bool:
+    """True if all matches of a node at a position end at the same position."""
+    return isinstance(node, Atomic) or length(node) is not None
+
+
+def _differ_in_the_first_character(branches: tuple[Node, ...]) -> bool:
+    """True if at most one of the branches can match at any position."""
+    firsts = [first_characters(branch) for branch in branches]
+    pairs = combinations(firsts, 2)
+    return all(one and other and not intersection(one, other) for one, other in pairs)
 
 
 def _table(places: _Places, first: int) -> Automaton:

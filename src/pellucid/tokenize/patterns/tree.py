@@ -11,7 +11,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from pellucid.tokenize.unicode import CODES, Ranges
+from pellucid.tokenize.unicode import CODES, Ranges, union
 
 
 class Set(Struct, frozen=True):
@@ -144,6 +144,37 @@ def may_be_empty(node: Node | Letter) -> bool:
     if isinstance(node, (Atomic, Group)):
         return may_be_empty(node.part)
     return True
+
+
+def length(node: Node) -> int | None:
+    """The number of characters of all matches; None if matches differ in it, or for a back reference."""
+    if isinstance(node, Set):
+        return 1
+    if isinstance(node, (Look, Edge)):
+        return 0
+    if isinstance(node, Repeat) and node.least != node.most:
+        return None
+    parts = [length(part) for part in inner(node)]
+    if isinstance(node, Back) or None in parts:
+        return None
+    known = [part for part in parts if part is not None]
+    if isinstance(node, Either):
+        return known[0] if len(set(known)) == 1 else None
+    return sum(known) * (node.least if isinstance(node, Repeat) else 1)
+
+
+def first_characters(node: Node) -> Ranges | None:
+    """The characters that a match may begin with; None if a match may be empty, or begins with a look-around."""
+    if isinstance(node, Set):
+        return node.members
+    if isinstance(node, Either):
+        branches = [first_characters(branch) for branch in node.branches]
+        return None if None in branches else union(branch for branch in branches if branch)
+    if isinstance(node, Concat) and node.parts:
+        return first_characters(node.parts[0])
+    if isinstance(node, (Repeat, Atomic, Group)) and not may_be_empty(node):
+        return first_characters(node.part)
+    return None
 
 
 def sets(node: Node) -> list[Ranges]:

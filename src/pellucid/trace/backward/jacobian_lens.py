@@ -28,7 +28,7 @@ from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
 from pellucid.trace.torch_archive import StoredTensor, TorchArchive
 from pellucid.trace.traced_model import TracedModel
 from pellucid.trace.vector_file import ENDINGS, read_vectors, write_vectors
-from pellucid.util.checks import whole
+from pellucid.util.checks import items, whole
 
 Matrix = NDArray[np.float32]
 SKIPPED, LENGTH = 16, 128
@@ -114,7 +114,7 @@ class JacobianLens:
             model.plan_versions, [points[name] for name in names.values()], points[f"blocks.{last}.residual"]
         )
         sums, count = {layer: np.zeros((model.spec.embedding.width,) * 2) for layer in names}, 0
-        for text in texts:
+        for text in items("texts", texts):
             ids = model.inputs.prompt(text)[:length]
             if len(ids) < skip + 2:
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from pellucid.trace.lenses.patching import Told, layers_around, layers_with, unt
 from pellucid.trace.lenses.sweep import Sweep, sweep
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel, read
-from pellucid.util.checks import one_of, whole
+from pellucid.util.checks import index, items, one_of, whole
 
 
 def ablation_sweep(
@@ -25,7 +25,7 @@ def ablation_sweep(
     kind: str = "attention.heads",
     by: Literal["head", "token", "layer"] = "head",
     values: Literal["zero", "mean", "resample"] = "zero",
-    texts: Sequence[Any] = (),
+    texts: Iterable[Any] = (),
     seed: int = 0,
     told: Told = untold,
 ) -> Sweep:
@@ -71,16 +71,16 @@ def ablation_sweep(
 
 
 def _instead(
-    model: TracedModel, names: dict[int, str], values: str, texts: Sequence[Any], count: int, seed: int
+    model: TracedModel, names: dict[int, str], values: str, texts: Iterable[Any], count: int, seed: int
 ) -> dict[int, NDArray[np.float32]]:
     """The values (T, ...) that replace a part of each layer; none for zeros."""
     if values == "zero":
         return {}
     if values not in ("mean", "resample"):
         raise InvalidRequest(f"values={values!r}: must be zero, mean or resample")
-    if not texts or isinstance(texts, str):
-        raise InvalidRequest(f"texts: values={values!r} needs a list of prompts of other runs")
-    runs = [read(model, text, list(names.values())) for text in texts]
+    runs = [read(model, text, list(names.values())) for text in items("texts", texts, "prompts")]
+    if not runs:
+        raise InvalidRequest(f"texts is empty: values={values!r} needs a list of prompts of other runs")
     rows = {layer: np.concatenate([run[name] for run in runs]) for layer, name in names.items()}
     if values == "mean":
         return {
@@ -112,8 +112,8 @@ def knockout_sweep(
     names = layers_with(model, "attention.scores")
     window, layers = whole("window", window, 1, len(model.spec.blocks)), list(names)
     count = len(model.inputs.prompt(prompt))
-    last = count - 1 if query == -1 else query
-    keys = range(last if isinstance(last, int) and last >= 0 else count)
+    last = query if isinstance(query, str) else index("query", query, count)
+    keys = range(count if isinstance(last, str) else last)
 
     def knock_out(layer: int, key: int) -> list[Edit]:
         own = layers_around(layers, layer, window)

@@ -15,7 +15,7 @@ from pellucid.trace.dictionaries.sparse_coder import ActiveFeatures, FeatureEnco
 from pellucid.trace.export import Axis, Exportable, LabelledArray, plotted, values_named
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
-from pellucid.util.checks import whole
+from pellucid.util.checks import items, whole
 
 MOST_ACTIVE = 1 << 27
 """Maximum number of activations of a table."""
@@ -227,7 +227,7 @@ def top_examples(
     number = whole("feature", feature, 0, coder.features - 1)
     encoder, found = FeatureEncoder(coder, np.array([number])), list[FeatureExample]()
     most, first = whole("n", n, 1, MOST_EXAMPLES), whole("first", first, 0, 1 << 31)
-    for text in texts:
+    for text in items("texts", texts):
         sequence = read(model, text, [coder.reads.name])
         activations = encoder(_values(sequence, coder.reads.name))[:, 0]
         if len(activations) <= first:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.traced_model import ROWS, ModelWeights, OpenedModel
-from pellucid.util.checks import whole
+from pellucid.util.checks import is_whole, items, whole
 
 MOST = 10_000
 MOST_WORDS = 2000
@@ -54,6 +55,9 @@ def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArra
     """The vector of a word (the mean of its tokens' rows) or of a token id, (D,) float64.
 
     A vector is returned unchanged.
+
+    Raises:
+        InvalidRequest: ``of`` is another value, has no tokens, or is a vector of another width.
     """
     spec, weights = model.spec, ModelWeights(model.checkpoint, model.model)
     if isinstance(of, str):
@@ -63,23 +67,29 @@ def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArra
         return np.asarray(
             np.mean([weights.rows(slot, token, token + 1)[0] for token in ids], axis=0), np.float64
         )
-    if np.ndim(of) == 0:
+    if is_whole(of):
         token = whole("token", of, 0, spec.embedding.vocabulary - 1)
         return np.asarray(weights.rows(slot, token, token + 1)[0], np.float64)
-    vector = np.asarray(of, np.float64).reshape(-1)
+    try:
+        vector = np.asarray(of)
+        if vector.dtype.kind not in "fiu":
+            raise ValueError
+    except ValueError:  # rows of different lengths, or no numbers
+        raise InvalidRequest(f"of={brief(of)}: must be a word, a token id or a vector") from None
+    vector = vector.astype(np.float64).reshape(-1)
     width = spec.embedding.narrow or spec.embedding.width
     if len(vector) != width:
         raise InvalidRequest(f"vector of {len(vector):,} values; the model's embeddings have {width:,}")
     return vector
 
 
-def similarity(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
+def similarity(model: OpenedModel, words: Iterable[Any]) -> NDArray[np.float64]:
     """The cosine similarities between the embeddings of words, (n, n)."""
     rows = _normalised(_vectors(model, words))
     return np.asarray(rows @ rows.T, np.float64)
 
 
-def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
+def word_map(model: OpenedModel, words: Iterable[Any]) -> NDArray[np.float64]:
     """Coordinates of words in the plane, (n, 2): the first two principal components of their normalised embeddings.
 
     The sign of a component is arbitrary. It is chosen so that the coordinate with the largest absolute value is
@@ -117,10 +127,11 @@ def around(model: OpenedModel, words: Sequence[str | int], n: int) -> dict[str, 
     }
 
 
-def _vectors(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
-    if isinstance(words, str) or not 1 <= len(words) <= MOST_WORDS:
+def _vectors(model: OpenedModel, words: Iterable[Any]) -> NDArray[np.float64]:
+    given = list(islice(items("words", words, "words"), MOST_WORDS + 1))
+    if not 1 <= len(given) <= MOST_WORDS:
         raise InvalidRequest(f"words={brief(words)}: must be a list of 1 to {MOST_WORDS:,} words")
-    return np.stack([vector_of(model, word) for word in words])
+    return np.stack([vector_of(model, word) for word in given])
 
 
 def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:

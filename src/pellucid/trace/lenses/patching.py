@@ -21,7 +21,7 @@ from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, read_copies
-from pellucid.util.checks import one_of, whole
+from pellucid.util.checks import one_of, text, whole
 
 Told = Callable[[int, int], object]
 LAST_LOGITS = "project.logits[tokens=-1]"
@@ -217,7 +217,7 @@ def causal_trace(
     window, samples = whole("window", window, 1, len(model.spec.blocks)), whole("samples", samples, 1, 1000)
     names = layers_with(model, kind)
     source = read(model, prompt, [*names.values(), "embed", LAST_LOGITS])
-    place = f"embed[tokens={_quoted(subject)}]"
+    place = f"embed[tokens={_quoted(text('subject', subject))}]"
     texts = TokenTexts(source.ids, model.tokenizer.piece)
     rows = len(select(model.points, [place])[0].resolve(texts, None).tokens)
     random, width = np.random.default_rng(seed), model.spec.embedding.width

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,14 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.matmul.file_layout import FileLayout
 from pellucid.kernels.matmul.packed_layout import PackedLayout
+
+EXPONENTS = {
+    "f32": ("<u4", 1 << 31, 0x7F800000),
+    "f16": ("<u2", 1 << 15, 0x7C00),
+    "bf16": ("<u2", 1 << 15, 0x7F80),
+    "bf16_pairs": ("<u2", 1 << 15, 0x7F80),
+}
+"""For the kinds of packed floats: the dtype of the bits, the sign's bit, and the bits of infinity."""
 
 
 class BlockFields(Struct, frozen=True):
@@ -46,6 +55,27 @@ class Format(Struct, frozen=True):
     def row_bytes(self, columns: int) -> int:
         """Bytes of a stored row of ``columns`` values."""
         return columns // self.block * self.block_bytes
+
+    def damaged(self, raw: NDArray[np.uint8]) -> int | None:
+        """The index of the first block with a number that is NaN or infinite. ``raw`` is (n, block_bytes) uint8."""
+        found = []
+        for bits, full in self._exponents(raw):
+            if len(bits) and bits.max() >= full:
+                found.append(int((bits >= full).argmax()))
+        return min(found, default=None)
+
+    def _exponents(self, raw: NDArray[np.uint8]) -> Iterator[tuple[NDArray[Any], int]]:
+        """The bits of numbers of each block without the sign, and their least value in an infinite number or NaN."""
+        if self.packed.is_float:
+            dtype, sign, full = EXPONENTS[self.packed.kind]
+            yield raw.reshape(-1).view(dtype) & (sign - 1), full
+            return
+        for (_, kind), field in zip(self.packed.scale_fields, self.stored.scale_fields, strict=True):
+            for *_, last in field.numbers:
+                if kind == "<f2":  # its last byte has the exponent
+                    yield raw[:, last.byte] & 0x7F, 0x7C
+                elif self.packed.scale == "e8m0":
+                    yield raw[:, last.byte], 0xFD  # from 2^125 on, values overflow
 
     def fields(self, raw: NDArray[np.uint8]) -> BlockFields:
         """Unpack blocks of integers, (N, blocks, block_bytes) uint8."""
