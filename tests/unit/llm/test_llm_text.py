@@ -41,13 +41,15 @@ def test_chat_is_the_template_rendered(llm: LLM) -> None:
     messages = [{"role": "user", "content": "rain?"}]
     ids = llm.tokenizer.encode("<|turn|>user: rain?\n<|turn|>assistant:", parse_special=True)
     assert llm.chat(messages, **GREEDY).ids == llm.generate(ids, **GREEDY).ids
+    assert llm.chat("rain?", **GREEDY).ids == llm.generate(ids, **GREEDY).ids
 
 
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
         ([], "^messages is empty: give at least one message$"),
-        ("rain?", "^messages='rain\\?': must be a list of mappings"),
+        ("", "^messages='': must be a text of at least 1 character$"),
+        (b"rain?", "^messages=b'rain\\?': must be a list of mappings"),
         ([{"role": "user", "content": "rain?"}, "snow?"], r"^messages\[1\]='snow\?': must be a mapping"),
     ],
 )
