@@ -105,11 +105,7 @@ def text_or_stdin(text: str | None, absent: str) -> str:
 
 
 def standard_input() -> str:
-    """The text of standard input.
-
-    Raises:
-        InvalidRequest: it is not UTF-8.
-    """
+    """The text of standard input. Raises InvalidRequest if it is not UTF-8."""
     from pellucid.errors import InvalidRequest
 
     text = sys.stdin.read()
