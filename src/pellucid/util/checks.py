@@ -113,7 +113,7 @@ def one_or_more(name: str, values: Any, of: str = "texts") -> list[Any]:
     """The items of a list; a text is a list of one. Raises like `items`, and if the list is empty."""
     found = [values] if isinstance(values, str) else list(items(name, values, of))
     if not found:
-        raise InvalidRequest(f"{name}=[]: must be a text, or a list of at least one of the {of}")
+        raise InvalidRequest(f"{name}=[]: must be a text, or a list of {of} that is not empty")
     return found
 
 

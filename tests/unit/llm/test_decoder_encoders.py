@@ -213,7 +213,7 @@ def test_a_published_reranker_reads_its_prompt(plain: Path, tmp_path: Path) -> N
         scores = [one.score for one in llm.rerank("which?", ["this", "that"])]
         assert all(0 < score < 1 for score in scores)
         assert scores == sorted(scores, reverse=True)
-        with pytest.raises(InvalidRequest, match="text=3"):
+        with pytest.raises(InvalidRequest, match=r"documents\[0\]=3: must be a text"):
             llm.rerank("which?", [3])  # type: ignore[list-item]
         with pytest.raises(ContextOverflow):
             llm.rerank("which?", ["x" * 4000])

@@ -136,10 +136,14 @@ def test_what_the_goldens_cover() -> None:
             "the question is too long: with special tokens 73 tokens, and the context is 64 tokens: shorten the "
             "question$",
         ),
-        ("bert-classify", lambda llm: llm.classify([]), "at least one text"),
+        (
+            "bert-classify",
+            lambda llm: llm.classify([]),
+            "a list of texts, or pairs of texts that is not empty",
+        ),
         ("bert-classify", lambda llm: llm.classify(["a "] * 2 + [""]), "text='': must be a text"),
         ("bert-classify", lambda llm: llm.rerank("a", ["b"]), "ranking needs one label"),
-        ("bert-rank", lambda llm: llm.rerank("", ["b"]), "text='': must be a text"),
+        ("bert-rank", lambda llm: llm.rerank("", ["b"]), "query='': must be a text"),
         ("bert-rank", lambda llm: llm.rerank("a", ["b"], instruction="Find it"), "takes no instruction"),
     ],
 )

@@ -299,7 +299,7 @@ def test_a_map_keeps_the_distances_that_two_dimensions_can_have(llama: LLM) -> N
 
 def test_words_are_a_list(llama: LLM) -> None:
     for words in ("words", [], ["a"] * 10_000):
-        with pytest.raises(InvalidRequest, match=r"words=.* must be a list of 1 to"):
+        with pytest.raises(InvalidRequest, match=r"^words=.* must be a list of (1 to|words)"):
             similarity(llama, words)
 
 

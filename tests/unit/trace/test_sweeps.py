@@ -201,7 +201,7 @@ def test_ablation(llm: LLM) -> None:
     assert by_token.values[0, 3] == target(
         logits_of(llm, CLEAN, ablate("blocks.0.attention.output[tokens=3]"))
     )
-    with pytest.raises(InvalidRequest, match="texts: values='mean' needs a list of prompts"):
+    with pytest.raises(InvalidRequest, match="texts is empty: values='mean' needs a list of prompts"):
         ablation_sweep(llm, CLEAN, target, values="mean")
     with pytest.raises(InvalidRequest, match="it has no heads"):
         ablation_sweep(llm, CLEAN, target, kind="residual")
