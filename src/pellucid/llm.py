@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -279,10 +280,11 @@ class LLM:
     def start(self, prompt: PromptInput, **options: Unpack[GenerationOptions]) -> LocalRequest:
         """Start a generation: iterate over its token outputs, then read its ``result``.
 
+        Without an iteration, ``result`` waits for the end. Between the tokens it returns the text so far.
         Takes the options of ``generate``. An invalid request raises its error when ``start`` is called, not later.
         """
         request = self.request(prompt, **options)
-        request.on_end = warn_all
+        request.on_end, request.runs_for_results = warn_all, True
         return request
 
     def samples(
@@ -298,13 +300,16 @@ class LLM:
         """
         n = whole("n", n, 1, MAX_SAMPLES)
         count = n if best_of is None else whole("best_of", best_of, n, MAX_SAMPLES, "at least n")
-        if best_of is not None and options.get("logprobs") is None:
+        hidden = best_of is not None and options.get("logprobs") is None  # computed for the order only
+        if hidden:
             options["logprobs"] = 0
         requests = run_samples(self.engine, self.inputs, prompt, self._request_options(dict(options)), count)
         warn_unused(*requests)
         generations = [one for request in requests for one in request.results()]
         if best_of is not None:
             generations.sort(key=lambda one: -one.mean_logprob)
+        if hidden:
+            generations = [replace(one, logprobs=None) for one in generations]
         return generations[:n]
 
     def beam_search(self, prompt: PromptInput, **options: Unpack[BeamSearchOptions]) -> Beams:

@@ -13,7 +13,7 @@ from msgspec import structs
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import MAX_UNREAD, SchedulingOptions
-from pellucid.engine.output import TokenOutput
+from pellucid.engine.output import Generation, TokenOutput
 from pellucid.engine.probe import EngineProbe, RequestTracer
 from pellucid.engine.request import (
     PromptOutput,
@@ -118,6 +118,18 @@ class LocalRequest(Request):
         self._tokens: Iterator[TokenOutput] | None = None
         self.on_end: Callable[[list[str]], object] | None = None
         """Called with ``unused_edits`` after the last token of an iteration. Must hold no reference to the request."""
+        self._begun = False
+        self.runs_for_results = False
+        """True: ``results`` runs a request that nobody has begun. False: they are empty then, as after a refusal."""
+
+    def _begin(self) -> None:
+        """Add the sequences of the request to the trace. Raises InvalidRequest if the request has begun."""
+        if self._begun:
+            raise InvalidRequest(
+                "the request has begun: it runs once; wait for it, or continue the iteration that began it"
+            )
+        self._begun = True
+        self._keep_probes()
 
     def _keep_probes(self) -> None:
         """Add the sequences of the request to the trace."""
@@ -127,7 +139,7 @@ class LocalRequest(Request):
 
     def __iter__(self) -> Iterator[TokenOutput]:
         if self._tokens is None:
-            self._keep_probes()
+            self._begin()
             self._tokens = _run(
                 self._engine,
                 self._work,
@@ -177,7 +189,7 @@ class LocalRequest(Request):
         """Start the request. The engine's thread collects the outputs and calls the two functions.
 
         ``on_begin`` is called before the first step, ``on_token`` with each token output. With an ``until`` function
-        the request does not start here, but in ``wait``.
+        the request does not start here, but in ``wait`` or ``finished``, whose thread calls the function.
         """
         self._task.on_begin = on_begin
         if self.options.until:
@@ -190,21 +202,36 @@ class LocalRequest(Request):
             if on_token:
                 on_token(output)
 
-        self._keep_probes()
+        self._begin()
         self._results = self._engine.submit(self._work, self._scheduling, deliver=collect)
         self._cancel = self._results.close
 
     def wait(self) -> None:
         """Wait until the request has ended. Runs it if it has not been started."""
-        for _ in self._results or self:
-            pass
+        if not self._was_streamed:
+            for _ in self._results or self:
+                pass
 
     async def finished(self) -> None:
-        """Wait in an event loop until the started request has ended. Cancelling the wait cancels the request."""
-        assert self._results is not None
-        async with aclosing(self._results.stream()) as nothing:
-            async for _ in nothing:
-                pass
+        """Wait in an event loop until the request has ended. Cancelling the wait cancels the request.
+
+        Runs the request if it has not been started.
+        """
+        if not self._was_streamed:
+            async with aclosing(self._results.stream() if self._results else self.stream()) as tokens:
+                async for _ in tokens:
+                    pass
+
+    @property
+    def _was_streamed(self) -> bool:
+        """True if a stream has ended, and nothing is left to wait for."""
+        return self._results is None and self._tokens is None and all(one.ended for one in self.outputs)
+
+    def results(self) -> list[Generation]:
+        """As in ``Request``. Runs the request first if ``runs_for_results`` and nobody has begun it."""
+        if self.runs_for_results and not self._begun:
+            self.wait()
+        return super().results()
 
     def attach(self, probes: Sequence[EngineProbe], source: EngineProbe | None = None) -> None:
         """Watch the sequences from the next step on, with one probe each, unless they are watched already.
@@ -230,7 +257,7 @@ class LocalRequest(Request):
 
         Raises QueueFull at the call, not at the first iteration.
         """
-        self._keep_probes()
+        self._begin()
         unread = _max_unread(self.outputs)
         results = self._engine.submit(self._work, self._scheduling, max_unread=unread, convert=_without_draw)
         self._cancel = results.close

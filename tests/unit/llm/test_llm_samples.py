@@ -45,6 +45,8 @@ def test_best_of_keeps_the_likeliest(llm: LLM) -> None:
     best = llm.samples(PROMPT, 2, best_of=8, **DRAWN)
     ranked = sorted(every, key=lambda one: -one.mean_logprob)
     assert [one.ids for one in best] == [one.ids for one in ranked[:2]]
+    assert [one.logprobs for one in best] == [None, None]
+    assert all(one.logprobs for one in llm.samples(PROMPT, 2, best_of=8, **DRAWN, logprobs=0))
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,12 @@ def test_completions_and_models(client: openai.OpenAI, llm: LLM) -> None:
     assert client.models.retrieve("two").id == "two"
 
 
+def test_best_of_has_log_probabilities_only_if_asked(client: openai.OpenAI) -> None:
+    common: dict[str, Any] = {"model": "one", "prompt": "to see", "best_of": 3, "max_tokens": 4}
+    assert client.completions.create(**common).choices[0].logprobs is None
+    assert client.completions.create(**common, logprobs=0).choices[0].logprobs is not None
+
+
 def test_a_constraint(client: openai.OpenAI) -> None:
     made = client.chat.completions.create(
         model="one", messages=MESSAGES, max_tokens=60,

@@ -125,7 +125,7 @@ class CompletionRequest:
                 ranked.sort(key=lambda pair: -pair[0].mean_logprob)
             for one, output in ranked[: self.choices]:
                 writer = self._writer(group)
-                text, logprobs = writer.written(one.text, one.logprobs)
+                text, logprobs = writer.written(one.text, None if self.logprobs is None else one.logprobs)
                 reason = REASONS[one.finish_reason]
                 scores = {} if self.scores else scores_field(output, self.tokenizer)
                 choice = _choice(len(choices), text, logprobs, reason)
