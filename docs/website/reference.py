@@ -59,6 +59,7 @@ PAGES: Mapping[str, Page] = {
             "pellucid.load",
             "pellucid.pull",
             "pellucid.list",
+            "pellucid.weights.store.Installed",
             "pellucid.weights.sources.source.DownloadProgress",
             "pellucid.kernels.core.library.CompileProgress",
         ),
