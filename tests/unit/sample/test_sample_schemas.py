@@ -10,10 +10,12 @@ import re
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars import problems, schema
@@ -341,3 +343,89 @@ def test_what_anyone_writes_is_taken_or_refused_in_our_words(text: str, kind: st
     except InvalidRequest as error:
         message = str(error)
     assert not THEIRS.search(message.partition(": ")[2].replace(text, "")), message
+
+
+class Bytes:
+    """A vocabulary of the 256 bytes and an end token, in the form that llguidance reads."""
+
+    bos_token_id, eos_token_id, special_token_ids = None, 256, [256]
+    tokens = [*(bytes([byte]) for byte in range(256)), b"<end>"]  # noqa: RUF012 - llguidance reads the class as it is
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+BYTES = LLTokenizer(TokenizerWrapper(Bytes()))
+
+
+def shortest_text(source: str) -> bytes:
+    """A text of a grammar, with white space only where nothing else is possible."""
+    matcher, text = LLMatcher(BYTES, source), bytearray()
+    while len(text) < 2000:
+        possible = np.flatnonzero(np.frombuffer(matcher.compute_logit_bias(), np.uint8))
+        if matcher.is_accepting() or not len(possible):
+            return bytes(text)
+        byte = min(possible, key=lambda byte: (byte in b" \n\t", byte))
+        text.append(byte)
+        matcher.consume_token(int(byte))
+    raise AssertionError(f"no end: {text!r}")
+
+
+CHARACTERS = st.text(
+    st.one_of(
+        st.sampled_from("\0\x01\x1f\x7f\x80\u2028\ufeff\ud800/\\\"'\n\t\r\b\f{}[],: é😀"), st.characters()
+    )
+)
+NUMBERS = st.integers(-(10**15), 10**15) | st.floats(-1e9, 1e9).filter(lambda x: x == 0 or abs(x) > 1e-9)
+CONSTANTS = st.recursive(
+    st.none() | st.booleans() | NUMBERS | CHARACTERS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(CHARACTERS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(CONSTANTS, st.sampled_from(["const", "enum", "item"]))
+def test_constants_are_generated_exactly_or_refused(value: Any, how: str) -> None:
+    constant = {"const": value} if how != "enum" else {"enum": [value]}
+    item = {"type": "array", "prefixItems": [constant], "minItems": 1, "maxItems": 1}
+    schema = item if how == "item" else constant
+    if has_escapes(value):
+        with pytest.raises(InvalidRequest, match=r"has the character U\+|has half of a character"):
+            compiled("json_schema", schema)
+        return
+    try:
+        source = compiled("json_schema", schema).source
+    except InvalidRequest as error:
+        (stated,) = re.findall(r"the constant (\S+) would be generated as \S+; use fewer digits$", str(error))
+        assume(len(stated) < 17)  # some numbers with all digits of a float64 are refused
+        raise
+    found = json.loads(shortest_text(source))
+    assert (found[0] if how == "item" else found) == value
+
+
+def has_escapes(value: Any) -> bool:
+    """True if a text of the value has a character that needs an escape with four digits, or a name a surrogate."""
+    if isinstance(value, str):
+        return bool(re.search(r"[^\x20-\x7e\x80-\ud7ff\ue000-\U0010ffff\b\t\n\f\r]", value))
+    if isinstance(value, dict):
+        return any(map(has_escapes, value.values())) or bool(re.search("[\ud800-\udfff]", "".join(value)))
+    return isinstance(value, list) and any(map(has_escapes, value))
+
+
+def test_a_repeated_free_name_has_a_value_of_its_schema() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ab": {"const": 1}},
+        "patternProperties": {"^a": {"type": "integer"}},
+        "additionalProperties": {"type": "string"},
+    }
+    source = compiled("json_schema", schema).source
+    for text, possible in (
+        ('{"ab":1,"ac":2,"ac":3}', True),
+        ('{"ab":1,"b":"x","b":"y"}', True),
+        ('{"ab":1,"ab":2}', False),
+        ('{"ac":2,"ac":"x"}', False),
+        ('{"b":"x","b":2}', False),
+    ):
+        tokens = list(text.encode())
+        assert (LLMatcher(BYTES, source).validate_tokens(tokens) == len(tokens)) == possible, text

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +22,10 @@ from pellucid.sample.grammars.problems import refused
 from pellucid.sample.grammars.subschemas import is_number, list_in, subschemas, target
 
 MAX_CHARACTERS = 1 << 20
+ESCAPED = re.compile(r"[\0-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")
+"""Characters that need an escape with four digits. Texts of a schema have no such escapes, so that a name has one
+spelling (``JSON`` in ``grammar.py``)."""
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 MAX_DEPTH, MAX_RESOLVED_DEPTH = 64, 256  # nesting of containers: as written, and with references followed
 MAX_KEYS, MAX_ITEMS, MAX_PATTERNS = 1000, 2000, 64  # per object, per list, of patternProperties
 MAX_NUMBER = 1 << 53  # float64 cannot represent all integers beyond this number
@@ -70,6 +75,14 @@ def read(kind: str, value: Any) -> str:
     for part in without_endless_parts(kind, schema):
         as_any_of(schema, part)
     return json.dumps(schema)
+
+
+def _generated(number: float) -> float:
+    """The number that llguidance generates for a constant."""
+    from llguidance import LLMatcher, LLTokenizer
+
+    source = LLMatcher.grammar_from_json_schema(json.dumps({"const": number}))
+    return float(LLMatcher(LLTokenizer("byte"), source).compute_ff_bytes())
 
 
 def check_length(kind: str, text: str, limit: int) -> None:
@@ -169,12 +182,36 @@ class _SchemaChecker:
             )
         if isinstance(options := node.get("x-guidance"), dict) and options.get("lenient"):
             raise refused(self.kind, "x-guidance is lenient: unknown keywords would be ignored")
+        constants = node["enum"] if isinstance(node.get("enum"), list) else []
+        self._check_constants([*constants, *([node["const"]] if "const" in node else [])])
         if "multipleOf" in node or "allOf" in node:
             self._check_multiples(node)
         if node.get("propertyNames") in ANY_NAME:
             del node["propertyNames"]
         if node.get("format") in STRICTER and "pattern" not in node:
             node["pattern"] = STRICTER[node.pop("format")]
+
+    def _check_constants(self, values: Sequence[Any]) -> None:
+        """Check that llguidance can generate constants exactly.
+
+        It drops characters that need an escape with four digits, and rounds some numbers of 16 digits and more.
+        """
+        inner = [*values]
+        while inner:
+            value = inner.pop()
+            if isinstance(value, str) and (found := ESCAPED.search(value)):
+                raise refused(
+                    self.kind,
+                    f"the constant {brief(value)} has the character U+{ord(found[0]):04X}, which no text can have here",
+                )
+            if isinstance(value, float) and (other := _generated(value)) != value:
+                raise refused(
+                    self.kind, f"the constant {value!r} would be generated as {other!r}", "use fewer digits"
+                )
+            inner += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            names = value if isinstance(value, dict) else ()
+            if name := next((name for name in names if SURROGATE.search(name)), ""):
+                raise refused(self.kind, f"the name {brief(name)} has half of a character (a surrogate)")
 
     def _check_multiples(self, node: dict[str, Any]) -> None:
         """Check that the combined ``multipleOf`` of a schema is not too large."""
