@@ -173,7 +173,8 @@ class Scheduler:
         self, step: _StepBudget, prompts: list[tuple[Job, CachedSequence]], shortages: dict[Job, CacheFull]
     ) -> None:
         """Add the next tokens of prompts to a step, within its target duration."""
-        room = self._step_times.prefill_tokens(self._limits.tokens - step.tokens, self._limits.tokens)
+        rows, divided = self._limits.tokens - step.tokens, not any(one.in_one_step for _, one in prompts)
+        room = self._step_times.prefill_tokens(rows, self._limits.tokens, divided=divided)
         reading = set[int]()
         for own in self._by_client(prompts):
             for job, sequence, most in self._by_length(own, room):

@@ -11,6 +11,9 @@ ROW_COST = 0.06  # assumed time that a row adds, relative to the first row, befo
 # Minimum number of prefill tokens in a step, even if the step then exceeds its target. With fewer tokens, the time per
 # token is much longer.
 MIN_PREFILL = 8
+PREFILL_SECONDS, MIN_DIVIDED = 0.05, 96
+"""Target duration of a step with prompts only, and the tokens that it may have all the same. A request that arrives
+waits for the running step, so it should be short. Prompts are as fast in steps of 96 tokens as in longer steps."""
 WEIGHT = 0.2  # weight of the last step in the averages
 ROWS_WEIGHT = 0.02  # weight of a step with several rows in the average time of one row
 # Weight of a faster prefill. It is small, so that the average follows the slowest of the last steps.
@@ -55,10 +58,15 @@ class StepTimes:
             self._times[rows] = times + WEIGHT * (measured - times)
         self._row_seconds *= 1 + (ROWS_WEIGHT if rows > 1 else WEIGHT) * (measured / times - 1)
 
-    def prefill_tokens(self, rows: int, most: int) -> int:
-        """Number of prefill tokens that the next step may run beside ``rows`` decode rows, at most ``most``."""
+    def prefill_tokens(self, rows: int, most: int, *, divided: bool = True) -> int:
+        """Number of prefill tokens that the next step may run beside ``rows`` decode rows, at most ``most``.
+
+        ``divided`` is False if a prompt must run in one step.
+        """
         if not rows:
-            return most
+            if not divided or not self._token_seconds:
+                return most
+            return min(most, max(int(PREFILL_SECONDS / self._token_seconds), MIN_DIVIDED))
         if not self._token_seconds:  # no prefill has been measured
             return min(most, 4 * MIN_PREFILL)
         left = MARGIN * self.target - self._decode_seconds(rows)

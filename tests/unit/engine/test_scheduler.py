@@ -181,6 +181,34 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     assert steps_until(scheduler, cache, long) == -(-(8000 + 100 - 2 * LIMITS.tokens) // LIMITS.tokens)
 
 
+@pytest.mark.parametrize("token_seconds", [0.0001, 0.0003, 0.002, 0.1])
+def test_steps_of_prompts_are_short_and_a_short_prompt_runs_in_the_next(token_seconds: float) -> None:
+    """The bound of the documents: the step that runs, and ⌈n / (3 c / 4)⌉ steps for n tokens in steps of c tokens."""
+    cache = cache_of(300)
+    step_times = StepTimes(0.15)
+    scheduler = Scheduler(cache, LIMITS, step_times)
+    long = Fake(cache, [1] * 12_000, 1)
+    scheduler.add(job_of(long))
+
+    def timed() -> int:
+        tokens = sum(len(one.chunk.tokens) for one in run_step(scheduler, cache))
+        step_times.record(0, tokens, token_seconds * tokens)
+        return tokens
+
+    timed()
+    tokens = timed()
+    assert tokens == min(LIMITS.tokens, max(96, int(0.05 / token_seconds)))
+    for count in (5, 30, 70, 200):
+        short = Fake(cache, [count + 2] * count, 1)
+        scheduler.add(job_of(short))
+        steps = 0
+        while not short.done:
+            assert timed() == tokens or long.done
+            steps += 1
+        assert steps == -(-count // (3 * tokens // 4))
+    assert not long.done
+
+
 def test_no_stream_of_short_prompts_starves_a_long_one() -> None:
     """Short prompts that fill each step leave a quarter of the step to the oldest prompt."""
     scheduler, cache = scheduler_of(pages=1000)
@@ -466,3 +494,4 @@ def test_the_pace_follows_what_steps_cost() -> None:
     for _ in range(90):
         step_times.record(1, 16, 0.02 + 0.016)
     assert step_times.prefill_tokens(1, 256) > 55
+    assert step_times.prefill_tokens(0, 256, divided=False) == 256
