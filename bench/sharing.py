@@ -7,7 +7,7 @@ Four measurements, each the median of the rounds:
 - A short prompt beside a long prompt: the short prompt's time to first token, divided by the time of a step that runs
   the long prompt alone; and the long prompt's time, relative to its time alone.
 - 200 short prompts, one after the other, beside a prompt of 3,400 tokens that is read again and again: the median, 95th
-  percentile and maximum of the seconds and of the steps until the first token. ``--busy N`` processes compute beside it.
+  percentile and maximum of seconds and steps until the first token. ``--busy N`` processes compute beside it.
 - Many long prompts, and a short prompt every half second: the longest wait of a short prompt, and the number of short
   prompts that ended.
 - A client with many long prompts, and a client that sends one prompt after the other: the second client's time to first
@@ -98,7 +98,7 @@ def shorts_beside_long(
     together(ask_long, ask_short)
     waits.sort()
     steps.sort()
-    found = {"seconds": waits, "steps": steps}
+    found: dict[str, list[Any]] = {"seconds": waits, "steps": steps}
     return {
         f"{name}_{at}": values[min(int(share * count), count - 1)]
         for name, values in found.items()

@@ -93,7 +93,7 @@ def simulated_steps(
 def test_steps_are_those_of_an_engine(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, by = tmp_path / f"{family}.gguf", random.Random(1)
     random_model(family, path, context=512)
-    monkeypatch.setattr(StepTimes, "prefill_tokens", lambda self, rows, most: min(most, 90))
+    monkeypatch.setattr(StepTimes, "prefill_tokens", lambda self, rows, most, divided: min(most, 90))
     with pellucid.load(path, threads=2) as llm:
         vocabulary = llm.inputs.vocabulary
         same = [by.randrange(3, vocabulary) for _ in range(150)]
