@@ -175,6 +175,13 @@ def _load_runner(
     try:
         opened, plan, kv_memory = _fitted(opened, options, threads)
         inputs, limits = opened.inputs, step_limits(model.spec, opened.inputs.context, threads)
+        if 0 < (unscaled := model.spec.unscaled_context) < inputs.context:
+            warnings.warn(
+                f"{shown(model.spec.name)}: the context of {inputs.context:,} tokens scales all positions, so texts of "
+                f"up to {unscaled:,} tokens differ from transformers: set the context to {unscaled:,} if no text is "
+                "longer",
+                stacklevel=2,
+            )
         if before is not None:
             before(inputs)
         placed = {"pin": options.pin, "cache_memory": options.cache_bytes, "kv_memory": kv_memory}

@@ -41,6 +41,11 @@ class RotaryScaling(Struct, frozen=True):
     long: tuple[float, ...] = ()
 
     @property
+    def follows_context(self) -> bool:
+        """True if a context above ``trained_context`` changes the frequencies of all texts."""
+        return self.kind in ("longrope", "dynamic")
+
+    @property
     def reach(self) -> int:
         """The maximum context with this scaling; 0 if the maximum is the context that the file states."""
         return int(self.factor * self.trained_context) if self.kind in ("linear", "yarn", "dynamic") else 0

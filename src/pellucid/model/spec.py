@@ -521,6 +521,13 @@ class ModelSpec(Struct, frozen=True):
         return max(self.context, self.positions, *(scaling.reach for scaling in scalings))
 
     @property
+    def unscaled_context(self) -> int:
+        """The longest context whose rotary frequencies are the frequencies of short texts; 0 if none depend on it."""
+        scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
+        lengths = (scaling.trained_context for scaling in scalings if scaling.follows_context)
+        return min(lengths, default=0)
+
+    @property
     def generates(self) -> bool:
         """True if the model generates text."""
         return self.task == "generate"
