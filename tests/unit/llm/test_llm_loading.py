@@ -17,7 +17,7 @@ from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
 import pellucid
-from pellucid.errors import InvalidRequest
+from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
 
@@ -168,8 +168,8 @@ def test_a_model_that_nobody_holds_stops_its_threads(folder: Path) -> None:
     assert not any(worker.is_alive() for worker in workers)
 
 
-def test_weights_that_are_no_numbers_are_loaded_without_a_word(tmp_path: Path) -> None:
-    """Also signalling NaNs, although they cause warnings in arithmetic."""
+def test_weights_that_are_no_numbers_are_refused_in_one_line(tmp_path: Path) -> None:
+    """Also signalling NaNs, which cause warnings in arithmetic."""
     folder = write_llama(tmp_path / "tiny")
     write_tokenizer(folder)
     path = folder / "model.safetensors"
@@ -178,5 +178,5 @@ def test_weights_that_are_no_numbers_are_loaded_without_a_word(tmp_path: Path) -
     begin, end = json.loads(content[8 : 8 + size])["model.norm.weight"]["data_offsets"]
     signalling = (0x7FA00000).to_bytes(4, "little") * ((end - begin) // 4)
     path.write_bytes(content[: 8 + size + begin] + signalling + content[8 + size + end :])
-    with pellucid.load(folder, threads=1) as llm:
-        assert llm.spec.family == "llama"
+    with pytest.raises(FileFormatError, match=r"model\.norm\.weight .*NaN or infinite: the file is damaged"):
+        pellucid.load(folder, threads=1)
