@@ -140,7 +140,13 @@ class LLM:
         self.signer = signer
         how = loaded or LoadOptions()
         self.identity = ModelIdentifier(
-            checkpoint, tokenizer, runner.plan, runner.limits.context, how.precise, how.kv_cache
+            checkpoint,
+            tokenizer,
+            runner.plan,
+            runner.limits.context,
+            how.precise,
+            how.kv_cache,
+            how.activations,
         )
         self.scheduling = DEFAULT_SCHEDULING
         self.dictionaries: Mapping[str, Dictionary] = {}

@@ -56,6 +56,10 @@ def refuse_unknown(names: Iterable[str]) -> None:
         raise InvalidRequest(f"unknown option {brief(name)}: {OTHER_NAMES.get(name, hint)}")
 
 
+ACTIVATIONS = (8, 16)
+"""Bits of activations without ``precise``."""
+
+
 class LoadOptions(Struct, frozen=True, kw_only=True):
     """Options for loading a model, as ``pellucid.load`` describes them. The values can be sent to another process.
 
@@ -67,6 +71,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
         pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes, otherwise
             "none".
         precise: 24-bit activations, and float32 keys and values.
+        activations: bits of activations, a number in ``ACTIVATIONS``. None: 24 if ``precise``, otherwise 8.
         kv_cache: a name in ``kv_layout.KV_DTYPES``. None: the plan chooses.
         cache_memory: gigabytes of the prefix cache, 0 to 1,000,000. None: the cache chooses.
         chat_template: the Jinja source of a chat template. None: the template of the file.
@@ -87,6 +92,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     threads: int | None = None
     pin: str | None = None
     precise: bool = False
+    activations: int | None = None
     kv_cache: str | None = None
     cache_memory: float | None = None
     chat_template: str | None = None
@@ -110,6 +116,15 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
         for name, choices in (("pin", PINS), ("kv_cache", KV_DTYPES), ("task", get_args(Task))):
             if (value := getattr(self, name)) is not None and value not in choices:
                 raise InvalidRequest(f"{name}={brief(value)}: must be one of {', '.join(choices)}")
+        if self.activations is not None:
+            if self.precise:
+                raise InvalidRequest(
+                    f"activations={brief(self.activations)} beside precise, which has 24 bits: leave one out"
+                )
+            if self.activations not in ACTIVATIONS or isinstance(self.activations, (bool, float)):
+                raise InvalidRequest(
+                    f"activations={brief(self.activations)}: must be 8 or 16; precise has 24"
+                )
         if self.cache_memory is not None:
             force_setattr(self, "cache_memory", real("cache_memory", self.cache_memory, 0.0, MAX_CACHE_GB))
         if self.adapter is not None:
@@ -132,10 +147,10 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
 
     @property
     def activation_bits(self) -> int:
-        """Bits of the activations that quantised weights are multiplied with: 24 if ``precise``, otherwise 8."""
+        """Bits of the activations that quantised weights are multiplied with."""
         from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 
-        return MAX_ACTIVATION_BITS if self.precise else 8
+        return MAX_ACTIVATION_BITS if self.precise else self.activations or min(ACTIVATIONS)
 
     @property
     def cache_bytes(self) -> int | None:

@@ -172,7 +172,7 @@ def _other_model(receipt: Receipt, ours: ModelIdentity) -> ReceiptCheck | None:
         if part == "plan":
             options = [
                 f"{name}={getattr(theirs, name)}, this model {getattr(ours, name)}"
-                for name in ("precise", "kv_cache", "context")
+                for name in ("precise", "activations", "kv_cache", "context")
                 if getattr(theirs, name) != getattr(ours, name)
             ]
             why = (

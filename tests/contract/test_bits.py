@@ -28,7 +28,7 @@ CASES = [
     *[
         (name, 24 if name.endswith("-mxfp4") else 2, None) for name in DECODERS
     ],  # activation bits do not affect floats
-    *[(name, activation_bits, None) for name in (*QUANTISED, "mixed") for activation_bits in (8, 24)],
+    *[(name, activation_bits, None) for name in (*QUANTISED, "mixed") for activation_bits in (8, 16, 24)],
     *[("mixed", 24, form) for form in kv_layout.KV_DTYPES if form != "f16"],
 ]
 few = settings(max_examples=6)

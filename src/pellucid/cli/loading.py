@@ -50,6 +50,12 @@ SHARED: dict[str, Any] = {
         ),
     ],
     "precise": Precise,
+    "activations": Annotated[
+        int | None,
+        common.count(
+            "Bits of activations: 8 (the default) or 16, which is closer to float32, and slower; --precise has 24."
+        ),
+    ],
     "kv_cache": Annotated[
         str | None,
         common.text(

@@ -73,7 +73,7 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 class ModelIdentifier:
     """Computes the identity of a loaded model at the first call, and keeps it. Any thread may call it.
 
-    ``context``, ``precise`` and ``kv_cache`` are the options that the model was loaded with.
+    ``context``, ``precise``, ``kv_cache`` and ``activations`` are the options that the model was loaded with.
     """
 
     def __init__(
@@ -84,9 +84,10 @@ class ModelIdentifier:
         context: int,
         precise: bool,
         kv_cache: str | None,
+        activations: int | None = None,
     ) -> None:
         self._checkpoint, self._tokenizer, self._plan = checkpoint, tokenizer, plan
-        self._loaded = context, precise, kv_cache
+        self._loaded = context, precise, kv_cache, activations
         self._lock = Lock()
         self._found: ModelIdentity | None = None
 

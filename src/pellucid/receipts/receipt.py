@@ -56,6 +56,7 @@ class ModelIdentity(Struct, frozen=True, forbid_unknown_fields=True):
     context: Annotated[int, Meta(ge=1, le=1 << 31)]
     precise: bool = False
     kv_cache: Name | None = None
+    activations: Annotated[int, Meta(ge=8, le=16)] | None = None
 
 
 class EditRecord(Struct, frozen=True, forbid_unknown_fields=True):

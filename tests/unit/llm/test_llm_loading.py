@@ -20,6 +20,7 @@ import pellucid
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
+from pellucid.testing import random_model
 
 
 @pytest.mark.parametrize("value", [0, -1, CONTEXT + 1, 1.5, "x", True, pytest.param(10**5000, id="huge")])
@@ -39,7 +40,15 @@ def test_load_options_out_of_range(folder: Path, name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("threads", 0), ("pin", "here"), ("precise", "yes"), ("kv_cache", "q4"), ("cache_memory", -1)),
+        *(
+            ("threads", 0),
+            ("pin", "here"),
+            ("precise", "yes"),
+            ("activations", 12),
+            ("activations", True),
+            ("kv_cache", "q4"),
+            ("cache_memory", -1),
+        ),
         *(("chat_template", 5), ("cap_context", None), ("pulls", 1)),
     ],
 )
@@ -78,14 +87,27 @@ def test_load_has_every_load_option() -> None:
 
 def test_load_options_travel_to_another_process() -> None:
     options = LoadOptions(
-        context=100, threads=2, pin="cores", precise=True, kv_cache="q8_0", cache_memory=0.5, chat_template="{{ x }}",
+        context=100, threads=2, pin="cores", activations=16, kv_cache="q8_0", cache_memory=0.5, chat_template="{{ x }}",
         draft=Path("small.gguf"), cap_context=True, pulls=False, task="embed", adapter="separation",
         dictionaries=["a=b"],
     )  # fmt: skip
-    assert all(
-        getattr(options, name) != getattr(LoadOptions(), name) for name in LoadOptions.__struct_fields__
-    )
+    others = {*LoadOptions.__struct_fields__} - {"precise"}  # it has activations of its own
+    assert all(getattr(options, name) != getattr(LoadOptions(), name) for name in others)
     assert pickle.loads(pickle.dumps(options)) == options
+    exact = LoadOptions(precise=True)
+    assert pickle.loads(pickle.dumps(exact)) == exact
+
+
+def test_activations_of_16_bits_are_between_the_default_and_precise(tmp_path: Path) -> None:
+    logits, folder = [], random_model("llama", tmp_path / "quantised.gguf", form="Q4_0")
+    for options in ({"activations": 8}, {"activations": 16}, {"precise": True}):
+        with pellucid.load(folder, threads=1, **options) as llm, llm.trace("project.logits") as trace:
+            llm.generate(list(range(40)), max_new_tokens=1)
+        logits.append(trace["project.logits"][0].astype(np.float64))
+    default, middle, exact = logits
+    assert 0 < np.abs(middle - exact).max() < 0.1 * np.abs(default - exact).max()
+    with pytest.raises(InvalidRequest, match="activations=16 beside precise, which has 24 bits"):
+        pellucid.load(folder, activations=16, precise=True)
 
 
 def test_an_impossible_home_is_refused_even_if_nothing_is_read_from_it(

@@ -65,7 +65,7 @@ def kl(
 
     text = _read(file)
     llm = load(model, loading, lambda inputs: inputs.corpus(text))
-    reference_options = replace(loading, precise=True, kv_cache=None, cap_context=True)
+    reference_options = replace(loading, precise=True, activations=None, kv_cache=None, cap_context=True)
     other = load(against, reference_options, lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
         result = evaluate.divergence(llm, other, text, window, stride, bars.scoring)

@@ -58,6 +58,7 @@ def command(
             loading,
             context=loading.context or theirs.context,
             precise=loading.precise or theirs.precise,
+            activations=loading.activations or theirs.activations,
             kv_cache=loading.kv_cache or theirs.kv_cache,
             cap_context=True,  # another model is refused by its identity
         )
