@@ -105,7 +105,8 @@ def test_activations_of_16_bits_are_between_the_default_and_precise(tmp_path: Pa
             llm.generate(list(range(40)), max_new_tokens=1)
         logits.append(trace["project.logits"][0].astype(np.float64))
     default, middle, exact = logits
-    assert 0 < np.abs(middle - exact).max() < 0.1 * np.abs(default - exact).max()
+    # Keys and values in bfloat16 round too.
+    assert 0 < np.abs(middle - exact).max() < 0.5 * np.abs(default - exact).max()
     with pytest.raises(InvalidRequest, match="activations=16 beside precise, which has 24 bits"):
         pellucid.load(folder, activations=16, precise=True)
 
