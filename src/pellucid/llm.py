@@ -487,7 +487,7 @@ class LLM:
     ) -> dict[int, float] | list[dict[int, float]]:
         """Compute the sparse vectors of texts: the weights above 0 by token id (SPLADE).
 
-        Of one text, the result is its vector. Errors as ``embed``.
+        A single text returns its vector. Errors as ``embed``.
         """
         self.inputs.check_task("sparse")
         found = sparse(self, self.inputs.sentences(texts, truncate), edits)
@@ -508,7 +508,7 @@ class LLM:
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Compute a vector for each token of each text, (T, N) float32 (ColBERT).
 
-        Of one text, the result is its array. Errors as ``embed``.
+        A single text returns its array. Errors as ``embed``.
         """
         self.inputs.check_task("tokens")
         found = token_vectors(self, self.inputs.sentences(texts, truncate), edits)
@@ -557,7 +557,7 @@ class LLM:
     ) -> Classification | list[Classification]:
         """Score the labels of texts, or of pairs of texts: ``[("a question", "a passage")]``.
 
-        Of one text, the result is its classification. A pair is always in a list: a tuple of texts is a list of texts.
+        A single text returns its classification. A pair is always in a list: a tuple of texts is a list of texts.
 
         Raises:
             InvalidRequest: there are no texts, a text is empty, or the model has no classification head.

@@ -31,7 +31,7 @@ def refuse_heads(config: Config) -> None:
     """Refuse the classes of encoder-decoders with a head for another task than generation.
 
     Raises:
-        UnsupportedModel: the class in ``architectures`` has such a head.
+        UnsupportedModel: the class in ``architectures`` has another head.
     """
     listed = config.value("architectures")
     for name in listed if isinstance(listed, list) else ():

@@ -157,8 +157,8 @@ class Executor:
 class StepInParts:
     """One step, whose programs all run on the same number of threads.
 
-    With one row, each thread reads the copies that it wrote itself (``plan/passes.py``). So a thread that takes part in
-    one program of a step takes part in all of them.
+    In a step with one row, each thread reads the copies that it has written (``plan/passes.py``), also in the programs
+    before.
     """
 
     def __init__(self, executor: Executor, tuner: ThreadTuner | None, step: NDArray[np.int64]) -> None:
