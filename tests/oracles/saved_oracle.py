@@ -5,7 +5,8 @@
 
 The committed goldens were made with sentence-transformers 6.3.0, transformers 5.24.0, torch 2.13.0 (CPU) and tokenizers
 0.23.3 on Python 3.11, in float32 with eager attention. <name>/ is what ``save_pretrained`` writes, but each
-model.safetensors is replaced by random weights. tensors.json is their recipe (``support/drawn.py``). sentence-transformers loads the folder again, and computes results.json:
+model.safetensors is replaced by random weights. tensors.json is their recipe (``support/drawn.py``).
+sentence-transformers loads the folder again, and computes results.json:
 
     context   the maximum number of tokens of a text (``max_seq_length``)
     vectors   [[prompt or null, [text, …], [vector, …]], …]     SentenceTransformer.encode
