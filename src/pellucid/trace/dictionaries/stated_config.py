@@ -49,7 +49,7 @@ class StatedConfig(Struct, frozen=True):
         return k
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Check that each of these fields, if it is not missing or null, has the size that the files have."""
+        """Check that each field in ``sizes``, if it is not missing or null, has the size of the arrays."""
         for field, size in sizes.items():
             value = self.fields.get(field)
             if value is None or (value == size and not isinstance(value, bool)) or value == str(size):
