@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,10 +62,10 @@ def texts(each: int = 200) -> dict[str, list[str]]:
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     """The cosines of the rows."""
     x, y = a.astype(np.float64), b.astype(np.float64)
-    return (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+    return np.asarray((x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)))
 
 
-def summary(name: str, texts: Sequence[str], found: NDArray[np.float64]) -> dict[str, object]:
+def summary(name: str, texts: Sequence[str], found: NDArray[np.float64]) -> dict[str, Any]:
     """The row of a kind."""
     return {
         "texts": name,

@@ -192,7 +192,7 @@ def test_what_a_reader_asks_for_makes_a_difference(name: str) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *sorted(set(IN_ROPE) - {"mrope_section", "mrope_interleaved"}),
+        *sorted(set(IN_ROPE) - {"mrope_section", "mrope_interleaved", "finetuned"}),
         "beta_fast",
         "mscale",
         "short_factor",
