@@ -192,7 +192,7 @@ def test_what_a_reader_asks_for_makes_a_difference(name: str) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *sorted(set(IN_ROPE) - {"mrope_section", "mrope_interleaved"}),
+        *sorted(set(IN_ROPE) - {"mrope_section", "mrope_interleaved", "finetuned"}),
         "beta_fast",
         "mscale",
         "short_factor",
@@ -373,6 +373,101 @@ def test_what_says_that_there_is_nothing() -> None:
     assert outcome(sections) == outcome(GGUF["llama"]())
     sections.metadata["llama.rope.dimension_sections"] = [16, 24, 24, 0]  # of images
     assert outcome(sections) == outcome(GGUF["llama"]())
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"experts_per_token": 2, "initial_context_length": 4096},
+    "deepseek_v3": {"ep_size": 1, "aux_loss_alpha": 0.001, "seq_aux": True},
+    "deepseek_v2": {"scoring_func": "softmax", "ep_size": 8},
+    "glm4_moe": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    "gpt2": {"n_ctx": 1024, "predict_special_tokens": True, "summary_type": "cls_index"},
+    "gptj": {"rotary": True},
+    "gpt_neox": {"init_method": "small_init", "output_layer_init_method": "wang_init"},
+    "starcoder2": {"norm_type": "layer_norm", "mlp_type": "default", "attention_softmax_in_fp32": True,
+                   "scale_attention_softmax_in_fp32": True},
+    "bloom": {"masked_softmax_fusion": True, "offset_alibi": 100, "skip_bias_add": True, "seq_length": 2048,
+              "attention_softmax_in_fp32": True, "n_positions": 2048},
+    "cohere2": {"order_of_interleaved_layers": "local_attn_first", "use_embedding_sharing": True,
+                "use_gated_activation": True, "use_parallel_block": True, "use_parallel_embedding": True},
+    "granitemoehybrid": {"init_method": "mup", "normalization_function": "rmsnorm", "time_step_rank": 256},
+    "phi3": {"full_attn_mod": 1, "interpolate_factor": 1},
+    "llama": {"activation": "swiglu", "norm_type": "RMSNorm", "seq_length": 32768, "n_ctx": 2048, "version": "1.0",
+              "neftune_noise_alpha": 5},
+    "mpt": {"init_config": {"name": "kaiming_normal_"}, "tokenizer_name": "EleutherAI/gpt-neox-20b"},
+    "lfm2": {"block_use_swiglu": True, "block_use_xavier_init": True, "block_mlp_init_scale": 1.0,
+             "block_out_init_scale": 1.0, "conv_use_xavier_init": True, "use_pos_enc": True},
+    "falcon_h1": {"mamba_use_mlp": True, "mlp_expansion_factor": 8, "time_step_rank": "auto"},
+    "electra": {"generator_size": 0.25},
+    "bert": {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+}  # fmt: skip
+"""Keys of published files that change nothing, by tiny model; some state again what another key states."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_keys_of_published_files_that_change_nothing_are_silent(name: str) -> None:
+    checkpoint = Metadata.of(OF_FAMILY.get(name) or TINY[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert outcome(checkpoint.changed(**PUBLISHED[name])) == outcome(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "twice"),
+    [
+        ("gpt_oss", ("experts_per_token", "num_experts_per_tok")),
+        ("lfm2", ("block_dim", "hidden_size")),
+        ("lfm2", ("num_heads", "num_attention_heads")),
+        ("lfm2", ("block_norm_eps", "norm_eps")),
+        ("nemotron_h", ("num_query_groups", "num_key_value_heads")),
+        ("nemotron_h", ("attention_head_dim", "head_dim")),
+    ],
+)
+def test_a_key_that_states_a_number_again_must_agree(name: str, twice: tuple[str, str]) -> None:
+    checkpoint, (key, other) = Metadata.of(TINY[name]), twice
+    same = checkpoint.metadata[other]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert outcome(checkpoint.changed(**{key: same})) == outcome(checkpoint)
+    refused = outcome(checkpoint.changed(**{key: 2 * same}))
+    assert isinstance(refused, str)
+    assert other in refused or key in refused
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("llama", "norm_type", "layer_norm"),
+        ("starcoder2", "norm_type", "rms_norm"),
+        ("llama", "activation", "geglu"),
+        ("starcoder2", "mlp_type", "gated"),
+        ("cohere2", "order_of_interleaved_layers", "global_attn_first"),
+        ("cohere2", "use_parallel_block", False),
+        ("phi3", "full_attn_mod", 2),
+        ("gptj", "rotary", False),
+        ("deepseek_v2", "scoring_func", "sigmoid"),
+        ("glm4_moe", "scoring_func", "softmax"),
+        ("lfm2", "theta", 10.0),
+    ],
+)
+def test_other_values_of_such_keys_are_refused(name: str, key: str, value: Any) -> None:
+    refused = outcome(Metadata.of(TINY[name]).changed(**{key: value}))
+    assert isinstance(refused, str)
+    assert key in refused
+
+
+@pytest.mark.parametrize("table", ["rope_scaling", "rope_parameters"])
+def test_yarn_that_says_that_the_model_was_trained_with_it(table: str) -> None:
+    checkpoint = Metadata.of(TINY["llama"])
+    base = checkpoint.metadata.pop("rope_parameters", {}).get("rope_theta", 10_000.0)
+    checkpoint.metadata["rope_theta"] = base
+    yarn = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    plain = outcome(checkpoint.changed(**{table: yarn}))
+    assert not isinstance(plain, str)
+    for finetuned in (True, False):
+        assert outcome(checkpoint.changed(**{table: {**yarn, "finetuned": finetuned}})) == plain
+    for key in ("attn_factor", "extrapolation_factor"):
+        assert outcome(checkpoint.changed(**{table: {**yarn, key: 1}})) == plain
+        assert isinstance(outcome(checkpoint.changed(**{table: {**yarn, key: 2}})), str)
 
 
 def test_a_scaling_of_gguf_without_a_type_is_linear_as_in_llamacpp() -> None:

@@ -6,7 +6,7 @@ A command takes ``loading: Loading`` (or ``EncoderLoading``, ``DraftLoading``, `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from msgspec.structs import replace
@@ -18,6 +18,7 @@ from pellucid.load_options import LoadOptions
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
     from pellucid.llm import LLM
+    from pellucid.model.outputs import Task
 
 Precise = Annotated[
     bool,
@@ -126,6 +127,28 @@ def load(model: str, options: LoadOptions, before: Callable[[Inputs], object] | 
 
     with common.progress() as bars:
         return load_model(model, options, progress=bars, compiling=bars.compiling, before=before)
+
+
+COMMANDS: Mapping[Task, str] = {
+    "generate": "run",
+    "embed": "embed",
+    "classify": "classify",
+    "tag": "tag",
+    "answer": "answer",
+    "fill": "fill",
+    "decide": "decide",
+    **dict.fromkeys(("sparse", "tokens"), "rerank"),
+}
+"""The command for the outputs of a model, by its task."""
+
+
+def check_task(inputs: Inputs, *tasks: Task) -> None:
+    """Refuse a model that cannot do any of ``tasks``; the message names the command for it.
+
+    Raises:
+        InvalidRequest: the model has another task.
+    """
+    inputs.check_task(*tasks, use=f"pellucid {COMMANDS[inputs.spec.task]}", load_as="give this model --task ")
 
 
 def with_template(options: LoadOptions, file: str | None) -> LoadOptions:

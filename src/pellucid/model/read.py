@@ -26,6 +26,10 @@ from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.companions import refuse_companion
 from pellucid.weights.mxfp4_checkpoint import METHOD
+from pellucid.weights.quantized_folders import refuse_quantized
+
+NEAR = 0.8
+"""Minimum similarity of an unknown architecture and the name that the error suggests, from 0 to 1."""
 
 
 def read_model(
@@ -46,6 +50,7 @@ def read_model(
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     refuse_companion(checkpoint)
+    refuse_quantized(checkpoint)
     config = Config(checkpoint.metadata, checkpoint.path, task=task or "", adapter=adapter, token_id=token_id)
     if is_headed(checkpoint):
         return _read_headed(checkpoint, config)
@@ -67,7 +72,7 @@ def _read_headed(checkpoint: Checkpoint, parent: Config) -> Model:
 
 
 def _check_quantization(config: Config) -> None:
-    """Refuse quantization methods that are not implemented (``weights/mxfp4_checkpoint.py``)."""
+    """Refuse a quantization that ``refuse_quantized`` has not named, and read the keys of MXFP4."""
     stated = config.value("quantization_config")
     if isinstance(stated, Mapping) and stated.get("quant_method") == METHOD:
         # Count these keys as read. Their values are not needed, because the tensors show which matrices are quantized.
@@ -100,10 +105,10 @@ def _architecture(checkpoint: Checkpoint, config: Config) -> tuple[str, Family]:
         families = architectures(checkpoint.kind)
         from difflib import get_close_matches
 
-        nearest = get_close_matches(architecture[:100].lower(), families, n=1, cutoff=0.0)
+        nearest = get_close_matches(architecture[:100].lower(), families, n=1, cutoff=NEAR)
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
-            f"(known for {checkpoint.kind}: {', '.join(sorted(families))}); the nearest is {nearest[0]}"
+            f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported"
+            f"{f'; the nearest name is {nearest[0]}' if nearest else ''}: `pellucid list --families` shows all that are"
         )
     return architecture, family
 

@@ -77,6 +77,27 @@ def _head_dim(value: Any, config: Config) -> bool:
     return type(value) is type(width) is type(heads) is int and value * heads == width
 
 
+def _norm_kind(value: Any, config: Config) -> bool:
+    """True if the name of a norm, such as "rmsnorm" or "layer_norm", agrees with the key of its epsilon."""
+    name = value.lower() if isinstance(value, str) else ""
+    rms = config.values.get("rms_norm_eps") is not None
+    return ("rms" in name) == rms and ("rms" in name or "layer" in name)
+
+
+def _gated_activation(value: Any, config: Config) -> bool:
+    """True if the value is the activation function, or the name of its gated form (Falcon 3: "swiglu" with "silu")."""
+    gated = {"swiglu": ("silu", "swish"), "geglu": ("gelu", "gelu_new", "gelu_pytorch_tanh")}
+    stated = config.values.get("hidden_act")
+    return isinstance(value, str) and (value == stated or stated in gated.get(value, ()))
+
+
+def _rotary_base(value: Any, config: Config) -> bool:
+    """True if the value is the base of the rotary positions."""
+    table = config.values.get("rope_parameters")
+    stated = table.get("rope_theta") if isinstance(table, Mapping) else None
+    return _plain(value) and value == (config.values.get("rope_theta") if stated is None else stated)
+
+
 OFF, ONE, TRUE, ABSENT = only(False, 0, "", [], {}), only(1), only(True), only()
 
 
@@ -86,7 +107,7 @@ def _table(groups: Mapping[Neutral, str]) -> dict[str, Neutral]:
 
 HARMLESS = re.compile(
     # names, and information about training and saving
-    r"model_type|architectures|auto_map|torch_dtype|dtype|transformers_version|transformers\.js_config|.*_version|"
+    r"model_type|architectures|auto_map|torch_dtype|dtype|transformers_version|transformers\.js_config|(.*_)?version|"
     r"unsloth_fixed|is_llama_config|model_name|name_or_path|license|base_model.*|peft_.*|gradient_checkpointing|"
     r"directionality|pooler_\w+|matryoshka_dimensions|"  # BERT: the pooler, which is not run; shorter vectors
     r"sinusoidal_pos_embds|tie_weights_|"  # DistilBERT: how the table of positions was made; DistilBertForMaskedLM ties
@@ -96,25 +117,34 @@ HARMLESS = re.compile(
     r"_.*|"  # private attributes of a configuration class
     # training
     r"altup_coef_clip|\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
+    r"aux_loss_alpha|seq_aux|neftune_noise_alpha|init_(config|method|device)|output_layer_init_method|\w+_init_scale|"
+    r"(\w+_)?use_xavier_init|save_step|predict_special_tokens|generator_size|make_vocab_size_divisible_by|"
     # what a call returns, and how it is executed; pretraining_tp splits a matrix product into parts
     r"reorder_and_upcast_attn|use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|"
     r"attn_implementation|deterministic_flash_attn|reference_compile|repad_logits_with_grad|sparse_pred\w*|"
+    r"(scale_)?attention_softmax_in_fp32|masked_softmax_fusion|slow_but_exact|offset_alibi|skip_bias_add(_qkv)?|"
+    r"ep_size|use_parallel_embedding|mamba_use_mlp|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
     # tokens (the tokenizer reads the keys that it needs), and defaults of generation
-    r"(bos|eos|mask|pad)_token|\w+_token_ids?|\w+_token_index|tokenizer_class|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"
+    r"(bos|eos|mask|pad)_token|\w+_token_ids?|\w+_token_index|tokenizer_(class|name)|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"
     r"max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|"
-    r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
+    r"force_bos_token_to_be_generated|top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
     r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
     # details of options (experts, windows by layer, other scalings): the key that switches the option on is refused
     r"num_experts_per_tok|top_k_experts|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|"
     r"decoder_sparse_step|"
     r"qk_head_dim|num_mtp_layers|mamba_expand|expand|n_group|topk_group|routed_scaling_factor|mamba_chunk_size|"
     r"chunk_size|use_mamba_kernels|mamba_ssm_cache_dtype|residual_in_fp32|time_step_(min|max|floor)|"
-    r"block_multiple_of|block_ffn_dim_multiplier|max_window_layers|max_sequence_length|max_seq_len|"
+    r"time_step_rank|mlp_expansion_factor|"
+    r"block_multiple_of|block_ffn_dim_multiplier|max_window_layers|sbert_ce_default_activation_function|"
+    # lengths of training texts; the context is another key
+    r"max_sequence_length|max_seq_len|seq_length|n_ctx|n_positions|initial_context_length|"
     r"model_max_length|original_max_position_embeddings|"
-    r"tie_word_embeddings|is_decoder|bos_token_id|eos_token_id"
+    # encoder-decoders: other values of keys that each class of transformers ignores, because it has one value
+    r"add_final_layer_norm|normalize_before|normalize_embedding|static_position_embeddings|extra_pos_embeddings|"
+    r"tie_word_embeddings|tie_embedding|is_decoder|bos_token_id|eos_token_id"
 )
 """Harmless keys of config.json. Families that depend on keys about tied heads or decoders read these keys."""
 
@@ -132,21 +162,36 @@ CHANGING: dict[str, Neutral] = {
             "hidden_size_per_layer_input relative_attention pruned_heads tie_encoder_decoder rope_scaling "
             "rope_parameters vision_config audio_config text_config compression_config gap_size net_structure_type "
             "num_memory_blocks layers_to_keep",
-            ONE: "embedding_multiplier residual_multiplier logits_scaling logit_scale lm_head_multiplier "
-            "key_multiplier attention_in_multiplier attention_out_multiplier scale_emb partial_rotary_factor "
-            "rotary_pct rope_ratio num_hidden_groups down_scale_factor",
-            TRUE: "is_causal scale_attn_weights",
+            ONE: "full_attn_mod interpolate_factor embedding_multiplier residual_multiplier logits_scaling "
+            "logit_scale lm_head_multiplier "
+            "key_multiplier attention_in_multiplier attention_out_multiplier scale_emb "
+            "rope_ratio num_hidden_groups down_scale_factor",
+            TRUE: "is_causal scale_attn_weights rotary use_pos_enc block_use_swiglu use_gated_activation "
+            "use_parallel_block use_embedding_sharing",
             ABSENT: "attention_multiplier attn_scale query_pre_attn_scalar scale_depth dim_model_base rotary_dim "
-            "rope_local_base_freq rope_theta hidden_activation activation_function activation qk_rope_head_dim "
+            "rope_local_base_freq hidden_activation qk_rope_head_dim "
             "qk_nope_head_dim position_bias_num_buckets relative_attention_num_buckets type_vocab_size",
         }
     ),
     "hidden_act": same_as("hidden_activation"),
+    **dict.fromkeys(("activation", "activation_function"), _gated_activation),
+    "rope_theta": same_as("rotary_emb_base"),
+    **dict.fromkeys(("norm_type", "normalization_function"), _norm_kind),
+    "mlp_type": only("default"),
+    "order_of_interleaved_layers": only("local_attn_first"),
+    "partial_rotary_factor": either(ONE, same_as("rotary_pct")),
+    "rotary_pct": either(ONE, same_as("partial_rotary_factor")),
+    "theta": _rotary_base,
     "rms_norm_eps": same_as("layer_norm_eps", "layer_norm_epsilon"),
     "layer_norm_eps": same_as("rms_norm_eps", "norm_eps"),
     **dict.fromkeys(("layer_norm_epsilon", "norm_eps"), same_as("rms_norm_eps", "layer_norm_eps")),
-    "embedding_size": same_as("hidden_size"),
+    "block_norm_eps": same_as("norm_eps"),
+    **dict.fromkeys(("embedding_size", "block_dim", "conv_dim", "conv_dim_out"), same_as("hidden_size")),
     "num_key_value_heads": same_as("num_attention_heads"),
+    "num_query_groups": same_as("num_key_value_heads"),
+    "num_heads": same_as("num_attention_heads"),
+    "num_hidden_layers": same_as("encoder_layers", "decoder_layers"),
+    "experts_per_token": same_as("num_experts_per_tok"),
     "head_dim": _head_dim,
     "v_head_dim": either(same_as("head_dim"), _head_dim),
     "position_embedding_type": only("rope", "rotary"),
@@ -161,7 +206,9 @@ CHANGING: dict[str, Neutral] = {
 
 IN_ROPE: dict[str, Neutral] = {
     "factor": ONE,
-    "attention_factor": ONE,
+    **dict.fromkeys(("attention_factor", "attn_factor", "extrapolation_factor"), ONE),
+    # True if the model was trained with the scaling (YaRN's own files). It changes no angle.
+    "finetuned": lambda value, _: True,
     "partial_rotary_factor": ONE,
     # The scalings that depend on this key read it.
     "original_max_position_embeddings": lambda value, _: True,

@@ -119,7 +119,10 @@ def _generation_config(checkpoint: Checkpoint, *, sources: bool) -> tuple[Mappin
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     if (folder / FILE).is_file():
         return read_json(folder / FILE), f"{folder.name}/{FILE}"
-    return (checkpoint.metadata if sources else {}), f"{folder.name}/config.json"
+    values = dict(checkpoint.metadata) if sources else {}
+    if values.get("force_bos_token_to_be_generated") is True and values.get("forced_bos_token_id") is None:
+        values["forced_bos_token_id"] = values.get("bos_token_id")  # the older form, as in transformers
+    return values, f"{folder.name}/config.json"
 
 
 def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]) -> dict[str, Any]:

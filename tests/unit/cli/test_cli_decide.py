@@ -57,7 +57,7 @@ def test_decide(command: Command, tmp_path: Path, encoder: str, mute: str) -> No
     assert "is not JSON" in command("decide", model, "--state", str(state), "--question", "x?").refusal
     assert "has no chat template" in command("decide", mute, "--question", "x?", given="s").refusal
     assert (
-        "makes sentence vectors, not decisions: use embed, or load a decision model"
+        "makes sentence vectors, not decisions: use pellucid embed, or load a decision model"
         in command("decide", encoder, "--question", "x?", given="s").refusal
     )
 

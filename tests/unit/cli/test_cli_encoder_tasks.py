@@ -107,15 +107,15 @@ def test_answer(command: Command) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("classify", "bert-fill", "a"), "use fill"),
-        (("rerank", "bert-tag", "a", "b"), "use tag"),
+        (("classify", "bert-fill", "a"), "use pellucid fill"),
+        (("rerank", "bert-tag", "a", "b"), "use pellucid tag"),
         (
             ("rerank", "bert-classify", "a", "b"),
             "has the labels LABEL_0, LABEL_1, LABEL_2: ranking needs one label",
         ),
-        (("fill", "bert-classify", "a [MASK]"), "use classify"),
-        (("tag", "bert-answer", "a"), "use answer"),
-        (("answer", "bert-tag", "a", "b"), "use tag"),
+        (("fill", "bert-classify", "a [MASK]"), "use pellucid classify"),
+        (("tag", "bert-answer", "a"), "use pellucid answer"),
+        (("answer", "bert-tag", "a", "b"), "use pellucid tag"),
         (
             ("fill", "bert-fill", "a mask"),
             "the text has no mask: write [MASK] where a token is to be filled in",

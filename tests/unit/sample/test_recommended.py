@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,13 @@ def test_a_recommended_step_that_stands_in_for_others_excludes_them(folder: Path
     ]
     asked = Options.of(**with_recommended({"top_p": 0.5}, found)).chain()
     assert "mirostat" not in [step.name for step in asked.steps]
+
+
+@pytest.mark.parametrize(("stated", "token"), [({}, 0), ({"forced_bos_token_id": 7}, 7)])
+def test_an_older_config_forces_the_first_token_by_a_flag(stated: dict[str, Any], token: int) -> None:
+    """As in transformers: BART's older files say only that the first token is the one that begins a text."""
+    flag = {"force_bos_token_to_be_generated": True, "bos_token_id": 0, **stated}
+    checkpoint = SimpleNamespace(kind="safetensors", path=Path("none/config.json"), metadata=flag)
+    assert recommended(checkpoint, sources=True)["forced_bos_token_id"] == token
+    checkpoint.metadata = {**flag, "force_bos_token_to_be_generated": False, "forced_bos_token_id": None}
+    assert "forced_bos_token_id" not in recommended(checkpoint, sources=True)

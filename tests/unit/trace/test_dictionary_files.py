@@ -122,16 +122,22 @@ def test_bits_do_not_depend_on_other_rows_or_features(case: str) -> None:
             assert np.concatenate(decoded).tobytes() == made.tobytes()
 
 
-def copy(case: str, to: Path, config: dict[str, Any] | None = None, **arrays: Any) -> Path:
+def copy(
+    case: str,
+    to: Path,
+    config: dict[str, Any] | None = None,
+    weights: str = "sae_weights.safetensors",
+    **arrays: Any,
+) -> Path:
     """A copy of a case with changed fields of its configuration (None: without the field), or changed arrays."""
     folder = to / Path(case).name
     shutil.copytree(GOLDENS / case, folder)
     if config is not None:
-        old = json.loads((folder / "cfg.json").read_text())
-        merged = {**old, **config}
-        (folder / "cfg.json").write_text(json.dumps({k: v for k, v in merged.items() if v is not None}))
+        file = next(one for one in (folder / "cfg.json", folder / "config.json") if one.exists())
+        merged = {**json.loads(file.read_text()), **config}
+        file.write_text(json.dumps({k: v for k, v in merged.items() if v is not None}))
     if arrays:
-        file = next(folder.glob("sae_weights.safetensors"))
+        file = folder / weights
         raw = file.read_bytes()
         size = int.from_bytes(raw[:8], "little")
         tensors = {}
@@ -296,3 +302,154 @@ def test_large_decoders_are_read_on_demand(tmp_path: Path, monkeypatch: pytest.M
     file.write_bytes(raw)
     with pytest.raises(FileFormatError, match="NaN"):
         dictionary.coders[0].vectors(some)
+
+
+JUMP, GATED, TOP_K, ACROSS = "saelens-jumprelu", "saelens-gated", "saelens-topk", "saelens-transcoder"
+OLD = {"metadata": None, "hook_name": "blocks.1.hook_resid_post", "sae_lens_version": "5.1.0"}
+SPARSE, SPARSE_ACROSS = "sparsify/layers.1", "sparsify/layers.1.mlp"
+SCOPE = "gemma-scope-2/transcoder/layer_1_width_40_l0_small_affine"
+
+
+def of_version_6(**more: Any) -> dict[str, Any]:
+    return {"metadata": {"sae_lens_version": "6.54.12", "hook_name": "blocks.1.hook_resid_post", **more}}
+
+
+@pytest.mark.parametrize(
+    ("case", "config", "said"),
+    [
+        (SINGLE, {"d_in": 64}, "d_in: 64 contradicts the arrays, which have 12: correct it, or use"),
+        (JUMP, {"d_sae": 41}, "d_sae: 41 contradicts the arrays, which have 40"),
+        (ACROSS, {"d_out": 13}, "d_out: 13 contradicts the arrays, which have 12"),
+        (SINGLE, {"d_in": [12]}, r"d_in: \[12\] contradicts the arrays"),
+        (SINGLE, {"architecture": "jumprelu"}, "array threshold: is missing"),
+        (SINGLE, {"architecture": "gated"}, "array r_mag: is missing"),
+        (ACROSS, {"architecture": "skip_transcoder"}, "array W_skip: is missing"),
+        (JUMP, {"architecture": "standard"}, "array threshold: is not used with architecture=standard"),
+        (JUMP, {"architecture": "topk", "k": 5}, "array threshold: is not used with architecture=topk"),
+        ("saelens-skip-transcoder", {"architecture": "transcoder"}, "array W_skip: is not used"),
+        (TOP_K, {"architecture": "standard"}, "k: 5 contradicts architecture=standard, which has no k"),
+        (TOP_K, {"k": 41}, "k: 41: must be a whole number from 1 to the 40 features"),
+        (TOP_K, {"activation_fn": "tanh-relu"}, "activation_fn: 'tanh-relu' is not read with architecture=topk"),
+        (GATED, {**OLD, "architecture": "gated", "activation_fn": "topk", "activation_fn_kwargs": {"k": 5}},
+         "array b_enc: is missing"),
+        (SINGLE, {**OLD, "architecture": None, "activation_fn": "topk", "activation_fn_kwargs": {"k": 5}, "k": 6},
+         "activation_fn_kwargs.k: 5 contradicts k, which is 6"),
+        (SINGLE, {**OLD, "hook_point": "blocks.0.hook_resid_post"}, "hook_point: 'blocks.0.hook_resid_post' contr"),
+        (SINGLE, {**OLD, "hook_layer": 2}, "hook_layer: 2 contradicts the hook 'blocks.1.hook_resid_post': correct"),
+        (SINGLE, {**OLD, "hook_point_layer": 2}, "hook_layer: 2 contradicts the hook"),
+        (SINGLE, of_version_6(hook_layer="1"), "hook_layer: '1' contradicts the hook"),
+        (SINGLE, of_version_6(hf_hook_name="model.layers.2"), "hf_hook_name: 'model.layers.2' contradicts hook_name"),
+        (SINGLE, {"hook_name": "blocks.2.hook_resid_post"}, "metadata.hook_name: 'blocks.1.hook_resid_post' contrad"),
+        (SINGLE, of_version_6(hook_name_out="blocks.2.hook_resid_post"), "hook_name_out: .* contradicts architecture"),
+        (ACROSS, of_version_6(), "does not say which values the transcoder writes: give writes="),
+        (ACROSS, {"apply_b_dec_to_input": True}, "apply_b_dec_to_input: True contradicts architecture=transcoder"),
+        (SINGLE, {"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input: 'false': must be true or false"),
+        (TOP_K, {"rescale_acts_by_decoder_norm": "yes"}, "must be true or false"),
+        (SINGLE, {"finetuning_scaling_factor": True}, "array scaling_factor: is missing"),
+        (SPARSE, {"d_in": 13}, "d_in: 13 contradicts the arrays, which have 12"),
+        (SPARSE, {"num_latents": 41}, "num_latents: 41 contradicts the arrays, which have 40"),
+        (SPARSE, {"k": 41}, "k: 41: must be a whole number from 1 to the 40 features"),
+        (SPARSE, {"skip_connection": True}, "array W_skip: is missing"),
+        (SPARSE, {"transcode": 1}, "transcode: 1: must be true or false"),
+        (SPARSE_ACROSS, {"skip_connection": False}, "array W_skip: is not used with skip_connection=False"),
+        (SCOPE, {"width": 16384}, "width: 16384 contradicts the arrays, which have 40"),
+        (SCOPE, {"affine_connection": False}, "array affine_skip_connection: is not used with architecture=jump_relu"),
+        (SCOPE, {"architecture": "topk"}, "architecture: 'topk': must be jump_relu"),
+        (SCOPE, {"hf_hook_point_in": "model.layers.2.output"}, "'model.layers.2.output' contradicts the folder layer"),
+    ],
+)  # fmt: skip
+def test_configurations_that_contradict_the_arrays_are_refused(
+    tmp_path: Path, case: str, config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(PellucidError, match=said) as error:
+        Dictionary.open(copy(case, tmp_path, config), model())
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("case", "config"),
+    [
+        (
+            SINGLE,
+            {"dtype": "bfloat16", "device": "cuda:3", "d_in": None, "d_sae": 40.0, "expansion_factor": 4},
+        ),
+        (SINGLE, of_version_6(hook_layer=1, hf_hook_name="model.layers.1", hook_layer_out=None)),
+        (
+            SINGLE,
+            {**OLD, "architecture": None, "activation_fn_str": "relu", "activation_fn_kwargs": {}, "k": None},
+        ),
+        (JUMP, {"activation_fn": "relu"}),
+        (SPARSE, {"num_latents": None, "expansion_factor": 4}),
+        (SCOPE, {"width": 40, "l0": 7, "type": "transcoder"}),
+    ],
+)
+def test_fields_that_change_nothing_are_read(tmp_path: Path, case: str, config: dict[str, Any]) -> None:
+    assert Dictionary.open(copy(case, tmp_path, config), model()).coders[1].features == F
+
+
+def test_a_hook_that_is_given_replaces_contradicting_fields(tmp_path: Path) -> None:
+    folder = copy(SINGLE, tmp_path, {**OLD, "hook_layer": 2})
+    dictionary = Dictionary.open(folder, model(), reads="blocks.2.hook_resid_post")
+    assert dictionary.coders[2].reads.name == "blocks.2.residual"
+
+
+@pytest.mark.parametrize(
+    ("case", "old", "new", "said"),
+    [
+        (SEVERAL, "cross_layer_transcoder", "transcoder_set", "model_kind: 'transcoder_set' contradicts the arrays"),
+        ("circuit-tracer-skip", "transcoder_set", "cross_layer_transcoder", "contradicts the arrays, which are"),
+        (SEVERAL, "cross_layer_transcoder", "crosscoder", "model_kind: 'crosscoder' is not read; known are"),
+        (SEVERAL, "model_kind:", "n_layers: 4\nmodel_kind:", "n_layers: '4' contradicts the arrays, which have 3"),
+        (SEVERAL, "model_kind:", "d_model: 16\nmodel_kind:", "d_model: '16' contradicts the arrays, which have 12"),
+        (SEVERAL, "model_kind:", "transcoders:\n - a\n - b\nmodel_kind:", "transcoders: .* lists 2 layers, and the"),
+        (SEVERAL, "feature_output_hook: hook_mlp_out", "", "does not say which values the transcoder writes"),
+    ],
+)  # fmt: skip
+def test_yaml_that_contradicts_the_files_is_refused(
+    tmp_path: Path, case: str, old: str, new: str, said: str
+) -> None:
+    folder = copy(case, tmp_path)
+    text = (folder / "config.yaml").read_text()
+    assert old in text
+    (folder / "config.yaml").write_text(text.replace(old, new))
+    with pytest.raises(PellucidError, match=said):
+        Dictionary.open(folder, model())
+
+
+@pytest.mark.parametrize(
+    ("case", "file"),
+    [
+        ("circuit-tracer-skip", "layer_1.safetensors"),
+        (SEVERAL, "W_enc_1.safetensors"),
+        ("gemma-scope-2/crosscoder/layer_0_1_2_width_40_l0_small", "params_layer_1.safetensors"),
+    ],
+)
+def test_a_missing_layer_is_named(tmp_path: Path, case: str, file: str) -> None:
+    folder = copy(case, tmp_path)
+    (folder / file).unlink()
+    with pytest.raises(FileFormatError, match=f"{file}: is missing, and .*2.safetensors is there"):
+        Dictionary.open(folder, model())
+
+
+@pytest.mark.parametrize(
+    ("case", "weights"),
+    [
+        (SINGLE, "sae_weights.safetensors"),
+        (SPARSE, "sae.safetensors"),
+        (SCOPE, "params.safetensors"),
+        ("circuit-tracer-skip", "layer_2.safetensors"),
+        (SEVERAL, "W_enc_1.safetensors"),
+        (SEVERAL, "W_dec_1.safetensors"),
+    ],
+)
+def test_arrays_that_nothing_uses_are_refused(tmp_path: Path, case: str, weights: str) -> None:
+    folder = copy(case, tmp_path, weights=weights, b_dec_out=np.ones(D, np.float32))
+    with pytest.raises(FileFormatError, match=r"array b_dec_out: is not used with .*state what the arrays"):
+        Dictionary.open(folder, model())
+
+
+def test_arrays_of_npz_that_nothing_uses_are_refused(tmp_path: Path) -> None:
+    arrays = dict(np.load(GOLDENS / "gemma-scope" / "params.npz"))
+    np.savez(tmp_path / "a.npz", **arrays, W_skip=np.ones((D, D), np.float32))
+    with pytest.raises(FileFormatError, match="array W_skip: is not used with JumpReLU"):
+        Dictionary.open(tmp_path / "a.npz", model(), **GEMMA_2)

@@ -42,7 +42,8 @@ def opened(kind: str, folder: Path, llm: LLM) -> tuple[Dictionary, Any]:
         hooks = {"hook_name_out": "blocks.1.hook_mlp_out"}
         return_value = dictionaries.sae(folder, "blocks.1.mlp.hook_in", **hooks)
     else:
-        config = {"architecture": kind, "k": 8} if kind != "layer_norm" else {"normalize_activations": kind}
+        config = {"architecture": kind} if kind != "layer_norm" else {"normalize_activations": kind}
+        config |= {"k": 8} if kind == "topk" else {}
         return_value = dictionaries.sae(folder, "blocks.1.hook_resid_post", **config)
     return Dictionary.open(folder, llm), return_value
 

@@ -198,12 +198,18 @@ def test_a_folder_of_pickled_weights_names_the_remedy(tmp_path: Path, file: str)
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("lama", "llama"), ("Qwen2_5", "qwen2"), ("gemma9", "gemma"), ("STARCODER", "starcoder2"), ("T5", ""), ("", "")],
-)  # fmt: skip
+    [
+        *(("lama", "llama"), ("Qwen2_5", "qwen2"), ("gemma9", "gemma"), ("STARCODER", "starcoder2")),
+        *(("stablelm", ""), ("baichuan", ""), ("rwkv", ""), ("x" * 9999, ""), ("", "")),
+    ],
+)
 def test_an_unknown_family_names_the_nearest(folder: Path, name: str, nearest: str) -> None:
     config = json.loads((folder / "config.json").read_text()) | {"model_type": name}
     (folder / "config.json").write_text(json.dumps(config))
-    assert f"; the nearest is {nearest}" in said(folder, UnsupportedModel)
+    line = said(folder, UnsupportedModel)
+    assert len(line) < 200
+    assert (f"; the nearest name is {nearest}" in line) if nearest else ("nearest" not in line)
+    assert "`pellucid list --families` shows all" in line
 
 
 def test_nothing_is_told_of_a_model_alone(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import EncoderLoading, load
+from pellucid.cli.loading import EncoderLoading, check_task, load
 
 
 def command(
@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Find the part of a text that answers a question, with a model that has a question answering head."""
     given = common.text_or_file(text)
-    llm = load(model, loading, lambda inputs: inputs.check_task("answer"))
+    llm = load(model, loading, lambda inputs: check_task(inputs, "answer"))
     answers = llm.answer(question, given, top=top, longest=longest, unanswerable=unanswerable)
     if json:
         common.print_json({"question": question, "answers": common.fields_of(answers)})

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import EncoderLoading, load
+from pellucid.cli.loading import EncoderLoading, check_task, load
 
 
 def command(
@@ -23,7 +23,7 @@ def command(
 
     count = whole("top", top, 1, 1 << 20)
     given = list(common.texts_or_lines(texts))
-    llm = load(model, loading, lambda inputs: inputs.check_task("classify"))
+    llm = load(model, loading, lambda inputs: check_task(inputs, "classify"))
     found = llm.classify(given, truncate=truncate)
     if json:
         documents = [{"text": text, "scores": dict(one.ranked)} for text, one in zip(given, found)]

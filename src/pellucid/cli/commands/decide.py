@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import Loading, load
+from pellucid.cli.loading import Loading, check_task, load
 
 if TYPE_CHECKING:
     from pellucid.decide.answers import Decision, Decisions
@@ -66,7 +66,7 @@ def command(
     asked = _asked(question or [], questions)
     questions_of(asked)  # errors before the model is loaded
     given = state_of(_state(state))
-    llm = load(model, loading, lambda inputs: inputs.check_task("decide", "generate"))
+    llm = load(model, loading, lambda inputs: check_task(inputs, "decide", "generate"))
     decisions = llm.decide(given, asked, explain=explain)
     if json:
         common.print_json(

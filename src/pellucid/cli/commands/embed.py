@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import EncoderLoading, load
+from pellucid.cli.loading import EncoderLoading, check_task, load
 
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
@@ -72,7 +73,7 @@ def command(
         raise InvalidRequest(
             f"embed needs texts{before}, or --file FILE and --out FILE. See pellucid embed --help."
         )
-    llm = load(model, loading, lambda inputs: inputs.sentences(texts, truncate, prompt))
+    llm = load(model, loading, lambda inputs: _check(inputs, prompt, texts, truncate))
     vectors = llm.embed(texts, prompt=prompt, dimensions=dimensions, truncate=truncate)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)
@@ -136,10 +137,12 @@ def _embed_file(
     return total, width
 
 
-def _check(inputs: Inputs, prompt: str) -> None:
-    """Refuse a model that makes no sentence vectors, and an unknown name of a prompt."""
-    inputs.check_task("embed")
+def _check(inputs: Inputs, prompt: str, texts: Sequence[str] = (), truncate: bool = False) -> None:
+    """Refuse a model that makes no sentence vectors, an unknown name of a prompt, and texts that do not fit."""
+    check_task(inputs, "embed")
     inputs.prompt_of(prompt)
+    if texts:
+        inputs.sentences(texts, truncate, prompt)
 
 
 COMMAND = Command("embed", command)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import EncoderLoading, load
+from pellucid.cli.loading import EncoderLoading, check_task, load
 
 
 def command(
@@ -18,7 +18,7 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Show the most likely tokens at the masks of a text, from a masked language model."""
-    llm = load(model, loading, lambda inputs: inputs.check_task("fill"))
+    llm = load(model, loading, lambda inputs: check_task(inputs, "fill"))
     masks = llm.fill(text, top)
     if json:
         common.print_json({"text": text, "masks": [common.fields_of(tokens) for tokens in masks]})

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import EncoderLoading, load
+from pellucid.cli.loading import EncoderLoading, check_task, load
 
 
 def command(
@@ -25,7 +25,7 @@ def command(
 
     documents = list(common.texts_or_lines(texts))
     count = None if top is None else whole("top", top, 1, len(documents), "the number of texts")
-    llm = load(model, loading, lambda inputs: inputs.check_task(*PAIR_TASKS))
+    llm = load(model, loading, lambda inputs: check_task(inputs, *PAIR_TASKS))
     ranked = llm.rerank(query, documents, top=count, truncate=truncate)
     if json:
         common.print_json({"query": query, "ranked": common.fields_of(ranked)})

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.loading import EncoderLoading, load
+from pellucid.cli.loading import EncoderLoading, check_task, load
 
 
 def command(
@@ -26,7 +26,7 @@ def command(
 ) -> None:
     """Label the tokens of a text, such as named entities, with a model that has a token classification head."""
     given = common.text_or_file(text)
-    llm = load(model, loading, lambda inputs: inputs.check_task("tag"))
+    llm = load(model, loading, lambda inputs: check_task(inputs, "tag"))
     tags = llm.tag(given, grouping)  # type: ignore[arg-type]  # checked by tag
     if json:
         common.print_json({"text": given, "tags": common.fields_of(tags)})

@@ -70,6 +70,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 def _v2(config: Config, spec: ModelSpec) -> ModelSpec:
     config.flag("norm_topk_prob", False)  # transformers does not use it
+    config.choice("scoring_func", {"softmax": True}, "softmax")
     spec = _from_config(config, spec)
     if not config.choice("topk_method", METHODS, "greedy"):
         for key in ("n_group", "topk_group"):

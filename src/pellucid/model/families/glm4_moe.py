@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from pellucid.model.spec import Norm
+from pellucid.model.config import Config
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    config.choice("topk_method", {"noaux_tc": True}, "noaux_tc")
+    config.choice("scoring_func", {"sigmoid": True}, "sigmoid")
+    return spec
+
 
 GLM4_MOE = StandardDecoder(
     "glm4_moe",
@@ -29,4 +37,5 @@ GLM4_MOE = StandardDecoder(
     keys={"output_bias": ""},
     gguf_names=GGUF | {"feedforward.norm": "post_attention_norm"},
     mtp_layers="num_nextn_predict_layers",
+    config_change=_from_config,
 ).family()

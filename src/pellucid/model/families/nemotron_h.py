@@ -160,6 +160,7 @@ _NEMOTRON_H = StandardDecoder(
         },
     ),
     layer_count=lambda config: len(_kinds(config)),
+    aliases={"head_dim": "attention_head_dim"},
     mtp_layers="num_nextn_predict_layers",
     keys={
         "layers": TYPES,

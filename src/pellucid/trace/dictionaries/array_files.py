@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +26,11 @@ MOST_EXPANSION = 64
 
 
 class ArrayFile(Protocol):
-    """The arrays of a file by name. ``shapes`` has their shapes."""
+    """The arrays of a file by name. ``shapes`` has their shapes, and ``used`` the names that a format asked for."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
+    used: set[str]
 
     def values(self, name: str) -> NDArray[np.float32]:
         """An array as float32. Raises FileFormatError if it cannot be read."""
@@ -46,7 +48,7 @@ class SafetensorsArrays:
             file.close()
             raise
         self.checkpoint = FileCheckpoint("safetensors", path, {}, tensors, {path: file})
-        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self.shapes, self.used = {name: tensor.shape for name, tensor in tensors.items()}, set[str]()
 
     def tensor(self, name: str) -> Tensor:
         """The entry of an array in the file's table."""
@@ -81,7 +83,7 @@ class NpzArrays:
     """The arrays of an npz file (a zip archive of npy files). Pickled objects are refused."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.shapes = path, dict[str, tuple[int, ...]]()
+        self.path, self.shapes, self.used = path, dict[str, tuple[int, ...]](), set[str]()
         ModelFile(path).close()  # refuses folders, pipes and empty files
         try:
             with zipfile.ZipFile(path) as archive:
@@ -148,6 +150,7 @@ def take(file: ArrayFile, name: str, shape: Sequence[int | None], *, missing: An
 def check_shape(file: ArrayFile, name: str, shape: Sequence[int | None]) -> None:
     """Raise FileFormatError if the file lacks an array, or the array does not have this shape (None: any size)."""
     found, field = file.shapes.get(name), f"array {shown(name)}"
+    file.used.add(name)
     if found is None:
         raise FileFormatError(file.path, field, f"is missing; the file has {brief(', '.join(file.shapes))}")
     if len(found) != len(shape) or any(
@@ -155,6 +158,42 @@ def check_shape(file: ArrayFile, name: str, shape: Sequence[int | None]) -> None
     ):
         sizes = ", ".join("any" if size is None else f"{size:,}" for size in shape)
         raise FileFormatError(file.path, field, f"has shape {brief(found)}; it must be ({sizes})")
+
+
+def refuse_unused(file: ArrayFile, stated: str) -> None:
+    """Raise FileFormatError if the file has an array that the format did not ask for.
+
+    ``stated`` names the field, with its value, that makes a coder without this array.
+    """
+    for name in sorted(set(file.shapes) - file.used):
+        raise FileFormatError(
+            file.path,
+            f"array {shown(name)}",
+            f"is not used with {stated}, and ignoring it would change the features: state what the arrays are, or "
+            "remove it",
+        )
+
+
+def numbered_files(folder: Path, name: str) -> list[Path]:
+    """The files of the layers 0, 1, …, whose ``name`` has {} as the number.
+
+    Raises:
+        FileFormatError: a layer before the last is missing.
+    """
+    numbers = {
+        int(match[1])
+        for file in folder.iterdir()
+        if (match := re.fullmatch(re.escape(name).replace(r"\{\}", r"(0|[1-9]\d{0,5})"), file.name))
+    }
+    missing = set(range(max(numbers, default=-1) + 1)) - numbers
+    if missing:
+        raise FileFormatError(
+            folder,
+            name.format(min(missing)),
+            f"is missing, and {name.format(max(numbers))} is there: a folder has the files of all layers from 0 on; "
+            "open one file alone",
+        )
+    return [folder / name.format(number) for number in sorted(numbers)]
 
 
 def finite(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest
 from pellucid.trace.dictionaries.activations import FeatureActivation
 from pellucid.trace.dictionaries.decoder_rows import DecoderRows
 
@@ -49,11 +47,13 @@ class Given(Struct, frozen=True):
     writes: str | None = None
     input_scale: float | None = None
 
-    def hooks(self, path: Path, reads: str | None, writes: str | None) -> tuple[str, str]:
+    def hooks(
+        self, path: Path, reads: str | None, writes: str | None, *, transcodes: bool = False
+    ) -> tuple[str, str]:
         """The hooks that a coder reads and writes, as the user or the file states them.
 
         Raises:
-            InvalidRequest: nobody states what the coder reads.
+            InvalidRequest: nobody states what the coder reads, or what a transcoder writes.
         """
         reads = self.reads or reads
         if not reads:
@@ -61,7 +61,13 @@ class Given(Struct, frozen=True):
                 f"{path.name}: the file does not say which values it reads: give reads='blocks.5.hook_resid_post' or "
                 "another hook or point, and for a transcoder also writes="
             )
-        return reads, self.writes or writes or reads
+        writes = self.writes or writes
+        if transcodes and not writes:
+            raise InvalidRequest(
+                f"{path.name}: the file does not say which values the transcoder writes: give "
+                "writes='blocks.5.hook_mlp_out' or another hook or point"
+            )
+        return reads, writes or reads
 
 
 class DictionaryFormat(Struct, frozen=True):
@@ -73,21 +79,3 @@ class DictionaryFormat(Struct, frozen=True):
     name: str
     find: Callable[[Path], Path | None]
     read: Callable[[Path, Given], tuple[str, Sequence[CoderWeights]]]
-
-
-def chosen_k(path: Path, config: Mapping[str, Any], F: int) -> int:
-    """The k of a top-k coder with F features. Raises FileFormatError if it is no whole number from 1 to F."""
-    k = config.get("k")
-    if isinstance(k, float) and k.is_integer():
-        k = int(k)
-    if type(k) is not int or not 1 <= k <= F:
-        raise FileFormatError(path, "k", f"{brief(k)}: must be a whole number from 1 to the {F:,} features")
-    return k
-
-
-def stated_text(path: Path, config: Mapping[str, Any], field: str) -> str | None:
-    """A text of a configuration; None if it is missing. Raises FileFormatError for other values."""
-    value = config.get(field)
-    if value is not None and not isinstance(value, str):
-        raise FileFormatError(path, field, f"{brief(value)}: must be a text")
-    return value

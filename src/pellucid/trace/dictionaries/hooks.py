@@ -67,6 +67,12 @@ class HookedPoint(Struct, frozen=True):
         return f"{self.point.name}[{'; '.join(parts)}]" if parts else self.point.name
 
 
+def block_of_hook(hook: str) -> int | None:
+    """The number of the block in the name of a hook; None if it names no block."""
+    match = NAME.fullmatch(hook)
+    return int(match["block"]) if match and match["block"] is not None else None
+
+
 def point_of_hook(points: Mapping[str, Point], hook: str) -> HookedPoint:
     """The point of a hook, whose name may also be a point's own name; "hook_z[heads=3]" is one head.
 

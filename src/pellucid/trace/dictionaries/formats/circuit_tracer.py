@@ -9,21 +9,23 @@ Source: https://github.com/safety-research/circuit-tracer, ``circuit_tracer/tran
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pellucid.errors import FileFormatError
 from pellucid.trace.dictionaries.activations import FeatureActivation, JumpRelu, Relu
-from pellucid.trace.dictionaries.array_files import SafetensorsArrays, take
-from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, stated_text
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, numbered_files, refuse_unused, take
+from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given
 from pellucid.trace.dictionaries.config_text import read_config
 from pellucid.trace.dictionaries.decoder_rows import decoder_of
+from pellucid.trace.dictionaries.hooks import block_of_hook
+from pellucid.trace.dictionaries.stated_config import StatedConfig
 from pellucid.weights.json_files import read_json
 
 LAYER = re.compile(r"layer_(\d{1,6})\.safetensors")
 ENCODER = "W_enc_0.safetensors"
 INPUT, OUTPUT = "feature_input_hook", "feature_output_hook"
+SET, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
 
 
 def find(path: Path) -> Path | None:
@@ -37,32 +39,47 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     """Read transcoders. Raises FileFormatError or InvalidRequest, in one line, if they cannot be used."""
     one = LAYER.fullmatch(path.name) if path.is_file() else None
     folder = path.parent if one else path
-    where, config = _config(folder)
-    reads, writes = given.hooks(path, stated_text(where, config, INPUT), stated_text(where, config, OUTPUT))
+    config = _config(folder)
+    reads, writes = given.hooks(path, config.text(INPUT), config.text(OUTPUT), transcodes=True)
     if one:
-        return "transcoder", [_transcoder(path, int(one[1]), reads, writes)]
-    pattern = "W_enc_{}.safetensors" if (folder / ENCODER).is_file() else "layer_{}.safetensors"
-    count = 0
-    while (folder / pattern.format(count)).is_file():
-        count += 1
-    if pattern.startswith("layer"):
-        files = [(folder / pattern.format(layer), layer) for layer in range(count)]
-        return "transcoder", [_transcoder(file, layer, reads, writes) for file, layer in files]
-    return "cross-layer transcoder", [
-        _cross_layer(folder, layer, count, reads, writes) for layer in range(count)
-    ]
+        coders = [_transcoder(path, int(one[1]), reads, writes)]
+    elif (folder / ENCODER).is_file():
+        count = len(numbered_files(folder, "W_enc_{}.safetensors"))
+        coders = [_cross_layer(folder, layer, count, reads, writes) for layer in range(count)]
+    else:
+        files = numbered_files(folder, "layer_{}.safetensors")
+        coders = [_transcoder(file, layer, reads, writes) for layer, file in enumerate(files)]
+    crosses = not one and (folder / ENCODER).is_file()
+    _check(config, coders, CROSS_LAYER if crosses else SET, None if one else len(coders))
+    return "cross-layer transcoder" if crosses else "transcoder", coders
 
 
-def _config(folder: Path) -> tuple[Path, Mapping[str, Any]]:
-    """The configuration in a folder, and its path; empty if there is none."""
+def _check(config: StatedConfig, coders: Sequence[CoderWeights], kind: str, layers: int | None) -> None:
+    """Raise FileFormatError if the configuration contradicts the arrays; layers None: of one file of several."""
+    config.check_is("model_kind", kind, known=(SET, CROSS_LAYER))
+    for coder in coders:
+        F, D = coder.encoder.shape
+        config.check_sizes({"d_model": D, "d_in": D, "d_transcoder": F, "d_sae": F})
+    listed = config.fields.get("transcoders")
+    if layers is not None:
+        config.check_sizes({"n_layers": layers, "num_layers": layers})
+        if isinstance(listed, list) and len(listed) != layers:
+            raise config.error(
+                "transcoders",
+                f" lists {len(listed):,} layers, and the folder has {layers:,}: add the other files",
+            )
+
+
+def _config(folder: Path) -> StatedConfig:
+    """The configuration in a folder; empty if there is none."""
     if (folder / "config.yaml").exists():
-        return folder / "config.yaml", read_config(folder / "config.yaml")
+        return StatedConfig(folder / "config.yaml", read_config(folder / "config.yaml"))
     where = folder / "config.json"
-    return where, read_json(where) if where.exists() else {}
+    return StatedConfig(where, read_json(where) if where.exists() else {})
 
 
 def _hook(hook: str, layer: int) -> str:
-    return hook if hook.startswith("blocks.") else f"blocks.{layer}.{hook}"
+    return hook if block_of_hook(hook) is not None else f"blocks.{layer}.{hook}"
 
 
 def _transcoder(path: Path, layer: int, reads: str, writes: str) -> CoderWeights:
@@ -75,7 +92,7 @@ def _transcoder(path: Path, layer: int, reads: str, writes: str) -> CoderWeights
     activation: FeatureActivation = Relu()
     if threshold in file.shapes:
         activation = JumpRelu(take(file, threshold, (F,)))
-    return CoderWeights(
+    coder = CoderWeights(
         path=path,
         reads=_hook(reads, layer),
         writes=(_hook(writes, layer),),
@@ -86,6 +103,8 @@ def _transcoder(path: Path, layer: int, reads: str, writes: str) -> CoderWeights
         activation=activation,
         skip=take(file, "W_skip", (decoder.shape[2], D)) if "W_skip" in file.shapes else None,
     )
+    refuse_unused(file, f"model_kind={SET}")
+    return coder
 
 
 def _cross_layer(folder: Path, layer: int, count: int, reads: str, writes: str) -> CoderWeights:
@@ -94,7 +113,7 @@ def _cross_layer(folder: Path, layer: int, count: int, reads: str, writes: str) 
     F = len(encoder)
     vectors = SafetensorsArrays(folder / f"W_dec_{layer}.safetensors")
     decoder, threshold = decoder_of(vectors, f"W_dec_{layer}", F, count - layer), f"threshold_{layer}"
-    return CoderWeights(
+    coder = CoderWeights(
         path=file.path,
         reads=_hook(reads, layer),
         writes=tuple(_hook(writes, later) for later in range(layer, count)),
@@ -104,6 +123,9 @@ def _cross_layer(folder: Path, layer: int, count: int, reads: str, writes: str) 
         decoder_bias=take(file, f"b_dec_{layer}", (decoder.shape[2],)),
         activation=JumpRelu(take(file, threshold, (F,))) if threshold in file.shapes else Relu(),
     )
+    refuse_unused(file, f"model_kind={CROSS_LAYER}, layer {layer}")
+    refuse_unused(vectors, f"model_kind={CROSS_LAYER}, layer {layer}")
+    return coder
 
 
 CIRCUIT_TRACER = DictionaryFormat("circuit-tracer", find, read)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pellucid.errors import FileFormatError
 from pellucid.trace.dictionaries.activations import JumpRelu
-from pellucid.trace.dictionaries.array_files import NpzArrays, take
+from pellucid.trace.dictionaries.array_files import NpzArrays, refuse_unused, take
 from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given
 from pellucid.trace.dictionaries.decoder_rows import ArrayRows
 
@@ -46,6 +46,7 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
         decoder_bias=take(file, "b_dec", (vectors.shape[1],)),
         activation=JumpRelu(take(file, "threshold", (F,))),
     )
+    refuse_unused(file, "JumpReLU, the activation of Gemma Scope")
     return "SAE" if reads == writes else "transcoder", [coder]
 
 

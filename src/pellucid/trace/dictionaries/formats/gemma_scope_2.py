@@ -18,9 +18,11 @@ import numpy as np
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.trace.dictionaries.activations import JumpRelu
-from pellucid.trace.dictionaries.array_files import SafetensorsArrays, take
-from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, stated_text
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, numbered_files, refuse_unused, take
+from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given
 from pellucid.trace.dictionaries.decoder_rows import decoder_of
+from pellucid.trace.dictionaries.hooks import block_of_hook
+from pellucid.trace.dictionaries.stated_config import StatedConfig
 from pellucid.weights.json_files import read_json
 
 FILE, FIRST, CONFIG = "params.safetensors", "params_layer_0.safetensors", "config.json"
@@ -45,31 +47,39 @@ def find(path: Path) -> Path | None:
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     """Read a dictionary. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
     folder = path.parent
-    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    if config.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
-        raise FileFormatError(folder / CONFIG, "architecture", "must be jump_relu")
+    where = folder / CONFIG
+    config = StatedConfig(where, read_json(where) if where.exists() else {})
+    if config.fields.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
+        raise config.error("architecture", ": must be jump_relu")
     folders = [folder.name, folder.parent.name]
     site = next((SITES[kind] for name in folders for kind in SITES if name.startswith(kind)), None)
     if path.name == FIRST:
-        return _several(folder, given, site)
+        return _several(folder, given, site, config)
     layer = re.search(r"layer_(\d{1,6})", folder.name)
     inferred = [f"model.layers.{layer[1]}.{name}" for name in site] if layer and site else [None, None]
-    where = folder / CONFIG
+    stated = config.text("hf_hook_point_in")
+    if stated and layer and not given.reads and block_of_hook(stated) not in (None, int(layer[1])):
+        raise config.error(
+            "hf_hook_point_in",
+            f" contradicts the folder {folder.name}: correct it, rename the folder, or give reads=",
+        )
     reads, writes = given.hooks(
         path,
-        stated_text(where, config, "hf_hook_point_in") or inferred[0],
-        stated_text(where, config, "hf_hook_point_out") or inferred[1],
+        stated or inferred[0],
+        config.text("hf_hook_point_out") or inferred[1],
+        transcodes=site == TRANSCODER,
     )
-    return "SAE" if reads == writes else "transcoder", [
-        _coder(SafetensorsArrays(path), reads, (writes,), None, 0)
-    ]
+    coder = _coder(SafetensorsArrays(path), reads, (writes,), None, 0, config)
+    config.check_sizes({"width": len(coder.encoder)})
+    return "SAE" if reads == writes else "transcoder", [coder]
 
 
-def _several(folder: Path, given: Given, site: tuple[str, str] | None) -> tuple[str, Sequence[CoderWeights]]:
+def _several(
+    folder: Path, given: Given, site: tuple[str, str] | None, config: StatedConfig
+) -> tuple[str, Sequence[CoderWeights]]:
     """The coders of all layers, from a file for each."""
-    files = list[Path]()
-    while (file := folder / f"params_layer_{len(files)}.safetensors").is_file():
-        files.append(file)
+    files = numbered_files(folder, "params_layer_{}.safetensors")
+    config.check_sizes({"n_layers": len(files), "num_layers": len(files)})
     if given.reads or given.writes:
         site = (given.reads or "", given.writes or given.reads or "")
     if site is None or (site[0].startswith("blocks.") and len(files) > 1):
@@ -85,20 +95,26 @@ def _several(folder: Path, given: Given, site: tuple[str, str] | None) -> tuple[
         )
     reads, writes = ([f"blocks.{layer}.{name}" for layer in layers] for name in site)
     coders = [
-        _coder(SafetensorsArrays(file), reads[at], tuple(writes[at:]), len(files), at)
+        _coder(SafetensorsArrays(file), reads[at], tuple(writes[at:]), len(files), at, config)
         for at, file in enumerate(files)
     ]
     return "crosscoder" if reads == writes else "cross-layer transcoder", coders
 
 
 def _coder(
-    file: SafetensorsArrays, reads: str, writes: tuple[str, ...], outputs: int | None, first: int
+    file: SafetensorsArrays,
+    reads: str,
+    writes: tuple[str, ...],
+    outputs: int | None,
+    first: int,
+    config: StatedConfig,
 ) -> CoderWeights:
     encoder = np.ascontiguousarray(take(file, "w_enc", (None, None)).T)
     F, D = encoder.shape
     decoder = decoder_of(file, "w_dec", F, outputs, first)
     skip = "affine_skip_connection"
-    return CoderWeights(
+    affine = config.flag("affine_connection", skip in file.shapes)
+    coder = CoderWeights(
         path=file.path,
         reads=reads,
         writes=writes,
@@ -107,8 +123,10 @@ def _coder(
         decoder=decoder,
         decoder_bias=take(file, "b_dec", (decoder.shape[2],)),
         activation=JumpRelu(take(file, "threshold", (F,))),
-        skip=take(file, skip, (D, decoder.shape[2])).T if skip in file.shapes else None,
+        skip=take(file, skip, (D, decoder.shape[2])).T if affine else None,
     )
+    refuse_unused(file, f"architecture=jump_relu and affine_connection={affine} ({CONFIG})")
+    return coder
 
 
 GEMMA_SCOPE_2 = DictionaryFormat("Gemma Scope 2", find, read)

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.dictionaries.activations import FeatureActivation, Gated, JumpRelu, Relu, TopKActivation
-from pellucid.trace.dictionaries.array_files import SafetensorsArrays, take
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, refuse_unused, take
 from pellucid.trace.dictionaries.coder_weights import (
     CoderWeights,
     DictionaryFormat,
     Given,
-    chosen_k,
-    stated_text,
 )
 from pellucid.trace.dictionaries.decoder_rows import DecoderRows, ScaledRows, decoder_of
+from pellucid.trace.dictionaries.hooks import block_of_hook
 from pellucid.trace.dictionaries.normalization import NORMALIZATIONS
+from pellucid.trace.dictionaries.stated_config import StatedConfig
 from pellucid.util.probabilities import exponentials
 from pellucid.weights.json_files import read_json
 
@@ -37,13 +37,24 @@ THRESHOLD = (
     "matryoshka_batchtopk",
 )
 PLAIN = ("standard", "transcoder", "skip_transcoder")
-ARCHITECTURES = (*PLAIN, *THRESHOLD, "topk", "abstopk", "gated")
+TOP_K = ("topk", "abstopk")
+ARCHITECTURES = (*PLAIN, *THRESHOLD, *TOP_K, "gated")
 RENAMED = {
     "hook_point": "hook_name",
+    "hook_point_layer": "hook_layer",
     "hook_point_head_index": "hook_head_index",
     "activation_fn_str": "activation_fn",
 }
 """Fields of files before version 6, by their later names."""
+OF_METADATA = (
+    "sae_lens_version",
+    *(
+        f"{name}{end}"
+        for name in ("hook_name", "hf_hook_name", "hook_layer", "hook_head_index")
+        for end in ("", "_out")
+    ),
+)
+"""Fields that version 6 has in ``metadata``."""
 LARGEST_LOGARITHM = 80
 NORM_BLOCK = 4096
 """Number of vectors whose norms are computed at once."""
@@ -58,32 +69,37 @@ def find(path: Path) -> Path | None:
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     """Read an SAE or a transcoder. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
     where = path.parent / CONFIG
-    config, file = current(read_json(where)), SafetensorsArrays(path)
-    architecture = config.get("architecture")
+    config, file = current(where, read_json(where)), SafetensorsArrays(path)
+    architecture: Any = config.fields.get("architecture")
     if architecture not in ARCHITECTURES:
-        raise FileFormatError(
-            where, "architecture", f"{brief(architecture)} is not read; known are {', '.join(ARCHITECTURES)}"
-        )
+        raise config.error("architecture", f" is not read; known are {', '.join(ARCHITECTURES)}")
     transcodes = architecture.endswith("transcoder")
-    reads, writes = given.hooks(where, *_hooks(where, config))
+    reads, writes = given.hooks(where, *_hooks(config, given, transcodes), transcodes=transcodes)
     encoder = np.ascontiguousarray(take(file, "W_enc", (None, None)).T)
     F, D = encoder.shape
     decoder = decoder_of(file, "W_dec", F, None)
     if not transcodes and decoder.shape[2] != D:
         raise FileFormatError(path, "W_dec", f"has vectors of {decoder.shape[2]:,} values; W_enc reads {D:,}")
+    config.check_sizes({"d_in": D, "d_sae": F, "d_out": decoder.shape[2]})
     decoder_bias = take(file, "b_dec", (decoder.shape[2],))
     bias = np.zeros(F, np.float32) if architecture == "gated" else take(file, "b_enc", (F,))
-    if not np.allclose(take(file, "scaling_factor", (F,), missing=1.0), 1):
+    finetuned = config.flag("finetuning_scaling_factor")
+    if not np.allclose(take(file, "scaling_factor", (F,), missing=None if finetuned else 1.0), 1):
         raise FileFormatError(path, "scaling_factor", "finetuned scaling factors are not read")
-    if config.get("rescale_acts_by_decoder_norm") is True:
+    if config.flag("rescale_acts_by_decoder_norm"):
         norms = _norms(path, decoder)
         encoder *= norms[:, None]
         bias, decoder = bias * norms, ScaledRows(decoder, (1 / norms).astype(np.float32))
-    normalization, scale = _normalization(where, config, given)
+    normalization, scale = _normalization(config, given)
     if scale is not None:
         encoder, decoder_bias = encoder * scale, decoder_bias / scale
         decoder = ScaledRows(decoder, (1 / np.full(F, scale)).astype(np.float32))
-    subtracted = bool(config.get("apply_b_dec_to_input", True)) and not transcodes
+    subtracted = config.flag("apply_b_dec_to_input", not transcodes)
+    if subtracted and transcodes:
+        raise config.error(
+            "apply_b_dec_to_input",
+            f" contradicts architecture={architecture}: a transcoder has no input bias",
+        )
     skip = take(file, "W_skip", (decoder.shape[2], D)) if "skip" in architecture else None
     coder = CoderWeights(
         path=path,
@@ -93,36 +109,56 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
         encoder_bias=bias,
         decoder=decoder,
         decoder_bias=decoder_bias,
-        activation=_activation(where, config, file, F),
+        activation=_activation(config, file, F),
         input_bias=decoder_bias if subtracted else None,
         skip=skip,
         normalization=normalization,
     )
+    refuse_unused(file, f"architecture={architecture} ({CONFIG})")
     return "transcoder" if transcodes else "SAE", [coder]
 
 
-def current(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the fields of version 6, and with the fields of ``metadata`` beside the others."""
-    metadata = config.get("metadata")
-    flat = {**config, **(metadata if isinstance(metadata, dict) else {})}
+def current(where: Path, stated: Mapping[str, Any]) -> StatedConfig:
+    """A configuration with the fields of version 6, and with the hooks of ``metadata`` beside the others.
+
+    Raises:
+        FileFormatError: a field has two values.
+    """
+    metadata, flat = stated.get("metadata"), dict(stated)
+    if isinstance(metadata, dict):
+        for name in OF_METADATA:
+            _state(where, flat, name, metadata.get(name), f"metadata.{name}")
     version = str(flat.get("sae_lens_version") or "").partition(".")[0]
     if version.isdecimal() and int(version) >= 6:
-        return flat
-    flat = {RENAMED.get(name, name): value for name, value in flat.items()}
-    flat.setdefault("architecture", "standard")
-    more = flat.get("activation_fn_kwargs")
-    if flat.get("activation_fn") == "topk" and isinstance(more, dict):
-        flat |= {"architecture": "topk", "k": more.get("k")}
+        return StatedConfig(where, flat)
+    for name, later in RENAMED.items():
+        _state(where, flat, later, flat.pop(name, None), name)
+    if flat.get("architecture") is None:
+        flat["architecture"] = "standard"
+    if flat.get("activation_fn") == "topk":
+        flat["architecture"] = "topk"
+        if isinstance(more := flat.get("activation_fn_kwargs"), dict):
+            _state(where, flat, "k", more.get("k"), "activation_fn_kwargs.k")
     if isinstance(flat.get("normalize_activations"), bool):
         flat["normalize_activations"] = (
             "expected_average_only_in" if flat["normalize_activations"] else "none"
         )
-    return flat
+    return StatedConfig(where, flat)
 
 
-def _normalization(where: Path, config: Mapping[str, Any], given: Given) -> tuple[str, np.float32 | None]:
+def _state(where: Path, fields: dict[str, Any], name: str, value: Any, stated_as: str) -> None:
+    """Add a value that is stated under another name, if it is not null."""
+    if value is None:
+        return
+    if fields.get(name) not in (None, value):
+        problem = f"{brief(value)} contradicts {name}, which is {brief(fields[name])}: remove one of the two"
+        raise FileFormatError(where, stated_as, problem)
+    fields[name] = value
+
+
+def _normalization(config: StatedConfig, given: Given) -> tuple[str, np.float32 | None]:
     """The name of the normalisation, and a constant factor of the inputs."""
-    name = config.get("normalize_activations") or "none"
+    name: Any = config.fields.get("normalize_activations") or "none"
     if name == "expected_average_only_in":
         if given.input_scale is None:
             raise InvalidRequest(
@@ -132,31 +168,70 @@ def _normalization(where: Path, config: Mapping[str, Any], given: Given) -> tupl
         return "none", np.float32(given.input_scale)
     if name != "none" and name not in NORMALIZATIONS:
         known = ", ".join(["none", "expected_average_only_in", *NORMALIZATIONS])
-        raise FileFormatError(where, "normalize_activations", f"{brief(name)}; known are {known}")
+        raise config.error("normalize_activations", f"; known are {known}")
     return name, None
 
 
-def _hooks(where: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _hooks(config: StatedConfig, given: Given, transcodes: bool) -> tuple[str | None, str | None]:
     """The hooks that the file states. The names of modules in transformers are more exact, where they are given."""
-    reads = stated_text(where, config, "hf_hook_name") or stated_text(where, config, "hook_name")
-    writes = stated_text(where, config, "hf_hook_name_out") or stated_text(where, config, "hook_name_out")
-    head = config.get("hook_head_index")
-    return f"{reads}[heads={head}]" if reads and head is not None else reads, writes
+    reads = _hook(config, "", given.reads)
+    if not transcodes:
+        plain, out = config.text("hook_name"), config.text("hook_name_out")
+        if out not in (None, plain) and not given.writes:
+            raise config.error(
+                "hook_name_out",
+                f" contradicts architecture={config.fields['architecture']}, which writes to hook_name={brief(plain)}: "
+                "correct one of them, or give writes=",
+            )
+        return reads, None
+    return reads, _hook(config, "_out", given.writes)
 
 
-def _activation(where: Path, config: Mapping[str, Any], file: SafetensorsArrays, F: int) -> FeatureActivation:
-    architecture = config["architecture"]
-    if architecture in ("topk", "abstopk"):
-        return TopKActivation(chosen_k(where, config, F), absolute=architecture == "abstopk")
+def _hook(config: StatedConfig, end: str, given: str | None) -> str | None:
+    """The hook that the file states, unless one is given. Its fields have the same ``end``."""
+    if given:
+        return None
+    plain, module = config.text(f"hook_name{end}"), config.text(f"hf_hook_name{end}")
+    block = block_of_hook(plain or module or "")
+    if block is not None and config.fields.get(f"hook_layer{end}") not in (None, block):
+        raise config.error(
+            f"hook_layer{end}",
+            f" contradicts the hook {brief(plain or module)}: correct one of them, or give "
+            f"{'writes' if end else 'reads'}=",
+        )
+    # The values before block 5 are the output of block 4.
+    if (
+        plain
+        and module
+        and not plain.endswith("hook_resid_pre")
+        and block_of_hook(module) not in (None, block)
+    ):
+        raise config.error(
+            f"hf_hook_name{end}",
+            f" contradicts hook_name{end}, which is {brief(plain)}: correct one of them, or give "
+            f"{'writes' if end else 'reads'}=",
+        )
+    hook, head = module or plain, config.fields.get(f"hook_head_index{end}")
+    return f"{hook}[heads={head}]" if hook and head is not None else hook
+
+
+def _activation(config: StatedConfig, file: SafetensorsArrays, F: int) -> FeatureActivation:
+    architecture = config.fields["architecture"]
+    if config.fields.get("activation_fn") not in (None, "relu", architecture):
+        raise config.error(
+            "activation_fn", f" is not read with architecture={architecture}; known are relu and topk"
+        )
+    if architecture in TOP_K:
+        return TopKActivation(config.k(F), absolute=architecture == "abstopk")
     if architecture == "gated":
         return Gated(_exponentials(file, "r_mag", F), take(file, "b_mag", (F,)), take(file, "b_gate", (F,)))
-    if architecture not in THRESHOLD:
-        if (name := config.get("activation_fn", "relu")) not in ("relu", None):
-            raise FileFormatError(
-                where, "activation_fn", f"{brief(name)} is not read; known are relu and topk"
-            )
-        return Relu()
-    return JumpRelu(_threshold(file, F))
+    if architecture in THRESHOLD:
+        return JumpRelu(_threshold(file, F))
+    if config.fields.get("k") is not None:
+        raise config.error(
+            "k", f" contradicts architecture={architecture}, which has no k: set topk, or remove k"
+        )
+    return Relu()
 
 
 def _threshold(file: SafetensorsArrays, F: int) -> NDArray[np.float32]:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import brief
 from pellucid.trace.dictionaries.activations import GroupMax, TopKActivation
-from pellucid.trace.dictionaries.array_files import SafetensorsArrays, take
-from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, chosen_k
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, refuse_unused, take
+from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given
 from pellucid.trace.dictionaries.decoder_rows import decoder_of
+from pellucid.trace.dictionaries.stated_config import StatedConfig
 from pellucid.weights.json_files import read_json
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
@@ -30,19 +29,24 @@ def find(path: Path) -> Path | None:
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     """Read an SAE or a transcoder. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
     where, file = path.parent / CONFIG, SafetensorsArrays(path)
-    config = read_json(where)
+    config = StatedConfig(where, read_json(where))
     encoder = take(file, "encoder.weight", (None, None))
     F, D = encoder.shape
     decoder = decoder_of(file, "W_dec", F, None)
     width = decoder.shape[2]
-    kind, k = config.get("activation", "topk"), chosen_k(where, config, F)
+    config.check_sizes({"d_in": D})
+    if config.fields.get("num_latents"):  # 0: expansion_factor counts; otherwise it is not used
+        config.check_sizes({"num_latents": F})
+    elif F % D == 0:
+        config.check_sizes({"expansion_factor": F // D})
+    kind, k = config.fields.get("activation", "topk"), config.k(F)
     if kind not in ("topk", "groupmax") or (kind == "groupmax" and F % k):
-        raise FileFormatError(where, "activation", f"{brief(kind)} with k={k} of {F:,} features is not read")
-    transcodes = config.get("transcode") is True
+        raise config.error("activation", f" with k={k} of {F:,} features is not read")
+    transcodes = config.flag("transcode")
     name = path.parent.name
     reads, writes = given.hooks(path, f"{name}.input" if transcodes and name.endswith("mlp") else name, name)
-    if config.get("signed") is True:
-        raise FileFormatError(where, "signed", "signed activations are not read")
+    if config.flag("signed"):
+        raise config.error("signed", ": signed activations are not read")
     coder = CoderWeights(
         path=path,
         reads=reads,
@@ -53,8 +57,9 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
         decoder_bias=take(file, "b_dec", (width,)),
         activation=TopKActivation(k) if kind == "topk" else GroupMax(k),
         input_bias=None if transcodes else np.asarray(take(file, "b_dec", (D,))),
-        skip=take(file, "W_skip", (width, D)) if config.get("skip_connection") is True else None,
+        skip=take(file, "W_skip", (width, D)) if config.flag("skip_connection") else None,
     )
+    refuse_unused(file, f"skip_connection={config.flag('skip_connection')} ({CONFIG})")
     return "transcoder" if transcodes else "SAE", [coder]
 
 
