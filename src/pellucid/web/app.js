@@ -226,7 +226,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     const taken = tree.siblings(node).find((other) => other.token === token);
     choose({ token: -1 });
     if (taken) writing.follow(taken);
-    else writing.branch(node.parent, token, form, edits, { token, piece: piece ?? look.names[token] ?? "", text: piece ?? "", probability: plain, alternatives: node.alternatives });
+    else writing.branch(node.parent, token, form, edits, { token, piece: piece ?? look.names[token] ?? "", text: piece ?? "", probability: plain, alternatives: node.alternatives, part: node.part });
   };
   const open = opens(choose, STAGES.filter((one) => one.has(info)).map((one) => one.id)), inside = (width - 34) / scale;
   const panels = [
