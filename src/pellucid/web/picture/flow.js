@@ -3,7 +3,7 @@
 import { useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array } from "/web/server/api.js";
 import { numbered, useTrace } from "/web/server/data.js";
-import { addedPoint, fills, firstDims, partsOf } from "/web/picture/layout.js";
+import { addedPoint, fills, firstDims, isHeadOut, partsOf } from "/web/picture/layout.js";
 
 export const STRIP = 48; // components of a strip
 const CHUNK = 32, LONG = 256, ROWS = 64; // tokens that are read together; tokens from which on patterns are too large to be sent
@@ -162,9 +162,11 @@ export function useFlow(look, at, first, last, streamedValues) {
       const name = addedPoint(info, layer, part);
       return name && norm(name, t);
     },
-    pattern: (t) => pattern.row?.(t) ?? (live?.head === head ? live.row(`blocks.${block}.attention.pattern`, t) : undefined),
-    /** The weights of a token's attention to the tokens of the source. */
+    /** The weights of a token's attention; undefined also where the head is taken out. */
+    pattern: (t) => (isHeadOut(look.edits, block, "attention", head) ? undefined : pattern.row?.(t) ?? (live?.head === head ? live.row(`blocks.${block}.attention.pattern`, t) : undefined)),
+    /** The same of a token's attention to the tokens of the source. */
     cross: (t) => {
+      if (isHeadOut(look.edits, block, "cross", head)) return undefined;
       const at = look.recorded ? t : t - from;
       if (crossed && at >= 0 && at < crossed.shape[1]) return crossed.row(look.recorded ? Math.min(head, crossed.shape[0] - 1) : 0, at);
       return live?.head === head ? live.row(cross, t) : undefined;

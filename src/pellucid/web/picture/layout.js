@@ -48,6 +48,17 @@ export function addedPoint(info, layer, part) {
   return names.get(key);
 }
 
+const ALL = /^blocks\.(\d+|\*)\.(\w+)\.(?:heads(?:\[heads=([\d,:]+)\])?|output)$/; // what a head adds, at all tokens
+
+/** Whether changes take away what a head adds: what it looks at has no effect then. */
+export function isHeadOut(edits, layer, part, head) {
+  const has = (list) => list.split(",").map((one) => one.split(":")).some(([from, to]) => (to === undefined ? +from === head : head >= +from && (to === "" || head < +to)));
+  return edits.some(({ edit, point, factor }) => {
+    const [found, block, own, heads] = point.match(ALL) ?? [], isGone = edit === "ablate" || edit === "replace" || (edit === "scale" && factor === 0);
+    return found && isGone && own === part && (block === "*" || +block === layer) && (heads === undefined || has(heads));
+  });
+}
+
 /** The selection of the first components of a point: at most `most`. */
 export function firstDims(info, name, most) {
   return `dims=0:${Math.min(most, +(info.points[name].shape?.match(/(\d+)\)$/)?.[1] ?? most))}`;
