@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.page_server import PageServer
-from support.page_visit import Visit
+from support.page_visit import Visit, numbers
 from support.sampling import Words
 
 import pellucid
@@ -108,6 +108,7 @@ DRAWN = """() => {
         tokens: rows('.ribbon', 'token'), residual: rows('.ribbon', 'residual'), levels: rows('.level', 'residual'),
         attention: rows('.add.attention', 'added'), feedforward: rows('.add.feedforward', 'added'),
         recurrent: rows('.add.recurrent', 'added'),
+        said: all('.add[data-added]').map((one) => one.querySelector('title').textContent),
         pattern: all('.arcs [data-key]').map((one) => [+one.dataset.key, +one.dataset.weight]),
         logits: all('[data-logit]').map((one) => [+one.dataset.candidate, +one.dataset.logit]),
         shares: all('.candidate').map((one) => [+one.dataset.candidate, +one.dataset.probability]),
@@ -180,12 +181,16 @@ def compare(llm: Any, own: Any, block: int, head: int, token: int, seen: dict[st
     for layer in range(len(llm.spec.blocks)):
         name = f"blocks.{layer}.residual"
         is_near(name, [seen["levels"][layer]], lengths(name)[token])
+    said = iter(seen["said"])
     for part in ("attention", "recurrent", "feedforward"):
         names = [f"blocks.{block}.{part}.{name}" for name in ("post_norm", "output")]
         name = next((one for one in names if one in points), None)
         assert (name is not None) == bool(seen[part])
         if name is not None:
             is_near(name, seen[part], lengths(name)[rows])
+            into = own[f"blocks.{block}.{part}.residual"].astype(float) - own[name].astype(float)
+            wanted = np.linalg.norm(into, axis=1)[rows]
+            assert np.allclose([numbers(next(said))[1] for _ in rows], wanted, rtol=1e-3, atol=6e-4), name
     name = f"blocks.{block}.attention.pattern"
     if name in points:
         row, weights = own[name][head, token], dict(seen["pattern"])

@@ -73,10 +73,5 @@ function OfVector({ look, at }) {
   if (error) return html`<span class="error">${error.message}</span>`;
   if (!now || !before) return isWaiting ? "Reading the effect …" : null;
   const size = (values) => Math.sqrt(values.reduce((sum, x) => sum + x * x, 0)), by = size(now.map((x, i) => x - before[i])), long = size(before);
-  return html`The vector of the ${look.info.output.each ? "token" : "sentence"} moves by <b>${number(by)}</b>, the length of the difference: ${percentOf(by / (long || 1))} of its length.`;
-}
-
-/** Unlike a probability this may be more than all. */
-function percentOf(share) {
-  return share > 0.9995 ? `${(100 * share).toFixed(0)} %` : percent(share);
+  return html`The vector of the ${look.info.output.each ? "token" : "sentence"} moves by <b>${number(by)}</b>, the length of the difference: ${percent(by / (long || 1))} of its length.`;
 }
