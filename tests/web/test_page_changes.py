@@ -63,6 +63,78 @@ def test_a_head_is_ablated_and_the_texts_compared(browser: Any, server: PageServ
     visit.close()
 
 
+def test_a_head_that_is_taken_out_has_no_arcs(browser: Any, server: PageServer) -> None:
+    """Neither by its button, nor by a factor of 0, nor with the whole output of its block."""
+    visit = Visit(browser, server.url, "large")
+    visit.choose("smollm2")
+    visit.write("The capital of France is", tokens=4, temperature=0)
+    page, card = visit.page, visit.page.locator(".number-card")
+    arcs, faint, before = (
+        page.locator(one) for one in (".arcs [data-key]", ".faint-arcs path", ".before-arcs path")
+    )
+    number = {"block": 3, "head": 1, "token": 4, "key": 2, "point": "blocks.3.attention.pattern"}
+    visit.go(**number)
+    drawn = arcs.count(), faint.count()
+    assert min(drawn) > 0
+
+    def check(block: int, head: int, *, is_out: bool) -> None:
+        visit.go(block=block, head=head)
+        assert (arcs.count() == 0, faint.count() == 0) == (is_out, is_out), (block, head)
+        assert page.locator(".badge").count() == (0 if is_out else 1)
+        assert before.count() > 0, "values before the change are dashed"
+
+    card.get_by_role("button", name="take out head 1").click()
+    visit.settle()
+    check(3, 1, is_out=True)
+    check(3, 2, is_out=False)
+    assert "they have no effect" not in visit.open("attention").inner_text()
+    check(3, 1, is_out=True)
+    assert "they have no effect" in visit.open("attention").inner_text()
+    page.get_by_role("button", name="head 1", exact=True).first.click()
+    assert "takes this head out" in page.locator(".head-view").locator("xpath=../..").inner_text()
+    visit.go(**number, view="whole")
+    for factor, is_out in (("0.5", False), ("0", True)):
+        card.get_by_role("spinbutton", name="factor of head 1").fill(factor)
+        card.get_by_role("spinbutton", name="factor of head 1").blur()
+        visit.settle()
+        check(3, 1, is_out=is_out)
+    page.get_by_role("button", name="Undo").click()
+    visit.settle()
+    assert (arcs.count(), faint.count()) == drawn
+    visit.go(point="blocks.3.attention.output", dim=0, key=-1)
+    card.get_by_role("button", name="take out the output of attention in block 3").click()
+    visit.settle()
+    check(3, 1, is_out=True)
+    check(3, 5, is_out=True)
+    check(4, 5, is_out=False)
+    assert visit.said == []
+    visit.close()
+
+
+def test_changes_of_positions_count_as_one(browser: Any, server: PageServer) -> None:
+    """The number of the tab is that of the sentence below it. Two tables of angles make four edits."""
+    visit = Visit(browser, server.url)
+    visit.choose("windows")
+    visit.write("a text of some words", tokens=3, temperature=0)
+    visit.open("positions").get_by_role("button", name="Without positions").click()
+    visit.settle()
+    tab, changes = visit.page.locator("#tab-changes"), visit.open("changes")
+    assert tab.inner_text() == "Changes (1)"
+    assert " changes" not in changes.locator(".effect").inner_text()
+    assert changes.get_by_role("button", name="Take all changes back").count() == 0
+    for head, said in ((0, "with both changes"), (1, "with all 3 changes")):
+        visit.go(block=1, head=head)
+        visit.open("attention").get_by_role("button", name="take out this head").click()
+        visit.settle()
+        changes = visit.open("changes")
+        assert tab.inner_text() == f"Changes ({head + 2})"
+        assert said in changes.locator(".effect").inner_text()
+    changes.get_by_role("button", name="Take all changes back").click()
+    assert tab.inner_text() == "Changes"
+    assert visit.said == []
+    visit.close()
+
+
 def test_a_change_by_touch_is_run_and_taken_back(browser: Any, server: PageServer) -> None:
     """A neuron of the picture is scaled and taken out on its card; the text is made with it; its address says so."""
     visit = Visit(browser, server.url)

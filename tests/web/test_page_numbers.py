@@ -67,6 +67,16 @@ def test_formulas_come_to_the_recorded_numbers(browser: Any, server: PageServer,
     visit.close()
 
 
+def test_shares_may_be_more_than_the_whole(browser: Any, server: PageServer) -> None:
+    """Weights of experts need not sum to 1."""
+    visit = Visit(browser, server.url)
+    code = "async (all) => all.map((await import('/web/parts/text.js')).percent)"
+    shares = [0, 5e-5, 0.0123, 0.5, 0.9994, 0.9996, 1, 1.0004, 1.7, 2.5]
+    said = ["0 %", "< 0.01 %", "1.23 %", "50.0 %", "99.9 %", "100 %", "100 %", "100 %", "170 %", "250 %"]
+    assert visit.page.evaluate(code, shares) == said
+    visit.close()
+
+
 def test_the_way_from_the_whole_to_one_number(browser: Any, server: PageServer) -> None:
     """From the picture to a head, a weight, its score, the query and a component, and back by the path above."""
     visit = Visit(browser, server.url, "large")

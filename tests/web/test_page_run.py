@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from support.browser import MADE, MAIN, TEXT, ended, fill
 from support.page_server import PageServer
 from support.page_visit import SECONDS, Visit
+from support.sampling import Words
 
 import pellucid
+from pellucid.sample.options import Options
 
+PROMPT = "Once upon a time there was a"
 MOMENT = """() => ({
     rows: [...document.querySelectorAll('.column.text .token')].map((one) => +one.dataset.token),
     chosen: +document.querySelector('.column.text .token.chosen')?.dataset.token,
@@ -95,6 +99,57 @@ def test_ribbons_of_a_running_text_are_its_values(browser: Any, server: PageServ
             assert not np.isfinite(value) or abs(value - added[token]) < 1e-3 * added[token], token
         assert moment["arcs"] > 0
     assert dict(moments[0]["ribbons"]).keys() != dict(moments[1]["ribbons"]).keys()
+    assert visit.said == []
+    visit.close()
+
+
+SOFTMAX = """() => ({
+    chosen: +document.querySelector('.column.text .token.chosen').dataset.token,
+    header: document.querySelector('.stage[data-stage=softmax] .small').textContent,
+    shares: [...document.querySelectorAll('.candidate')]
+        .map((one) => [+one.dataset.candidate, +one.dataset.probability]),
+    isMoving: !!document.querySelector('.section > .runner'),
+})"""
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(0.7, 40, 0.95), (1.4, 0, 0.8), (0.9, 3, 1.0), (0.0, 40, 0.95)]
+)
+def test_the_softmax_of_a_running_text_is_that_of_its_settings(
+    browser: Any, server: PageServer, temperature: float, top_k: int, top_p: float
+) -> None:
+    """The numbers are those of the title above them, also where the form has other settings by then."""
+    visit = Visit(browser, server.url, "large", motion="no-preference")
+    visit.choose("smollm2")
+    given = {"temperature": temperature, "top-k (0: all)": top_k, "top-p": top_p}
+    fill(visit.page, PROMPT, tokens=1900, seed=1, **given)
+    visit.page.locator(MAIN).click()
+    visit.page.locator(MADE).nth(5).wait_for(timeout=SECONDS)
+    moments = [visit.page.evaluate(SOFTMAX)]
+    fill(visit.page, PROMPT, tokens=1900, temperature=1.9)
+    moments.append(visit.page.evaluate(SOFTMAX))
+    visit.page.get_by_role("button", name="Stop").click()
+    visit.rest()
+    ids = max((one["prompt"] for one in visit.answers().values() if "prompt" in one), key=len)
+    with pellucid.load("smollm2", threads=2) as llm:
+        with llm.trace("project.logits") as trace:
+            llm.generate(ids, max_new_tokens=1, temperature=0)
+        logits, size = trace.sequences[0]["project.logits"], llm.inputs.vocabulary
+    chain = Options.of(temperature=temperature, top_k=top_k, top_p=top_p, min_p=0, seed=1).chain()
+    for moment in moments:
+        assert moment["isMoving"]
+        assert moment["header"] == f"T {temperature:g} · k {top_k or 'all'} · p {top_p:g}"
+        row = logits[moment["chosen"]]
+        draw = chain.start(Words(size), []).sample(row)
+        left = dict(zip(draw.candidates.ids_at().tolist(), draw.candidates.probabilities()))
+        wanted = left if temperature else {draw.token: 1.0}
+        tokens = [token for token, _ in moment["shares"]]
+        assert tokens == np.argsort(-row[:size], kind="stable")[: len(tokens)].tolist()
+        assert len(tokens) > 4
+        shares = [share for _, share in moment["shares"]]
+        assert np.allclose(shares, [wanted.get(token, 0) for token in tokens], rtol=1e-5)
+    after = visit.page.evaluate(SOFTMAX)
+    assert after["header"].startswith("T 1.9"), "the picture at rest shows the settings of the form"
     assert visit.said == []
     visit.close()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.hostile_runs import run_bytes
 from support.page_server import PageServer
-from support.page_visit import SECONDS, Visit, is_fitting, serious
+from support.page_visit import SECONDS, Visit, is_fitting, numbers, serious
 
 import pellucid
 from pellucid.testing import random_model
@@ -54,6 +54,53 @@ def weights(part: Any, which: int = 0) -> list[float]:
     """The weights of the tokens in a list of the panel, the largest first."""
     listed = part.locator("ol.near").nth(which).locator("[data-weight]").all()
     return [float(one.get_attribute("data-weight")) for one in listed]
+
+
+ADDED = """() => Object.fromEntries(['attention', 'cross', 'feedforward'].map((part) =>
+    [part, [...document.querySelectorAll(`.add.${part}[data-added] title`)].map((one) => one.textContent)]))"""
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_part_adds_to_the_stream_after_the_part_before_it(
+    browser: Any, sources: PageServer, model: str
+) -> None:
+    """A block of a decoder has three parts. The lengths are those of the words: of what is added, and to what."""
+    visit = opened(browser, sources, model)
+    visit.screen("large", "light")
+    visit.settle()
+    said = visit.page.evaluate(ADDED)
+    rows = [int(one.get_attribute("data-token")) for one in visit.page.locator(".ribbon").all()]
+    visit.close()
+    with pellucid.load(sources.folder / model, threads=2) as llm:
+        with llm.trace("blocks.0.**") as trace:
+            llm.generate(TEXT, max_new_tokens=TOKENS, temperature=0)
+        own = trace.sequences[0]
+        for part, titles in said.items():
+            output, after = (
+                own[f"blocks.0.{part}.output"].astype(float),
+                own[f"blocks.0.{part}.residual"].astype(float),
+            )
+            sizes = [
+                [np.linalg.norm(one[row]) for one in (output, after - output)] for row in rows[: len(own)]
+            ]
+            assert np.allclose([numbers(one) for one in titles[: len(own)]], sizes, rtol=1e-3, atol=6e-4), (
+                part
+            )
+
+
+def test_a_head_to_the_source_that_is_taken_out_looks_at_nothing(browser: Any, sources: PageServer) -> None:
+    visit = opened(browser, sources, "t5")
+    looks = visit.page.locator("[data-source]")
+    assert looks.count() > 0
+    panel = visit.open("source")
+    panel.get_by_role("button", name="one head").click()
+    panel.get_by_role("button", name="take out this head").click()
+    visit.settle()
+    assert looks.count() == 0
+    panel.get_by_role("button", name="take out this head").click()
+    visit.settle()
+    assert looks.count() > 0
+    visit.close()
 
 
 def largest(rows: np.ndarray) -> Any:

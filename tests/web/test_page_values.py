@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.page_server import PageServer
-from support.page_visit import Visit
+from support.page_visit import Visit, numbers
 from support.sampling import Words
 
 import pellucid
@@ -73,6 +73,34 @@ def test_the_page_shows_what_python_records(browser: Any, server: PageServer) ->
         assert ids[-8:] == llm.generate(SENTENCE, max_new_tokens=8, temperature=0).ids
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_beams_have_the_numbers_of_their_titles(browser: Any, server: PageServer, count: int) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    visit.write("The capital of France is", tokens=2, temperature=0)
+    section = visit.open("beams")
+    section.get_by_label("beams", exact=True).fill(str(count))
+    visit.settle()
+    table = section.locator("table.plain")
+    titles = table.locator("thead th").all_inner_texts()
+    rows = [one.locator("th, td").all_inner_texts() for one in table.locator("tbody tr").all()]
+    words, leaves = section.inner_text(), section.locator(".beam-tree .num").all_inner_texts()
+    visit.close()
+    assert titles == ["text", "tokens", "sum of log-probabilities", "score"]
+    assert "The score is the sum of log-probabilities divided by the number of tokens." in words
+    with pellucid.load("smollm2", threads=2) as llm:
+        prompt = llm.inputs.prompt("The capital of France is")
+        found = llm.beam_search(prompt, num_beams=count, num_return_sequences=count, max_new_tokens=8)
+        assert len(rows) == len(found.texts) == count
+        for (_, tokens, total, score), one in zip(rows, found.texts):
+            wanted = llm.score([*prompt, *one.ids]).logprobs.chosen[-len(one.ids) :].sum()
+            assert int(tokens) == len(one.ids)
+            assert float(total) == pytest.approx(wanted, abs=1e-3)
+            assert float(score) == pytest.approx(wanted / len(one.ids), abs=1e-3)
+            assert float(score) == pytest.approx(one.score, abs=1e-3)
+            assert total in leaves, "the tree has the sums"
+
+
 DRAWN = """() => {
     const all = (selector) => [...document.querySelectorAll(selector)], rows = (selector, name) =>
         all(selector).map((one) => +one.dataset[name]);
@@ -80,6 +108,7 @@ DRAWN = """() => {
         tokens: rows('.ribbon', 'token'), residual: rows('.ribbon', 'residual'), levels: rows('.level', 'residual'),
         attention: rows('.add.attention', 'added'), feedforward: rows('.add.feedforward', 'added'),
         recurrent: rows('.add.recurrent', 'added'),
+        said: all('.add[data-added]').map((one) => one.querySelector('title').textContent),
         pattern: all('.arcs [data-key]').map((one) => [+one.dataset.key, +one.dataset.weight]),
         logits: all('[data-logit]').map((one) => [+one.dataset.candidate, +one.dataset.logit]),
         shares: all('.candidate').map((one) => [+one.dataset.candidate, +one.dataset.probability]),
@@ -152,12 +181,16 @@ def compare(llm: Any, own: Any, block: int, head: int, token: int, seen: dict[st
     for layer in range(len(llm.spec.blocks)):
         name = f"blocks.{layer}.residual"
         is_near(name, [seen["levels"][layer]], lengths(name)[token])
+    said = iter(seen["said"])
     for part in ("attention", "recurrent", "feedforward"):
         names = [f"blocks.{block}.{part}.{name}" for name in ("post_norm", "output")]
         name = next((one for one in names if one in points), None)
         assert (name is not None) == bool(seen[part])
         if name is not None:
             is_near(name, seen[part], lengths(name)[rows])
+            into = own[f"blocks.{block}.{part}.residual"].astype(float) - own[name].astype(float)
+            wanted = np.linalg.norm(into, axis=1)[rows]
+            assert np.allclose([numbers(next(said))[1] for _ in rows], wanted, rtol=1e-3, atol=6e-4), name
     name = f"blocks.{block}.attention.pattern"
     if name in points:
         row, weights = own[name][head, token], dict(seen["pattern"])

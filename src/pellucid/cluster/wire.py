@@ -167,7 +167,7 @@ def token_fields(token: TokenOutput) -> list[Any]:
             logprobs.chosen,
             logprobs.rank,
             _bytes(logprobs.top_ids, "<i8"),
-            _bytes(logprobs.top, "<f8"),
+            *(_bytes(values, "<f8") for values in (logprobs.top, logprobs.final) if values is not None),
         ],
         None if trace is None else list(astuple(trace)),
         token.digest,
@@ -180,8 +180,9 @@ def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
     *plain, logprobs, trace, digest, scores = fields
     row = None
     if logprobs is not None:
-        number, chosen, rank, ids, values = logprobs
-        row = TokenLogprobs(number, chosen, rank, np.frombuffer(ids, "<i8"), np.frombuffer(values, "<f8"))
+        number, chosen, rank, ids, *values = logprobs
+        floats = (np.frombuffer(one, "<f8") for one in values)
+        row = TokenLogprobs(number, chosen, rank, np.frombuffer(ids, "<i8"), *floats)
     token_trace = None
     if trace is not None:
         trace[4] = tuple(StepTrace(*step) for step in trace[4])
@@ -203,7 +204,7 @@ def facts_fields(facts: PromptOutput) -> list[Any]:
         facts.queue,
         None
         if facts.logprobs is None
-        else [array_fields(values) for values in vars(facts.logprobs).values()],
+        else [array_fields(values) for values in vars(facts.logprobs).values() if values is not None],
         None if facts.identity is None else list(structs.astuple(facts.identity)),
     ]
 

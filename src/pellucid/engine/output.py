@@ -239,6 +239,7 @@ def logprobs_as_dict(logprobs: Logprobs) -> dict[str, Any]:
             [{"id": token, "logprob": value} for token, value in zip(ids, _finite(row)) if token >= 0]
             for ids, row in zip(logprobs.top_ids.tolist(), logprobs.top)
         ],
+        **({} if logprobs.final is None else {"final": [_finite(row) for row in logprobs.final]}),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -149,8 +150,11 @@ class TextSequence(CachedSequence):
         options = self._options
         if options.logprobs is None:
             return None
-        candidates = draw.logits if options.logprobs_of == "logits" else draw.candidates
-        return of_token(candidates, draw.token, options.logprobs, draw.vocabulary)
+        candidates = draw.candidates if options.logprobs_of == "chain" else draw.logits
+        row = of_token(candidates, draw.token, options.logprobs, draw.vocabulary)
+        if options.logprobs_of != "both":
+            return row
+        return replace(row, final=draw.final_log_probabilities(row.top_ids))
 
     @property
     def _pages(self) -> int:

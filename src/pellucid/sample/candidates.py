@@ -240,7 +240,7 @@ class Candidates(Struct, frozen=True, dict=True):
 
     def plus(self, ids: Ints, amounts: NDArray[np.floating[Any]]) -> Candidates:
         """A copy with ``amounts`` added to the logits of ``ids``; tokens that are not candidates are skipped."""
-        among = ids < len(self.raw) if self.ids is None else np.isin(ids, self.ids)
+        among = self.has(ids)
         ids, amounts = ids[among], amounts[among]
         positions = self.positions(ids)
         return self.with_logits(positions, self.logits(positions) + amounts)
@@ -273,10 +273,14 @@ class Candidates(Struct, frozen=True, dict=True):
         _mask()(logits=address(raw), count=len(raw), mask=address(mask), out=address(out))
         return self._replace(None, out)
 
+    def has(self, ids: Ints) -> NDArray[np.bool_]:
+        """True for each token that is a candidate."""
+        return (ids >= 0) & (ids < len(self.raw)) if self.ids is None else np.isin(ids, self.ids)
+
     def positions(self, ids: Ints) -> Ints:
         """The positions of tokens; tokens that are not candidates are left out."""
         if self.ids is None:
-            return ids[(ids >= 0) & (ids < len(self.raw))]
+            return ids[self.has(ids)]
         order = np.argsort(self.ids, kind="stable")
         indices = np.searchsorted(self.ids, ids, sorter=order)
         positions = order[np.minimum(indices, len(order) - 1)]

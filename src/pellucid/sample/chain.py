@@ -45,6 +45,12 @@ class Draw:
     traces: tuple[StepTrace, ...] | None = None
     probability: float = 1.0
 
+    def final_log_probabilities(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The log-probabilities of tokens after the chain; minus infinity for tokens that the chain removed."""
+        found, left = np.full(len(ids), -np.inf), self.candidates.has(ids)
+        found[left] = self.candidates.log_probabilities(self.candidates.positions(ids[left]))
+        return found
+
 
 @dataclass(frozen=True)
 class Chain:

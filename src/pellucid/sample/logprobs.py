@@ -17,6 +17,7 @@ class Logprobs:
     ``ids`` (n,) are the tokens, ``chosen`` (n,) their log-probabilities, ``ranks`` (n,) their ranks (1 is the most
     likely). ``top_ids`` (n, N) are the most likely tokens in descending order, ``top`` (n, N) their log-probabilities.
     If there are fewer than N candidates, the remaining entries of a row have id -1 and log-probability minus infinity.
+    ``final`` (n, N) are the log-probabilities of ``top_ids`` after the sampler chain, if they were requested.
     """
 
     ids: Ints
@@ -24,6 +25,7 @@ class Logprobs:
     ranks: Ints
     top_ids: Ints
     top: Floats
+    final: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,6 +45,7 @@ class TokenLogprobs:
     rank: int
     top_ids: Ints
     top: Floats
+    final: Floats | None = None
 
 
 def of_token(candidates: Candidates, token: int, alternatives: int, vocabulary: int) -> TokenLogprobs:
@@ -81,10 +84,12 @@ def _rank(candidates: Candidates, position: int) -> int:
 
 def joined(rows: Sequence[TokenLogprobs], alternatives: int) -> Logprobs:
     """Stack rows into arrays."""
+    finals = [row.final for row in rows if row.final is not None]
     return Logprobs(
         np.array([row.id for row in rows], np.int64),
         np.array([row.chosen for row in rows], np.float64),
         np.array([row.rank for row in rows], np.int64),
         np.array([row.top_ids for row in rows], np.int64).reshape(len(rows), alternatives),
         np.array([row.top for row in rows], np.float64).reshape(len(rows), alternatives),
+        np.array(finals, np.float64) if finals else None,
     )

@@ -30,7 +30,7 @@ CHECKS: Mapping[str, Check] = {
     ),
     "prompt_logprobs": whole(0, MAX_LOGPROBS, "the number of alternatives to show"),
 }
-LOGPROBS_OF = one_of("logits", "chain")
+LOGPROBS_OF = one_of("logits", "chain", "both")
 OTHER_NAMES: Mapping[str, str] = {
     **{
         name: f"the name is {own}"
@@ -76,9 +76,10 @@ class Options:
     that reads the text, and ends the text by returning True. ``logprobs=N`` records the log-probability of each token
     and of the N most likely tokens. ``prompt_logprobs=N`` does the same for the tokens of the prompt.
     ``logprobs_of="logits"`` takes log-probabilities from the model's distribution, "chain" from the distribution after
-    the chain. ``watch`` records the effect of each step of the chain on each token. ``prompt_lookup`` and ``draft``
-    allow speculative decoding where it is faster; the text does not change. With ``prompt_lookup``, draft tokens are
-    copied from an earlier occurrence of the last tokens; with ``draft``, the model's draft proposes them.
+    the chain; "both" takes them from the model's, and adds those of the same tokens after the chain. ``watch`` records
+    the effect of each step of the chain on each token. ``prompt_lookup`` and ``draft`` allow speculative decoding where
+    it is faster; the text does not change. With ``prompt_lookup``, draft tokens are copied from an earlier occurrence
+    of the last tokens; with ``draft``, the model's draft proposes them.
     ``keep_special`` are the ids of control tokens that appear in the text, or True for all control tokens. ``receipt``
     adds a receipt to the result (``receipts/``), which any machine can replay.
 

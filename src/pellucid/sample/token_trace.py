@@ -53,8 +53,8 @@ def likeliest(draw: Draw, top: int) -> tuple[NDArray[np.int64], NDArray[np.float
     """The ``top`` most likely tokens and the chosen token: ids, and probabilities in the model and after the chain."""
     ids = draw.logits.first(draw.vocabulary).top(top).tolist()
     ids = np.array(ids if draw.token in ids else [*ids, draw.token])
-    before, after = exponentials(draw.logits.log_probabilities(ids)), np.zeros(len(ids))
-    after_chain = draw.candidates
-    remaining = np.isin(ids, after_chain.ids_at(np.arange(len(after_chain))))
-    after[remaining] = exponentials(after_chain.log_probabilities(after_chain.positions(ids[remaining])))
-    return ids, before, after
+    return (
+        ids,
+        exponentials(draw.logits.log_probabilities(ids)),
+        exponentials(draw.final_log_probabilities(ids)),
+    )

@@ -66,6 +66,23 @@ class Selection(Struct, frozen=True):
         """True if the selection has all heads of the point, in the point's order."""
         return self.heads == tuple(range(self.point.view.parts))
 
+    def shape(self, tokens: int, source: int = 0) -> tuple[int, ...]:
+        """The shape of the values recorded of a text of ``tokens`` tokens: (T, ...), of a pattern (H, T, T').
+
+        In an encoder-decoder, ``source`` is the number of tokens of the source. The positions are those of ``resolve``.
+        """
+        point, heads = self.point, len(self.heads)
+        text = source if point.of_source else tokens
+        rows = self.tokens.within(0, text)
+        if point.mask is not None and point.kind in ("pattern", "scores"):
+            keys = source if point.mask.cross else text
+            if point.mask.causal and len(rows):
+                keys = int(rows[-1]) + 1
+            return heads, len(rows), keys if self.keys is None else len(self.keys.within(0, keys))
+        size = point.view.count if self.dims is None else len(self.dims)
+        count = 1 if point.rows == "sequences" else len(rows)
+        return (count, heads, size) if point.heads else (count, size)
+
     def runs(self) -> list[tuple[int, int]]:
         """The selected heads as runs of consecutive heads: (first head, number of heads)."""
         return runs_of(self.heads)

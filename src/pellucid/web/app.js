@@ -7,7 +7,8 @@ import { Form } from "/web/page/form.js";
 import { Header, Key } from "/web/page/header.js";
 import { useScreen, useTourKeys } from "/web/page/screen.js";
 import { Branches, Text } from "/web/page/text.js";
-import { Changes, grouped } from "/web/panels/changes.js";
+import { Changes } from "/web/panels/changes.js";
+import { grouped } from "/web/panels/effect.js";
 import { Live } from "/web/panels/requests.js";
 import { Timings } from "/web/panels/timings.js";
 import { Panels, STAGES } from "/web/panels.js";
@@ -226,7 +227,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     const taken = tree.siblings(node).find((other) => other.token === token);
     choose({ token: -1 });
     if (taken) writing.follow(taken);
-    else writing.branch(node.parent, token, form, edits, { token, piece: piece ?? look.names[token] ?? "", text: piece ?? "", probability: plain, alternatives: node.alternatives });
+    else writing.branch(node.parent, token, form, edits, { token, piece: piece ?? look.names[token] ?? "", text: piece ?? "", probability: plain, alternatives: node.alternatives, part: node.part });
   };
   const open = opens(choose, STAGES.filter((one) => one.has(info)).map((one) => one.id)), inside = (width - 34) / scale;
   const panels = [

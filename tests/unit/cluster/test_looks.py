@@ -133,7 +133,7 @@ def test_an_answer_of_many_pieces(servers: Servers) -> None:
     made = servers.same("/look/trace", prompt=PROMPT * 20, points=["blocks.**"], max_tokens=1)
     assert len(str(made)) > 3 * wire.PIECE
     assert (
-        "larger than 64 MiB"
+        "the limit is 67,108,864"
         in servers.same("/look/trace", prompt=PROMPT * 46, points=["**"])["error"]["message"]
     )
 

@@ -32,10 +32,18 @@ from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.trace import ablate, call, replace, scale
 
 
-def test_tokens_stay_what_they_are(alone: LLM) -> None:
+@pytest.mark.parametrize("of", ["logits", "both"])
+def test_tokens_stay_what_they_are(alone: LLM, of: str) -> None:
     made: list[TokenOutput] = []
     group = alone.request(
-        "the cat", max_new_tokens=5, seed=1, logprobs=3, watch=True, prompt_logprobs=2, top_k=9
+        "the cat",
+        max_new_tokens=5,
+        seed=1,
+        logprobs=3,
+        watch=True,
+        prompt_logprobs=2,
+        top_k=9,
+        logprobs_of=of,
     )
     group.start(made.append)
     group.wait()

@@ -101,6 +101,12 @@ def test_log_probabilities_of_what_the_chain_left(llm: LLM) -> None:
     assert (made.top_ids[:, 3:] == -1).all()
     np.testing.assert_array_equal(made.top_ids[:, :3], raw.top_ids[:, :3])
     assert (made.chosen > raw.chosen).all()
+    both = llm.generate(PROMPT, **options, logprobs_of="both")
+    assert both.logprobs is not None
+    np.testing.assert_array_equal(both.logprobs.top, raw.top)
+    np.testing.assert_array_equal(both.logprobs.final, made.top)  # tokens outside the chain: minus infinity
+    assert both.as_dict()["logprobs"]["final"][0][3:] == [None, None]
+    assert raw.final is None
 
 
 def test_a_text_scored_after_another_counts_its_own_tokens_only(llm: LLM) -> None:

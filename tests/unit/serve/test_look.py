@@ -70,6 +70,24 @@ def test_tokens_come_with_their_probabilities_and_others(served: Served, llm: LL
     )
 
 
+@pytest.mark.parametrize(
+    "how", [{"temperature": 0.7, "top_k": 3}, {"temperature": 1.5, "top_p": 0.3}, {"temperature": 0}]
+)
+def test_alternatives_have_their_probability_after_the_chain(
+    served: Served, llm: LLM, how: dict[str, Any]
+) -> None:
+    given = {"seed": 4, "max_tokens": 5, "ignore_eos": True, **how}
+    events = asked(served, "generate", prompt=PROMPT, alternatives=6, stream=False, **given)["events"]
+    own = {"seed": 4, "max_new_tokens": 5, "ignore_eos": True, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **how}
+    made = [one.draw for one in llm.request(PROMPT, **own)]
+    for event, draw in zip(events[1:-1], made, strict=True):
+        assert event["token"] == draw.token
+        left = dict(zip(draw.candidates.ids_at().tolist(), draw.candidates.probabilities().tolist()))
+        wanted = left if how["temperature"] else {draw.token: 1.0}
+        for one in event["alternatives"]:
+            assert one["final_probability"] == pytest.approx(wanted.get(one["token"], 0), rel=1e-12)
+
+
 def test_the_end_has_the_seed_of_a_drawn_text(served: Served) -> None:
     def end(**options: Any) -> dict[str, Any]:
         answer = asked(served, "generate", prompt=PROMPT, stream=False, max_tokens=2, **options)

@@ -11,6 +11,7 @@ from msgspec import Meta
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
+from pellucid.sample.beams import BeamOptions
 from pellucid.serve.look.edit_fields import edits_of
 from pellucid.serve.look.prompt_fields import PromptFields, prompt_of
 from pellucid.serve.look.token_fields import token_fields
@@ -25,7 +26,10 @@ class BeamsFields(PromptFields, frozen=True, kw_only=True):
 
 
 def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
-    """Texts, best first, and the search tree. Each node has its token's text.
+    """Texts, best first, the search tree, and the ``length_penalty`` of the scores. Each node has its token's text.
+
+    The ``score`` of a node is the sum of the log-probabilities of its tokens, the score of a text this sum divided by
+    the number of tokens to the power of ``length_penalty``.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
@@ -57,4 +61,5 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
             for one in beams_found.texts
         ],
         "tree": tree,
+        "length_penalty": llm.recommended_beams.get("length_penalty", BeamOptions.length_penalty),
     }

@@ -1,4 +1,8 @@
-"""POST /look/generate: generated text, token by token, with the probabilities of the token and its alternatives."""
+"""POST /look/generate: generated text, token by token, with the probabilities of the token and its alternatives.
+
+``probability`` is a token's probability in the model's distribution, ``final_probability`` its probability after the
+sampler chain.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +71,7 @@ class LookGeneration:
         prompt, edits = prompt_of(body, llm), edits_of(body.fields.edits, llm)
         options = {"max_new_tokens": DEFAULT_TOKENS, **body.options(llm.recommended)}
         options["logprobs"] = body.fields.alternatives
+        options.setdefault("logprobs_of", "both")
         points, norms, options["edits"] = body.fields.points, body.fields.norms, edits
         if not points and not norms:
             return cls(llm, [llm.request(prompt.ids, resumed=prompt.answer, **options)], None, prompt)
@@ -118,10 +123,16 @@ class LookGeneration:
         self, logprobs: TokenLogprobs, text: str, seconds: float, grouper: CharacterGrouper
     ) -> dict[str, Any]:
         tokenizer = self.llm.tokenizer
+        ids = logprobs.top_ids.tolist()
         others = [
             {**token_fields(tokenizer, token, grouper.then(token)), "probability": p}
-            for token, p in zip(logprobs.top_ids.tolist(), exponentials(logprobs.top).tolist())
+            for token, p in zip(ids, exponentials(logprobs.top).tolist())
         ]
+        if logprobs.final is not None:
+            finals = exponentials(logprobs.final).tolist()
+            if self.groups[0].outputs[0].chain.greedy:  # the token that has the highest logit is certain
+                finals = [float(token == logprobs.id) for token in ids]
+            others = [{**one, "final_probability": p} for one, p in zip(others, finals)]
         return {
             "type": "token",
             **token_fields(tokenizer, logprobs.id, grouper.push(logprobs.id)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.request import Request
+from pellucid.engine.tasks.encoding import EncodingTask
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -22,7 +24,7 @@ from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, prompt
 from pellucid.serve.look.token_fields import described, source_fields
 from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, RequestBody, TokenId
-from pellucid.trace.edits import Edit
+from pellucid.trace.positions import TokenTexts
 from pellucid.trace.row_norms import row_norms
 from pellucid.trace.selection import select
 from pellucid.trace.trace import Trace
@@ -32,6 +34,7 @@ MAX_POINTS, MAX_ANSWER = 64, 64 << 20
 # Maximum bytes of a trace, before norms and views reduce it.
 RECORDED = 16 * MAX_ANSWER
 MAX_VIEWS, MAX_POOLED = 16, 4096  # views; rows and columns of a view
+VALUE_BYTES = 4  # of a float32 or an int32
 
 
 class ViewFields(Fields, frozen=True):
@@ -73,18 +76,18 @@ class TraceReading:
 
     llm: LLM
     prompt: PromptTokens
-    recorded: Sequence[str]
     norm_points: Set[str]
-    edits: Sequence[Edit]
     views: Sequence[PatternView]
     returned: Set[str]
     """Points whose values are returned, not only views of them."""
-    trace: Trace | None
+    trace: Trace
     groups: Sequence[Request]
+    encoding: EncodingTask | None
+    """The task of an encoder, which has no ``groups``."""
 
     @classmethod
     def of(cls, body: RequestBody[TraceFields], llm: LLM) -> TraceReading:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
+        """Read a body. Raises InvalidRequest if a field is wrong, or the answer may be too large."""
         fields = body.fields
         prompt, edits = prompt_of(body, llm), edits_of(fields.edits, llm)
         points, norms = checked_names("points", fields.points), checked_names("norms", fields.norms)
@@ -97,32 +100,25 @@ class TraceReading:
         }
         recorded = list(dict.fromkeys([*points, *norms, *(view.point for view in views)]))
         returned = {one.name for one in select(llm.points, [*points, *norms])}
-        if not llm.spec.generates:
-            return cls(llm, prompt, recorded, norm_points, edits, views, returned, None, [])
         with llm.trace(*recorded, budget=RECORDED) as trace:
-            groups = [llm.request(prompt.ids, resumed=prompt.answer, edits=edits, **options)]
-        return cls(llm, prompt, recorded, norm_points, edits, views, returned, trace, groups)
+            groups = []
+            if llm.spec.generates:
+                groups = [llm.request(prompt.ids, resumed=prompt.answer, edits=edits, **options)]
+        encoding = None
+        if not groups:
+            text, watching = EncoderInput(prompt.ids), trace.watching(edits)
+            encoding = EncodingTask(llm.engine.cache, llm.spec, [text], watching)
+        reading = cls(llm, prompt, norm_points, views, returned, trace, groups, encoding)
+        reading._refuse_large()
+        return reading
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body with the arrays. An encoder has no ``groups``, so it runs here.
-
-        Raises:
-            InvalidRequest: the arrays are too large.
-        """
-        llm, trace = self.llm, self.trace
-        if trace is None:
-            with llm.trace(*self.recorded, budget=RECORDED) as trace:
-                llm.encode([EncoderInput(self.prompt.ids)], list(self.edits))
+        """Response body with the arrays. An encoder runs here."""
+        llm, trace, source = self.llm, self.trace, self.prompt.source
+        if self.encoding is not None:
+            list(llm.engine.run(self.encoding, llm.scheduling))
         generation = self.groups[0].results()[0] if self.groups else None
         ids = generation.ids if generation else []
-        source, arrays, size = self.prompt.source, dict[str, Any](), 0
-        for title, values in self._arrays(trace):
-            size += values.nbytes
-            if size > MAX_ANSWER:
-                raise InvalidRequest(
-                    f"points={brief(title)}: the answer is larger than {MAX_ANSWER >> 20} MiB: name fewer points"
-                )
-            arrays[title] = array_body(values)
         return {
             "model": name,
             "prompt": self.prompt.read,
@@ -132,13 +128,13 @@ class TraceReading:
             "text": generation.text if generation else "",
             "dropped": trace.dropped,
             "notices": [said for group in self.groups for said in group.unused_edits()],
-            "arrays": arrays,
+            "arrays": {title: array_body(values) for title, values in self._arrays()},
         }
 
-    def _arrays(self, trace: Trace) -> Iterator[tuple[str, NDArray[Any]]]:
+    def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Titles and arrays of the response."""
-        (sequence,) = trace.sequences
-        for point in trace:
+        (sequence,) = self.trace.sequences
+        for point in self.trace:
             if point not in self.returned:
                 continue
             values = sequence[point]
@@ -147,6 +143,42 @@ class TraceReading:
             yield point, values
         for view in self.views:
             yield view.title, view.select_from(sequence[view.point])
+
+    def _refuse_large(self) -> None:
+        """Refuse a request whose arrays may be too large, before it runs.
+
+        Raises:
+            InvalidRequest: the arrays take more than ``MAX_ANSWER`` bytes if all tokens are generated.
+        """
+        sizes = {title: VALUE_BYTES * math.prod(shape) for title, shape in self._shapes()}
+        if (size := sum(sizes.values())) > MAX_ANSWER:
+            largest = max(sizes, key=lambda title: sizes[title])
+            raise InvalidRequest(
+                f"points={brief(largest)}: the answer may take {size:,} bytes, this point {sizes[largest]:,} of them; "
+                f"the limit is {MAX_ANSWER:,}: name fewer points, tokens, heads or dims, or lower max_tokens"
+            )
+
+    def _shapes(self) -> Iterator[tuple[str, Sequence[int]]]:
+        """Titles and the largest possible shapes of the arrays of the response."""
+        prompt, trace, shapes = self.prompt, self.trace, dict[str, Sequence[int]]()
+        limit = self.groups[0].limit if self.groups else 1
+        tokens = len(prompt.read) + limit - 1  # the last token is not read
+        texts = [
+            None if ids is None else TokenTexts(ids, trace.piece) for ids in (prompt.read, prompt.source)
+        ]
+        for part in trace.selected:
+            of_text = texts[1] if part.point.of_source and texts[1] else texts[0]
+            assert of_text is not None
+            own = part.resolve(of_text, texts[1])
+            is_output = part.point.kind == "output"
+            shapes[part.name] = (
+                (limit, *part.point.sizes) if is_output else own.shape(tokens, len(prompt.source or ()))
+            )
+        for name, shape in shapes.items():
+            if name in self.returned:
+                yield name, shape[:1] if name in self.norm_points else shape
+        for view in self.views:
+            yield view.title, view.shape(shapes[view.point])
 
 
 @dataclass(frozen=True)
@@ -183,6 +215,12 @@ class PatternView:
     def select_from(self, patterns: NDArray[np.float32]) -> NDArray[np.float32]:
         """The view's part of patterns (H, T, S)."""
         return pooled(patterns[self.heads, self.rows], self.pool)
+
+    def shape(self, patterns: Sequence[int]) -> Sequence[int]:
+        """The shape of the view's part of patterns of a shape (H, T, S)."""
+        heads, rows = (len(range(size)[own]) for size, own in zip(patterns, (self.heads, self.rows)))
+        side = max(1, -(-max(rows, patterns[2]) // self.pool))
+        return heads, -(-rows // side), -(-patterns[2] // side)
 
 
 def pooled(patterns: NDArray[np.float32], most: int) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { Effect } from "/web/panels/effect.js";
 import { useTrace } from "/web/server/data.js";
 import { usePattern } from "/web/picture/flow.js";
+import { isHeadOut } from "/web/picture/layout.js";
 import { Picture, colour, heat, shade } from "/web/parts/draw.js";
 import { isBrowsers } from "/web/parts/keys.js";
 import { Heads, Looks, MOST_WORDS, Matrix } from "/web/parts/pattern.js";
@@ -26,13 +27,14 @@ function View({ look, width, at, choose, edit }) {
     place = { ...at, token, block: layer, head };
   const found = usePattern(look, layer, head, token), row = found.row?.(token),
     key = at.key >= 0 && at.key < look.ids.length ? at.key : row ? strongestOther(row, token) : -1;
-  const point = `blocks.${layer}.attention.heads[heads=${head}]`, isOut = look.edits.some((one) => one.point === point && one.edit === "ablate");
+  const point = `blocks.${layer}.attention.heads[heads=${head}]`, isOut = look.edits.some((one) => one.point === point && one.edit === "ablate"), hasNoEffect = isHeadOut(look.edits, layer, "attention", head);
   if (look.ids.length && !(`blocks.${layer}.attention.pattern` in look.info.points)) {
     return html`<p class="error" role="alert">${look.info.notice || `The attention pattern of block ${layer} was not recorded.`}</p>`;
   }
   return html`<div>${layer !== at.block && html`<p class="note">Block ${at.block} has no attention; this is block ${layer}.</p>`}
     <${State} state=${found.state}>${row && html`<${Looks} row=${row} faint=${found.count <= MOST_WORDS ? found.matrix.values : null} pieces=${look.pieces}
-      token=${token} wanted=${key} width=${width} where=${`block ${layer}, head ${head}`} note="Click another token to see which heads look at it."
+      token=${token} wanted=${key} width=${width} where=${`block ${layer}, head ${head}`} hasNoEffect=${hasNoEffect}
+      note=${`${hasNoEffect ? "A change takes this head out: its weights are computed, but they have no effect. " : ""}Click another token to see which heads look at it.`}
       pick=${(one) => choose({ key: one, block: layer, head, point: `blocks.${layer}.attention.pattern`, dim: -1 })} />`}<//>
     <div>${key >= 0 && html`<${AllHeads} look=${look} place=${place} wanted=${key} width=${width} choose=${choose} />`}</div>
     ${found.row && html`<div class="bar"><h4>Block ${layer}, head ${head}</h4>

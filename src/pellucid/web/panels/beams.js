@@ -11,7 +11,7 @@ const STATES = { running: "still growing", finished: "ended", extended: "continu
 export const beams = {
   id: "beams",
   title: "Beams",
-  about: "A beam search follows several texts at once and keeps the likeliest ones. A text's score is the sum of the log-probabilities of its tokens.",
+  about: "A beam search follows several texts at once and keeps those whose tokens have the largest sum of log-probabilities. Texts that have ended are compared by a score that does not prefer short texts.",
   has: (info) => info.generates,
   asks: "/look/beams",
   View,
@@ -22,11 +22,23 @@ function View({ look, at, choose }) {
   const found = state.value;
   return html`<div><div class="bar"><${Choose} label="beams" value=${count} low=${1} most=${MOST} onChange=${(beams) => choose({ beams })} /></div>
     <${State} state=${state}>${found && html`<div>
-      <h4>The texts, the likeliest first</h4><ol class="found">
-        ${found.texts.map((one) => html`<li key=${one.node}><span class="piece">${shown(one.text)}</span> <span class="num">${number(one.score)}</span></li>`)}
-        </ol>
-      <h4>The tree of candidates, with their scores</h4>
+      <h4>The texts, the best score first</h4>
+      <table class="plain"><thead><tr><th scope="col">text</th>${["tokens", "sum of log-probabilities", "score"].map((one) => html`<th scope="col" class="num" key=${one}>${one}</th>`)}</tr></thead>
+        <tbody>${found.texts.map((one) => html`<${Found} key=${one.node} text=${one} node=${found.tree.find(({ id }) => id === one.node)} />`)}</tbody></table>
+      <p class="note">The score is ${scoreOf(found.length_penalty)}.</p>
+      <h4>The tree of candidates, with the sum of log-probabilities of each</h4>
       <div class="scroll" role="region" aria-label="the tree of the search" tabindex="0"><ul class="beam-tree">${children(found.tree, 0).map((node) => html`<${Branch} key=${node.id} node=${node} tree=${found.tree} />`)}</ul></div></div>`}<//></div>`;
+}
+
+/** A text that was found, beside the sum of its last token's `node`. */
+function Found({ text, node }) {
+  return html`<tr><th scope="row"><span class="piece">${shown(text.text)}</span></th><td class="num">${node ? node.step + 1 : ""}</td><td class="num">${number(node?.score)}</td><td class="num">${number(text.score)}</td></tr>`;
+}
+
+/** What a score is, in words. Files of earlier versions do not say the penalty. */
+function scoreOf(penalty = 1) {
+  if (penalty === 0) return "the sum of log-probabilities";
+  return `the sum of log-probabilities divided by the number of tokens${penalty === 1 ? "" : ` to the power of ${penalty}, which the model's file recommends`}`;
 }
 
 function children(tree, id) {

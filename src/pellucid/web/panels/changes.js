@@ -1,7 +1,7 @@
 // Changes of values, and the text with and without them.
 
 import { html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { Effect } from "/web/panels/effect.js";
+import { Effect, grouped } from "/web/panels/effect.js";
 import { array, packed, post } from "/web/server/api.js";
 import { useTrace } from "/web/server/data.js";
 import { Choose } from "/web/parts/show.js";
@@ -15,15 +15,9 @@ export function Changes(props) {
   return html`<div>${edits.length > 0
     ? html`<ul class="edits">${grouped(edits).map((some) => html`<${Change} key=${some[0].point} some=${some} onEdit=${onEdit} look=${look} at=${at} />`)}</ul>
       <${Effect} look=${look} at=${at} />
-      ${edits.length > 1 && html`<button type="button" onClick=${() => edits.forEach((one) => onEdit(one.point, null))}>Take all changes back</button>`}`
+      ${grouped(edits).length > 1 && html`<button type="button" onClick=${() => edits.forEach((one) => onEdit(one.point, null))}>Take all changes back</button>`}`
     : html`<p class="empty">Nothing is changed. Click a weight, a neuron or a number in the picture and press ⊘ beside its formula${look.info.generates ? ", or add a steering vector here" : ""}.</p>`}
     ${look.info.generates && html`<${Steer} ...${props} />${edits.length > 0 && html`<${Compare} ...${props} />`}`}</div>`;
-}
-
-/** Changes that belong together, as one: those of the positions. */
-export function grouped(edits) {
-  const isPosition = (one) => one.point.startsWith("position"), some = edits.filter(isPosition);
-  return [...(some.length ? [some] : []), ...edits.filter((one) => !isPosition(one)).map((one) => [one])];
 }
 
 /** What a change is about, in words. */
@@ -160,8 +154,8 @@ function Distributions({ plain, changed }) {
   const tokens = [...names.keys()].sort((a, b) => Math.max(before.get(b) ?? 0, now.get(b) ?? 0) - Math.max(before.get(a) ?? 0, now.get(a) ?? 0)).slice(0,
     CANDIDATES);
   const cell = (p, name) => html`<td class="num"><span class=${`filled ${name}`} style=${{ width: `${((p ?? 0) * 100).toFixed(1)}%` }}></span><span>
-    ${p === undefined ? "below the ten likeliest" : percent(p)}</span></td>`;
-  return html`<table class="bars"><thead><tr><th scope="col">token</th><th scope="col" class="num">without</th><th scope="col" class="num">with the changes</th></tr></thead><tbody>
+    ${p === undefined ? "not among the likeliest" : percent(p)}</span></td>`;
+  return html`<table class="bars"><caption>probabilities in the model's distribution: softmax, before the temperature</caption><thead><tr><th scope="col">token</th><th scope="col" class="num">without</th><th scope="col" class="num">with the changes</th></tr></thead><tbody>
     ${tokens.map((token) => html`<tr key=${token}><th scope="row"><span class="piece">${shown(names.get(token))}</span></th>
     ${cell(before.get(token), "grey")}${cell(now.get(token), "green")}</tr>`)}</tbody></table>`;
 }

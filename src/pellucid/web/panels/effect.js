@@ -9,6 +9,12 @@ import { number, percent, shown } from "/web/parts/text.js";
 
 const LOGITS = "project.logits", MODEL = { temperature: 1, topK: 1, topP: 1 }; // the model's own probabilities, of the likeliest token alone
 
+/** Changes that belong together, as one: those of the positions. */
+export function grouped(edits) {
+  const isPosition = (one) => one.point.startsWith("position"), some = edits.filter(isPosition);
+  return [...(some.length ? [some] : []), ...edits.filter((one) => !isPosition(one)).map((one) => [one])];
+}
+
 /** The line, where there are changes. `choose` opens the panel of the changes; without it there is no button. */
 export function Effect({ look, at, choose }) {
   if (!look.edits.length || look.recorded || !look.ids.length) return null;
@@ -40,7 +46,7 @@ function OfToken({ look, at }) {
   if (error) return html`<span class="error">${error.message}</span>`;
   if (!found) return isWaiting ? "Reading the effect …" : null;
   const nameOf = (i) => html`“<span class="piece">${shown(look.names[tokens[i]] ?? named.value?.pieces[i] ?? `#${tokens[i]}`)}</span>”`;
-  const count = look.edits.length, all = count > 1 ? ` with ${count === 2 ? "both" : `all ${count}`} changes` : "";
+  const count = grouped(look.edits).length, all = count > 1 ? ` with ${count === 2 ? "both" : `all ${count}`} changes` : "";
   return html`The likeliest token ${look.info.generates ? "after" : "at"} “<span class="piece">${shown(look.pieces[token] ?? "")}</span>”: ${nameOf(0)}${" "}
     <b>${percent(found.was.plain)} →${" "}
     ${percent(found.after)}</b>${all}${tokens[1] === tokens[0]
@@ -67,10 +73,5 @@ function OfVector({ look, at }) {
   if (error) return html`<span class="error">${error.message}</span>`;
   if (!now || !before) return isWaiting ? "Reading the effect …" : null;
   const size = (values) => Math.sqrt(values.reduce((sum, x) => sum + x * x, 0)), by = size(now.map((x, i) => x - before[i])), long = size(before);
-  return html`The vector of the ${look.info.output.each ? "token" : "sentence"} moves by <b>${number(by)}</b>, the length of the difference: ${percentOf(by / (long || 1))} of its length.`;
-}
-
-/** Unlike a probability this may be more than all. */
-function percentOf(share) {
-  return share > 0.9995 ? `${(100 * share).toFixed(0)} %` : percent(share);
+  return html`The vector of the ${look.info.output.each ? "token" : "sentence"} moves by <b>${number(by)}</b>, the length of the difference: ${percent(by / (long || 1))} of its length.`;
 }

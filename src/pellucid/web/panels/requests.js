@@ -15,11 +15,11 @@ function Curves({ model, width }) {
     let over = false, timer, last = null;
     const turn = async () => {
       try {
-        const now = await get(`/look/state/${encodeURIComponent(model)}`);
+        const now = { ...(await get(`/look/state/${encodeURIComponent(model)}`)), time: performance.now() };
         if (over) return;
         if (now.loaded) {
-          const seconds = last && now.step_seconds - last.step_seconds, steps = last && now.steps - last.steps;
-          past.current = [...past.current, { ...now, busy: last ? Math.min(1, seconds / (EVERY / 1000)) : 0, rate: last ? steps / (EVERY / 1000) : 0 }].slice(-MOST_PAST);
+          const passed = last && (now.time - last.time) / 1000, share = (name) => (last ? (now[name] - last[name]) / passed : 0);
+          past.current = [...past.current, { ...now, busy: Math.min(1, share("step_seconds")), rate: share("steps") }].slice(-MOST_PAST);
           last = now;
           draw((n) => n + 1);
         }

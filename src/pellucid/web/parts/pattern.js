@@ -53,8 +53,8 @@ export function Matrix({ pattern, count, pieces, width, token, onPick, label }) 
     label=${`attention pattern of ${label}: each of ${count} tokens is a row, the tokens that it looks at are columns`} /></div>`;
 }
 
-/** What a token looks at in one head, or in several: arcs over the words, which `pick` the key. `faint` is the pattern of all tokens. */
-export function Looks({ row, faint, pieces, token, wanted, width, where, note, pick }) {
+/** What a token looks at in one head, or in several: arcs over the words, which `pick` the key. `faint` is the pattern of all tokens. Weights without an effect have no arcs. */
+export function Looks({ row, faint, pieces, token, wanted, width, where, note, pick, hasNoEffect = false }) {
   const first = row.length <= MOST_WORDS ? 0 : Math.max(0, Math.min(token - MOST_WORDS + WORDS_AFTER, row.length - MOST_WORDS));
   const some = pieces.slice(first, Math.min(row.length, first + MOST_WORDS)), box = useRef(null), canvas = useRef(null), scheme = useScheme();
   useLayoutEffect(() => {
@@ -66,12 +66,12 @@ export function Looks({ row, faint, pieces, token, wanted, width, where, note, p
     const context = one.getContext("2d");
     context.scale(scale, scale);
     context.strokeStyle = colour("stream");
-    if (faint) arcs(context, words, strongest(faint, MOST_FAINT, LEAST_FAINT).map(([at, p]) => [Math.floor(at / row.length), at % row.length, p]), 0.35);
+    if (faint && !hasNoEffect) arcs(context, words, strongest(faint, MOST_FAINT, LEAST_FAINT).map(([at, p]) => [Math.floor(at / row.length), at % row.length, p]), 0.35);
     context.strokeStyle = colour("attention");
-    arcs(context, words, strongest(row.subarray(first, first + MOST_WORDS), MOST_ARCS, LEAST).map(([at, p]) => [token - first, at, p]), 1);
+    if (!hasNoEffect) arcs(context, words, strongest(row.subarray(first, first + MOST_WORDS), MOST_ARCS, LEAST).map(([at, p]) => [token - first, at, p]), 1);
     context.fillStyle = colour("accent");
     if (own) context.fillRect(own.left, own.bottom + 1, own.wide, 3); // the token that looks
-  }, [row, faint, token, width, scheme, first]);
+  }, [row, faint, token, width, scheme, first, hasNoEffect]);
   return html`<div><h4>What <span class="piece">${shown(pieces[token] ?? "")}</span> looks at in ${where}</h4>
     <p class="note">The underlined token looks. ${note}</p>
     ${row.length > MOST_WORDS && html`<p class="note">Tokens ${first} to ${first + some.length - 1} of ${counted(row.length)}.</p>`}

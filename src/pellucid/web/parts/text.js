@@ -63,7 +63,9 @@ export function counted(n) {
   return counts.format(n);
 }
 
+/** A share of a whole. Weights of experts and changes of a vector may be more than all of it. */
 export function percent(p) {
+  if (p >= 1.0005) return `${(100 * p).toFixed(0)} %`;
   if (p >= 0.9995) return "100 %";
   if (p >= 0.1) return `${(100 * p).toFixed(1)} %`;
   if (p >= 0.0001) return `${(100 * p).toFixed(2)} %`;

@@ -146,7 +146,7 @@ function add({ rows, column, scene }) {
   const { y, flow, before, at } = scene, x = column.x + column.width / 2;
   return rows.map((row, i) => {
     if (row.t === undefined) return null;
-    const added = flow.added(at.block, column.part, row.t), into = flow.residual(at.block - 1, row.t), old = before?.added(at.block, column.part, row.t);
+    const added = flow.added(at.block, column.part, row.t), into = flow.into(column.part, row.t), old = before?.added(at.block, column.part, row.t);
     const radius = (value) => 4 + 7 * Math.min(1, Math.sqrt(value / (into || value || 1)));
     return html`<g key=${row.t} class=${`add ${column.part}`} data-added=${added?.toPrecision(6)}>${old !== undefined && html`<circle class="before" cx=${x} cy=${y(i)} r=${radius(old).toFixed(1)} />`}
       <circle cx=${x} cy=${y(i)} r=${added === undefined ? 4 : radius(added).toFixed(1)} class=${added === undefined ? "unread" : ""} /><path class="sign" d=${`M${x - 3} ${y(i)}h6M${x} ${y(i) - 3}v6`} />
@@ -219,7 +219,7 @@ export const BY_ROW = {
   source: ({ t }, { at, flow, labels }) => [t, t === at.token, flow.cross(t), labels[t]],
   neurons: ({ t }, { at, flow, isRead }) => [t, at.block, t === at.token && (isRead ? flow.hidden : null), t === at.token],
   experts: ({ t }, { at, flow }) => [t, at.block, t === at.token, String(flow.experts(t))],
-  add: ({ t }, { at, flow, before }, { part }) => [t, at.block, flow.added(at.block, part, t), flow.residual(at.block - 1, t), before?.added(at.block, part, t)],
+  add: ({ t }, { at, flow, before }, { part }) => [t, at.block, flow.added(at.block, part, t), flow.into(part, t), before?.added(at.block, part, t)],
 };
 
 export const COLUMNS = { text, tokens, embed, position, norm, qkv, pattern, state, source, neurons, experts, add, logits, softmax, draw, pooled, labels };

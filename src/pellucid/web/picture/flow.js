@@ -3,7 +3,7 @@
 import { useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array } from "/web/server/api.js";
 import { numbered, useTrace } from "/web/server/data.js";
-import { addedPoint, fills, firstDims, partsOf } from "/web/picture/layout.js";
+import { addedPoint, fills, firstDims, isHeadOut, jointsOf, partsOf } from "/web/picture/layout.js";
 
 export const STRIP = 48; // components of a strip
 const CHUNK = 32, LONG = 256, ROWS = 64; // tokens that are read together; tokens from which on patterns are too large to be sent
@@ -24,11 +24,11 @@ export function streamPoints(info) {
 /** What the stream of tokens carries with each token: the fields of the request. */
 export function streamed(info, at) {
   if (info.notice) return {};
-  const pattern = `blocks.${at.block}.attention.pattern`, middle = `blocks.${at.block}.${partsOf(info, at.block)[0]}.residual`, table = tableOf(info, at.block), points = [];
+  const pattern = `blocks.${at.block}.attention.pattern`, table = tableOf(info, at.block), points = [];
   if ("embed" in info.points) points.push(`embed[${firstDims(info, "embed", STRIP)}]`);
   for (const one of [pattern, crossOf(at.block)]) if (one in info.points) points.push(`${one}[heads=${at.head}]`);
   if (table) points.push(`${table}[dims=0,${halfOf(info.points[table])}]`);
-  return { points, norms: [...streamPoints(info), ...(middle in info.points ? [middle] : [])] };
+  return { points, norms: [...streamPoints(info), ...jointsOf(info, at.block).filter((name) => name in info.points)] };
 }
 
 /** The pattern of a block's attention to the source. */
@@ -132,8 +132,8 @@ export function useFlow(look, at, first, last, streamedValues) {
   const live = streamedValues?.edits === JSON.stringify(look.edits) ? streamedValues : null;
   const { info } = look, { block, head, token } = at, has = (name) => name in info.points, isOn = look.ids.length > 0 && !look.isOff;
   const from = Math.floor(first / CHUNK) * CHUNK, to = (Math.floor(last / CHUNK) + 1) * CHUNK, tokens = `tokens=${from}:${to}`;
-  const middle = `blocks.${block}.${partsOf(info, block)[0]}.residual`, start = has("position") ? "position" : "embed", text = `${look.model}|${numbered(look.ids)}|${JSON.stringify(look.edits)}|${from}|${look.source ? numbered(look.source.ids) : ""}`;
-  const norms = [...streamPoints(info), ...[middle, start].filter(has)].map((name) => `${name}[${tokens}]`);
+  const joints = jointsOf(info, block), start = [info.graph?.stream, "position", "embed"].find((name) => name && has(name)) ?? "embed", text = `${look.model}|${numbered(look.ids)}|${JSON.stringify(look.edits)}|${from}|${look.source ? numbered(look.source.ids) : ""}`;
+  const norms = [...streamPoints(info), ...[...joints, start].filter(has)].map((name) => `${name}[${tokens}]`);
   const sizes = useLatest(useTrace(look, isOn && norms.length ? { norms } : {}), text);
   const table = tableOf(info, block);
   const vectors = [...(has("embed") ? [`embed[${firstDims(info, "embed", STRIP)}; ${tokens}]`] : []), ...(table ? [`${table}[${tokens}]`] : [])];
@@ -147,24 +147,32 @@ export function useFlow(look, at, first, last, streamedValues) {
   const scores = useTrace(look, isOn && has("project.logits") ? { points: [`project.logits[tokens=${token}]`] } : {});
   const rowOf = (arrays, name, t) => (arrays?.[name] && t >= from && t - from < arrays[name].shape[0] ? arrays[name].row(t - from) : undefined);
   const norm = (name, t) => known(rowOf(sizes.arrays, name, t)?.[0] ?? live?.length(name, t)), logits = scores.arrays?.["project.logits"]?.values, all = [sizes, strips, pattern.state, neurons, mixture, toSource, output, scores];
+  /** The length of the residual stream after a block; -1 is before the first. */
+  const residual = (layer, t) => (layer < 0 ? known(rowOf(sizes.arrays, start, t)?.[0]) : norm(`blocks.${layer}.residual`, t));
   return {
-    isStale: sizes.isStale, error: all.find((one) => one.error)?.error, isWaiting: all.some((one) => one.waiting),
+    residual, isStale: sizes.isStale, error: all.find((one) => one.error)?.error, isWaiting: all.some((one) => one.waiting),
     embed: (t) => rowOf(strips.arrays, "embed", t) ?? live?.row("embed", t),
     /** Cosine and sine of the first pair's angle; null without rotary positions. */
     turn: (t) => {
       const row = table && (rowOf(strips.arrays, table, t) ?? live?.row(table, t));
       return table ? row && known(row[0]) !== undefined && [row[0], row[row.length / 2]] : null;
     },
-    /** The length of the residual stream after a block; -1 is before the first. */
-    residual: (layer, t) => (layer < 0 ? known(rowOf(sizes.arrays, start, t)?.[0]) : norm(`blocks.${layer}.residual`, t)),
-    middle: (t) => norm(middle, t),
+    /** Its lengths inside the block: after each part but the last. */
+    inside: (t) => joints.map((name) => norm(name, t)),
+    /** Its length where a part of the block adds to it. */
+    into: (part, t) => {
+      const before = partsOf(info, block).indexOf(part) - 1;
+      return before < 0 ? residual(block - 1, t) : norm(joints[before], t);
+    },
     added: (layer, part, t) => {
       const name = addedPoint(info, layer, part);
       return name && norm(name, t);
     },
-    pattern: (t) => pattern.row?.(t) ?? (live?.head === head ? live.row(`blocks.${block}.attention.pattern`, t) : undefined),
-    /** The weights of a token's attention to the tokens of the source. */
+    /** The weights of a token's attention; undefined also where the head is taken out. */
+    pattern: (t) => (isHeadOut(look.edits, block, "attention", head) ? undefined : pattern.row?.(t) ?? (live?.head === head ? live.row(`blocks.${block}.attention.pattern`, t) : undefined)),
+    /** The same of a token's attention to the tokens of the source. */
     cross: (t) => {
+      if (isHeadOut(look.edits, block, "cross", head)) return undefined;
       const at = look.recorded ? t : t - from;
       if (crossed && at >= 0 && at < crossed.shape[1]) return crossed.row(look.recorded ? Math.min(head, crossed.shape[0] - 1) : 0, at);
       return live?.head === head ? live.row(cross, t) : undefined;

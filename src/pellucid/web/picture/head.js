@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useTrace } from "/web/server/data.js";
 import { operationOf } from "/web/picture/graph.js";
-import { ROW, UNIT, rowsOf } from "/web/picture/layout.js";
+import { ROW, UNIT, isHeadOut, rowsOf } from "/web/picture/layout.js";
 import { strip, strongest } from "/web/picture/marks.js";
 import { Part, fit } from "/web/picture/svg.js";
 import { State } from "/web/parts/show.js";
@@ -37,7 +37,7 @@ export function Head({ look, at, choose, labels, width, room }) {
   for (const name of [k, v]) if (has(name)) points.push(mine(name, group, `0:${look.ids.length}`));
   const state = useTrace(look, has(`${prefix}.pattern`) && look.ids.length ? { points } : {}), { arrays } = state;
   if (!has(`${prefix}.pattern`)) return html`<p class="empty">Block ${block} has no attention with heads.</p>`;
-  return html`<div><p class="note">Head ${head} of block ${block} at ${shown(labels[token] ?? "")}: its query is compared with each key; the softmax of the scores says how much of each value it takes.</p>
+  return html`<div><p class="note">Head ${head} of block ${block} at ${shown(labels[token] ?? "")}: its query is compared with each key; the softmax of the scores says how much of each value it takes.${isHeadOut(look.edits, block, "attention", head) && " A change takes this head out: the sum of the values is not added."}</p>
     <${State} state=${state}>${arrays && html`<${Rows} arrays=${arrays} names=${{ q, k, v, scores: `${prefix}.scores`, pattern: `${prefix}.pattern` }} at=${at} choose=${choose} labels=${labels} width=${width} room=${room} count=${look.ids.length} />`}<//></div>`;
 }
 

@@ -48,6 +48,28 @@ export function addedPoint(info, layer, part) {
   return names.get(key);
 }
 
+/** Whether the norm of a part is of the residual stream after the part, as in BERT. */
+function isNormAfter(info, layer, part) {
+  const order = Object.keys(info.points), at = (name) => order.indexOf(`blocks.${layer}.${part}.${name}`);
+  return at("output") >= 0 && at("norm") > at("output");
+}
+
+/** The points of the residual stream inside a block: after each of its parts but the last. */
+export function jointsOf(info, layer) {
+  return partsOf(info, layer).slice(0, -1).map((part) => `blocks.${layer}.${part}.${isNormAfter(info, layer, part) ? "norm" : "residual"}`);
+}
+
+const ALL = /^blocks\.(\d+|\*)\.(\w+)\.(?:heads(?:\[heads=([\d,:]+)\])?|output)$/; // what a head adds, at all tokens
+
+/** Whether changes take away what a head adds: what it looks at has no effect then. */
+export function isHeadOut(edits, layer, part, head) {
+  const has = (list) => list.split(",").map((one) => one.split(":")).some(([from, to]) => (to === undefined ? +from === head : head >= +from && (to === "" || head < +to)));
+  return edits.some(({ edit, point, factor }) => {
+    const [found, block, own, heads] = point.match(ALL) ?? [], isGone = edit === "ablate" || edit === "replace" || (edit === "scale" && factor === 0);
+    return found && isGone && own === part && (block === "*" || +block === layer) && (heads === undefined || has(heads));
+  });
+}
+
 /** The selection of the first components of a point: at most `most`. */
 export function firstDims(info, name, most) {
   return `dims=0:${Math.min(most, +(info.points[name].shape?.match(/(\d+)\)$/)?.[1] ?? most))}`;
@@ -65,8 +87,8 @@ export function outputColumn(info) {
 function blockColumns(info, layer) {
   const block = info.blocks[layer] ?? {}, order = Object.keys(info.points), columns = [], at = (name) => order.indexOf(`blocks.${layer}.${name}`);
   for (const part of partsOf(info, layer)) {
-    const column = (id, key = id) => columns.push({ id, key: `${part}.${key}`, part }), norm = at(`${part}.norm`), isAfter = norm >= 0 && at(`${part}.output`) >= 0 && norm > at(`${part}.output`);
-    if (norm >= 0 && !isAfter) column("norm");
+    const column = (id, key = id) => columns.push({ id, key: `${part}.${key}`, part }), isAfter = isNormAfter(info, layer, part);
+    if (at(`${part}.norm`) >= 0 && !isAfter) column("norm");
     if (part === "attention") ["qkv", "pattern"].forEach((id) => column(id));
     if (part === "recurrent") column("state");
     if (part === "cross") column("source");

@@ -35,8 +35,10 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
   const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
   const before = useFlow({ ...look, edits: [], isOff: !look.edits.length }, place, Math.min(first, readable), Math.min(last, readable), null);
-  const settings = fills(info) ? PLAIN : settingsOf(look, at), next = text.path[at.token + 1 - text.promptLength], drawn = info.generates && at.token + 1 < count ? text.ids[at.token + 1] : null;
-  const likely = useMemo(() => candidatesOf(isRead ? flow.logits : null, next, info.vocabulary, settings), [flow.logits, isRead, next, settings.temperature, settings.topK, settings.topP]);
+  // Until the logits are read, the probabilities are those that came with the token: of the settings and the changes of then.
+  const next = text.path[at.token + 1 - text.promptLength], logits = isRead ? flow.logits : null, came = !logits && next?.part && JSON.stringify(next.part.edits) === JSON.stringify(look.edits) ? next : null;
+  const settings = fills(info) ? PLAIN : came ? settingsOf(came.part, {}) : settingsOf(look, at), drawn = info.generates && at.token + 1 < count ? text.ids[at.token + 1] : null;
+  const likely = useMemo(() => candidatesOf(logits, came, info.vocabulary, settings), [logits, came, settings.temperature, settings.topK, settings.topP]);
   const candidates = useMemo(() => likely.slice(0, Math.min(MAX_CANDIDATES, room)), [likely, room]);
   const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
   const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: likely.map((one) => one.token) } : null);
@@ -101,10 +103,10 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
 const PLAIN = { temperature: 1, topK: 0, topP: 1 }; // the model's own probabilities
 const LIKELY = 20; // tokens whose texts are asked for: as many as the sampling panel shows, so that one answer serves both
 
-/** The likeliest tokens after a token, with logits where they were read: [{token, logit, plain, warm, last, piece}]. */
-function candidatesOf(logits, next, vocabulary, settings) {
+/** The likeliest tokens after a token, with logits where they were read: [{token, logit, plain, warm, last, piece}]. `came` is the token that came next, with its alternatives. */
+function candidatesOf(logits, came, vocabulary, settings) {
   if (logits) return chain(logits, vocabulary, settings, LIKELY);
-  return (next?.alternatives ?? []).map((one) => ({ token: one.token, logit: NaN, plain: one.probability, warm: NaN, last: one.probability, piece: nameOf(one) }));
+  return (came?.alternatives ?? []).map((one) => ({ token: one.token, logit: NaN, plain: one.probability, warm: NaN, last: one.final_probability, piece: nameOf(one) }));
 }
 
 /** Scales that do not jump while the same text is looked at: the largest that there was. */

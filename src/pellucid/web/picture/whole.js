@@ -111,14 +111,14 @@ function shapeOf(column, { look, at, ids, promptLength, candidates, kept, form, 
     text: count > promptLength && promptLength ? `${promptLength} + ${count - promptLength}` : `${count}`, tokens: long(`(B, T) = (1, ${count})`, `(1, ${count})`), embed: long(`(B, T, D) = (1, ${count}, ${width})`, `(1, ${count}, ${width})`), position: info.position === "unknown" ? "" : info.position, norm: `${width}`,
     qkv: block.heads ? `${block.heads}·${block.kv_heads ?? block.heads} × ${block.head_width ?? ""}` : "", pattern: block.heads ? `${block.heads} × ${count} × ${count}` : "",
     source: block.heads && look.source ? `${block.heads} × ${count} × ${look.source.ids.length}` : "", state: "", neurons: block.hidden ? long(`${width} → ${n(block.hidden)} → ${width}`, `${width} → ${n(block.hidden)}`) : "", experts: block.experts ? `${block.active_experts} of ${block.experts}` : "",
-    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? long(`T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}`, `T ${form.temperature} k ${form.topK || "all"} p ${form.topP}`) : "", draw: candidates.length ? kept ? `from ${counted(kept)}` : "" : "", pooled: `${width}`, labels: info.output?.labels ? `(N) = ${n(info.output.labels.length)}` : "",
+    logits: `(V) = ${n(info.vocabulary)}`, softmax: form ? long(`T ${form.temperature} · k ${form.topK || "all"} · p ${form.topP}`, `T ${form.temperature} k ${form.topK || "all"} p ${form.topP}`) : "", draw: candidates.length ? kept ? `from ${counted(kept)}` : "" : "", pooled: info.points[info.output?.point]?.shape?.match(/(\d+)\)$/)?.[1] ?? width, labels: info.output?.labels ? `(N) = ${n(info.output.labels.length)}` : "",
   };
   return shapes[column.id] ?? "";
 }
 
-/** The lengths of the residual stream of a token: before the block, after its first part, after it; `old` without the changes. */
-function sizesOf({ flow, before, at, look }, t) {
-  const isLong = partsOf(look.info, at.block).length > 1, sizes = (from) => [from.residual(at.block - 1, t), ...(isLong ? [from.middle(t)] : []), from.residual(at.block, t)];
+/** The lengths of the residual stream of a token: before the block, after each of its parts; `old` without the changes. */
+function sizesOf({ flow, before, at }, t) {
+  const sizes = (from) => [from.residual(at.block - 1, t), ...from.inside(t), from.residual(at.block, t)];
   return { now: sizes(flow), old: before && sizes(before) };
 }
 
@@ -132,11 +132,11 @@ function ribbons(place) {
 }
 
 function ribbonOf(t, now, old, { columns, inside, scene, row }) {
-  const { flow, at, widest, look } = scene, adds = inside.filter((one) => one.id === "add"), start = columns.find((one) => one.id === "position"), [first] = partsOf(look.info, at.block);
+  const { flow, at, widest, look } = scene, adds = inside.filter((one) => one.id === "add"), start = columns.find((one) => one.id === "position");
   const wide = (value) => (value === undefined ? 3 : 2 + row * WIDEST * Math.sqrt(Math.min(1, value / widest)));
   const borders = [start ? start.x + start.width - 4 : inside[0].x - 10, ...adds.map((one) => one.x + one.width / 2), inside.at(-1).x + inside.at(-1).width + 10];
   // A narrow picture has the parts of a block one below the other: each begins with its own length.
-  const own = (values) => (inside[0].part === first || adds.length > 1 ? values : values.slice(1));
+  const own = (values) => values.slice(adds.length > 1 ? 0 : partsOf(look.info, at.block).indexOf(inside[0].part));
   const paths = (values, kind) => borders.slice(1).map((x1, n) => {
     const value = own(values)[Math.min(n, own(values).length - 1)];
     return html`<path key=${`${kind}${n}`} class=${kind || (value === undefined ? "unread" : "")} d=${ribbon(borders[n], x1, 0, wide(value), wide(value))} />`;
@@ -174,7 +174,7 @@ function Requests({ running: { running, waiting, replicas }, path, x, y, size })
 
 /** What all rows share: the length of the widest ribbon. */
 export function scalesOf(rows, flow, layer) {
-  const sizes = rows.flatMap((row) => (row.t === undefined ? [] : [flow.residual(layer - 1, row.t), flow.middle(row.t), flow.residual(layer, row.t)])).filter(Number.isFinite).sort((a, b) => a - b);
+  const sizes = rows.flatMap((row) => (row.t === undefined ? [] : [flow.residual(layer - 1, row.t), ...flow.inside(row.t), flow.residual(layer, row.t)])).filter(Number.isFinite).sort((a, b) => a - b);
   return { widest: sizes[Math.floor((sizes.length - 1) * 0.85)] || 1 };
 }
 

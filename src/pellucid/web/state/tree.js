@@ -24,8 +24,8 @@ export class Tree {
   /** A token that might have come after a node, as the alternatives there describe it. */
   alternative(parent, token) {
     for (const id of this.nodes.get(parent)?.children ?? []) {
-      const { alternatives } = this.nodes.get(id), found = alternatives?.find((one) => one.token === token);
-      if (found) return { ...found, text: found.piece, alternatives };
+      const { alternatives, part } = this.nodes.get(id), found = alternatives?.find((one) => one.token === token);
+      if (found) return { ...found, text: found.piece, alternatives, part };
     }
     return undefined;
   }

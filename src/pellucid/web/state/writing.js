@@ -26,7 +26,8 @@ export function promptOf(form, info) {
  * number of tokens that were there when the run began.
  *
  * A part is {from, token, count, form, edits}: after a node of the tree, and with `token` as the first (none: the model's
- * own), so many tokens came. The same parts give the same text, because the same request gives the same tokens.
+ * own), so many tokens came. The same parts give the same text, because the same request gives the same tokens. A node of the
+ * tree has the part that its alternatives came with.
  */
 export function useWriting({ model, info, onError, watched }) {
   const [run, setRun] = useState(EMPTY), [running, setRunning] = useState(false), [failed, setFailed] = useState(null), stopper = useRef(null);
@@ -75,7 +76,7 @@ export function useWriting({ model, info, onError, watched }) {
         if (event.type === "dropped") state = { ...state, dropped: state.dropped + event.frames };
         if (event.type === "token") {
           made.count++;
-          state = { ...state, leaf: state.tree.add(state.leaf, event).id };
+          state = { ...state, leaf: state.tree.add(state.leaf, { ...event, part }).id };
         }
         if (event.type === "end") {
           ended = true;
