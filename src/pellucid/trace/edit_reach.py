@@ -46,13 +46,14 @@ class EditReach(Struct, frozen=True):
                 the sequence cannot have.
         """
         first = self.selected.tokens.start
+        starts = [own.start for own in self.selected.tokens.ranges]
         text = f"a {'source' if self.selected.point.of_source else 'prompt'} of {tokens:,} tokens"
         if most > tokens:
             text += f" (read up to position {most - 1:,} with its generated tokens)"
-        if first >= most:
+        if first >= most or (self.rows is None and max(starts) >= most):
+            found = f"begins at position {first:,}" if first >= most else f"selects position {max(starts):,}"
             raise edit_error(
-                self.where,
-                f"it begins at position {first:,}, and {text} has no such position: select one below {most:,}",
+                self.where, f"it {found}, and {text} has no such position: select one below {most:,}"
             )
         if self.rows is not None and self.positions.stop > most:
             raise edit_error(
@@ -144,19 +145,17 @@ def reach_of(selected: Selection, edit: Edit) -> EditReach:
         InvalidRequest: the values do not fit the part, there are more rows of values than selected positions, or a
             position has a weight on a key that the position does not see.
     """
-    where, point = edit.where, selected.point
-    if point.rows == "sequences" and selected.tokens.start:
-        raise edit_error(
-            where,
-            f"{point.name} has one row, and the edit begins at {selected.tokens.start:,}: leave tokens out",
-        )
-    own_keys = 0 if selected.keys is None or selected.keys.is_open else selected.keys.stop
+    where, point, own = edit.where, selected.point, selected.keys
+    # A range of keys may end after the text, but each range has a key in it.
+    own_keys = 0 if own is None else max(part.start for part in own.ranges) + 1
     if edit.values is None:
         return EditReach(edit.where, selected, None, own_keys)
     if point.kind in ("pattern", "scores"):
         values = pattern_rows(selected, edit, edit.values)
         rows, keys = None if values.shape[1] == 1 else values.shape[1], own_keys
-        if selected.keys is None and values.shape[2] > 1:
+        if own is not None and values.shape[2] > 1:
+            keys = own.first(values.shape[2]).stop
+        elif values.shape[2] > 1:
             seen = (values != 0).any(0)
             if point.kind == "pattern" and not selected.is_relative:
                 _refuse_unseen(selected, where, seen)
@@ -179,7 +178,7 @@ def _refuse_unseen(selected: Selection, where: str, weights: NDArray[np.bool_]) 
     mask = selected.point.mask
     assert mask is not None
     keys = np.arange(weights.shape[1])
-    for position, weighted in zip(selected.tokens.first(len(weights)).within(0, ENDLESS).tolist(), weights):
+    for position, weighted in zip(selected.tokens.first(len(weights)).listed(ENDLESS).tolist(), weights):
         seen = mask.seen(position)
         wrong = np.flatnonzero(weighted & ((keys < seen.start) | (keys >= seen.stop)))
         if len(wrong):

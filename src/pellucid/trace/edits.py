@@ -255,6 +255,20 @@ class ColumnRun(Struct, frozen=True):
     count: int
 
 
+def spans_of(selected: Selection) -> list[tuple[ColumnRun, NDArray[np.int64]]]:
+    """The columns of a selected part as one run for each part that has its own rows, otherwise as one run.
+
+    Each run comes with the selected columns in the order of the values, counted from the run's first column.
+    """
+    columns = dict[int, list[int]]()
+    for run in columns_of(selected):
+        columns.setdefault(run.part, []).extend(range(run.first, run.first + run.count))
+    return [
+        (ColumnRun(part, min(own), max(own) + 1 - min(own)), np.array(own) - min(own))
+        for part, own in columns.items()
+    ]
+
+
 def columns_of(selected: Selection) -> list[ColumnRun]:
     """The columns of a selected part, without padding, in the order of its values."""
     view = selected.point.view

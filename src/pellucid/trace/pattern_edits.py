@@ -17,6 +17,7 @@ from pellucid.kernels.attention.tiles import SPAN
 from pellucid.plan.traced_plan import PatternEdit
 from pellucid.runtime.batch import PatternChange
 from pellucid.trace.edits import Edit, edit_error, pattern_rows
+from pellucid.trace.positions import ENDLESS, EVERY, Positions
 from pellucid.trace.selection import Selection, runs_of
 
 
@@ -34,30 +35,36 @@ class BoundPatternEdit(Struct, frozen=True):
 
     def positions(self, start: int, stop: int) -> NDArray[np.int64]:
         """The positions from ``start`` to ``stop`` - 1 that are selected and have values."""
+        return self._tokens.within(start, stop)
+
+    @property
+    def _tokens(self) -> Positions:
         tokens = self.selected.tokens
-        if self.values is not None and self.values.shape[1] > 1:
-            tokens = tokens.first(self.values.shape[1])
-        return tokens.within(start, stop)
+        return (
+            tokens if self.values is None or self.values.shape[1] == 1 else tokens.first(self.values.shape[1])
+        )
 
     def change(
         self, positions: NDArray[np.int64], heads: Sequence[int], keys: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """The factors (1, 1, keys) and addends (1 or n, 1 or heads, keys) at selected ``positions`` and ``heads``."""
-        values, own = self.values, self.selected.keys
-        columns = np.arange(keys) if own is None else own.within(0, keys)
-        addends = None
+        values, own = self.values, self.selected.keys or EVERY
+        changed, addends = own.within(0, keys), None
         factors = np.ones((1, 1, keys), np.float32)
         if values is not None:
-            count = keys if values.shape[2] == 1 else values.shape[2]
-            if self.is_raw:  # the scores of further tokens stay unchanged
-                columns = columns[:count]
-            filled = columns[:count]
             part = values if len(values) == 1 else values[[self.selected.heads.index(head) for head in heads]]
             if part.shape[1] > 1:
-                part = part[:, [self.selected.tokens.rows_before(int(at)) for at in positions]]
+                tokens = self._tokens
+                part = part[:, [tokens.row_of(int(at)) for at in positions]]
+            filled = changed
+            if part.shape[2] > 1:
+                listed = own.first(part.shape[2]).listed(ENDLESS)
+                filled, part = listed[listed < keys], part[:, :, listed < keys]
+            if self.is_raw:  # the scores of further tokens stay unchanged
+                changed = filled
             addends = np.zeros((part.shape[1], len(part), keys), np.float32)
-            addends[:, :, filled] = part[:, :, : len(filled)].swapaxes(0, 1)
-        factors[:, :, columns] = self.edit.factor
+            addends[:, :, filled] = part.swapaxes(0, 1)
+        factors[:, :, changed] = self.edit.factor
         return factors, addends
 
 

@@ -128,6 +128,10 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
             if point.kind not in ("value", "probabilities"):
                 raise InvalidRequest(f"point={brief(text)}: {point.name} has no dims: its rows are tokens")
             dims = _numbers(text, "dims", values["dims"], point.view.count)
+        if "tokens" in values and point.rows == "sequences":
+            raise InvalidRequest(
+                f"point={brief(text)}: {point.name} has one value for each text: leave the tokens out"
+            )
         tokens = parse(text, "tokens", values["tokens"]) if "tokens" in values else EVERY
         keys = parse(text, "keys", values["keys"]) if "keys" in values else None
         if keys and point.kind not in ("pattern", "scores"):
@@ -224,7 +228,7 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
         raise InvalidRequest(f"point={brief(text)}: {len(parts)} ranges; the limit is {MOST_RANGES}")
     for part in parts:
         span = _range(text, key, part, size)
-        if not len(span) or span.start < 0 or span.stop > size:
+        if not len(span):
             raise InvalidRequest(
                 f"point={brief(text)}: {key}={brief(part)}: there are {size:,} {key}, numbered from 0"
             )
@@ -238,12 +242,14 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
 
 
 def _range(text: str, key: str, part: str, size: int) -> range:
-    """The range of numbers of a part. Negative numbers count from the end. Raises InvalidRequest."""
+    """The numbers of a part, as in NumPy: negative numbers count from the end, and ranges are clipped."""
     match = RANGE.fullmatch(part.strip())
     if not match or not part.strip() or int(match[4] or 1) < 1:
         raise InvalidRequest(
             f"point={brief(text)}: {key}={brief(part)}: must be a number or a range, such as -1, 2:9 or ::2"
         )
-    ends = (int(match[1] or 0), int(match[3] or size))
-    start, stop = (end + size * (end < 0) for end in ends)
-    return range(start, stop, int(match[4] or 1)) if match[2] else range(start, start + 1)
+    start, stop, step = (int(number) if number else None for number in (match[1], match[3], match[4]))
+    if match[2]:
+        return range(size)[start:stop:step]
+    number = int(match[1]) % size if -size <= int(match[1]) < size else size
+    return range(size)[number : number + 1]
