@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +18,6 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.plan.points import Point
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.trace.calls import CallContext
 from pellucid.trace.edits import Edit, ablate, add, call, mask, replace, scale
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
@@ -110,6 +111,14 @@ class Part(NamedTuple):
         return self.axes[1 if self.point.kind in ("pattern", "scores") else 0]
 
     @property
+    def has_effect(self) -> bool:
+        """True if a selected token of a pattern sees a selected key. An edit without effect is refused."""
+        mask_of = self.point.mask
+        return mask_of is None or any(
+            key in mask_of.seen(token) for token in self.tokens for key in self.axes[2]
+        )
+
+    @property
     def others(self) -> tuple[NDArray[np.intp], ...]:
         """The index of the part in the values of one token."""
         pattern = self.point.kind in ("pattern", "scores")
@@ -161,12 +170,12 @@ class Change(NamedTuple):
         new = x * np.float32(self.factor) if self.factor else np.zeros_like(x)
         return new if self.values is None else new + self.values[row if len(self.values) > 1 else 0]
 
-    def of_part(self, part: Part, x: NDArray[np.float32], context: CallContext) -> NDArray[np.float32]:
+    def of_part(self, part: Part, x: NDArray[np.float32], context: Any) -> NDArray[np.float32]:
         """The function of the part."""
         rows = (part.tokens.index(position) for position in context.positions)
         return np.array([self.of(values, row) for values, row in zip(x, rows)])
 
-    def of_whole(self, part: Part, x: NDArray[np.float32], context: CallContext) -> NDArray[np.float32]:
+    def of_whole(self, part: Part, x: NDArray[np.float32], context: Any) -> NDArray[np.float32]:
         """The function of the whole point that changes the part. A step's pattern may lack its last keys."""
         whole, (*first, last) = x.copy(), part.others
         index = (*first, last[..., last.reshape(-1) < x.shape[-1]])
@@ -197,16 +206,57 @@ def edits_of(draw: st.DrawFn, part: Part) -> tuple[Edit, Change]:
 def test_an_edit_changes_an_index(plain: Plain, data: st.DataObject) -> None:
     part = data.draw(parts(plain.points))
     edit, change = data.draw(edits_of(part))
-    if part.point.kind in ("pattern", "scores"):  # an edit without effect is refused
-        mask_of = part.point.mask
-        assume(any(key in mask_of.seen(token) for token in part.tokens for key in part.axes[2]))
+    assume(part.has_effect)
     name, cut = part.point.name, data.draw(st.booleans())
     whole = call(name, lambda x, context: change.of_whole(part, x, context))
     of_part = call(part.where, lambda x, context: change.of_part(part, x, context))
     found = []
-    for made in (whole, edit, of_part) if part.point.kind == "value" else (whole, edit, edit):
+    for made in (whole, edit, of_part):
         trace, probe = traced(plain.runner, name, edits=[made])
         outputs = run(plain.runner, probe, cut=cut)
         found.append((trace[name].tobytes(), outputs))
     assert found[1] == found[0], part
     assert found[2] == found[0], part
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_edits_of_an_attention_compose(plain: Plain, data: st.DataObject) -> None:
+    """Scores and patterns, functions and static edits, of the same heads and of different heads."""
+    *_, pattern = (point.name for point in plain.points if point.kind == "pattern")
+    scores = f"{pattern.removesuffix('.pattern')}.scores"
+    cut = data.draw(st.booleans())
+    of: dict[str, list[tuple[Part, Change]]] = {scores: [], pattern: []}
+    edits = list[Edit]()
+    for _ in range(data.draw(st.integers(2, 4))):
+        name = data.draw(st.sampled_from((scores, pattern)))
+        part = data.draw(parts([plain.runner.plan.points[name]]))
+        edit, change = data.draw(edits_of(part))
+        assume(part.has_effect)
+        if data.draw(st.booleans()):
+            edit = call(part.where, partial(change.of_part, part))
+        edits.append(edit)
+        of[name].append((part, change))
+
+    def whole(name: str, x: NDArray[np.float32], context: Any) -> NDArray[np.float32]:
+        for part, change in of[name]:
+            x = change.of_whole(part, x, context)
+        return x
+
+    heads = f"{pattern.removesuffix('.pattern')}.heads"
+    after, probe = traced(plain.runner, scores, pattern, heads, edits=edits)
+    run(plain.runner, probe, cut=cut)
+    context = SimpleNamespace(positions=np.arange(LENGTH))
+
+    def expected(name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return whole(name, x[0].swapaxes(0, 1), context).swapaxes(0, 1)[None]
+
+    of_scores, probe = traced(plain.runner, scores, pattern, edits=[call(scores, partial(whole, scores))])
+    run(plain.runner, probe, cut=cut)
+    assert np.array_equal(after[scores], expected(scores, plain.values[scores]))
+    assert np.array_equal(after[scores], of_scores[scores])
+    assert np.array_equal(after[pattern], expected(pattern, of_scores[pattern]))
+    pinned, probe = traced(plain.runner, heads, edits=[replace(pattern, after[pattern])])
+    run(plain.runner, probe, cut=cut)
+    most = np.abs(pinned[heads]).max()
+    np.testing.assert_allclose(after[heads], pinned[heads], atol=1e-5 * max(most, 1e-3))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from pellucid.errors import PellucidError
-from pellucid.kernels.attention.tiles import SPAN
 from pellucid.plan.traced_plan import Watch
 from pellucid.runtime.batch import EditEntry, PatternChange
 from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
@@ -19,7 +20,8 @@ from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of, shape_
 from pellucid.trace.instrumentation import BoundCall, BoundEdit, Instrumentation, RecordedPart, part_of
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import array_of
-from pellucid.trace.positions import Positions
+from pellucid.trace.pattern_edits import BoundPatternEdit, padded_change
+from pellucid.trace.positions import EVERY, Positions
 from pellucid.trace.selection import Selection
 
 SOME = 3
@@ -69,7 +71,7 @@ class SequenceProbe:
         self._blocks: dict[str, list[RecordedBlock]] = {}
         self._patterns: dict[int, list[RecordedBlock]] = {}
         self._states: dict[int, dict[int, RecordedBlock]] = {}
-        self._called: dict[tuple[str, int], CalledRows] = {}
+        self._called: dict[tuple[str, int, int], CalledRows] = {}
         self._read: dict[tuple[str, Positions], list[_ReadRows]] = {}
         self.number, self.prompt, self.state = 0, 0, dict[Any, Any]()
         """The sequence's number in its request, the number of the prompt's tokens, and the state of functions."""
@@ -154,7 +156,7 @@ class SequenceProbe:
             return rows_of(selected, edit, result)[0]
 
         at, own = np.array([position]), np.array([token])
-        known = self._call(("state", number), selected, edit, at, own, state[None].copy(), checked)
+        known = self._call(("state", number, 0), selected, edit, at, own, state[None].copy(), checked)
         return None if known is None else known.of(position)
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
@@ -270,7 +272,7 @@ class SequenceProbe:
         def checked(result: Any) -> NDArray[np.float32]:
             return rows_of(selected, edit, result)[0]
 
-        known = self._call(("value", number - bound.number), selected, edit, positions, own, part, checked)
+        known = self._call(("value", number - bound.number, 0), selected, edit, positions, own, part, checked)
         if known is None:
             return []
         entries, first = list[EditEntry](), bound.number * len(bound.picked)
@@ -288,32 +290,38 @@ class SequenceProbe:
         rows: NDArray[np.float32],
     ) -> PatternChange | None:
         """As in ``Probe``. Exceptions are as in ``called``."""
-        heads = self.instrumentation.pattern_edits[number]
-        edit, selected = heads.edits[0].edit, heads.edits[0].selected
-
-        def checked(result: Any) -> NDArray[np.float32]:
-            made = pattern_rows(selected, edit, np.swapaxes(result, 0, 1) if np.ndim(result) == 3 else result)
-            if made.shape[2] not in (1, rows.shape[2]):
-                reason = f"the function returns values of shape {np.shape(result)} for {rows.shape}"
-                raise edit_error(edit.where, reason)
-            return np.broadcast_to(made.swapaxes(0, 1), (made.shape[1], *rows.shape[1:]))
-
-        known = self._call(("pattern", number), selected, edit, positions, tokens, rows.copy(), checked)
-        if known is None:
-            return None
-        padded = -(-rows.shape[2] // SPAN) * SPAN
-        factors = np.zeros((len(positions), heads.count, padded), np.float32)
-        addends = np.zeros_like(factors)
-        for at, factor, addend in zip(positions, factors, addends):
-            if (row := known.of(int(at))) is None:
-                factor[...] = 1
-            else:
-                addend[:, : row.shape[-1]] = row[:, : rows.shape[2]]
-        return PatternChange(positions, factors, addends)
+        heads, (_, _, keys) = self.instrumentation.pattern_edits[number], rows.shape
+        x, changed, zero = rows.copy(), np.zeros(rows.shape, bool), np.float32(0)
+        for index, bound in enumerate(heads.edits):
+            if bound.edit.function is None:
+                factors, addends = heads.change_of(bound, positions, keys)
+                with np.errstate(invalid="ignore"):
+                    x = np.where(factors == 0, zero, x * factors)
+                if addends is not None:
+                    x, changed = x + addends, changed | (addends != 0)
+                changed = changed | (factors != 1)
+                continue
+            chosen = np.isin(positions, bound.positions(int(positions[0]), int(positions[-1]) + 1))
+            columns = (bound.selected.keys or EVERY).listed(keys)
+            own_heads = np.array(bound.selected.heads) - heads.first
+            if not len(columns):
+                continue
+            at = np.ix_(np.flatnonzero(chosen), own_heads, columns)
+            checked = partial(_expanded, bound, columns, keys)
+            key = ("pattern", number, index)
+            own = positions[chosen], tokens[chosen], x[at]
+            known = self._call(key, bound.selected, bound.edit, *own, checked)
+            if self.error is not None:
+                return None
+            for row, position in zip(at[0].ravel(), own[0]):
+                if known is not None and (made := known.of(int(position))) is not None:
+                    to = np.ix_([row], own_heads, columns[columns < made.shape[-1]])
+                    x[to], changed[to] = made[:, to[2].ravel()], True
+        return padded_change(positions, (~changed).astype(np.float32), np.where(changed, x, zero))
 
     def _call(
         self,
-        key: tuple[str, int],
+        key: tuple[str, int, int],
         selected: Selection,
         edit: Edit,
         positions: NDArray[np.int64],
@@ -413,6 +421,21 @@ class SequenceProbe:
             pattern[:, rows] = unseen
             pattern[:, rows, :length] = block[:, :, :length].swapaxes(0, 1)
         return pattern if selected.keys is None else pattern[:, :, selected.keys.listed(keys)]
+
+
+def _expanded(
+    bound: BoundPatternEdit, columns: NDArray[np.int64], keys: int, result: Any
+) -> NDArray[np.float32]:
+    """The result of a function for some ``columns`` as rows (n or 1, heads, keys)."""
+    edit, selected = bound.edit, structs.replace(bound.selected, keys=None)
+    made = pattern_rows(selected, edit, np.swapaxes(result, 0, 1) if np.ndim(result) == 3 else result)
+    if made.shape[2] not in (1, len(columns)):
+        heads = len(selected.heads)
+        reason = f"the function returns values of shape {np.shape(result)} for (n, {heads}, {len(columns)})"
+        raise edit_error(edit.where, reason)
+    rows = np.zeros((made.shape[1], len(selected.heads), keys), np.float32)
+    rows[:, :, columns] = made.swapaxes(0, 1)
+    return rows
 
 
 def _blocks_in(
