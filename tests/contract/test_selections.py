@@ -81,7 +81,7 @@ def run(runner: ModelRunner, probe: SequenceProbe, *, cut: bool = False) -> byte
 
 @st.composite
 def listed(draw: st.DrawFn, size: int) -> tuple[str, list[int]]:
-    """What a user writes for numbers below ``size``, and these numbers."""
+    """A list as a user writes it, and its numbers, which are below ``size``."""
     texts, numbers = list[str](), list[int]()
     ends = st.one_of(st.none(), st.integers(-size - 2, size + 2))
     for _ in range(draw(st.integers(1, 4))):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of
-from pellucid.trace.positions import ENDLESS, Positions
+from pellucid.trace.positions import ENDLESS, EVERY, Positions
 from pellucid.trace.selection import Selection
 
 
@@ -153,13 +153,11 @@ def reach_of(selected: Selection, edit: Edit) -> EditReach:
     if point.kind in ("pattern", "scores"):
         values = pattern_rows(selected, edit, edit.values)
         rows, keys = None if values.shape[1] == 1 else values.shape[1], own_keys
-        if own is not None and values.shape[2] > 1:
-            keys = own.first(values.shape[2]).stop
-        elif values.shape[2] > 1:
-            seen = (values != 0).any(0)
+        if values.shape[2] > 1:
+            columns, seen = (own or EVERY).first(values.shape[2]).listed(ENDLESS), (values != 0).any(0)
             if point.kind == "pattern" and not selected.is_relative:
-                _refuse_unseen(selected, where, seen)
-            keys = int(seen.any(0).nonzero()[0].max(initial=-1)) + 1
+                _refuse_unseen(selected, where, seen, columns)
+            keys = int(columns[seen.any(0) if own is None else ...].max(initial=-1)) + 1
     else:
         values, broadcast = rows_of(selected, edit, edit.values)
         rows, keys = None if broadcast else len(values), 0
@@ -170,19 +168,20 @@ def reach_of(selected: Selection, edit: Edit) -> EditReach:
     return EditReach(edit.where, selected, rows, keys)
 
 
-def _refuse_unseen(selected: Selection, where: str, weights: NDArray[np.bool_]) -> None:
-    """Refuse ``weights`` (rows, keys) of a pattern edit on keys that a position does not see.
+def _refuse_unseen(
+    selected: Selection, where: str, weights: NDArray[np.bool_], keys: NDArray[np.int64]
+) -> None:
+    """Refuse ``weights`` (rows, keys) of a pattern edit on ``keys`` that a position does not see.
 
     A single row applies to all positions. It is checked at the first position, which sees the fewest keys.
     """
     mask = selected.point.mask
     assert mask is not None
-    keys = np.arange(weights.shape[1])
     for position, weighted in zip(selected.tokens.first(len(weights)).listed(ENDLESS).tolist(), weights):
         seen = mask.seen(position)
-        wrong = np.flatnonzero(weighted & ((keys < seen.start) | (keys >= seen.stop)))
+        wrong = keys[weighted & ((keys < seen.start) | (keys >= seen.stop))]
         if len(wrong):
-            key = int(wrong[-1])
+            key = int(wrong.max())
             why = "comes after it" if key > position else f"is outside its window of {mask.window:,}"
             remedy = "give 0 there"
             if len(weights) == 1 and key > position:

@@ -44,12 +44,12 @@ class RelativeRange(Struct, frozen=True):
     step: int
     relative: tuple[bool, bool]
 
-    def resolve(self, text: str, count: int) -> range:
-        """The range in a sequence whose prompt has ``count`` tokens."""
+    def resolve(self, what: str, count: int) -> range:
+        """The range in a sequence whose prompt has ``count`` tokens. An error is about ``what``."""
         start = max(0, self.start + count * self.relative[0])
         stop = ENDLESS if self.stop is None else self.stop + count * self.relative[1]
         if stop <= start:
-            raise InvalidRequest(f"tokens={text}: the prompt has {count:,} tokens: select positions in it")
+            raise InvalidRequest(f"{what}: the prompt has {count:,} tokens: select positions in it")
         return range(start, stop, self.step)
 
 
@@ -104,7 +104,7 @@ class Positions(Struct, frozen=True):
         return any(position in own for own in self.ranges)
 
     def first(self, count: int) -> Positions:
-        """The ``count`` lowest positions: those that the recording of a text with so many of them has."""
+        """The ``count`` lowest positions, in the written order."""
         if len(self.ranges) == 1:
             return Positions((self.ranges[0][:count],))
         low, high = self.start, self.stop
@@ -157,21 +157,21 @@ class Positions(Struct, frozen=True):
                 runs += (range(position, position + 1) for position in part)
         yield from sorted(runs, key=lambda run: run.start)
 
-    def resolve(self, prompt: TokenTexts) -> Positions:
-        """These positions in a sequence with this prompt.
+    def resolve(self, prompt: TokenTexts, key: str = "tokens") -> Positions:
+        """These positions in a sequence with this prompt, which errors call ``key``.
 
         Raises:
             InvalidRequest: the prompt does not have a position or a text, or a position is selected twice.
         """
         if not self.is_relative:
             return self
-        ranges = list[range]()
+        ranges, what = list[range](), f"{key}={self.text}"
         for part in self.parts:
             if isinstance(part, RelativeRange):
-                ranges.append(part.resolve(self.text, len(prompt.ids)))
+                ranges.append(part.resolve(what, len(prompt.ids)))
             else:
-                ranges += _occurrences(part, prompt) if isinstance(part, str) else [part]
-        refuse_twice(f"tokens={self.text}", ranges)
+                ranges += _occurrences(key, part, prompt) if isinstance(part, str) else [part]
+        refuse_twice(what, ranges)
         return Positions(tuple(ranges), self.text)
 
 
@@ -247,7 +247,7 @@ def _quoted(where: str, key: str, text: str) -> str:
     return str(found)
 
 
-def _occurrences(text: str, prompt: TokenTexts) -> list[range]:
+def _occurrences(key: str, text: str, prompt: TokenTexts) -> list[range]:
     """The tokens of each occurrence of a text in the prompt."""
     pieces = [prompt.piece(token) for token in prompt.ids]
     ends = np.cumsum([len(piece) for piece in pieces])
@@ -257,7 +257,7 @@ def _occurrences(text: str, prompt: TokenTexts) -> list[range]:
         if not found or found[-1].stop <= first:
             found.append(range(first, last + 1))
     if not found:
-        raise InvalidRequest(f"tokens={brief(text)}: this text does not occur in the prompt")
+        raise InvalidRequest(f"{key}={brief(text)}: this text does not occur in the prompt")
     return found
 
 

@@ -3,8 +3,9 @@
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts. A negative block number counts from
 the last block. Names of TransformerLens select points, too (``trace/transformer_lens_names.py``). ``heads`` and
 ``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9", "5:", "::2". Negative numbers
-count from the end. Recorded values have the order of the list. Each number may occur once. ``tokens`` and ``keys`` list
-positions (``trace/positions.py``); patterns and scores have ``keys``, the tokens that a token attends to.
+count from the end, and ranges are clipped. ``tokens`` and ``keys`` list positions (``trace/positions.py``); patterns
+and scores have ``keys``, the tokens that a token attends to. A part is NumPy indexing of the whole array: recorded
+values have the order of the lists. Each number may occur once.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ class Selection(Struct, frozen=True):
         if not self.is_relative:
             return self
         of_keys = source if source and self.point.mask and self.point.mask.cross else prompt
-        keys = None if self.keys is None else self.keys.resolve(of_keys)
-        resolved: Selection = replace(self, tokens=self.tokens.resolve(prompt), keys=keys)
+        where = f"point={brief(self.name)}: "
+        keys = None if self.keys is None else self.keys.resolve(of_keys, f"{where}keys")
+        tokens = self.tokens.resolve(prompt, f"{where}tokens")
+        resolved: Selection = replace(self, tokens=tokens, keys=keys)
         return resolved
 
     @property

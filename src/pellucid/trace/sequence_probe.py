@@ -412,9 +412,7 @@ class SequenceProbe:
         selected = recorded.selected
         unseen = 0.0 if selected.point.kind == "pattern" else -np.inf
         blocks, mask = self._patterns.get(recorded.places[0], ()), selected.point.mask
-        keys = self.count
-        if mask is not None and mask.cross:
-            keys = max((values.shape[-1] for _, values, _ in blocks), default=0)
+        keys = self.source.count if mask and mask.cross and self.source else self.count
         pattern = np.full((len(selected.heads), len(tokens), keys), np.nan, np.float32)
         for rows, block in _blocks_in(blocks, tokens):
             length = min(block.shape[-1], keys)
@@ -427,13 +425,13 @@ def _expanded(
     bound: BoundPatternEdit, columns: NDArray[np.int64], keys: int, result: Any
 ) -> NDArray[np.float32]:
     """The result of a function for some ``columns`` as rows (n or 1, heads, keys)."""
-    edit, selected = bound.edit, structs.replace(bound.selected, keys=None)
-    made = pattern_rows(selected, edit, np.swapaxes(result, 0, 1) if np.ndim(result) == 3 else result)
-    if made.shape[2] not in (1, len(columns)):
-        heads = len(selected.heads)
-        reason = f"the function returns values of shape {np.shape(result)} for (n, {heads}, {len(columns)})"
-        raise edit_error(edit.where, reason)
-    rows = np.zeros((made.shape[1], len(selected.heads), keys), np.float32)
+    selected, shape = structs.replace(bound.selected, keys=None), np.shape(result)
+    heads = len(selected.heads)
+    if (shape and shape[-1] not in (1, len(columns))) or (len(shape) == 3 and shape[1] != heads):
+        reason = f"the function returns values of shape {shape} for (n, {heads}, {len(columns)})"
+        raise edit_error(bound.edit.where, reason)
+    made = pattern_rows(selected, bound.edit, np.swapaxes(result, 0, 1) if len(shape) == 3 else result)
+    rows = np.zeros((made.shape[1], heads, keys), np.float32)
     rows[:, :, columns] = made.swapaxes(0, 1)
     return rows
 

@@ -236,7 +236,15 @@ def test_an_edit_may_use_cached_tokens_before_it(llm: LLM) -> None:
         (call("embed", lambda x, c: None, reads="norm"), "cannot read norm, which is computed after embed"),
         (call("norm", lambda x, c: None, reads="embed[tokens=3]"), r"cannot read embed\[tokens=3\]"),
         (call("blocks.0.attention.pattern[keys=900]", lambda x: x), "it selects token 900"),
-        (call("blocks.0.attention.pattern[keys=2,0]", lambda x: x[:, :, :0]), "there are no values"),
+        (
+            call("blocks.0.attention.pattern[keys=2,0]", lambda x: x[:, :, :0]),
+            r"of shape \(\d+, 4, 0\) for \(n, 4, 2\)",
+        ),
+        (call("blocks.0.attention.pattern[heads=3,0]", lambda x: x[:, :1]), r"for \(n, 2, \d+\)"),
+        (
+            replace("blocks.0.attention.pattern[tokens=2; keys=4,1]", [1, 0]),
+            "attends to token 4, which comes after",
+        ),
         (call("blocks.0.attention.pattern", lambda x: x[:, :, :2]), r"the function returns values of shape"),
         (mask("blocks.0.residual"), "name a point such as blocks.3.attention.scores"),
         (mask("blocks.0.attention.pattern"), "hides keys in attention scores"),
