@@ -101,13 +101,21 @@ def test_each_token_once_whatever_runs(llm: LLM, factor: float) -> None:
         assert chosen(requests[3].results()[0]) == chosen(alone)
 
 
-def test_a_sequence_that_loses_its_pages_gets_the_results_again(llm: LLM) -> None:
-    seen, edits = Seen(0.5), []
-    edits = [call("blocks.1.residual[tokens=4:]", seen)]
+@pytest.mark.parametrize(
+    "where",
+    [
+        "blocks.1.residual[tokens=4:]",
+        "blocks.1.attention.q[heads=3,0; dims=5,1]",
+        "blocks.1.attention.scores[heads=3,0; tokens=9:,4; keys=8,0:3]",
+    ],
+)
+def test_a_sequence_that_loses_its_pages_gets_the_results_again(llm: LLM, where: str) -> None:
+    seen = Seen(0.5)
+    edits = [call(where, seen)]
     plain = llm.generate(PROMPT, edits=edits, **HOW)
     expected = list(seen.positions)
     again = Seen(0.5)
-    request = llm.request(PROMPT, edits=[call("blocks.1.residual[tokens=4:]", again)], **HOW)
+    request = llm.request(PROMPT, edits=[call(where, again)], **HOW)
     for number, _ in enumerate(request):
         if number == 5:
             lose_pages(llm)
