@@ -68,7 +68,9 @@ class StepPatterns:
     ) -> None:
         self._patterns, self._parts, self._records, self._keep = patterns, parts, records, keep
         self._taps = list(self._begin_taps())
-        self._edits = [self._begin_edit(number) for number in range(len(patterns.edits))]
+        self._edits: list[tuple[list[_EditRows], NDArray[np.float32], NDArray[np.float32]]] = []
+        for number in range(len(patterns.edits)):
+            self._edits.append(self._begin_edit(number))
 
     def pauses(self) -> Iterator[PatternPause]:
         """Yield the edits that pause the step."""
@@ -105,12 +107,15 @@ class StepPatterns:
             own.append(_EditRows(part, positions, len(listed) // 2))
             listed += [word for at in positions for word in (part.row + int(at) - part.start, part.number)]
         rows = table(listed, 2)
-        block = _rows_of_patterns(rows[0], edit.count, self._parts, cross=cross)
+        if edit.chained:
+            block, again = self._edits[-1][2], table([], 2)
+        else:
+            block, again = _rows_of_patterns(rows[0], edit.count, self._parts, cross=cross), rows
         changed = np.zeros_like(block) if edit.raw else block
-        self._keep += [rows, block, changed]
+        self._keep += [rows, again, block, changed]
         self._records.set(
             remade,
-            rows=address(rows),
+            rows=address(again),
             out=address(block),
             out_stride=block.strides[0],
             out_head=block.strides[1],

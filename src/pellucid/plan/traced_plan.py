@@ -76,7 +76,8 @@ class PatternTap(Struct, frozen=True):
 class PatternEdit(Struct, frozen=True):
     """A change of the patterns (``raw``: the scores) of heads ``first`` to ``first + count - 1`` of an attention.
 
-    ``paused`` is as in ``ColumnEdit``.
+    ``paused`` is as in ``ColumnEdit``. If ``chained``, the patterns are the results of the change of scores before it,
+    which has the same heads and rows.
     """
 
     operation: int
@@ -84,6 +85,7 @@ class PatternEdit(Struct, frozen=True):
     count: int
     raw: bool = False
     paused: bool = False
+    chained: bool = False
 
 
 class StateTap(Struct, frozen=True):

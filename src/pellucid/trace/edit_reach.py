@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of
-from pellucid.trace.positions import ENDLESS, Positions
+from pellucid.trace.positions import ENDLESS, EVERY, Positions
 from pellucid.trace.selection import Selection
 
 
@@ -46,13 +46,14 @@ class EditReach(Struct, frozen=True):
                 the sequence cannot have.
         """
         first = self.selected.tokens.start
+        starts = [own.start for own in self.selected.tokens.ranges]
         text = f"a {'source' if self.selected.point.of_source else 'prompt'} of {tokens:,} tokens"
         if most > tokens:
             text += f" (read up to position {most - 1:,} with its generated tokens)"
-        if first >= most:
+        if first >= most or (self.rows is None and max(starts) >= most):
+            found = f"begins at position {first:,}" if first >= most else f"selects position {max(starts):,}"
             raise edit_error(
-                self.where,
-                f"it begins at position {first:,}, and {text} has no such position: select one below {most:,}",
+                self.where, f"it {found}, and {text} has no such position: select one below {most:,}"
             )
         if self.rows is not None and self.positions.stop > most:
             raise edit_error(
@@ -144,23 +145,19 @@ def reach_of(selected: Selection, edit: Edit) -> EditReach:
         InvalidRequest: the values do not fit the part, there are more rows of values than selected positions, or a
             position has a weight on a key that the position does not see.
     """
-    where, point = edit.where, selected.point
-    if point.rows == "sequences" and selected.tokens.start:
-        raise edit_error(
-            where,
-            f"{point.name} has one row, and the edit begins at {selected.tokens.start:,}: leave tokens out",
-        )
-    own_keys = 0 if selected.keys is None or selected.keys.is_open else selected.keys.stop
+    where, point, own = edit.where, selected.point, selected.keys
+    # A range of keys may end after the text, but each range has a key in it.
+    own_keys = 0 if own is None else max(part.start for part in own.ranges) + 1
     if edit.values is None:
         return EditReach(edit.where, selected, None, own_keys)
     if point.kind in ("pattern", "scores"):
         values = pattern_rows(selected, edit, edit.values)
         rows, keys = None if values.shape[1] == 1 else values.shape[1], own_keys
-        if selected.keys is None and values.shape[2] > 1:
-            seen = (values != 0).any(0)
+        if values.shape[2] > 1:
+            columns, seen = (own or EVERY).first(values.shape[2]).listed(ENDLESS), (values != 0).any(0)
             if point.kind == "pattern" and not selected.is_relative:
-                _refuse_unseen(selected, where, seen)
-            keys = int(seen.any(0).nonzero()[0].max(initial=-1)) + 1
+                _refuse_unseen(selected, where, seen, columns)
+            keys = int(columns[seen.any(0) if own is None else ...].max(initial=-1)) + 1
     else:
         values, broadcast = rows_of(selected, edit, edit.values)
         rows, keys = None if broadcast else len(values), 0
@@ -171,19 +168,20 @@ def reach_of(selected: Selection, edit: Edit) -> EditReach:
     return EditReach(edit.where, selected, rows, keys)
 
 
-def _refuse_unseen(selected: Selection, where: str, weights: NDArray[np.bool_]) -> None:
-    """Refuse ``weights`` (rows, keys) of a pattern edit on keys that a position does not see.
+def _refuse_unseen(
+    selected: Selection, where: str, weights: NDArray[np.bool_], keys: NDArray[np.int64]
+) -> None:
+    """Refuse ``weights`` (rows, keys) of a pattern edit on ``keys`` that a position does not see.
 
     A single row applies to all positions. It is checked at the first position, which sees the fewest keys.
     """
     mask = selected.point.mask
     assert mask is not None
-    keys = np.arange(weights.shape[1])
-    for position, weighted in zip(selected.tokens.first(len(weights)).within(0, ENDLESS).tolist(), weights):
+    for position, weighted in zip(selected.tokens.first(len(weights)).listed(ENDLESS).tolist(), weights):
         seen = mask.seen(position)
-        wrong = np.flatnonzero(weighted & ((keys < seen.start) | (keys >= seen.stop)))
+        wrong = keys[weighted & ((keys < seen.start) | (keys >= seen.stop))]
         if len(wrong):
-            key = int(wrong[-1])
+            key = int(wrong.max())
             why = "comes after it" if key > position else f"is outside its window of {mask.window:,}"
             remedy = "give 0 there"
             if len(weights) == 1 and key > position:

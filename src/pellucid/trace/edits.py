@@ -10,8 +10,9 @@
     forbid_expert(3, 17), force_expert(3, 17)                       the experts that the router of block 3 chooses
     forbid_token(42), force_token(42, tokens="5")                   the next token, here after position 5
 
-Values have a row for each selected position, (T, ...), from the first selected position on. A single row (...) applies
-to all positions. A position without a row stays unchanged. A row without a position is refused.
+Values have a row for each selected position, (T, ...), in the written order. A single row (...) applies to all
+positions. If there are fewer rows, they belong to the lowest positions, and the other positions stay unchanged. A row
+without a position is refused.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def call(where: str, function: Function, reads: str | Sequence[str] = ()) -> Edi
 
     A function with two arguments is called as ``function(values, context)`` with a `CallContext`: the positions, their
     tokens, and a dictionary that the request keeps. ``context[point]`` has the values of a point of ``reads`` at the
-    same positions; the step computes this point before. Patterns and scores are (n, heads, keys).
+    same positions; the step computes this point before. Patterns and scores are (n, heads, keys), with the selected
+    keys up to the last token of the step. Heads, dims and keys have the written order.
 
     A function sees each token of a sequence once, in order, however the prompt is divided into steps. It is called in
     the thread that runs the steps of all requests, so all requests wait for it. If it returns None, the values stay
@@ -253,6 +255,20 @@ class ColumnRun(Struct, frozen=True):
     part: int
     first: int
     count: int
+
+
+def spans_of(selected: Selection) -> list[tuple[ColumnRun, NDArray[np.int64]]]:
+    """The columns of a selected part as one run for each part that has its own rows, otherwise as one run.
+
+    Each run comes with the selected columns in the order of the values, counted from the run's first column.
+    """
+    columns = dict[int, list[int]]()
+    for run in columns_of(selected):
+        columns.setdefault(run.part, []).extend(range(run.first, run.first + run.count))
+    return [
+        (ColumnRun(part, min(own), max(own) + 1 - min(own)), np.array(own) - min(own))
+        for part, own in columns.items()
+    ]
 
 
 def columns_of(selected: Selection) -> list[ColumnRun]:

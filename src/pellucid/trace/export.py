@@ -137,11 +137,11 @@ def labelled_part(
     """
     point = part.point
     texts = source_pieces if point.of_source else pieces
-    shape, tokens = list(values.shape), part.tokens.within(0, len(texts))
+    shape, tokens = list(values.shape), part.tokens.listed(len(texts))
     head = Axis("head", (point.letters or ("H",))[0], part.heads)
     if point.kind in ("pattern", "scores"):
         others = source_pieces if point.mask and point.mask.cross else texts
-        keys = part.keys.within(0, len(others)) if part.keys else np.arange(shape[2])
+        keys = part.keys.listed(len(others)) if part.keys else np.arange(shape[2])
         queries = _positions("token", "T", tokens[: shape[1]], texts)
         return LabelledArray(
             part.name, values, (head, queries, _positions("key", "T'", keys[: shape[2]], others))

@@ -18,7 +18,7 @@ from pellucid.plan.traced_plan import ColumnEdit, PatternTap, StateTap, Tap, Wat
 from pellucid.runtime.batch import EditEntry
 from pellucid.sample.candidates import Candidates
 from pellucid.trace.edit_reach import reach_of
-from pellucid.trace.edits import ColumnRun, Edit, columns_of, edit_error, rows_of
+from pellucid.trace.edits import ColumnRun, Edit, columns_of, edit_error, rows_of, spans_of
 from pellucid.trace.pattern_edits import bind_pattern, grouped
 from pellucid.trace.positions import EVERY, Positions, TokenTexts
 from pellucid.trace.selection import Selection, select
@@ -45,8 +45,7 @@ class RecordedPart(Struct, frozen=True):
 class BoundEdit(Struct, frozen=True):
     """One run of columns of an edit, with the selected part and the values for these columns.
 
-    The values have a row for each selected position. With ``broadcast`` a single row applies to all positions. If
-    ``read`` is given, the run changes nothing: a function of ``edit`` reads the values under this name.
+    The values have a row for each selected position. With ``broadcast`` a single row applies to all positions.
     """
 
     selected: Selection
@@ -54,7 +53,6 @@ class BoundEdit(Struct, frozen=True):
     values: NDArray[np.float32] | None
     broadcast: bool
     columns: ColumnRun
-    read: str = ""
 
     def entries(self, start: int, stop: int) -> list[EditEntry]:
         """The entries of the positions from ``start`` to ``stop`` - 1 that are selected and have values."""
@@ -64,11 +62,28 @@ class BoundEdit(Struct, frozen=True):
         positions = tokens.within(start, stop).tolist()
         if values is None:
             return [EditEntry(position, factor, None) for position in positions]
-        first = 0 if self.broadcast or not positions else tokens.rows_before(positions[0])
         return [
-            EditEntry(position, factor, values[0 if self.broadcast else first + number])
-            for number, position in enumerate(positions)
+            EditEntry(position, factor, values[0 if self.broadcast else tokens.row_of(position)])
+            for position in positions
         ]
+
+
+class BoundCall(Struct, frozen=True):
+    """A pause of the step for the function of ``edit``, which changes the part ``selected``, or reads it (``reads``).
+
+    ``columns`` span the selected columns, and ``picked`` are the selected columns in the order of the values, counted
+    from the first column of the span. If the parts of a value have their own rows, each part has a pause: number
+    ``number`` of ``pauses``. The values of a pause that reads are kept under the name ``name``.
+    """
+
+    selected: Selection
+    edit: Edit
+    columns: ColumnRun
+    picked: NDArray[np.int64]
+    number: int
+    pauses: int
+    name: str
+    reads: bool
 
 
 class Instrumentation:
@@ -107,8 +122,13 @@ class Instrumentation:
         for part, edit in edits:
             if remedy := REFUSED.get(part.point.kind):
                 raise edit_error(edit.where, remedy)
+            if part.point.dtype != "float32":
+                raise edit_error(edit.where, "expert numbers cannot be changed; change the router's scores")
         self.reaches = [reach_of(part, edit) for part, edit in edits]
-        self.edits = [run for part, edit in edits if part.point.kind == "value" for run in _bound(part, edit)]
+        self.edits: list[BoundEdit | BoundCall] = []
+        for part, edit in edits:
+            if part.point.kind == "value":
+                self.edits += _bound(part, edit) if edit.function is None else _called(part, edit)
         self.edits += self._readers(edits)
         self.pattern_edits = list(
             grouped(
@@ -124,7 +144,7 @@ class Instrumentation:
                 run.columns.count,
                 run.selected.point.write,
                 run.columns.part,
-                run.edit.function is not None,
+                isinstance(run, BoundCall),
             )
             for run in self.edits
         ]
@@ -151,14 +171,14 @@ class Instrumentation:
             return self
         return Instrumentation(*self._given, self._points, prompt, source)
 
-    def _readers(self, edits: Sequence[tuple[Selection, Edit]]) -> Iterator[BoundEdit]:
+    def _readers(self, edits: Sequence[tuple[Selection, Edit]]) -> Iterator[BoundCall]:
         """Yield the values that functions read, once for each part and the positions of its edits."""
-        found = dict[tuple[str, Positions], BoundEdit]()
+        found = dict[tuple[str, Positions], list[BoundCall]]()
         for part, edit in edits:
             for name in edit.reads:
-                for read in select(self._points, [name]):
-                    found.setdefault((name, part.tokens), _reader(part, edit, name, read))
-        yield from found.values()
+                found.setdefault((name, part.tokens), _reader(part, edit, name, select(self._points, [name])))
+        for pauses in found.values():
+            yield from pauses
 
     def _recorded(
         self, selected: Selection, taps: list[Tap], patterns: list[PatternTap], states: list[StateTap]
@@ -196,14 +216,10 @@ class Instrumentation:
 
 
 def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
-    if selected.point.dtype != "float32":
-        raise edit_error(edit.where, "expert numbers cannot be changed; change the router's scores")
     values, broadcast = (None, True) if edit.values is None else rows_of(selected, edit, edit.values)
     runs = columns_of(selected)
     if len(runs) > MOST_RUNS:
-        raise edit_error(edit.where, f"{len(runs):,} runs of columns; the limit is {MOST_RUNS:,}")
-    if edit.function is not None and len(runs) > 1:
-        reason = "a function can change only adjacent columns; select all heads, or one head"
+        reason = f"{len(runs):,} runs of columns; the limit is {MOST_RUNS:,}: use call, which takes any columns"
         raise edit_error(edit.where, reason)
     bound, done = list[BoundEdit](), 0
     for run in runs:
@@ -211,6 +227,18 @@ def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
         bound.append(BoundEdit(selected, edit, part, broadcast, run))
         done += run.count
     return bound
+
+
+def _called(selected: Selection, edit: Edit) -> list[BoundCall]:
+    """The pauses for a function. If there are several, they read all parts before the first part changes."""
+    changes = list(_pauses(selected, edit, edit.where, reads=False))
+    return [*(_pauses(selected, edit, edit.where, reads=True) if len(changes) > 1 else ()), *changes]
+
+
+def _pauses(selected: Selection, edit: Edit, name: str, *, reads: bool) -> Iterator[BoundCall]:
+    spans = spans_of(selected)
+    for number, (columns, picked) in enumerate(spans):
+        yield BoundCall(selected, edit, columns, picked, number, len(spans), name, reads)
 
 
 class BoundStateEdit(NamedTuple):
@@ -224,7 +252,7 @@ class BoundStateEdit(NamedTuple):
         """The state (size,) after the edit at a position, which has values."""
         changed = state * np.float32(self.edit.factor)
         if self.values is not None:
-            changed += self.values[0 if len(self.values) == 1 else self.selected.tokens.rows_before(position)]
+            changed += self.values[0 if len(self.values) == 1 else self.tokens.row_of(position)]
         return changed
 
     @property
@@ -239,18 +267,16 @@ def _bound_state(selected: Selection, edit: Edit) -> BoundStateEdit:
     return BoundStateEdit(selected, edit, values)
 
 
-def _reader(part: Selection, edit: Edit, name: str, read: Selection) -> BoundEdit:
-    """The values of the part ``read`` at the positions of an edit of ``part``, for its function."""
-    runs = columns_of(read) if read.point.kind == "value" else []
-    if len(runs) != 1 or read.tokens != EVERY or read.point.of_source != part.point.of_source:
-        reason = (
-            f"its function cannot read {name}: give one point, with all tokens and adjacent heads or dims"
-        )
-        raise edit_error(edit.where, reason)
+def _reader(part: Selection, edit: Edit, name: str, found: Sequence[Selection]) -> list[BoundCall]:
+    """The values of the part ``found`` at the positions of an edit of ``part``, for its function."""
+    read = found[0]
+    wrong = len(found) > 1 or read.point.kind != "value" or read.tokens != EVERY
+    if wrong or read.point.of_source != part.point.of_source:
+        raise edit_error(edit.where, f"its function cannot read {name}: give one point, with all tokens")
     if read.point.operation >= part.point.operation or read.point.rows != part.point.rows:
         raise edit_error(edit.where, f"its function cannot read {name}, which is computed after {part.name}")
     selected: Selection = replace(read, tokens=part.tokens)
-    return BoundEdit(selected, edit, None, True, runs[0], name)
+    return list(_pauses(selected, edit, name, reads=True))
 
 
 def part_of(recorded: RecordedPart, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -308,7 +334,7 @@ def patterns_of(
         for shared in selected.tokens.runs(positions.start, positions.stop):
             own = rows[shared.start - positions.start : shared.stop - positions.start]
             if selected.keys is not None:
-                own = own[:, :, selected.keys.within(0, own.shape[-1])]
+                own = own[:, :, selected.keys.listed(own.shape[-1])]
             yield selected, shared, own
 
 

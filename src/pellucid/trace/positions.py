@@ -5,15 +5,17 @@
     prompt, generated  the tokens of the prompt; the tokens after them, each when the model reads it
     " cat"             the tokens of each occurrence of a text in the prompt, in quotes
 
-A list of them, with commas, has the order of the text. Each position may occur once.
+A list of them, with commas, selects in the written order. Each position may occur once. A range beyond the end is
+clipped, as in NumPy.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,12 +44,12 @@ class RelativeRange(Struct, frozen=True):
     step: int
     relative: tuple[bool, bool]
 
-    def resolve(self, text: str, count: int) -> range:
-        """The range in a sequence whose prompt has ``count`` tokens."""
-        start = self.start + count * self.relative[0]
+    def resolve(self, what: str, count: int) -> range:
+        """The range in a sequence whose prompt has ``count`` tokens. An error is about ``what``."""
+        start = max(0, self.start + count * self.relative[0])
         stop = ENDLESS if self.stop is None else self.stop + count * self.relative[1]
-        if start < 0 or stop <= start:
-            raise InvalidRequest(f"tokens={text}: the prompt has {count:,} tokens: select positions in it")
+        if stop <= start:
+            raise InvalidRequest(f"{what}: the prompt has {count:,} tokens: select positions in it")
         return range(start, stop, self.step)
 
 
@@ -59,10 +61,11 @@ WORDS = {
 
 
 class Positions(Struct, frozen=True):
-    """Positions in ascending order. A part is a range, or depends on the prompt: a relative range, or a text.
+    """Positions. A part is a range, or depends on the prompt: a relative range, or a text.
 
-    Until ``resolve`` has found the parts that depend on the prompt, ``ranges`` are all positions. ``text`` is what the
-    user wrote.
+    The parts have the written order, and so have the rows of recorded values and of an edit's values (``listed``,
+    ``row_of``). A step reads positions in ascending order (``within``, ``runs``). Until ``resolve`` has found the parts
+    that depend on the prompt, ``ranges`` are all positions. ``text`` is what the user wrote.
     """
 
     parts: tuple[range | RelativeRange | str, ...]
@@ -75,7 +78,7 @@ class Positions(Struct, frozen=True):
 
     @property
     def ranges(self) -> tuple[range, ...]:
-        """The ranges of positions, in ascending order."""
+        """The ranges of positions, in the written order."""
         own = tuple(part for part in self.parts if isinstance(part, range))
         return own if len(own) == len(self.parts) else (range(ENDLESS),)
 
@@ -86,13 +89,13 @@ class Positions(Struct, frozen=True):
 
     @property
     def start(self) -> int:
-        """The first position."""
-        return self.ranges[0].start
+        """The lowest position."""
+        return min(own.start for own in self.ranges)
 
     @property
     def stop(self) -> int:
-        """The position after the last position."""
-        return self.ranges[-1][-1] + 1
+        """The position after the highest position."""
+        return max(own[-1] for own in self.ranges) + 1
 
     def __len__(self) -> int:
         return sum(map(len, self.ranges))
@@ -101,53 +104,75 @@ class Positions(Struct, frozen=True):
         return any(position in own for own in self.ranges)
 
     def first(self, count: int) -> Positions:
-        """The first ``count`` positions."""
-        parts = list[range]()
-        for own in self.ranges:
-            parts.append(own[:count])
-            count -= len(parts[-1])
-        return Positions(tuple(part for part in parts if len(part)))
+        """The ``count`` lowest positions, in the written order."""
+        if len(self.ranges) == 1:
+            return Positions((self.ranges[0][:count],))
+        low, high = self.start, self.stop
+        while low < high:  # the smallest number of tokens with ``count`` of the positions
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.rows_before(middle) >= count else (middle + 1, high)
+        clipped = (_clipped(own, own.start, low) for own in self.ranges)
+        return Positions(tuple(own for own in clipped if len(own)))
 
     def rows_before(self, position: int) -> int:
-        """The number of positions before ``position``: the row of this position, if it is selected."""
+        """The number of positions before ``position``."""
         return sum(len(_clipped(own, own.start, position)) for own in self.ranges)
 
-    def within(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The positions from ``start`` to ``stop`` - 1."""
-        parts = [_clipped(own, start, stop) for own in self.ranges]
+    def row_of(self, position: int, count: int = ENDLESS) -> int:
+        """The row of a selected position in the values of a text of ``count`` tokens."""
+        rows = 0
+        for own in self.ranges:
+            if position in own:
+                return rows + own.index(position)
+            rows += len(_clipped(own, own.start, count))
+        raise ValueError(f"position={position}: is not selected")
+
+    def listed(self, count: int) -> NDArray[np.int64]:
+        """The positions of a text of ``count`` tokens in the written order: the position of each row."""
+        parts = [_clipped(own, own.start, count) for own in self.ranges]
         return np.concatenate([np.arange(part.start, part.stop, part.step, dtype=np.int64) for part in parts])
+
+    def within(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The positions from ``start`` to ``stop`` - 1, ascending."""
+        parts = [_clipped(own, start, stop) for own in self.ranges]
+        found = [np.arange(part.start, part.stop, part.step, dtype=np.int64) for part in parts]
+        return found[0] if len(found) == 1 else np.sort(np.concatenate(found))
 
     def next(self, start: int) -> NDArray[np.int64]:
         """The first position from ``start`` on: an array with at most one position."""
-        for own in self.ranges:
-            if len(part := _clipped(own, start, own.stop)):
-                return np.array([part.start], np.int64)
-        return np.array([], np.int64)
+        parts = [part.start for own in self.ranges if len(part := _clipped(own, start, own.stop))]
+        return np.array([min(parts)] if parts else [], np.int64)
 
     def runs(self, start: int, stop: int) -> Iterator[range]:
-        """Yield the positions from ``start`` to ``stop`` - 1 as ranges of consecutive positions."""
+        """Yield the positions from ``start`` to ``stop`` - 1 as runs of consecutive positions, ascending.
+
+        The rows of a run are consecutive, too.
+        """
+        runs = list[range]()
         for own in self.ranges:
             part = _clipped(own, start, stop)
             if part.step == 1:
-                yield from [part] if len(part) else []
+                runs += [part] if len(part) else []
             else:
-                yield from (range(position, position + 1) for position in part)
+                runs += (range(position, position + 1) for position in part)
+        yield from sorted(runs, key=lambda run: run.start)
 
-    def resolve(self, prompt: TokenTexts) -> Positions:
-        """These positions in a sequence with this prompt.
+    def resolve(self, prompt: TokenTexts, key: str = "tokens") -> Positions:
+        """These positions in a sequence with this prompt, which errors call ``key``.
 
         Raises:
             InvalidRequest: the prompt does not have a position or a text, or a position is selected twice.
         """
         if not self.is_relative:
             return self
-        ranges = list[range]()
+        ranges, what = list[range](), f"{key}={self.text}"
         for part in self.parts:
             if isinstance(part, RelativeRange):
-                ranges.append(part.resolve(self.text, len(prompt.ids)))
+                ranges.append(part.resolve(what, len(prompt.ids)))
             else:
-                ranges += _occurrences(part, prompt) if isinstance(part, str) else [part]
-        return Positions(_ascending(self.text, sorted(ranges, key=lambda own: own.start)), self.text)
+                ranges += _occurrences(key, part, prompt) if isinstance(part, str) else [part]
+        refuse_twice(what, ranges)
+        return Positions(tuple(ranges), self.text)
 
 
 EVERY = Positions((range(ENDLESS),))
@@ -158,14 +183,16 @@ def parse(where: str, key: str, value: str) -> Positions:
     """Read the positions that ``value`` lists for ``key`` in the selection ``where``.
 
     Raises:
-        InvalidRequest: ``value`` is not a list of positions, or has positions twice or in descending order.
+        InvalidRequest: ``value`` is not a list of positions, or has a position twice.
     """
     texts = unquoted(value, ",")
     if len(texts) > MOST_PARTS:
         raise InvalidRequest(f"point={brief(where)}: {len(texts)} ranges; the limit is {MOST_PARTS}")
     parts = tuple(_part(where, key, text.strip()) for text in texts)
-    own = [part for part in parts if isinstance(part, range)]
-    return Positions(parts if len(own) < len(parts) else _ascending(brief(value), own), brief(value))
+    refuse_twice(
+        f"point={brief(where)}: {key}={brief(value)}", [part for part in parts if isinstance(part, range)]
+    )
+    return Positions(parts, brief(value))
 
 
 def unquoted(text: str, separators: str) -> list[str]:
@@ -220,7 +247,7 @@ def _quoted(where: str, key: str, text: str) -> str:
     return str(found)
 
 
-def _occurrences(text: str, prompt: TokenTexts) -> list[range]:
+def _occurrences(key: str, text: str, prompt: TokenTexts) -> list[range]:
     """The tokens of each occurrence of a text in the prompt."""
     pieces = [prompt.piece(token) for token in prompt.ids]
     ends = np.cumsum([len(piece) for piece in pieces])
@@ -230,17 +257,31 @@ def _occurrences(text: str, prompt: TokenTexts) -> list[range]:
         if not found or found[-1].stop <= first:
             found.append(range(first, last + 1))
     if not found:
-        raise InvalidRequest(f"tokens={brief(text)}: this text does not occur in the prompt")
+        raise InvalidRequest(f"{key}={brief(text)}: this text does not occur in the prompt")
     return found
 
 
-def _ascending(text: str, ranges: Sequence[range]) -> tuple[range, ...]:
-    for before, after in itertools.pairwise(ranges):
-        if before[-1] >= after.start:
-            raise InvalidRequest(
-                f"tokens={text}: positions must ascend, and each may occur once: {after.start:,} follows {before[-1]:,}"
-            )
-    return tuple(ranges)
+def refuse_twice(what: str, ranges: Iterable[range]) -> None:
+    """Raise InvalidRequest about ``what`` if two ranges share a number."""
+    ordered = sorted(ranges, key=lambda own: own.start)
+    for number, own in enumerate(ordered):
+        for other in itertools.islice(ordered, number + 1, None):
+            if other.start >= own.stop:
+                break
+            if (twice := _shared(own, other)) is not None:
+                raise InvalidRequest(f"{what} has {twice:,} twice: name each number once")
+
+
+def _shared(a: range, b: range) -> int | None:
+    """The first number that two ascending ranges share (Chinese remainder theorem)."""
+    divisor = math.gcd(a.step, b.step)
+    turns, rest = divmod(b.start - a.start, divisor)
+    if rest:
+        return None
+    period = b.step // divisor
+    found = a.start + turns * pow(a.step // divisor, -1, period) % period * a.step
+    first = _clipped(range(found, min(a.stop, b.stop), a.step * period), b.start, ENDLESS)
+    return first.start if len(first) else None
 
 
 def _clipped(own: range, start: int, stop: int) -> range:

@@ -284,7 +284,8 @@ def parts_of(selected: Iterable[Selection]) -> dict[str, dict[str, Any]]:
     parts = {}
     for selection in selected:
         part: dict[str, Any] = {}
-        if selection.tokens.is_relative or len(selection.tokens.ranges) > 1 or selection.keys is not None:
+        tokens = selection.tokens
+        if tokens.is_relative or [own.step for own in tokens.ranges] != [1] or selection.keys is not None:
             raise InvalidRequest(
                 f"point={brief(selection.name)}: a recorded run takes one range of positions, such as tokens=5:9, and "
                 "all keys"

@@ -3,8 +3,9 @@
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts. A negative block number counts from
 the last block. Names of TransformerLens select points, too (``trace/transformer_lens_names.py``). ``heads`` and
 ``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9", "5:", "::2". Negative numbers
-count from the end. Recorded values have the order of the list. Each number may occur once. ``tokens`` and ``keys`` list
-positions (``trace/positions.py``); patterns and scores have ``keys``, the tokens that a token attends to.
+count from the end, and ranges are clipped. ``tokens`` and ``keys`` list positions (``trace/positions.py``); patterns
+and scores have ``keys``, the tokens that a token attends to. A part is NumPy indexing of the whole array: recorded
+values have the order of the lists. Each number may occur once.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ class Selection(Struct, frozen=True):
         if not self.is_relative:
             return self
         of_keys = source if source and self.point.mask and self.point.mask.cross else prompt
-        keys = None if self.keys is None else self.keys.resolve(of_keys)
-        resolved: Selection = replace(self, tokens=self.tokens.resolve(prompt), keys=keys)
+        where = f"point={brief(self.name)}: "
+        keys = None if self.keys is None else self.keys.resolve(of_keys, f"{where}keys")
+        tokens = self.tokens.resolve(prompt, f"{where}tokens")
+        resolved: Selection = replace(self, tokens=tokens, keys=keys)
         return resolved
 
     @property
@@ -145,6 +148,10 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
             if point.kind not in ("value", "probabilities"):
                 raise InvalidRequest(f"point={brief(text)}: {point.name} has no dims: its rows are tokens")
             dims = _numbers(text, "dims", values["dims"], point.view.count)
+        if "tokens" in values and point.rows == "sequences":
+            raise InvalidRequest(
+                f"point={brief(text)}: {point.name} has one value for each text: leave the tokens out"
+            )
         tokens = parse(text, "tokens", values["tokens"]) if "tokens" in values else EVERY
         keys = parse(text, "keys", values["keys"]) if "keys" in values else None
         if keys and point.kind not in ("pattern", "scores"):
@@ -241,7 +248,7 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
         raise InvalidRequest(f"point={brief(text)}: {len(parts)} ranges; the limit is {MOST_RANGES}")
     for part in parts:
         span = _range(text, key, part, size)
-        if not len(span) or span.start < 0 or span.stop > size:
+        if not len(span):
             raise InvalidRequest(
                 f"point={brief(text)}: {key}={brief(part)}: there are {size:,} {key}, numbered from 0"
             )
@@ -255,12 +262,14 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
 
 
 def _range(text: str, key: str, part: str, size: int) -> range:
-    """The range of numbers of a part. Negative numbers count from the end. Raises InvalidRequest."""
+    """The numbers of a part, as in NumPy: negative numbers count from the end, and ranges are clipped."""
     match = RANGE.fullmatch(part.strip())
     if not match or not part.strip() or int(match[4] or 1) < 1:
         raise InvalidRequest(
             f"point={brief(text)}: {key}={brief(part)}: must be a number or a range, such as -1, 2:9 or ::2"
         )
-    ends = (int(match[1] or 0), int(match[3] or size))
-    start, stop = (end + size * (end < 0) for end in ends)
-    return range(start, stop, int(match[4] or 1)) if match[2] else range(start, start + 1)
+    start, stop, step = (int(number) if number else None for number in (match[1], match[3], match[4]))
+    if match[2]:
+        return range(size)[start:stop:step]
+    number = int(match[1]) % size if -size <= int(match[1]) < size else size
+    return range(size)[number : number + 1]

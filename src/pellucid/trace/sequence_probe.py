@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from pellucid.errors import PellucidError
-from pellucid.kernels.attention.tiles import SPAN
 from pellucid.plan.traced_plan import Watch
 from pellucid.runtime.batch import EditEntry, PatternChange
 from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
 from pellucid.trace.calls import CallContext, CalledRows, run_function
 from pellucid.trace.edit_reach import EditReach
 from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of, shape_of
-from pellucid.trace.instrumentation import Instrumentation, RecordedPart, part_of
+from pellucid.trace.instrumentation import BoundCall, BoundEdit, Instrumentation, RecordedPart, part_of
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import array_of
-from pellucid.trace.positions import Positions
+from pellucid.trace.pattern_edits import BoundPatternEdit, padded_change
+from pellucid.trace.positions import EVERY, Positions
 from pellucid.trace.selection import Selection
 
 SOME = 3
@@ -32,6 +34,14 @@ class RecordedBlock(NamedTuple):
     positions: range
     values: NDArray[np.float32]
     budget: TakenBytes
+
+
+class _ReadRows(NamedTuple):
+    """Columns of the part ``selected`` that a function reads, at ``positions`` of a step."""
+
+    selected: Selection
+    positions: NDArray[np.int64]
+    values: NDArray[np.float32]
 
 
 class SequenceProbe:
@@ -61,8 +71,8 @@ class SequenceProbe:
         self._blocks: dict[str, list[RecordedBlock]] = {}
         self._patterns: dict[int, list[RecordedBlock]] = {}
         self._states: dict[int, dict[int, RecordedBlock]] = {}
-        self._called: dict[tuple[str, int], CalledRows] = {}
-        self._read: dict[tuple[str, Positions], tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+        self._called: dict[tuple[str, int, int], CalledRows] = {}
+        self._read: dict[tuple[str, Positions], list[_ReadRows]] = {}
         self.number, self.prompt, self.state = 0, 0, dict[Any, Any]()
         """The sequence's number in its request, the number of the prompt's tokens, and the state of functions."""
         self.piece: Callable[[int], str] = str
@@ -146,7 +156,7 @@ class SequenceProbe:
             return rows_of(selected, edit, result)[0]
 
         at, own = np.array([position]), np.array([token])
-        known = self._call(("state", number), selected, edit, at, own, state[None].copy(), checked)
+        known = self._call(("state", number, 0), selected, edit, at, own, state[None].copy(), checked)
         return None if known is None else known.of(position)
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
@@ -225,7 +235,9 @@ class SequenceProbe:
 
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
         """As in ``Probe``."""
-        return self.instrumentation.edits[number].entries(start, stop)
+        bound = self.instrumentation.edits[number]
+        assert isinstance(bound, BoundEdit)
+        return bound.entries(start, stop)
 
     def pattern_positions(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
         """As in ``Probe``."""
@@ -243,20 +255,32 @@ class SequenceProbe:
         ``error`` keeps the exception for the sequence's task.
         """
         bound = self.instrumentation.edits[number]
+        assert isinstance(bound, BoundCall)
         selected, edit = bound.selected, bound.edit
         positions = selected.tokens.within(start, start + len(values))
-        part = values[positions - start].reshape(len(positions), *shape_of(selected))
-        if bound.read:
-            self._read[bound.read, selected.tokens] = positions, part
+        rows = values[positions - start]
+        if bound.reads:
+            parts = self._read.setdefault((bound.name, selected.tokens), [])
+            parts[bound.number :] = [_ReadRows(selected, positions, rows[:, bound.picked])]
             return []
+        if bound.pauses == 1:
+            part = rows[:, bound.picked].reshape(len(positions), *shape_of(selected))
+        else:
+            _, part = self._reading(bound.name, selected)
         own = np.asarray(tokens, np.int64)[positions - start]
 
         def checked(result: Any) -> NDArray[np.float32]:
             return rows_of(selected, edit, result)[0]
 
-        known = self._call(("value", number), selected, edit, positions, own, part, checked)
-        changed = ((int(at), known.of(int(at))) for at in positions) if known else ()
-        return [EditEntry(at, 0.0, row) for at, row in changed if row is not None]
+        known = self._call(("value", number - bound.number, 0), selected, edit, positions, own, part, checked)
+        if known is None:
+            return []
+        entries, first = list[EditEntry](), bound.number * len(bound.picked)
+        for at, row in zip(positions.tolist(), rows):
+            if (changed := known.of(at)) is not None:
+                row[bound.picked] = changed[first : first + len(bound.picked)]
+                entries.append(EditEntry(at, 0.0, row))  # the columns between keep their bits
+        return entries
 
     def called_pattern(
         self,
@@ -266,32 +290,38 @@ class SequenceProbe:
         rows: NDArray[np.float32],
     ) -> PatternChange | None:
         """As in ``Probe``. Exceptions are as in ``called``."""
-        heads = self.instrumentation.pattern_edits[number]
-        edit, selected = heads.edits[0].edit, heads.edits[0].selected
-
-        def checked(result: Any) -> NDArray[np.float32]:
-            made = pattern_rows(selected, edit, np.swapaxes(result, 0, 1) if np.ndim(result) == 3 else result)
-            if made.shape[2] not in (1, rows.shape[2]):
-                reason = f"the function returns values of shape {np.shape(result)} for {rows.shape}"
-                raise edit_error(edit.where, reason)
-            return np.broadcast_to(made.swapaxes(0, 1), (made.shape[1], *rows.shape[1:]))
-
-        known = self._call(("pattern", number), selected, edit, positions, tokens, rows.copy(), checked)
-        if known is None:
-            return None
-        padded = -(-rows.shape[2] // SPAN) * SPAN
-        factors = np.zeros((len(positions), heads.count, padded), np.float32)
-        addends = np.zeros_like(factors)
-        for at, factor, addend in zip(positions, factors, addends):
-            if (row := known.of(int(at))) is None:
-                factor[...] = 1
-            else:
-                addend[:, : row.shape[-1]] = row[:, : rows.shape[2]]
-        return PatternChange(positions, factors, addends)
+        heads, (_, _, keys) = self.instrumentation.pattern_edits[number], rows.shape
+        x, changed, zero = rows.copy(), np.zeros(rows.shape, bool), np.float32(0)
+        for index, bound in enumerate(heads.edits):
+            if bound.edit.function is None:
+                factors, addends = heads.change_of(bound, positions, keys)
+                with np.errstate(invalid="ignore"):
+                    x = np.where(factors == 0, zero, x * factors)
+                if addends is not None:
+                    x, changed = x + addends, changed | (addends != 0)
+                changed = changed | (factors != 1)
+                continue
+            chosen = np.isin(positions, bound.positions(int(positions[0]), int(positions[-1]) + 1))
+            columns = (bound.selected.keys or EVERY).listed(keys)
+            own_heads = np.array(bound.selected.heads) - heads.first
+            if not len(columns):
+                continue
+            at = np.ix_(np.flatnonzero(chosen), own_heads, columns)
+            checked = partial(_expanded, bound, columns, keys)
+            key = ("pattern", number, index)
+            own = positions[chosen], tokens[chosen], x[at]
+            known = self._call(key, bound.selected, bound.edit, *own, checked)
+            if self.error is not None:
+                return None
+            for row, position in zip(at[0].ravel(), own[0]):
+                if known is not None and (made := known.of(int(position))) is not None:
+                    to = np.ix_([row], own_heads, columns[columns < made.shape[-1]])
+                    x[to], changed[to] = made[:, to[2].ravel()], True
+        return padded_change(positions, (~changed).astype(np.float32), np.where(changed, x, zero))
 
     def _call(
         self,
-        key: tuple[str, int],
+        key: tuple[str, int, int],
         selected: Selection,
         edit: Edit,
         positions: NDArray[np.int64],
@@ -304,7 +334,7 @@ class SequenceProbe:
         if not len(positions) or self.error is not None:
             return None
         if (new := known.new(positions)).any():
-            reads = {name: self._read[name, selected.tokens] for name in edit.reads}
+            reads = {name: self._reading(name, selected) for name in edit.reads}
             read = {name: part[np.isin(at, positions[new])] for name, (at, part) in reads.items()}
             context = CallContext(
                 selected,
@@ -323,6 +353,12 @@ class SequenceProbe:
                 return None
         return known
 
+    def _reading(self, name: str, selected: Selection) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The positions of ``selected`` in the step, and the values (n, ...) that its function reads."""
+        parts = self._read[name, selected.tokens]
+        values = np.concatenate([part.values for part in parts], 1)
+        return parts[0].positions, values.reshape(len(values), *shape_of(parts[0].selected))
+
     @property
     def count(self) -> int:
         """The number of tokens that the sequence has read."""
@@ -336,7 +372,7 @@ class SequenceProbe:
         return part if recorded is None else recorded.selected
 
     def array(self, selected: Selection) -> NDArray[Any]:
-        """The values of a selected part: (T, ...) from the first selected position on; NaN at unrecorded positions.
+        """The values of a selected part: (T, ...) in the order of the selection; NaN at unrecorded positions.
 
         Patterns and scores are (heads, T, T'), from query to key.
         """
@@ -346,9 +382,18 @@ class SequenceProbe:
             return array_of(selected.name, self.outputs)
         recorded = self.instrumentation.recorded[selected]
         selected = recorded.selected
-        tokens = selected.tokens.within(0, self.count)
         if selected.point.rows == "sequences":
-            tokens = np.arange(1)
+            return self._ascending(recorded, np.arange(1))
+        tokens = selected.tokens.within(0, self.count)
+        values = self._ascending(recorded, tokens)
+        if len(selected.tokens.ranges) == 1:
+            return values
+        rows = np.searchsorted(tokens, selected.tokens.listed(self.count))
+        return values[:, rows] if selected.point.kind in ("pattern", "scores") else values[rows]
+
+    def _ascending(self, recorded: RecordedPart, tokens: NDArray[np.int64]) -> NDArray[Any]:
+        """The values at ascending positions ``tokens``, with the axes of ``array``."""
+        selected = recorded.selected
         if selected.point.kind in ("pattern", "scores"):
             return self._pattern(recorded, tokens)
         if selected.point.kind == "state":
@@ -367,15 +412,28 @@ class SequenceProbe:
         selected = recorded.selected
         unseen = 0.0 if selected.point.kind == "pattern" else -np.inf
         blocks, mask = self._patterns.get(recorded.places[0], ()), selected.point.mask
-        keys = int(tokens[-1]) + 1 if len(tokens) else 0
-        if mask is not None and not mask.causal:  # a query may see the tokens after it
-            keys = max((values.shape[-1] for _, values, _ in blocks), default=keys)
+        keys = self.source.count if mask and mask.cross and self.source else self.count
         pattern = np.full((len(selected.heads), len(tokens), keys), np.nan, np.float32)
         for rows, block in _blocks_in(blocks, tokens):
             length = min(block.shape[-1], keys)
             pattern[:, rows] = unseen
             pattern[:, rows, :length] = block[:, :, :length].swapaxes(0, 1)
-        return pattern if selected.keys is None else pattern[:, :, selected.keys.within(0, keys)]
+        return pattern if selected.keys is None else pattern[:, :, selected.keys.listed(keys)]
+
+
+def _expanded(
+    bound: BoundPatternEdit, columns: NDArray[np.int64], keys: int, result: Any
+) -> NDArray[np.float32]:
+    """The result of a function for some ``columns`` as rows (n or 1, heads, keys)."""
+    selected, shape = structs.replace(bound.selected, keys=None), np.shape(result)
+    heads = len(selected.heads)
+    if (shape and shape[-1] not in (1, len(columns))) or (len(shape) == 3 and shape[1] != heads):
+        reason = f"the function returns values of shape {shape} for (n, {heads}, {len(columns)})"
+        raise edit_error(bound.edit.where, reason)
+    made = pattern_rows(selected, bound.edit, np.swapaxes(result, 0, 1) if len(shape) == 3 else result)
+    rows = np.zeros((made.shape[1], heads, keys), np.float32)
+    rows[:, :, columns] = made.swapaxes(0, 1)
+    return rows
 
 
 def _blocks_in(

@@ -124,11 +124,13 @@ class SequenceTrace(Exportable):
         """
         part = self._trace.part(name)
         tokens, values = self._probe.selected(part).tokens, self[name]
-        rows = values.shape[1] if part.point.kind in ("pattern", "scores") else len(values)
-        row = tokens.rows_before(position)
-        if position not in tokens or row >= rows:
+        if part.point.kind in ("pattern", "scores"):
+            values = values.swapaxes(0, 1)
+        count = len(self.source_ids if part.point.of_source else self.ids)
+        count = 1 if part.point.rows == "sequences" else count
+        if position not in tokens or position >= count:
             raise InvalidRequest(f"position={position}: {name} was not recorded there: select this position")
-        found: NDArray[Any] = values[:, row] if part.point.kind in ("pattern", "scores") else values[row]
+        found: NDArray[Any] = values[tokens.row_of(position, count)]
         return found
 
 

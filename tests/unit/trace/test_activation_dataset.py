@@ -335,7 +335,7 @@ def test_encoders(family: str, tmp_path: Path) -> None:
         assert vectors.texts[:].tolist() == list(range(len(TEXTS)))
         with pytest.raises(InvalidRequest, match="pool and embed have different rows"):
             llm.record_dataset(TEXTS, "pool", "embed", out=tmp_path / "x")
-        with pytest.raises(InvalidRequest, match=r"pool'.*has one value for each text: leave the tokens out"):
+        with pytest.raises(InvalidRequest, match=r"pool has one value for each text: leave the tokens out"):
             llm.record_dataset(TEXTS, "pool[tokens=0]", out=tmp_path / "x")
 
 

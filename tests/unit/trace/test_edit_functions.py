@@ -101,13 +101,21 @@ def test_each_token_once_whatever_runs(llm: LLM, factor: float) -> None:
         assert chosen(requests[3].results()[0]) == chosen(alone)
 
 
-def test_a_sequence_that_loses_its_pages_gets_the_results_again(llm: LLM) -> None:
-    seen, edits = Seen(0.5), []
-    edits = [call("blocks.1.residual[tokens=4:]", seen)]
+@pytest.mark.parametrize(
+    "where",
+    [
+        "blocks.1.residual[tokens=4:]",
+        "blocks.1.attention.q[heads=3,0; dims=5,1]",
+        "blocks.1.attention.scores[heads=3,0; tokens=9:,4; keys=8,0:3]",
+    ],
+)
+def test_a_sequence_that_loses_its_pages_gets_the_results_again(llm: LLM, where: str) -> None:
+    seen = Seen(0.5)
+    edits = [call(where, seen)]
     plain = llm.generate(PROMPT, edits=edits, **HOW)
     expected = list(seen.positions)
     again = Seen(0.5)
-    request = llm.request(PROMPT, edits=[call("blocks.1.residual[tokens=4:]", again)], **HOW)
+    request = llm.request(PROMPT, edits=[call(where, again)], **HOW)
     for number, _ in enumerate(request):
         if number == 5:
             lose_pages(llm)
@@ -235,8 +243,16 @@ def test_an_edit_may_use_cached_tokens_before_it(llm: LLM) -> None:
         (call("norm", lambda x, c: None, reads="nothing"), "no point has this name"),
         (call("embed", lambda x, c: None, reads="norm"), "cannot read norm, which is computed after embed"),
         (call("norm", lambda x, c: None, reads="embed[tokens=3]"), r"cannot read embed\[tokens=3\]"),
-        (call("blocks.0.attention.pattern[heads=0,2]", lambda x: x), "only adjacent heads"),
-        (call("blocks.0.attention.pattern[keys=2]", lambda x: x), "a function gets all keys"),
+        (call("blocks.0.attention.pattern[keys=900]", lambda x: x), "it selects token 900"),
+        (
+            call("blocks.0.attention.pattern[keys=2,0]", lambda x: x[:, :, :0]),
+            r"of shape \(\d+, 4, 0\) for \(n, 4, 2\)",
+        ),
+        (call("blocks.0.attention.pattern[heads=3,0]", lambda x: x[:, :1]), r"for \(n, 2, \d+\)"),
+        (
+            replace("blocks.0.attention.pattern[tokens=2; keys=4,1]", [1, 0]),
+            "attends to token 4, which comes after",
+        ),
         (call("blocks.0.attention.pattern", lambda x: x[:, :, :2]), r"the function returns values of shape"),
         (mask("blocks.0.residual"), "name a point such as blocks.3.attention.scores"),
         (mask("blocks.0.attention.pattern"), "hides keys in attention scores"),
@@ -255,13 +271,25 @@ def test_edits_that_are_refused(llm: LLM, edit: Any, problem: str) -> None:
     assert chosen(neighbour.results()[0]) == chosen(llm.generate("another prompt", **HOW))
 
 
-def test_two_edits_that_cannot_be_combined(llm: LLM) -> None:
-    edits = [
-        mask("blocks.0.attention.scores[heads=1; keys=0]"),
-        ablate("blocks.0.attention.pattern[heads=1]"),
-    ]
-    with pytest.raises(InvalidRequest, match="cannot be combined"):
+def test_scores_and_pattern_of_a_head_change_together(llm: LLM) -> None:
+    name, seen = "blocks.0.attention", list[tuple[int, ...]]()
+
+    def double(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen.append(values.shape)
+        return values * 2
+
+    masked = mask(f"{name}.scores[heads=1; tokens=3:; keys=0]")
+    with llm.trace(f"{name}.pattern", edits=[masked]) as before:
+        llm.generate(PROMPT, **HOW)
+    edits = [call(f"{name}.pattern[heads=3,1; keys=2,1]", double), masked, scale(f"{name}.pattern", 0.5)]
+    with llm.trace(f"{name}.pattern") as after:
         llm.generate(PROMPT, edits=edits, **HOW)
+    count = len(llm.inputs.prompt(PROMPT))
+    expected = before[f"{name}.pattern"][0, :, :count] * np.float32(0.5)
+    for head in (3, 1):
+        expected[head][:, [1, 2]] *= 2
+    assert np.array_equal(after[f"{name}.pattern"][0, :, :count], expected)
+    assert seen[0][1:] == (2, 2)
 
 
 @pytest.fixture(scope="module")

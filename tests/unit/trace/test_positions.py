@@ -28,6 +28,13 @@ def positions(text: str) -> Positions:
         ("::4", [0, 4, 8]),
         ("1:9:3", [1, 4, 7]),
         ("0,4:6,8", [0, 4, 5, 8]),
+        ("-99:2", [0, 1]),
+        ("8:99", [8, 9, 10, 11]),
+        ("8,3", [8, 3]),
+        ("1::3,2", [1, 4, 7, 10, 2]),
+        ("10:,0:2", [10, 11, 0, 1]),
+        ("1::2,::2", [1, 3, 5, 7, 9, 11, 0, 2, 4, 6, 8, 10]),
+        ('-1," sat"', [8, 2]),
         ("-1", [8]),
         ("-3:", [6, 7, 8, 9, 10, 11]),
         (":-7", [0, 1]),
@@ -48,13 +55,19 @@ def positions(text: str) -> Positions:
 )
 def test_what_users_write(text: str, expected: list[int]) -> None:
     found = positions(text)
-    assert found.within(0, 12).tolist() == expected
+    assert found.listed(12).tolist() == expected
+    assert [found.row_of(at, 12) for at in expected] == list(range(len(expected)))
+    ascending = sorted(expected)
+    assert found.within(0, 12).tolist() == ascending
     assert [at in found for at in range(12)] == [at in expected for at in range(12)]
     assert [found.rows_before(at) for at in range(12)] == [
         sum(one < at for one in expected) for at in range(12)
     ]
-    assert [at for run in found.runs(0, 12) for at in run] == expected
-    assert found.start == expected[0]
+    assert [at for run in found.runs(0, 12) for at in run] == ascending
+    assert [found.next(at).tolist() for at in range(12)] == [
+        [one for one in ascending if one >= at][:1] or found.next(at).tolist() for at in range(12)
+    ]
+    assert found.start == ascending[0]
 
 
 @pytest.mark.parametrize(
@@ -65,11 +78,14 @@ def test_what_users_write(text: str, expected: list[int]) -> None:
         ("5:5", "the range is empty"),
         ("9:3", "the range is empty"),
         ("::0", "the range is empty"),
-        ("3,1", "positions must ascend"),
-        ("1,1", "positions must ascend"),
-        ("1:5,3", "positions must ascend"),
-        ("-1,8", "positions must ascend"),
+        ("1,1", "point='x': tokens='1,1' has 1 twice: name each number once"),
+        ("1:5,3", "tokens='1:5,3' has 3 twice"),
+        ("3,::3", "has 3 twice"),
+        ("1::6,1000000003::4,2000000001::9", "has 1,000,000,003 twice"),
+        ("-1,8", "tokens='-1,8' has 8 twice: name each number once"),
+        ('" cat",6', "has 6 twice"),
         ("-10", "the prompt has 9 tokens"),
+        ("-12:-9", "the prompt has 9 tokens"),
         ('" dog"', "this text does not occur in the prompt"),
         ('""', "empty or not closed"),
         ('" cat', "empty or not closed"),
@@ -85,26 +101,34 @@ def test_what_is_refused(text: str, problem: str) -> None:
 
 @given(
     starts=st.lists(
-        st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=5
+        st.tuples(st.integers(0, 40), st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=5
     ),
     start=st.integers(0, 60),
     count=st.integers(0, 60),
 )
 def test_parts_against_a_list(starts: list[tuple[int, int, int]], start: int, count: int) -> None:
-    at, parts = 0, list[range]()
-    for gap, size, step in starts:
-        parts.append(range(at + gap, at + gap + size * step, step))
-        at = parts[-1][-1] + 1
-    found, listed = Positions(tuple(parts)), [one for part in parts for one in part]
+    given = [range(first, first + size * step, step) for first, size, step in starts]
+    text = ",".join(f"{part.start}:{part.stop}:{part.step}" for part in given)
+    written = [one for part in given for one in part]
+    if len(set(written)) < len(written):
+        with pytest.raises(InvalidRequest, match=r"has \d+ twice"):
+            parse("x", "tokens", text)
+        return
+    found, listed = parse("x", "tokens", text), sorted(written)
     inside = [one for one in listed if start <= one < start + count]
     assert found.within(start, start + count).tolist() == inside
+    assert found.listed(count).tolist() == [one for one in written if one < count]
     runs = list(found.runs(start, start + count))
     assert [one for run in runs for one in run] == inside
+    rows = [[found.row_of(one) for one in run] for run in runs]
+    assert all(own == list(range(own[0], own[0] + len(own))) for own in rows)
     assert all(run.step == 1 or len(run) == 1 for run in runs)
     assert len(found) == len(listed)
     assert found.stop == listed[-1] + 1
     assert found.rows_before(start) == sum(one < start for one in listed)
-    assert found.first(count).within(0, ENDLESS).tolist() == listed[:count] if count else True
+    if count:
+        lowest = listed[:count]
+        assert found.first(count).listed(ENDLESS).tolist() == [one for one in written if one in lowest]
 
 
 def test_endless_positions_are_not_listed() -> None:

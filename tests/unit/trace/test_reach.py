@@ -183,7 +183,7 @@ def test_edits_of_sentences_reach_them(encoder: LLM) -> None:
     count = len(encoder.inputs.sentences([text])[0])
     with pytest.raises(InvalidRequest, match=f"a prompt of {count} tokens has no such position"):
         encoder.embed([text, text * 30], edits=[ablate("blocks.0.residual[tokens=50]")])
-    with pytest.raises(InvalidRequest, match="pool has one row"):
+    with pytest.raises(InvalidRequest, match="pool has one value for each text: leave the tokens out"):
         encoder.embed([text], edits=[ablate("pool[tokens=1]")])
     far = np.zeros(count + 3, np.float32)
     far[-1] = 1

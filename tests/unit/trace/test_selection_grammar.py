@@ -54,6 +54,8 @@ def test_ranges_of_dims_are_slices(llm: LLM, start: int | None, stop: int | None
         ("heads=::2", [0, 2]),
         ("heads=-3:-1", [1, 2]),
         ("heads=1::2", [1, 3]),
+        ("heads=2:99", [2, 3]),
+        ("heads=-9:2", [0, 1]),
     ],
 )
 def test_heads_are_indices(llm: LLM, part: str, index: list[int]) -> None:
@@ -70,7 +72,7 @@ def test_heads_are_indices(llm: LLM, part: str, index: list[int]) -> None:
     assert np.array_equal(changed[name], expected)
 
 
-@pytest.mark.parametrize("part", ["heads=-5", "heads=4", "heads=2:2", "heads=-9:2", "dims=16", "dims=-17"])
+@pytest.mark.parametrize("part", ["heads=-5", "heads=4", "heads=2:2", "dims=16", "dims=-17"])
 def test_numbers_outside_are_refused(llm: LLM, part: str) -> None:
     with pytest.raises(InvalidRequest, match="numbered from 0"):
         select(llm.points, [f"blocks.0.attention.q[{part}]"])
@@ -104,6 +106,28 @@ def test_recordings_of_nothing_are_refused(llm: LLM, name: str, problem: str) ->
     with pytest.raises(InvalidRequest, match=problem) as raised, llm.trace(name):
         llm.generate(PROMPT, **ONE)
     assert f"select positions below {count}" in str(raised.value)
+
+
+@pytest.mark.parametrize("keys", ["2:9999", "-9999:3", "3,0"])
+def test_ranges_of_keys_are_clipped(llm: LLM, keys: str) -> None:
+    name = "blocks.0.attention.pattern"
+    with llm.trace(name) as whole:
+        llm.generate(PROMPT, **ONE)
+    count = whole[name].shape[-1]
+    index = np.array([3, 0]) if keys == "3,0" else np.arange(count)[slice(*map(int, keys.split(":")))]
+    with llm.trace(f"{name}[keys={keys}]") as trace:
+        llm.generate(PROMPT, **ONE)
+    assert np.array_equal(trace[name], whole[name][..., index])
+    with llm.trace(name) as changed:
+        llm.generate(PROMPT, edits=[scale(f"{name}[keys={keys}]", 0.5)], **ONE)
+    expected = whole[name].copy()
+    expected[..., index] *= 0.5
+    assert np.array_equal(changed[name], expected)
+
+
+def test_each_position_of_an_edit_is_in_the_text(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="it selects position 99, and a prompt of"):
+        llm.generate(PROMPT, edits=[scale("blocks.0.residual[tokens=0,99]", 2.0)], **ONE)
 
 
 def test_a_recording_after_the_end_warns(llm: LLM) -> None:

@@ -84,6 +84,53 @@ def test_a_recording_has_the_order_that_was_written(
     assert {key: opened.parts[name][key] for key in parts} == parts
 
 
+def test_tokens_and_keys_have_the_order_that_was_written(llm: LLM) -> None:
+    pattern, asked = (
+        "blocks.1.attention.pattern",
+        "blocks.1.attention.pattern[heads=2; tokens=5,2:4; keys=3,0]",
+    )
+    with llm.trace("embed", pattern) as whole:
+        llm.generate(PROMPT, **HOW)
+    with llm.trace("embed[tokens=6,generated,2:4]", asked) as trace:
+        made = llm.generate(PROMPT, **HOW)
+    prompt = len(llm.inputs.prompt(PROMPT))
+    tokens = [6, *range(prompt, prompt + len(made.ids) - 1), 2, 3]
+    assert np.array_equal(trace["embed"][0], whole["embed"][0, tokens])
+    assert np.array_equal(trace[pattern][0], whole[pattern][0, 2][np.ix_([5, 2, 3], [3, 0])][None])
+    (sequence,) = trace.sequences
+    assert np.array_equal(sequence.at("embed", 2), whole["embed"][0, 2])
+    embedded, attended = sequence.labelled()
+    assert list(embedded.axes[0].labels) == tokens
+    assert list(embedded.axes[0].pieces or ()) == [sequence.pieces[at] for at in tokens]
+    assert [list(axis.labels) for axis in attended.axes] == [[2], [5, 2, 3], [3, 0]]
+
+
+def test_rows_of_an_edit_belong_to_the_tokens_in_the_written_order(llm: LLM) -> None:
+    rows = np.arange(3 * 64, dtype=np.float32).reshape(3, 64)
+    with llm.trace("embed") as trace:
+        llm.generate(PROMPT, edits=[replace("embed[tokens=5,0:2]", rows)], **HOW)
+    assert np.array_equal(trace["embed"][0, [5, 0, 1]], rows)
+    with llm.trace("embed[tokens=4:,1]") as part:
+        llm.generate(PROMPT, **HOW)
+    with llm.trace("embed[tokens=4:,1]") as again:
+        llm.generate(PROMPT, edits=[replace("embed[tokens=4:,1]", part["embed"] + 1)], **HOW)
+    assert np.array_equal(again["embed"], part["embed"] + 1)
+
+
+def test_rows_of_a_dataset_have_the_written_order(llm: LLM, tmp_path: Path) -> None:
+    data = llm.record_dataset([PROMPT, PROMPT[:9]], "embed[tokens=3,1:3,0]", out=tmp_path / "data")
+    with llm.trace("embed") as whole:
+        llm.generate(PROMPT, **HOW)
+    assert data.positions[:4].tolist() == [3, 1, 2, 0]
+    assert np.array_equal(data["embed"][:4], whole["embed"][0, [3, 1, 2, 0]])
+
+
+def test_a_recorded_run_takes_one_range_without_steps(llm: LLM) -> None:
+    for tokens in ("::2", "4,3"):
+        with pytest.raises(InvalidRequest, match="takes one range of positions"):
+            llm.record(PROMPT, f"embed[tokens={tokens}]", **HOW)
+
+
 def test_all_heads_in_another_order_are_a_part(llm: LLM) -> None:
     run = llm.record(
         PROMPT, "blocks.0.attention.pattern[heads=3,2,1,0]", "blocks.0.attention.v[heads=0,1]", **HOW
@@ -134,7 +181,17 @@ def test_experts_of_an_edit_have_the_order_that_was_written(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["dims=3,3", "dims=0:5,4", "dims=4,0:5", "dims=0:3,2:5", "heads=1,1", "heads=0:,3"]
+    "part",
+    [
+        "tokens=3,3",
+        "tokens=2:5,0,4",
+        "dims=3,3",
+        "dims=0:5,4",
+        "dims=4,0:5",
+        "dims=0:3,2:5",
+        "heads=1,1",
+        "heads=0:,3",
+    ],
 )
 def test_doubles_are_refused(llm: LLM, part: str) -> None:
     name = f"blocks.0.attention.q[{part}]"
@@ -142,14 +199,6 @@ def test_doubles_are_refused(llm: LLM, part: str) -> None:
         pass
     with pytest.raises(InvalidRequest, match="twice"):
         llm.generate(PROMPT, edits=[scale(name, 2.0)], **HOW)
-
-
-def test_tokens_ascend(llm: LLM) -> None:
-    with (
-        pytest.raises(InvalidRequest, match="positions must ascend, and each may occur once: 2 follows 5"),
-        llm.trace("embed[tokens=5,2]"),
-    ):
-        pass
 
 
 def test_another_part_than_the_recorded_one_is_refused(llm: LLM) -> None:

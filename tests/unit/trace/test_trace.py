@@ -402,7 +402,7 @@ def test_an_error_of_a_function_ends_its_request_alone(llm: LLM) -> None:
         ("blocks.0.attention.q[heads=1", "is not closed"),
         ("blocks.0.attention.q[1]", "write"),
         ("blocks.0.attention.pattern[dims=1]", "has no dims"),
-        ("blocks.0.residual[dims=60:70]", "there are 64"),
+        ("blocks.0.residual[dims=64:70]", "there are 64"),
         ("blocks.0.residual[tokens=5:5]", "the range is empty"),
         (7, "must be a name"),
     ],

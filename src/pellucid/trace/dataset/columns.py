@@ -14,7 +14,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.kernels.matmul.bf16 import bits
 from pellucid.plan.points import Point
-from pellucid.trace.positions import EVERY, Positions
+from pellucid.trace.positions import Positions
 from pellucid.trace.selection import Selection, by_name, select
 
 TEXTS, POSITIONS, TOKEN_IDS = "texts", "positions", "token_ids"
@@ -128,10 +128,6 @@ def recorded_columns(points: Mapping[str, Point], names: Sequence[str], dtype: s
             raise InvalidRequest(
                 f"points: {first.name} and {part.name} have different rows, one for each text and one for each token: "
                 "record them in two datasets"
-            )
-        if per_text and part.tokens != EVERY:
-            raise InvalidRequest(
-                f"point={brief(part.name)}: has one value for each text: leave the tokens out"
             )
         if part.tokens != first.tokens:
             raise InvalidRequest(

@@ -203,7 +203,8 @@ class ShardRecorder:
         try:
             parts = probe.instrumentation.recorded.values()
             for selected, shared, values in values_of(parts, rows, positions, block):
-                before = 0 if self._columns.rows == "texts" else selected.tokens.rows_before(shared.start)
+                per_text = self._columns.rows == "texts"
+                before = 0 if per_text else selected.tokens.row_of(shared.start, probe.prompt)
                 writer.put(selected.name, first + before, values)
         except Exception as error:
             probe.error, self._failed = error, self._failed or error

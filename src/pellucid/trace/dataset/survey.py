@@ -109,7 +109,7 @@ class CorpusReader:
             tokens = self._tokens.resolve(TokenTexts(ids, self._piece))
         except InvalidRequest as error:
             raise type(error)(f"{place}: {error}") from None
-        return ReadText(number, ids, tokens.within(0, len(ids)))
+        return ReadText(number, ids, tokens.listed(len(ids)))
 
     def survey(self, progress: Callable[[int], object]) -> Survey:
         """Read all texts once, and count. ``progress`` is called with the number of texts.
