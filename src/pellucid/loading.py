@@ -178,13 +178,6 @@ def _load_runner(
     try:
         opened, plan, kv_memory = _fitted(opened, options, threads)
         inputs, limits = opened.inputs, step_limits(model.spec, opened.inputs.context, threads)
-        if 0 < (unscaled := model.spec.unscaled_context) < inputs.context:
-            warnings.warn(
-                f"{shown(model.spec.name)}: the context of {inputs.context:,} tokens scales all positions, so texts of "
-                f"up to {unscaled:,} tokens differ from transformers: set the context to {unscaled:,} if no text is "
-                "longer",
-                stacklevel=2,
-            )
         if before is not None:
             before(inputs)
         placed = {"pin": options.pin, "cache_memory": options.cache_bytes, "kv_memory": kv_memory}
@@ -334,13 +327,14 @@ def step_limits(spec: ModelSpec, context: int, threads: int = 1) -> StepLimits:
     A step of an encoder has room for at least one whole text, and for texts that each thread encodes alone. A step of a
     language model computes at most 64 MiB of logits, but ``STEP_OUTPUTS`` rows of logits are always allowed.
     """
+    unscaled = replace(spec, context=context).unscaled_context
     if spec.in_one_step:
         joint = max(STEP_TOKENS, context)
         if threads == 1:
-            return StepLimits(context, tokens=joint, outputs=joint)
+            return StepLimits(context, tokens=joint, outputs=joint, unscaled=unscaled)
         tokens = max(joint, threads * ALONE_TOKENS)
-        return StepLimits(context, tokens=tokens, outputs=tokens, joint=joint)
+        return StepLimits(context, tokens=tokens, outputs=tokens, joint=joint, unscaled=unscaled)
     # The encoder of an encoder-decoder runs a whole source in a step.
     tokens = max(STEP_TOKENS, context) if spec.encoder else STEP_TOKENS
     rows = MAX_LOGITS // (4 * spec.output_width)
-    return StepLimits(context, tokens, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS))
+    return StepLimits(context, tokens, outputs=min(max(rows, STEP_OUTPUTS), STEP_TOKENS), unscaled=unscaled)

@@ -24,6 +24,7 @@ from pellucid.plan.pipeline_stages import Stage
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import StepLimits
+from pellucid.runtime.cache import BlockTable
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from support.drawn import draw
@@ -120,6 +121,11 @@ def model_runner(
             yield net
         finally:
             net.close()
+
+
+def table_for(spec: ModelSpec, tokens: int) -> BlockTable:
+    """An empty block table for a text of ``tokens`` tokens, as the scheduler makes it."""
+    return BlockTable(scaled=0 < spec.unscaled_context < tokens)
 
 
 def llama_config(vocabulary: int = 320, context: int = 128, **changes: Any) -> dict[str, Any]:

@@ -205,7 +205,9 @@ class StageServer:
 
     def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
         """Run this stage's part of a step. Send the next stage the vectors and the seconds that each stage took."""
-        chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs in parts]
+        chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs, _ in parts]
+        for chunk, (*_, scaled) in zip(chunks, parts):
+            chunk.table.scaled = bool(scaled)
         seconds = list[float]()
         began = time.perf_counter()
 

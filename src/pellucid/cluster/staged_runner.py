@@ -205,7 +205,8 @@ class StagedRunner(ModelRunner):
                 self._steps += 1
                 steps.append(self._steps)
                 plain = [
-                    [self.cache.number_of(chunk.table), list(chunk.tokens), chunk.outputs] for chunk in part
+                    [self.cache.number_of(chunk.table), list(chunk.tokens), chunk.outputs, chunk.table.scaled]
+                    for chunk in part
                 ]
                 self._send([["step", self._steps, plain]])
             self._telling = False

@@ -80,17 +80,22 @@ class CacheManager:
             finally:
                 self.lock.release()
 
-    def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
-        """Block table of the longest prefix of ``ids`` in the prefix cache, with at most ``most`` tokens."""
+    def find_prefix(self, ids: Sequence[int], most: int, *, scaled: bool = False) -> BlockTable:
+        """Block table of the longest prefix of ``ids`` in the prefix cache, with at most ``most`` tokens.
+
+        Pages with ``scaled`` positions are apart from pages without (``BlockTable.scaled``).
+        """
         with self.lock:
             self.drain()
-            return self._find(ids, most)
+            table = self._find(_names(ids, scaled), most)
+            table.scaled = scaled
+            return table
 
-    def match_prefix(self, ids: Sequence[int], most: int) -> int:
+    def match_prefix(self, ids: Sequence[int], most: int, *, scaled: bool = False) -> int:
         """Length of the longest prefix of ``ids`` in the prefix cache, at most ``most`` tokens."""
         with self.lock:
             self.drain()
-            return self.prefixes.match(ids, most)
+            return self.prefixes.match(_names(ids, scaled), most)
 
     def keep_prefix(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = True) -> None:
         """Add the pages of a block table to the prefix cache; only full pages if it ``grows``.
@@ -99,7 +104,7 @@ class CacheManager:
         """
         with self.lock:
             self.drain()
-            self._insert(table, tokens, grows=grows)
+            self._insert(table, _names(tokens, table.scaled), grows=grows)
 
     def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
         """Call ``listener`` when a page enters or leaves the prefix cache (``PrefixCache.listener``).
@@ -129,7 +134,7 @@ class CacheManager:
         while self._released:
             table, tokens = self._released.popleft()
             if tokens:
-                self._insert(table, tokens)
+                self._insert(table, _names(tokens, table.scaled))
             self._truncate(table, 0)
 
     def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
@@ -154,3 +159,8 @@ class CacheManager:
 
     def _clear(self) -> None:
         self.prefixes.clear()
+
+
+def _names(tokens: Sequence[int], scaled: bool) -> Sequence[int]:
+    """The names of tokens in the prefix cache: numbers below 0 for tokens with scaled positions."""
+    return [~token for token in tokens] if scaled else tokens

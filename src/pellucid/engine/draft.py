@@ -150,7 +150,8 @@ class DraftSequence:
         """Drop the read tokens that are not in the text. A new text starts with a prefix from the prefix cache."""
         runner = self._model.runner
         if not self._read:
-            self._table = runner.cache.find_prefix(tokens, len(tokens) - 1)
+            scaled = runner.limits.is_scaled(len(tokens))
+            self._table = runner.cache.find_prefix(tokens, len(tokens) - 1, scaled=scaled)
             self._read = list(tokens[: self._table.length])
             self._agreed = len(self._read)
         length = runner.cache.truncate(self._table, self._common(tokens))

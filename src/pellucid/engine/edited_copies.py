@@ -53,7 +53,8 @@ class EditedCopies:
     ) -> None:
         self._runner, self._ids, self._copies, self._base = runner, ids, copies, base
         self._limits = runner.limits.together
-        self._table = BlockTable()
+        self._scaled = self._limits.is_scaled(len(ids))
+        self._table = BlockTable(scaled=self._scaled)
 
     def run(self) -> Generator[Outputs, None, None]:
         """Yield the outputs of the copies of a step. The first outputs are the prompt's own, with the number -1.
@@ -65,7 +66,9 @@ class EditedCopies:
         parts = self._runner.block_programs()
         groups = dict[int, list[_Copy]]()
         for number, copy in enumerate(self._copies):
-            groups.setdefault(parts.first_part(copy.watch), []).append(_Copy(number, copy, BlockTable()))
+            groups.setdefault(parts.first_part(copy.watch), []).append(
+                _Copy(number, copy, BlockTable(scaled=self._scaled))
+            )
         try:
             logits, received = self._run_prompt(groups.keys() - {0})
             yield [(-1, logits)]
@@ -100,7 +103,7 @@ class EditedCopies:
         """A block table with at most the first ``most`` tokens of the prompt, without its last token."""
         most = min(most, len(self._ids) - 1)
         if self._base is None:
-            return self._runner.cache.find_prefix(self._ids, most)
+            return self._runner.cache.find_prefix(self._ids, most, scaled=self._scaled)
         table = self._runner.cache.fork(self._table)
         self._runner.cache.truncate(table, most)
         return table

@@ -22,7 +22,8 @@ def probed_run(
         InvalidRequest: an edit of the probe fails.
         CacheFull: no pages are left.
     """
-    table, limits = BlockTable(), runner.limits.together
+    limits = runner.limits.together
+    table = BlockTable(scaled=limits.is_scaled(len(ids)))
     try:
         while table.length < len(ids):
             start = table.length

@@ -122,6 +122,7 @@ class Scheduler:
                 continue
             job.preempted = False
             for sequence in job.task.runnable():
+                self._scale(sequence)
                 (rows if sequence.decodes else prompts).append((job, sequence))
         self._decode(step, rows, {job for job, _ in prompts}, shortages)
         if prompts:
@@ -229,13 +230,28 @@ class Scheduler:
         if sequence.table.length or sequence.cacheable_tokens <= 0:
             return sequence.unread_tokens
         if sequence.matched is None:
-            sequence.matched = self._cache.match_prefix(sequence.tokens, sequence.cacheable_tokens)
+            most, scaled = sequence.cacheable_tokens, sequence.table.scaled
+            sequence.matched = self._cache.match_prefix(sequence.tokens, most, scaled=scaled)
         return sequence.unread_tokens - sequence.matched
+
+    def _scale(self, sequence: CachedSequence) -> None:
+        """Let a text that grows longer than the unscaled context be computed again, with scaled positions.
+
+        transformers, too, computes the keys of LongRoPE again at this length.
+        """
+        if sequence.table.scaled or not self._limits.is_scaled(sequence.certain_tokens):
+            return
+        if sequence.table.length >= self._limits.unscaled:
+            self._release(sequence)
+            if sequence.probe is not None:
+                sequence.probe.forget()
+        if not sequence.table.length:
+            sequence.table.scaled, sequence.matched = True, None
 
     def _find_prefix(self, sequence: CachedSequence) -> None:
         """Set a sequence's block table to the pages that the prefix cache holds for its first tokens."""
         if (most := sequence.cacheable_tokens) > 0:
-            sequence.table = self._cache.find_prefix(sequence.tokens, most)
+            sequence.table = self._cache.find_prefix(sequence.tokens, most, scaled=sequence.table.scaled)
 
     def _add(
         self,
@@ -247,6 +263,8 @@ class Scheduler:
     ) -> int:
         """Add a sequence's next tokens to the step, if they fit and pages are free. Returns the number of tokens."""
         most = min(most, step.tokens)
+        if self._limits.unscaled and not sequence.table.scaled:
+            most = min(most, self._limits.unscaled - sequence.table.length)
         if not most or not step.sequences or (sequence.in_one_step and most < sequence.unread_tokens):
             return 0
         chunk = sequence.chunk(

@@ -157,6 +157,11 @@ class TextSequence(CachedSequence):
         return replace(row, final=draw.final_log_probabilities(row.top_ids))
 
     @property
+    def certain_tokens(self) -> int:
+        """As in `CachedSequence`."""
+        return self._position + 1
+
+    @property
     def _pages(self) -> int:
         """Number of pages of the sequence if the request has ``watch``, else 0."""
         return sum(blocks.end - blocks.first for blocks in self.table.blocks) if self._options.watch else 0

@@ -522,10 +522,20 @@ class ModelSpec(Struct, frozen=True):
 
     @property
     def unscaled_context(self) -> int:
-        """The longest context whose rotary frequencies are the frequencies of short texts; 0 if none depend on it."""
+        """The length in tokens up to which texts have other rotary frequencies than longer texts.
+
+        0: all texts have the same frequencies, because the context is not longer, no scaling depends on a length, the
+        layers have different lengths, or the tokens have types, which the steps use for this choice.
+        """
         scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
-        lengths = (scaling.trained_context for scaling in scalings if scaling.follows_context)
-        return min(lengths, default=0)
+        lengths = {scaling.trained_context for scaling in scalings if scaling.follows_context}
+        length = lengths.pop() if len(lengths) == 1 else 0
+        return 0 if length >= self.context or self.embedding.types else length
+
+    @property
+    def rotary_contexts(self) -> tuple[int, ...]:
+        """The contexts that rotary frequencies are computed for: of short texts, and of texts beyond this length."""
+        return tuple(context for context in (self.unscaled_context, self.context) if context)
 
     @property
     def generates(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
@@ -221,9 +222,12 @@ def _angles_name(builder: Builder, rotary: Rotary) -> str:
 def _angles(builder: Builder, rotary: Rotary) -> None:
     name, pairs = _angles_name(builder, rotary), rotary.dims // 2
     builder.buffer(name, 2 * pairs)
-    builder.constants[f"{name}.inverse_frequency"] = inverse_frequencies(rotary, builder.spec.context)
+    tables = [inverse_frequencies(rotary, context) for context in builder.spec.rotary_contexts]
+    builder.constants[f"{name}.inverse_frequency"] = tuple(chain.from_iterable(tables))
     fields: dict[str, Value] = {
         "inverse_frequency": Constant(f"{name}.inverse_frequency"),
+        "scaled_stride": 8 * pairs * (len(tables) - 1),
+        "unscaled": builder.spec.unscaled_context,
         "pairs": pairs,
         "magnitude": rotary.scaling.magnitude if rotary.scaling else 1.0,
         "out": At(name),

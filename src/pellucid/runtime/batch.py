@@ -50,6 +50,10 @@ class Probe(Protocol):
     @property
     def watch(self) -> Hashable: ...
 
+    def forget(self) -> None:
+        """The sequence computes its tokens again, with other values: functions of edits are called again."""
+        ...
+
     @property
     def first_changed(self) -> int | None:
         """The first position whose values edits change; None without edits.
@@ -153,7 +157,7 @@ class StepLimits(Struct, frozen=True):
     """Limits of a step: T ``tokens``, R rows of logits (``outputs``), B ``sequences``, and ``context`` in tokens.
 
     ``joint`` is the limit of the tokens that all threads compute together (0: ``tokens``). A step with more tokens is
-    divided.
+    divided. Texts with more tokens than ``unscaled`` have scaled positions (0: all texts have the same positions).
     """
 
     context: int
@@ -161,6 +165,11 @@ class StepLimits(Struct, frozen=True):
     outputs: int = STEP_OUTPUTS
     sequences: int = STEP_SEQUENCES
     joint: int = 0
+    unscaled: int = 0
+
+    def is_scaled(self, tokens: int) -> bool:
+        """True if a text of ``tokens`` tokens has scaled positions."""
+        return 0 < self.unscaled < tokens
 
     @property
     def together(self) -> StepLimits:
@@ -263,12 +272,12 @@ class StepArrays:
             table, count = chunk.table, len(chunk.tokens)
             if count == 1:  # the most frequent case avoids the overhead of slices
                 self.token_ids[row], self.positions[row] = chunk.tokens[0], table.length
-                self.token_types[row] = chunk.types[0] if chunk.types else 0
+                self.token_types[row] = chunk.types[0] if chunk.types else table.scaled
             else:
                 rows = slice(row, row + count)
                 self.token_ids[rows] = chunk.tokens
                 self.positions[rows] = np.arange(table.length, table.length + count)
-                self.token_types[rows] = 0 if chunk.types is None else chunk.types
+                self.token_types[rows] = table.scaled if chunk.types is None else chunk.types
             self.first_row[index], self.row_count[index] = row, count
             self.length[index] = table.length + count
             for pages, blocks in zip(self.pages, table.blocks):

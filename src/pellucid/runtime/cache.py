@@ -64,6 +64,8 @@ class BlockTable(Struct):
     state: int = NONE
     next_state: int = NONE
     snapshots: list[Snapshot] = field(default_factory=list)
+    scaled: bool = False
+    """True if the positions are scaled, because the text is longer than ``StepLimits.unscaled``."""
     number: int = 0
     """The id of the sequence in other pipeline stages of the model (``cluster/stage_server.py``); 0: no id."""
 
@@ -315,6 +317,7 @@ class KVCache:
                 )
                 for one in table.snapshots
             ],
+            scaled=table.scaled,
         )
 
     def truncate(self, table: BlockTable, length: int) -> int:

@@ -51,6 +51,11 @@ class CachedSequence:
         self.first_output = len(self.tokens) - 1 if first_output is None else first_output
 
     @property
+    def certain_tokens(self) -> int:
+        """Number of tokens without forced and draft tokens."""
+        return len(self.tokens)
+
+    @property
     def unread_tokens(self) -> int:
         """Number of tokens that have not been computed."""
         return len(self.tokens) - self.table.length

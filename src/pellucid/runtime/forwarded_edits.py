@@ -25,6 +25,10 @@ class ForwardedEdits:
         assert self._inner is not None  # a watch without edits makes no calls
         return self._inner
 
+    def forget(self) -> None:
+        """As in ``Probe``."""
+        self._probe.forget()
+
     def chunk_end(self, start: int) -> int | None:
         """As in ``Probe``: states are not changed."""
         return None

@@ -247,6 +247,10 @@ class SequenceProbe:
         """As in ``Probe``."""
         return self.instrumentation.pattern_edits[number].change(positions, keys)
 
+    def forget(self) -> None:
+        """As in ``Probe``."""
+        self._called.clear()
+
     def called(
         self, number: int, start: int, tokens: Sequence[int], values: NDArray[np.float32]
     ) -> Sequence[EditEntry]:

@@ -18,6 +18,8 @@ def angles(batch: Batch, frequency: np.ndarray, threads: int, magnitude: float =
     out = guarded((len(batch.keep["positions"]), 2, len(frequency)))
     fields = {
         "inverse_frequency": frequency,
+        "scaled_stride": 0,
+        "unscaled": 0,
         "pairs": len(frequency),
         "magnitude": magnitude,
         "out": out,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from support.tiny import LONG, TINY, model_runner, opened
+from support.tiny import LONG, TINY, model_runner, opened, table_for
 
 import pellucid
 from pellucid import pipeline
@@ -19,7 +19,6 @@ from pellucid.model.positions import Rotary, RotaryScaling
 from pellucid.plan.position import inverse_frequencies
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import BlockTable
 from pellucid.testing import random_model
 
 PARTS = (37, 64, 1)  # tokens per step, in turn
@@ -33,7 +32,7 @@ def test_logits_of_a_long_text(name: str) -> None:
         spec = replace(model.spec, context=len(ids))
         plan = pipeline.build_plan(spec, layouts(checkpoint, model), MAX_ACTIVATION_BITS)
     with model_runner(LONG[name], plan, threads=2, context=len(ids)) as net:
-        table, got, done, at = BlockTable(), [], 0, 0
+        table, got, done, at = table_for(spec, len(ids)), [], 0, 0
         while done < len(ids):
             part = ids[done : done + PARTS[at % len(PARTS)]]
             got.append(net.forward([Chunk(table, part, outputs=len(part))]).copy())
@@ -106,7 +105,5 @@ def test_a_model_is_loaded_with_a_context_beyond_the_one_of_its_file(tmp_path: P
         usual.generate(text, max_new_tokens=4)
     with pytest.raises(InvalidRequest, match="context=129"):
         pellucid.load(path, context=129)
-    with pytest.warns(UserWarning, match="texts of up to 64 tokens differ from transformers"):
-        longer = pellucid.load(path, context=100)
-    with longer:
+    with pellucid.load(path, context=100) as longer:
         assert longer.generate(text, max_new_tokens=4, ignore_eos=True).usage.generated_tokens == 4

@@ -11,7 +11,7 @@ import pytest
 from support.blocks import random_blocks
 from support.reference import Reference, as_float16
 from support.schedule import QUANTISED, write_quantised_llama
-from support.tiny import DECODERS, OF_FAMILY, SOURCES, TINY, model_runner, opened, write_llama_gguf
+from support.tiny import DECODERS, OF_FAMILY, SOURCES, TINY, model_runner, opened, table_for, write_llama_gguf
 
 from pellucid import pipeline
 from pellucid.model.family import known_families
@@ -59,7 +59,7 @@ FLOATS = [name for name in DECODERS if not name.endswith("-mxfp4")]
 def test_logits_of_every_position(name: str) -> None:
     ids, wanted = golden(name)
     with opened(TINY[name]) as (checkpoint, model), model_runner(TINY[name], threads=2) as net:
-        got = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
+        got = net.forward([Chunk(table_for(net.spec, len(ids)), ids, outputs=len(ids))])
         assert_close(got, Reference(checkpoint, model).logits(ids))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4)
 
@@ -81,7 +81,7 @@ def test_logits_with_keys_and_values_in_float16(name: str) -> None:
     ids, wanted = golden(name)
     with opened(TINY[name]) as (checkpoint, model), model_runner(TINY[name], activation_bits=8) as net:
         assert {layer.kv_dtype for layer in net.plan.layers if isinstance(layer, LayerShape)} == {"f16"}
-        got = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
+        got = net.forward([Chunk(table_for(net.spec, len(ids)), ids, outputs=len(ids))])
         difference = np.abs(got - Reference(checkpoint, model, as_float16).logits(ids))
     scale = max(1.0, float(np.abs(wanted).max()) / 12)  # the difference grows with the logits
     most, mean = ROUNDED_MORE.get(name, (3e-3, 2e-4))
@@ -98,8 +98,8 @@ def test_logits_with_keys_and_values_in_float16(name: str) -> None:
 def test_token_by_token_gives_the_same_bits(name: str) -> None:
     ids, _ = golden(name)
     with model_runner(TINY[name]) as net:
-        together = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
-        sequence = BlockTable()
+        together = net.forward([Chunk(table_for(net.spec, len(ids)), ids, outputs=len(ids))])
+        sequence = table_for(net.spec, len(ids))
         one_by_one = [net.forward([Chunk(sequence, [token])])[0] for token in ids]
     np.testing.assert_array_equal(np.stack(one_by_one), together)
 

@@ -108,7 +108,9 @@ class StepRecord(Record):
     outputs: int  # R, the rows whose logits are computed
     sequences: int  # B
     token_ids: Address  # (T,) int32
-    token_types: Address  # (T,) int32, the types of tokens (BERT), 0 for the first text and 1 for the second
+    token_types: (
+        Address  # (T,) int32: types (BERT), 0 for the first text, 1 for the second; or 1: scaled positions
+    )
     positions: Address  # (T,) int32
     output_rows: Address  # (R,) int32, row indices below T
     first_row: Address  # (B,) int32, the sequence's first row

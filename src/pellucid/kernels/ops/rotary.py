@@ -19,7 +19,11 @@ from pellucid.kernels.core.record import Address, Record, StepRecord
 
 
 class RotaryAnglesRecord(Record):
-    inverse_frequency: Address  # (K/2,) float64, radians per position
+    inverse_frequency: Address  # (K/2,) float64, radians per position; several tables, one after the other
+    scaled_stride: (
+        int  # bytes from the frequencies of token type 0 to the frequencies of type 1; 0: one table
+    )
+    unscaled: int  # tokens of the longest text of type 0, for readers of the plan; 0: one table
     pairs: int  # K/2
     magnitude: float  # factor of cosines and sines (1 except for YaRN)
     out: Address  # (T, 2, K/2) float32: cosines, then sines
@@ -60,13 +64,15 @@ def build_angles(simd: Any) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        frequency, pairs = load(record + at.inverse_frequency), load(record + at.pairs)
-        out = load(record + at.out)
+        frequencies, pairs = load(record + at.inverse_frequency), load(record + at.pairs)
+        out, scaled_stride = load(record + at.out), load(record + at.scaled_stride)
+        types = load(step + step_at.token_types)
         magnitude, stride = simd.load_f64(record + at.magnitude), load(record + at.stride)
         positions = load(step + step_at.positions)
         for token in range(thread, load(step + step_at.tokens), threads):
             position = np.float64(simd.load_i32(positions + 4 * token))
             table = out + token * stride
+            frequency = frequencies + scaled_stride * np.int64(simd.load_i32(types + 4 * token))
             for j in range(pairs):
                 sine, cosine = simd.sine_and_cosine(position * simd.load_f64(frequency + 8 * j))
                 simd.store_f32(table + j * 4, np.float32(cosine * magnitude))

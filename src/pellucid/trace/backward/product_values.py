@@ -36,6 +36,11 @@ class Values(Struct, frozen=True):
     gradients: Mapping[str, Rows] = {}
     """The gradients of all written buffers that have one, by buffer."""
 
+    def longer_than(self, tokens: int) -> NDArray[np.int64]:
+        """For each row, 1 if its sequence has more than ``tokens`` tokens, else 0. With 0 ``tokens`` all are 0."""
+        sizes = [own.stop - own.start for own in self.sequences]
+        return np.repeat([int(0 < tokens < size) for size in sizes], sizes)
+
     @property
     def positions(self) -> NDArray[np.int64]:
         """The position of each row."""

@@ -185,7 +185,9 @@ def rotary(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str,
     if table.stage not in values.angles:
         constant, magnitude = table.fields["inverse_frequency"], number_of(table, "magnitude")
         assert isinstance(constant, Constant)
-        angle = (values.positions[:, None] * np.array(values.plan.constants[constant.name]))[:, None, :]
+        frequencies = np.array(values.plan.constants[constant.name]).reshape(-1, size_of(table, "pairs"))
+        own = frequencies[values.longer_than(size_of(table, "unscaled"))]
+        angle = (values.positions[:, None] * own)[:, None, :]
         values.angles[table.stage] = magnitude * np.cos(angle), magnitude * np.sin(angle)
     cos, sin = (part[:, :, :pairs] for part in values.angles[table.stage])
     found = gradient.copy()
