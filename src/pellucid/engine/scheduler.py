@@ -241,12 +241,11 @@ class Scheduler:
         """
         if sequence.table.scaled or not self._limits.is_scaled(sequence.certain_tokens):
             return
-        if sequence.table.length >= self._limits.unscaled:
+        if sequence.table.length:
             self._release(sequence)
             if sequence.probe is not None:
                 sequence.probe.forget()
-        if not sequence.table.length:
-            sequence.table.scaled, sequence.matched = True, None
+        sequence.table.scaled, sequence.matched = True, None
 
     def _find_prefix(self, sequence: CachedSequence) -> None:
         """Set a sequence's block table to the pages that the prefix cache holds for its first tokens."""

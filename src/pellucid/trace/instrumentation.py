@@ -219,7 +219,9 @@ def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
     values, broadcast = (None, True) if edit.values is None else rows_of(selected, edit, edit.values)
     runs = columns_of(selected)
     if len(runs) > MOST_RUNS:
-        reason = f"{len(runs):,} runs of columns; the limit is {MOST_RUNS:,}: use call, which takes any columns"
+        reason = (
+            f"{len(runs):,} runs of columns; the limit is {MOST_RUNS:,}: use call, which takes any columns"
+        )
         raise edit_error(edit.where, reason)
     bound, done = list[BoundEdit](), 0
     for run in runs:

@@ -223,6 +223,7 @@ def test_every_load_option_reaches_the_models_of_a_server(
         "threads": 2,
         "pin": "none",
         "kv_cache": "q8_0",
+        "activations": 16,
         "cache_memory": 0.5,
         "draft": "small.gguf",
         "task": "embed",
@@ -230,16 +231,17 @@ def test_every_load_option_reaches_the_models_of_a_server(
     }
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     more: tuple[str, ...] = ("--dictionaries", "a=b", "--dictionaries", "c")
-    more += ("--precise", "--pull", "--chat-template", str(template), "--cluster", "auto")
+    more += ("--pull", "--chat-template", str(template), "--cluster", "auto")
+    assert command("serve", *files, "--precise", "--cluster", "auto").code == 0
+    assert {options.precise for _, options in served.values()} == {True}
     assert command("serve", *files, *flags, *more).code == 0
     expected: Any = {
         **options,
-        "precise": True,
         "pulls": True,
         "cap_context": True,
         "dictionaries": ["a=b", "c"],
     }
-    assert {*expected, "chat_template"} == set(LoadOptions.__struct_fields__)
+    assert {*expected, "precise", "chat_template"} == set(LoadOptions.__struct_fields__)
     first = LoadOptions(**expected, chat_template="{{ messages }}")
     other = LoadOptions(**{**expected, "draft": None, "dictionaries": None})
     assert served == {"a": (files[0], first), "b": (files[1], other)}

@@ -292,6 +292,7 @@ def test_every_option_that_can_change_an_answer_is_bound() -> None:
     usual, seen = LoadOptions(), set[str]()
     changed: dict[str, Any] = {"context": 64, "precise": True, "kv_cache": "f32", "chat_template": "x"}
     changed |= {
+        "activations": 16,
         "cap_context": True,
         "threads": 1,
         "pin": "none",
@@ -306,7 +307,17 @@ def test_every_option_that_can_change_an_answer_is_bound() -> None:
     for name, value in changed.items():
         if options_hash(LoadOptions(**{name: value})) != options_hash(usual):
             seen.add(name)
-    assert seen == {"context", "precise", "kv_cache", "chat_template", "cap_context", "task", "adapter"}
+    answers = {
+        "context",
+        "precise",
+        "kv_cache",
+        "activations",
+        "chat_template",
+        "cap_context",
+        "task",
+        "adapter",
+    }
+    assert seen == answers
 
 
 def test_an_interrupted_batch_goes_on(llm: LLM, tmp_path: Path) -> None:
