@@ -48,7 +48,7 @@ STEERED = "pellucid run and chat take it; pellucid serve --vectors FOLDER names 
 
 NO_COUNTERPART = (
     # llama.cpp
-    "--in-prefix --in-suffix --in-prefix-bos --print-token-count --interactive-first -if --infill --spm-infill "
+    "--print-token-count --interactive-first -if "
     "--adaptive-target --adaptive-decay --backend-sampling -bs --tags --reuse-port --cors-methods --cors-headers "
     "--cors-credentials --no-cors-credentials --ui-config --webui-config --ui-config-file --webui-config-file "
     "--ui-mcp-proxy --webui-mcp-proxy --mcp-servers-json --tools-runtime --agent -ag --media-path --models-preset "
@@ -58,17 +58,17 @@ NO_COUNTERPART = (
     "--yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --grp-attn-n -gan --grp-attn-w -gaw --lora-scaled "
     "--lora-init-without-apply --draft-p-min --draft-p-split --spec-draft-p-min --spec-draft-n-min --dump-kv-cache "
     "-dkvc --no-mmproj --mmproj-auto --no-mmproj-auto --mmproj-offload --no-mmproj-offload --image-min-tokens "
-    "--image-max-tokens --docker-repo -dr --hf-file-v -hffv --model-vocoder -mv --attention --embd-output-format "
-    "--embd-separator --cls-separator --show-count --no-bos --no-parse-special --output-err -oe -pg -pps "
+    "--image-max-tokens --docker-repo -dr --hf-file-v -hffv --model-vocoder -mv --attention "
+    "--output-err -oe "
     # vLLM
     "--enable-log-outputs --disable-frontend-multiprocessing --chat-template-content-format --guided-decoding-backend "
-    "--structured-outputs-config --runner --convert --max-logprobs --logprobs-mode --async-scheduling --response-role "
+    "--structured-outputs-config --max-logprobs --logprobs-mode --async-scheduling --response-role "
     "--enable-expert-parallel --enable-server-load-tracking --enable-force-include-usage --enable-request-id-headers "
     "--return-tokens-as-token-ids --enable-prompt-tokens-details --enable-tokenizer-info-endpoint "
     "--exclude-tools-when-tool-choice-none --tool-parser-plugin --tool-server --log-config-json --max-log-len "
     "--disable-cascade-attn --disable-sliding-window --disable-hybrid-kv-cache-manager --long-prefill-token-threshold "
     "--max-long-partial-prefills --num-lookahead-slots --scheduler-delay-factor --preemption-mode "
-    "--calculate-kv-scales --prefix-caching-hash-algo --override-pooler-config --override-generation-config "
+    "--calculate-kv-scales -caching-hash-algo --override-pooler-config --override-generation-config "
     "--pooler-config --logits-processor-pattern --logits-processors --kv-transfer-config --kv-events-config "
     "--ec-transfer-config --compilation-config-level --additional-config --worker-cls --worker-extension-cls "
     "--otlp-traces-endpoint --collect-detailed-traces --show-hidden-metrics-for-version --max-loras --max-lora-rank "
@@ -82,15 +82,15 @@ NO_COUNTERPART = (
     "--enable-ssl-refresh --ssl-ca-certs --ssl-cert-reqs --h11-max-header-count --disable-mm-preprocessor-cache "
     "--guided-decoding-disable-fallback --enable-reasoning --dataset-path --sonnet-input-len --sharegpt-output-len "
     "--random-range-ratio --random-prefix-len --burstiness --percentile-metrics --metric-percentiles --goodput "
-    "--save-result --save-detailed --append-result --result-dir --result-filename --metadata --label --profile-result "
-    "--endpoint --header --extra-body --ready-check-timeout-sec --num-warmups --output-tmp-dir --enable-metrics "
+    "--save-detailed --append-result --metadata --label --profile-result "
+    "--endpoint --ready-check-timeout-sec --num-warmups --output-tmp-dir --enable-metrics "
     # llm, transformers, hf, sentence-transformers
     "--options --schemas --async-models --param --chain-limit --cl --tools-debug --td --tools-approve --ta --at "
     "--attachment-type --schema-multi --fragment --sf --system-fragment -R --hide-reasoning --key-name --binary "
-    "--metadata-json --sql --attach --files --encoding --prefix --prepend --plain --count --save-folder "
+    "--metadata-json --sql --attach --files --encoding --plain --count --save-folder "
     "--examples-path --generation-config-path --host-user --private --commit-message --commit-description "
     "--create-pr --every --dry-run --sort --search --author --filter --revisions --show-warnings "
-    "--precision --normalize-scores --prompts --default-prompt-name --chunk-size --pool-device --multi-process "
+    "--precision --normalize-scores --default-prompt-name --chunk-size --pool-device --multi-process "
     "--aggregation-strategy --labels --candidate-labels --framework --feature --model-kwargs --bnb-4bit-quant-type"
 )
 """Options that change nothing here, or whose subject does not exist here."""
@@ -246,7 +246,8 @@ OPTIONS = (
     OtherOption("-e --escape --no-escape", why="the prompt is taken as it is; $'...' of the shell has escapes"),
     OtherOption(
         "-st --single-turn --no-display-prompt --color --simple-io -mli --multiline-input --no-warmup --log-disable "
-        "--nowordwrap --disable-log-requests --disable-log-stats --no-perf -co -i --interactive",
+        "--nowordwrap --disable-log-requests --disable-log-stats --no-perf -co -i --interactive "
+        "--stdin --show-count --no-parse-special",
         words={"": NOTHING},
     ),
     OtherOption(
@@ -280,8 +281,26 @@ OPTIONS = (
                 refused=True, why="each option is given on the command line; pellucid COMMAND --help lists them"),
     OtherOption("--repo-type --type", value="TYPE", words={"model": NOTHING}, refused=True,
                 why="only models are fetched; hf download --type fetches data sets and spaces"),
+    OtherOption("--in-prefix --in-suffix --in-prefix-bos", value="[TEXT]", refused=True,
+                why="the chat template marks the turns; --raw takes a prompt as it is"),
+    OtherOption("--infill --spm-infill", refused=True,
+                why="--raw takes a prompt with the model's own tokens for the gap, as its documentation gives them"),
+    OtherOption("--embd-output-format -f --format", value="FORMAT", words={"json": ("--json",)}, refused=True,
+                why="--json prints vectors for programs, and --file FILE --out FILE writes .npy"),
+    OtherOption("--embd-separator --cls-separator", value="TEXT", refused=True,
+                why="each text is one word of the command line, or one line of --file FILE"),
+    OtherOption("-pg -pps", value="[N]", refused=True,
+                why="--prompt N and --tokens N are measured one after the other"),
+    OtherOption("--runner --convert", value="NAME", words={"auto": NOTHING, "generate": NOTHING}, refused=True,
+                why="the model's file states its task; --task NAME chooses another"),
+    OtherOption("--no-bos", refused=True, why="the tokens are shown that the model's file adds, as a prompt has them"),
+    OtherOption("--force-model", value="MODEL", refused=True, why="name the models: pellucid serve MODEL"),
+    OtherOption("--header --extra-body --save-result --result-dir --result-filename", value="[X]", refused=True,
+                why="each request has the same body; --json > FILE keeps the figures"),
+    OtherOption("--prompts --prefix --prepend", value="[TEXT]", refused=True,
+                why="--prompt NAME puts a prompt of the model before each text; other words belong to the text"),
     OtherOption(NO_COUNTERPART, value="[X]", refused=True,
-                why="nothing here depends on it: leave it out (pellucid COMMAND --help lists the options)"),
+                why="there is no such choice: leave it out (pellucid COMMAND --help lists the options)"),
     OtherOption("--list-devices", why="the processor is the only device: pellucid info --machine", refused=True),
     OtherOption("-cl --cache-list", why="pellucid list shows the models on this machine", refused=True),
     OtherOption("--ids", why="the ids are in the table; --json prints them for programs", refused=True),
@@ -429,6 +448,7 @@ REFUSED_COMMANDS: Mapping[str, str] = {
     "fit-params": "pellucid plan MODEL shows the memory that a model takes",
     "show-template": "pellucid info MODEL shows the facts of a model",
     "convert-hf-to-gguf": "safetensors and GGUF are loaded as they are",
+    "convert-lora-to-gguf": "merge the adapter into the model first",
     "gguf-split": "split GGUF files are loaded as they are: name the first file",
     "imatrix": "files keep their types; llama.cpp's llama-imatrix measures weights for llama-quantize",
     "export-lora": "merge the adapter into the model with llama.cpp's llama-export-lora first",
