@@ -112,7 +112,7 @@ def test_a_head_that_is_taken_out_has_no_arcs(browser: Any, server: PageServer) 
 
 
 def test_changes_of_positions_count_as_one(browser: Any, server: PageServer) -> None:
-    """The number of the tab is that of the sentence below it. Two tables of angles make four edits."""
+    """The tab and the sentence below it have the same number. Two tables of angles make four edits."""
     visit = Visit(browser, server.url)
     visit.choose("windows")
     visit.write("a text of some words", tokens=3, temperature=0)

@@ -118,7 +118,7 @@ SOFTMAX = """() => ({
 def test_the_softmax_of_a_running_text_is_that_of_its_settings(
     browser: Any, server: PageServer, temperature: float, top_k: int, top_p: float
 ) -> None:
-    """The numbers are those of the title above them, also where the form has other settings by then."""
+    """The numbers equal the numbers of the title above them, also where the form has other settings by then."""
     visit = Visit(browser, server.url, "large", motion="no-preference")
     visit.choose("smollm2")
     given = {"temperature": temperature, "top-k (0: all)": top_k, "top-p": top_p}

@@ -64,7 +64,7 @@ ADDED = """() => Object.fromEntries(['attention', 'cross', 'feedforward'].map((p
 def test_each_part_adds_to_the_stream_after_the_part_before_it(
     browser: Any, sources: PageServer, model: str
 ) -> None:
-    """A block of a decoder has three parts. The lengths are those of the words: of what is added, and to what."""
+    """A block of a decoder has three parts. Words give the length of the addition and of the stream before it."""
     visit = opened(browser, sources, model)
     visit.screen("large", "light")
     visit.settle()

@@ -522,7 +522,7 @@ class ModelSpec(Struct, frozen=True):
 
     @property
     def unscaled_context(self) -> int:
-        """The length in tokens up to which texts have other rotary frequencies than longer texts.
+        """The length in tokens of the longest text with unscaled rotary frequencies.
 
         0: all texts have the same frequencies, because the context is not longer, no scaling depends on a length, the
         layers have different lengths, or the tokens have types, which the steps use for this choice.

@@ -79,8 +79,6 @@ class Selection(Struct, frozen=True):
         rows = self.tokens.within(0, text)
         if point.mask is not None and point.kind in ("pattern", "scores"):
             keys = source if point.mask.cross else text
-            if point.mask.causal and len(rows):
-                keys = int(rows[-1]) + 1
             return heads, len(rows), keys if self.keys is None else len(self.keys.within(0, keys))
         size = point.view.count if self.dims is None else len(self.dims)
         count = 1 if point.rows == "sequences" else len(rows)

@@ -1,4 +1,7 @@
-"""The probe of a sequence: it collects blocks of values from the steps, and builds arrays from them."""
+"""The probe of a sequence: it collects blocks of values from the steps, calls functions, and builds arrays.
+
+It is over 400 lines because recordings and functions read the same blocks.
+"""
 
 from __future__ import annotations
 

@@ -445,7 +445,7 @@ def test_who_waits_for_room_costs_nothing() -> None:
     run_step(scheduler, cache)
     found = list[int]()
     find = cache.find_prefix
-    cache.find_prefix = lambda ids, most: found.append(ids[0]) or find(ids, most)  # type: ignore[func-returns-value,method-assign]
+    cache.find_prefix = lambda ids, most, **how: found.append(ids[0]) or find(ids, most, **how)  # type: ignore[func-returns-value,method-assign]
     run_step(scheduler, cache)
     assert not found
     run_all(scheduler, cache)

@@ -164,7 +164,7 @@ def test_edited_copies_are_edited_requests(llm: LLM, size: int) -> None:
 
 
 def test_gradients_of_short_and_long_texts(path: Path) -> None:
-    """Of both at once, against differences of the same run."""
+    """The gradients of both texts at once equal differences of the same run."""
     texts, names, rng = [PROMPT, PROMPT * 3], ["embed", "blocks.1.attention.q"], np.random.default_rng(1)
     with pellucid.load(path, threads=1, context=CONTEXT, precise=True) as llm:
         target = logit_difference(llm, 65, 66)
