@@ -69,7 +69,7 @@ MODEL = argument(
 )
 Model = Annotated[str, MODEL]
 Prompt = Annotated[
-    str | None, argument("PROMPT", "The text to continue. If it is - or missing: standard input.")
+    str | None, argument("PROMPT", "The text to continue, or @FILE. If it is - or missing: standard input.")
 ]
 Texts = Annotated[list[str], argument("TEXT...", "Texts, or @FILE for a file with a text in each line.")]
 Truncate = Annotated[
@@ -95,13 +95,16 @@ def secret(variable: str) -> str | None:
 
 
 def text_or_stdin(text: str | None, absent: str) -> str:
-    """``text``, or standard input if ``text`` is "-" or None. The error for missing input begins with ``absent``."""
+    """``text`` as in ``text_or_file``, or standard input if ``text`` is "-" or None.
+
+    The error for missing input begins with ``absent``.
+    """
     from pellucid.errors import InvalidRequest
     from pellucid.util.checks import characters
 
     if text is None and sys.stdin.isatty():
         raise InvalidRequest(f"{absent}: give a text, or - to read it from standard input")
-    return standard_input() if text is None or text == "-" else characters("text", text)
+    return standard_input() if text is None or text == "-" else characters("text", text_or_file(text))
 
 
 def standard_input() -> str:

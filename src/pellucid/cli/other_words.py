@@ -85,13 +85,18 @@ NO_COUNTERPART = (
     "--save-detailed --append-result --metadata --label --profile-result "
     "--endpoint --ready-check-timeout-sec --num-warmups --output-tmp-dir --enable-metrics "
     # llm, transformers, hf, sentence-transformers
-    "--options --schemas --async-models --param --chain-limit --cl --tools-debug --td --tools-approve --ta --at "
+    "--schemas --async-models --param --chain-limit --cl --tools-debug --td --tools-approve --ta --at "
     "--attachment-type --schema-multi --fragment --sf --system-fragment -R --hide-reasoning --key-name --binary "
-    "--metadata-json --sql --attach --files --encoding --plain --count --save-folder "
+    "--metadata-json --sql --attach --encoding --plain --count --save-folder "
     "--examples-path --generation-config-path --host-user --private --commit-message --commit-description "
     "--create-pr --every --dry-run --sort --search --author --filter --revisions --show-warnings "
     "--precision --normalize-scores --default-prompt-name --chunk-size --pool-device --multi-process "
-    "--aggregation-strategy --labels --candidate-labels --framework --feature --model-kwargs --bnb-4bit-quant-type"
+    "--aggregation-strategy --labels --candidate-labels --framework --feature --model-kwargs --bnb-4bit-quant-type "
+    "-ptc --experimental --penalty-alpha --use-cache --generate-flags --prefill-assistant --no-prefill-assistant "
+    "--embd-gemma-default --enable-prompt-adapter --enable-offline-docs --performance-mode --attention-backend "
+    "--stream-interval -O -cc --reload --input-validation --non-blocking --compile --processor --output-value "
+    "--activation-fn -mmp -embd -nopo --num-prompts --dataset --async-engine --profile --logprobs --dir --limit "
+    "--no-trunc --local-dir-use-symlinks --force-generate"
 )
 """Options that change nothing here, or whose subject does not exist here."""
 
@@ -99,7 +104,7 @@ OPTIONS = (
     OtherOption("-m --model --model-name --model-path --model-name-or-path", to="MODEL", value="MODEL"),
     OtherOption("-hf -hfr --hf-repo", to="MODEL hf:", value="OWNER/NAME[:TAG]"),
     OtherOption("-p --prompt -q --quick", to="PROMPT,TEXT", value="TEXT"),
-    OtherOption("-f --file", to="PROMPT @,FILE,--file", value="FILE"),
+    OtherOption("-f --file", to="PROMPT @,FILE,--file,TEXT @", value="FILE"),
     OtherOption("-sys --system-prompt", to="--system", value="TEXT"),
     OtherOption("-sysf --system-prompt-file", to="--system @", value="FILE"),
     OtherOption(
@@ -137,6 +142,9 @@ OPTIONS = (
     OtherOption("-c", to="TEXT,TEXT...", value="TEXT"),
     OtherOption("--content --text --sentence --inputs", to="TEXT,TEXT...,PROMPT", value="TEXT"),
     OtherOption("--query", to="QUERY", value="TEXT"),
+    OtherOption("--documents", to="TEXT...", value="TEXT"),
+    OtherOption("--max-seq-length --max-length", to="--context", value="N"),
+    OtherOption("-m", to="--model", value="MODEL"),
     OtherOption("--top-k --top-n", to="--top", value="N"),
     OtherOption("-n --number --limit", to="--top", value="N"),
     OtherOption("--truncate-dim --output-dimension", to="--dimensions", value="N"),
@@ -164,8 +172,9 @@ OPTIONS = (
         "-o --output --output-file", value="FORMAT", words={"json": ("--json",), "md": NOTHING, "markdown": NOTHING},
         why="the result goes to standard output: write > FILE after the command", refused=True,
     ),
-    OtherOption("--output-json", words={"": ("--json",)}),
-    OtherOption("-v --log-verbose -u --usage --stats", words={"": ("--verbose",)}),
+    OtherOption("--output-json", value="FILE", refused=True,
+                why="--json prints the figures for programs: write > FILE after the command"),
+    OtherOption("-v --log-verbose -u --usage --stats -vp --verbose-prompt", words={"": ("--verbose",)}),
     # Names of some steps
     OtherOption("--top-nsigma", to="--top-n-sigma", value="X"),
     OtherOption("--mirostat-lr", to="--mirostat-eta", value="X"),
@@ -219,7 +228,7 @@ OPTIONS = (
     OtherOption("--cache-prompt --context-shift --no-context-shift", why="the prefix cache needs no switch"),
     OtherOption("-to --timeout --sse-ping-interval", value="N",
                 why="--read-timeout and --shutdown-timeout are the time limits of a server"),
-    OtherOption("--models-max", value="N", why="--memory GIGABYTES limits the loaded models together"),
+    OtherOption("--models-max --sleep-idle-seconds --model-timeout", value="N", why="--memory GIGABYTES limits the loaded models together"),
     OtherOption("--executor-backend --distributed-executor-backend --scheduling-policy --max-num-partial-prefills",
                 value="X", why=STEPS),
     OtherOption("-ngl --n-gpu-layers --gpu-layers --num-gpu", value="N", words={"0": NOTHING}, why=CPU),
@@ -241,8 +250,10 @@ OPTIONS = (
     OtherOption("-b --batch-size -ub --ubatch-size --max-num-batched-tokens", value="N", why=STEPS),
     OtherOption("--backend --endpoint-type --dataset-name", value="NAME", why="random words go to OpenAI's API"),
     OtherOption("--embedding --embeddings", why="sentence encoders serve vectors without a switch"),
-    OtherOption("--metrics --slots --props --no-webui", why="/metrics, /slots, /props and the page need no switch"),
+    OtherOption("--metrics --slots --props --no-slots --no-webui --webui --ui --no-ui", why="/metrics, /slots, /props and the page need no switch"),
     OtherOption("--keepalive", value="TIME", why="the model is loaded for one command; pellucid serve keeps it"),
+    OtherOption("--ignore-eos --return-documents --no-progress", words={"": NOTHING}),
+    OtherOption("--completion-window", value="TIME", words={"24h": NOTHING}, why="a batch begins at once"),
     OtherOption("-e --escape --no-escape", why="the prompt is taken as it is; $'...' of the shell has escapes"),
     OtherOption(
         "-st --single-turn --no-display-prompt --color --simple-io -mli --multiline-input --no-warmup --log-disable "
@@ -301,6 +312,26 @@ OPTIONS = (
                 why="--prompt NAME puts a prompt of the model before each text; other words belong to the text"),
     OtherOption(NO_COUNTERPART, value="[X]", refused=True,
                 why="there is no such choice: leave it out (pellucid COMMAND --help lists the options)"),
+    OtherOption("--temp --temperature --top-k --top-p --min-p --repeat-penalty --repetition-penalty --presence-penalty "
+                "--frequency-penalty -n --n-predict --max-tokens -s --seed --default-seed --grammar --json-schema",
+                value="X", refused=True, why="each request states how it samples: temperature, top_p, seed, max_tokens"),
+    OtherOption("--num-beams --length-penalty --early-stopping --use-beam-search --n", value="[X]", refused=True,
+                why="pellucid beams MODEL PROMPT searches for the most likely texts"),
+    OtherOption("--num-return-sequences", value="N", refused=True, why="pellucid sample MODEL PROMPT makes several texts"),
+    OtherOption("--eos-tokens --eos-token-ids", value="TOKENS", refused=True, why="--stop TEXT ends the answer"),
+    OtherOption("--no-cont-batching --no-enable-prefix-caching --no-enable-chunked-prefill", refused=True,
+                why="this is always on, and changes no bit of an answer"),
+    OtherOption("--enable-cors --allow-credentials --allowed-methods --allowed-headers", value="[X]", refused=True,
+                why="--allow-origin ORIGIN lets the page of an origin call the server"),
+    OtherOption("--workers", value="N", words={"1": NOTHING}, refused=True,
+                why="one process runs all requests together; --replicas N with --cluster runs more"),
+    OtherOption("--width --height --steps --negative", value="X", refused=True, why="only text is generated"),
+    OtherOption("-bf --binary-file", value="FILE", refused=True, why="the prompt @FILE is the text of a file"),
+    OtherOption("--key --user --api-key", value="X", refused=True, why="this command needs no key"),
+    OtherOption("--query", value="TEXT", refused=True,
+                why="all models are listed: write | grep TEXT after the command"),
+    OtherOption("--options", refused=True, why="each command has its options: pellucid run --help"),
+    OtherOption("--files", value="FOLDER", refused=True, why="--file FILE has a text in each line; .jsonl has ids"),
     OtherOption("--list-devices", why="the processor is the only device: pellucid info --machine", refused=True),
     OtherOption("-cl --cache-list", why="pellucid list shows the models on this machine", refused=True),
     OtherOption("--ids", why="the ids are in the table; --json prints them for programs", refused=True),
@@ -325,7 +356,7 @@ OPTIONS = (
                 why="there are no stored templates: --system TEXT and the prompt @FILE"),
     OtherOption("-T --tool --tools --functions --mcp-servers-config", value="NAME", refused=True,
                 why="requests to pellucid serve carry tools, and clients run them"),
-    OtherOption("-c --continue --cid --save --database --store --collection", value="[X]", refused=True,
+    OtherOption("-c --continue --cid --save -d --database --store --collection --log", value="[X]", refused=True,
                 why="nothing is stored between commands; pellucid chat MODEL holds a conversation"),
     OtherOption("-x --extract --xl --extract-last", refused=True,
                 why="the whole text is printed; --grammar or --regex constrains it to code"),

@@ -139,6 +139,8 @@ class _Line:
         self._command, self._rest = command, list(arguments)
         self._options, self._words = list[str](), list[str]()
         self._named = dict[str, list[str]]()
+        self._content: str | None = None
+        """The text of -c."""
 
     def read(self) -> list[str]:
         while self._rest:
@@ -213,6 +215,7 @@ class _Line:
             self._options += words
         elif target and value is not None:
             if target in self._command.slots:
+                self._content = value if name == "-c" else self._content
                 self._named.setdefault(target, []).append(prefix + value)
             else:
                 self._options += [target, prefix + value]
@@ -239,6 +242,11 @@ class _Line:
         for slot, param in self._command.slots.items():
             values = self._named.get(slot, [])
             if param.nargs == -1:
+                if words and self._content is not None:  # llm's words there are a collection and an id
+                    raise InvalidRequest(
+                        f"{shown(words[0])} beside -c {shown(self._content)}: nothing is stored in collections: give all "
+                        "texts one way"
+                    )
                 values, words = [*values, *words], []
             elif not values:
                 values, words = words[:1], words[1:]

@@ -11,7 +11,9 @@ from pellucid.cli.loading import EncoderLoading, check_task, load
 
 def command(
     model: common.Model,
-    text: Annotated[str, common.argument("TEXT", "A text with masks: 'Paris is the [MASK] of France.'")],
+    text: Annotated[
+        str, common.argument("TEXT", "A text with masks: 'Paris is the [MASK] of France.', or @FILE")
+    ],
     top: Annotated[Any, common.count("Number of tokens to show for each mask.")] = 5,
     *,
     loading: EncoderLoading,
@@ -19,6 +21,7 @@ def command(
 ) -> None:
     """Show the most likely tokens at the masks of a text, from a masked language model."""
     llm = load(model, loading, lambda inputs: check_task(inputs, "fill"))
+    text = common.text_or_file(text)
     masks = llm.fill(text, top)
     if json:
         common.print_json({"text": text, "masks": [common.fields_of(tokens) for tokens in masks]})

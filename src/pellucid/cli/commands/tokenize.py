@@ -30,7 +30,7 @@ def command(
         ),
     ],
     text: Annotated[
-        str | None, common.argument("TEXT", "The text. If it is - or missing: standard input.")
+        str | None, common.argument("TEXT", "The text, or @FILE. If it is - or missing: standard input.")
     ] = None,
     explain: Annotated[
         bool,
