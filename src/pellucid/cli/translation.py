@@ -244,8 +244,8 @@ class _Line:
             if param.nargs == -1:
                 if words and self._content is not None:  # llm's words there are a collection and an id
                     raise InvalidRequest(
-                        f"{shown(words[0])} beside -c {shown(self._content)}: nothing is stored in collections: give all "
-                        "texts one way"
+                        f"{shown(words[0])} beside -c {shown(self._content)}: nothing is stored in collections: "
+                        "give all texts one way"
                     )
                 values, words = [*values, *words], []
             elif not values:
