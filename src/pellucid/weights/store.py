@@ -184,11 +184,8 @@ def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, policy: P
 def _from_source(scheme: str, rest: str, progress: DownloadProgress, policy: PullPolicy) -> Path:
     source = sources().get(scheme)
     if source is None:
-        if scheme in ("http", "https") or re.match(r"\d+(/|$)", rest):
-            raise SourceError(
-                f"{scheme}:{rest} is the address of a server, not a model: a model is loaded from a file or the hub "
-                "(hf:owner/name); pellucid bench serve URL, ps and stop ask a server"
-            )
+        if scheme in ("http", "https") or rest.split("/")[0].isdigit():
+            raise SourceError(f"{scheme}:{rest} is the address of a server: give a model here")
         known = ", ".join(f"{name}:" for name in sorted(sources()))
         hint = "" if "/" in rest else "; models of Ollama's library are on the hub: hf:owner/name-GGUF:Q4_K_M"
         raise SourceError(f"there is no source {scheme!r}; known are {known}{hint}")
