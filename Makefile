@@ -64,7 +64,7 @@ ALONE := $(addprefix tests/unit/capacity/test_,step_costs.py server_costs.py sea
 PYTEST := $(BIN)/python -m pytest
 AT_ONCE := --numprocesses $(WORKERS) --dist loadfile
 
-GROUPS := test-most test-cluster test-alone
+GROUPS := test-most test-cluster test-alone budget
 TESTS ?= -m "not long"
 
 # Run targets one after the other, with the variables $(2), and fail at the end if one failed.
@@ -73,7 +73,7 @@ define each
 [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 endef
 
-.PHONY: run test test-groups test-most test-cluster test-alone test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-edits test-web test-wheel test-widgets fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
+.PHONY: run test test-groups test-most test-cluster test-alone test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-orders test-greedy test-trace test-transformer-lens test-interp-engine test-gguf test-clients test-deploy test-mutants test-soak test-edits test-web test-wheel test-widgets budget fuzz docs notebooks dist kernels wheel test-emulated check check-platforms bench bench-encode bench-sampling bench-constraints bench-tracing bench-page bench-encoders bench-agreement bench-receipts bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "Why is the sky blue?" --temperature 0 --max-new-tokens 40
@@ -176,6 +176,9 @@ test-edits: $(VENV)/dev
 
 test-emulated: $(VENV)/dev
 	$(BIN)/python tests/emulated.py $(EMULATED)
+
+budget: $(VENV)/dev
+	$(BIN)/python tests/budget.py
 
 test-wheel:
 	$(PYTHON) tests/wheel.py $(PYTHON)

@@ -17,14 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
-from pellucid.encoders.answering import LONGEST, AnswerSpan, answer
-from pellucid.encoders.classification import Classification, classify
-from pellucid.encoders.embedding import embed, sparse, token_vectors
-from pellucid.encoders.filling import FilledToken, fill
-from pellucid.encoders.ranking import RankedDocument, rerank
-from pellucid.encoders.tagging import Grouping, Tag, tag
 from pellucid.engine.draft import DraftModel
-from pellucid.engine.edited_copies import EditedCopies
 from pellucid.engine.encoder_input import EncoderInput
 from pellucid.engine.encoder_inputs import Texts, TextsOrPairs
 from pellucid.engine.engine import Engine
@@ -49,12 +42,6 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
-from pellucid.receipt_check import ReceiptCheck, verify_receipt
-from pellucid.receipts.identity import ModelIdentifier
-from pellucid.receipts.issuer import STOPPING, ReceiptIssuer, refuse_receipt
-from pellucid.receipts.receipt import Receipt
-from pellucid.receipts.signature import Signer
-from pellucid.run_recording import record, resume
 from pellucid.runtime.processors import machine_bytes
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
@@ -64,7 +51,6 @@ from pellucid.tokenize.chat.conversation import conversation
 from pellucid.tokenize.instruct import why_base
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
-from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.registered_vectors import RegisteredVectors
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.tracing import BEAMS, Tracing, warn_all, warn_unused
@@ -78,10 +64,20 @@ if TYPE_CHECKING:
     from pellucid.decide.answers import Decisions
     from pellucid.decide.decider import Decider
     from pellucid.decide.prompts import DecisionPrompt
+    from pellucid.encoders.answering import AnswerSpan
+    from pellucid.encoders.classification import Classification
+    from pellucid.encoders.filling import FilledToken
+    from pellucid.encoders.ranking import RankedDocument
+    from pellucid.encoders.tagging import Grouping, Tag
+    from pellucid.receipt_check import ReceiptCheck
+    from pellucid.receipts.identity import ModelIdentifier
+    from pellucid.receipts.receipt import Receipt
+    from pellucid.receipts.signature import Signer
     from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dataset.options import DatasetProgress
     from pellucid.trace.dictionaries.dictionary import Dictionary
+    from pellucid.trace.recorded_run import RecordedRun
     from pellucid.trace.traced_model import ModelWeights
 
 MAX_SAMPLES = 256
@@ -107,7 +103,6 @@ class LLM:
         recommended_beams: the options of beam search that the file of an encoder-decoder recommends.
         draft: the draft model, None if the model was loaded without a draft model.
         tracing: records and changes values of requests.
-        identity: computes the hashes that identify the model in receipts, and keeps them.
         signer: signs the receipts of requests; None: receipts are not signed.
         scheduling: the default scheduling options of requests.
     """
@@ -138,20 +133,11 @@ class LLM:
         self.engine = Engine(runner, pipeline.step, draft=draft)
         self.tracing = Tracing(self.engine, tokenizer)
         self.signer = signer
-        how = loaded or LoadOptions()
-        self.identity = ModelIdentifier(
-            checkpoint,
-            tokenizer,
-            runner.plan,
-            runner.limits.context,
-            how.precise,
-            how.kv_cache,
-            how.activations,
-        )
         self.scheduling = DEFAULT_SCHEDULING
         self.dictionaries: Mapping[str, Dictionary] = {}
         """Dictionaries of features that requests to a server may name."""
-        # A cache instead of a cached property, so that the copies for clients share the decider.
+        # Caches instead of cached properties, so that the copies for clients share the decider and the identity.
+        self._identifier = cache(partial(_identifier, checkpoint, tokenizer, runner, loaded or LoadOptions()))
         self._decider = cache(partial(_decider, checkpoint, self.inputs))
 
     def for_client(self, client: str) -> LLM:
@@ -165,6 +151,11 @@ class LLM:
 
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
+
+    @property
+    def identity(self) -> ModelIdentifier:
+        """Computes the hashes that identify the model in receipts, and keeps them."""
+        return self._identifier()
 
     @property
     def model(self) -> Model:
@@ -350,6 +341,8 @@ class LLM:
         """
         parsed = self._request_options(options)
         if resumed:
+            from pellucid.receipts.issuer import refuse_receipt
+
             refuse_receipt(parsed.generation, "the request continues an earlier answer")
         chains = parsed.generation.chain().with_seeds(whole("n", n, 1, self.runner.limits.sequences))
         certain = [(token, 1.0) for token in resumed]
@@ -387,6 +380,8 @@ class LLM:
         generation = Options.of(OTHER_OPTIONS, **completed)
         receipts = None
         if generation.receipt:
+            from pellucid.receipts.issuer import STOPPING, ReceiptIssuer, refuse_receipt
+
             if self.runner.stage:
                 refuse_receipt(generation, "the model runs in stages on several machines")
             if any(probe.stop_above is not None for probe in probes):
@@ -412,6 +407,8 @@ class LLM:
             InvalidRequest: the value is not a receipt, ``edits`` are missing, the context is too short for the run, or
                 the signature cannot be checked, because cryptography is not installed.
         """
+        from pellucid.receipt_check import verify_receipt
+
         return verify_receipt(self, receipt, edits, signed_by)
 
     def score(
@@ -469,6 +466,8 @@ class LLM:
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self.inputs.check_task("embed")
+        from pellucid.encoders.embedding import embed
+
         vectors = embed(self, self.inputs.sentences(texts, truncate, prompt), dimensions, edits)
         return vectors[0] if isinstance(texts, str) else vectors
 
@@ -490,6 +489,8 @@ class LLM:
         A single text returns its vector. Errors as ``embed``.
         """
         self.inputs.check_task("sparse")
+        from pellucid.encoders.embedding import sparse
+
         found = sparse(self, self.inputs.sentences(texts, truncate), edits)
         return found[0] if isinstance(texts, str) else found
 
@@ -511,6 +512,8 @@ class LLM:
         A single text returns its array. Errors as ``embed``.
         """
         self.inputs.check_task("tokens")
+        from pellucid.encoders.embedding import token_vectors
+
         found = token_vectors(self, self.inputs.sentences(texts, truncate), edits)
         return found[0] if isinstance(texts, str) else found
 
@@ -534,6 +537,8 @@ class LLM:
                 no instruction, or it has neither vectors nor a label of relevance.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
+        from pellucid.encoders.ranking import rerank
+
         return rerank(
             self, query, documents, instruction=instruction, top=top, truncate=truncate, edits=edits
         )
@@ -564,6 +569,8 @@ class LLM:
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self.inputs.check_task("classify")
+        from pellucid.encoders.classification import classify
+
         found = classify(self, self.inputs.texts(texts, truncate), edits)
         return found[0] if isinstance(texts, str) else found
 
@@ -577,6 +584,8 @@ class LLM:
             ContextOverflow: the text is longer than the context.
         """
         self.inputs.check_task("fill")
+        from pellucid.encoders.filling import fill
+
         return fill(self, text, whole("top", top, 1, self.inputs.vocabulary), edits)
 
     def tag(
@@ -591,6 +600,8 @@ class LLM:
             ContextOverflow: the text is longer than the context.
         """
         self.inputs.check_task("tag")
+        from pellucid.encoders.tagging import tag
+
         return tag(self, text, grouping, edits)
 
     def answer(
@@ -599,7 +610,7 @@ class LLM:
         text: str,
         *,
         top: int = 1,
-        longest: int = LONGEST,
+        longest: int = 15,
         unanswerable: bool = False,
         edits: Sequence[Edit] | None = None,
     ) -> list[AnswerSpan]:
@@ -614,6 +625,8 @@ class LLM:
         self.inputs.check_task("answer")
         top, longest = whole("top", top, 1, 1000), whole("longest", longest, 1, self.context)
         unanswerable = checks.boolean("unanswerable", unanswerable)
+        from pellucid.encoders.answering import answer
+
         return answer(self, question, text, top=top, longest=longest, unanswerable=unanswerable, edits=edits)
 
     def encode(
@@ -732,6 +745,8 @@ class LLM:
             )
         ids = self.inputs.prompt(prompt)
         made, base = self.tracing.edited(ids, copies, edits)
+        from pellucid.engine.edited_copies import EditedCopies
+
         task = ReadingTask(EditedCopies(self.runner, ids, made, base).run())
         for outputs in self.engine.run(task, self.scheduling, max_unread=2):
             yield from outputs
@@ -816,6 +831,8 @@ class LLM:
 
         Raises: as ``generate`` and ``trace``.
         """
+        from pellucid.run_recording import record
+
         return record(self, prompt, points, edits, budget, dict(options))
 
     def record_dataset(
@@ -884,6 +901,8 @@ class LLM:
         **changes: Unpack[TextOptions],
     ) -> RecordedRun:
         """Continue a recorded run after its first ``step`` tokens, with changed options (``tracing.resume``)."""
+        from pellucid.run_recording import resume
+
         return resume(self, run, step, token, points, edits, budget, dict(changes))
 
     def __enter__(self) -> LLM:
@@ -901,6 +920,15 @@ class LLM:
             self.float_weights.close()
         self.runner.close()
         self.checkpoint.close()
+
+
+def _identifier(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, runner: ModelRunner, how: LoadOptions
+) -> ModelIdentifier:
+    from pellucid.receipts.identity import ModelIdentifier
+
+    context, options = runner.limits.context, (how.precise, how.kv_cache, how.activations)
+    return ModelIdentifier(checkpoint, tokenizer, runner.plan, context, *options)
 
 
 def _decider(checkpoint: Checkpoint, inputs: Inputs) -> Decider:

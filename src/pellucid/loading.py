@@ -29,7 +29,6 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
-from pellucid.receipts.signature import Signer
 from pellucid.runtime.batch import ALONE_TOKENS, STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
 from pellucid.runtime.placement import Placement
@@ -138,7 +137,11 @@ def load_model(
     receipt_key: str | Path | None = None,
 ) -> LLM:
     """Load a model with ``options``. Other arguments and errors are as in ``load``."""
-    signer = None if receipt_key is None else Signer(receipt_key)
+    signer = None
+    if receipt_key is not None:
+        from pellucid.receipts.signature import Signer
+
+        signer = Signer(receipt_key)
     opened, runner = _load_runner(source, options, progress, compiling, before, make)
     try:
         draft = None

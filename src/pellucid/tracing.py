@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,12 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.probe import EngineProbe, RequestTracer
-from pellucid.engine.probed_run import probed_run
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
 from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
 from pellucid.trace.output_points import all_points
@@ -32,6 +30,9 @@ from pellucid.trace.registered_vectors import NO_VECTORS, Control, RegisteredVec
 from pellucid.trace.request_trace import request_trace, streamed_trace
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
+
+if TYPE_CHECKING:
+    from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
 
 PROJECTED_ROWS = 64
 """Maximum number of vectors that are projected between two steps."""
@@ -124,6 +125,9 @@ class Tracing:
             InvalidRequest: an edit does not fit.
         """
         _, base = self.edited(ids, [], edits)
+        from pellucid.engine.probed_run import probed_run
+        from pellucid.trace.backward.tape import Tape
+
         tape = Tape(versions, needs, len(ids), len(ids) - 1, base)
         task = ReadingTask(probed_run(self._runner, ids, tape, len(ids) - 1))
         logits = np.concatenate(list(self._engine.run(task, scheduling, max_unread=2)))

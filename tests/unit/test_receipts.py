@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from support.small_llm import PROMPT
 import pellucid
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.llm import LLM
-from pellucid.receipts.receipt import LINK, Receipt, canonical, digest_of, end_of, link, text_hash
+from pellucid.receipts.receipt import LINK, Receipt, canonical, end_of, link, text_hash
 from pellucid.trace import ControlVector, LinearProbe, RegisteredVectors, ablate, add, call, scale
 
 HOW: dict[str, Any] = {"max_new_tokens": 12, "seed": 5, "receipt": True}
@@ -63,7 +64,7 @@ def test_the_chain_is_the_documented_chain(llm: LLM) -> None:
     wanted = [last[:LINK]]
     for token_id, row in zip(made.ids, rows):
         assert row.dtype == np.float32
-        last = link(last, token_id, digest_of(row))
+        last = link(last, token_id, hashlib.sha256(row.data).digest())
         wanted.append(last[:LINK])
     assert receipt.links == b"".join(wanted)
     assert receipt.end == end_of(last, made.finish_reason, made.stop_reason, text_hash(made.text))

@@ -15,8 +15,6 @@ from pellucid.util.probabilities import softmax
 
 STRIDE = 128
 """Tokens by which the windows of a long text overlap."""
-LONGEST = 15
-"""Default of the maximum number of tokens of an answer."""
 
 
 class AnswerSpan(Struct, frozen=True):
@@ -37,7 +35,7 @@ def answer(
     text: str,
     *,
     top: int = 1,
-    longest: int = LONGEST,
+    longest: int,
     unanswerable: bool = False,
     edits: Sequence[Edit] | None = None,
 ) -> list[AnswerSpan]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ from pellucid.engine.probe import ProbeScores, scores_at
 from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain, PromptLookup
 from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import Wait
-from pellucid.receipts.receipt import digest_of
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD, CachedSequence
 from pellucid.sample.chain import Draw, Sampler
@@ -100,7 +100,7 @@ class TextSequence(CachedSequence):
         if job := self.sampler.advancing:
             yield from self._wait(job)
         if not self.stopped:
-            digest = digest_of(logits) if self._options.receipt else None
+            digest = hashlib.sha256(logits.data).digest() if self._options.receipt else None
             yield self._output(draw, seconds, digest, scores)
 
     def _wait(self, job: Future[None]) -> Iterator[Wait]:

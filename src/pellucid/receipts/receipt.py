@@ -212,11 +212,6 @@ def _receipt_in(path: Path, value: Mapping[str, Any]) -> Any:
     return receipts[0]
 
 
-def digest_of(logits: Any) -> bytes:
-    """SHA-256 of a row of logits, (V,) float32."""
-    return hashlib.sha256(logits).digest()
-
-
 def link(before: bytes, token: int, digest: bytes) -> bytes:
     """h[i+1] from h[i], token i and the digest of its logits."""
     return hashlib.sha256(before + token.to_bytes(8, "little") + digest).digest()

@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,11 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.plan.points import Point
 from pellucid.trace.edits import Edit, add
-from pellucid.trace.traced_model import NEXT_TOKEN, TracedModel
 from pellucid.trace.vector_file import check_ending, read_vectors, write_vectors
 from pellucid.util.checks import real, whole
+
+if TYPE_CHECKING:
+    from pellucid.trace.traced_model import TracedModel
 
 ARCHITECTURE = "controlvector"
 """The ``general.architecture`` of a GGUF file with a control vector."""
@@ -222,6 +224,8 @@ def total(vectors: Sequence[tuple[float, ControlVector]]) -> ControlVector:
 
 def _last_values(llm: TracedModel, prompts: Sequence[Any], layers: Sequence[int]) -> NDArray[np.float64]:
     """The residual stream at the last token of each prompt, (layers, N, D)."""
+    from pellucid.trace.traced_model import NEXT_TOKEN
+
     names = [f"blocks.{layer}.residual" for layer in layers]
     rows = list[list[NDArray[np.float32]]]()
     for batch in _batches(prompts):

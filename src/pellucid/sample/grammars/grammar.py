@@ -162,4 +162,3 @@ def _read_choices(kind: str, value: Any) -> str:
 
 
 _READERS = {"json_schema": schema.read, "regex": _read_text, "choices": _read_choices, "grammar": _read_text}
-KINDS = tuple(_READERS)

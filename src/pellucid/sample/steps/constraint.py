@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import anything
-from pellucid.sample.grammars.grammar import KINDS, compiled
-from pellucid.sample.grammars.matching import Matching
-from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option, options_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from pellucid.sample.grammars.matching import Matching
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Constraint(SamplerStep):
         None, anything, "The text is one of these, separated by commas.", lambda text: text.split(",")
     )
     grammar: Any = option(None, anything, "The text follows this grammar, in Lark's form or GBNF.", str)
-    matching: Matching | None = field(default=None, compare=False, repr=False)
+    matching: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         constraints = self.constraints
@@ -44,12 +44,16 @@ class Constraint(SamplerStep):
                 f"{' and '.join(constraints)} are given; a text can follow one of them: leave the others out"
             )
         for kind, value in constraints.items():
+            from pellucid.sample.grammars.grammar import compiled
+
             compiled(kind, value)
 
     @property
     def constraints(self) -> dict[str, Any]:
         """The constraints that are set, by option name."""
-        return {kind: getattr(self, kind) for kind in KINDS if getattr(self, kind) is not None}
+        return {
+            kind: getattr(self, kind) for kind in options_of(type(self)) if getattr(self, kind) is not None
+        }
 
     @property
     def idle(self) -> bool:
@@ -68,6 +72,9 @@ class Constraint(SamplerStep):
         return () if self.matching is None else self.matching.forced
 
     def bind(self, context: RequestContext) -> SamplerStep:
+        from pellucid.sample.grammars.grammar import compiled
+        from pellucid.sample.grammars.matching import Matching
+
         ((kind, value),) = self.constraints.items()
         return self._with(Matching(compiled(kind, value), context))
 
@@ -82,7 +89,8 @@ class Constraint(SamplerStep):
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         assert self.matching is not None, "it is bound before it is applied"
-        return self.matching.restrict(candidates)
+        restricted: Candidates = self.matching.restrict(candidates)
+        return restricted
 
     @property
     def advancing(self) -> Future[None] | None:

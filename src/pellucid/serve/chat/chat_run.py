@@ -10,7 +10,8 @@ from typing import Any
 from pellucid.engine.output import Generation, TokenOutput
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
-from pellucid.sample.grammars.grammar import KINDS
+from pellucid.sample.step import options_of
+from pellucid.sample.steps.constraint import Constraint
 from pellucid.serve.chat.answer_parser import AnswerParser, ChatAnswer, Part, assemble
 from pellucid.serve.chat.call_format import CallFormat
 from pellucid.serve.chat.chat_style import ChatStyle, chat_style
@@ -97,7 +98,7 @@ class ChatRun:
 
     def _options(self, llm: ServedModel, style: ChatStyle, conversation: Conversation) -> dict[str, Any]:
         options = dict(conversation.options)
-        given = [name for name in KINDS if options.get(name) is not None]
+        given = [name for name in options_of(Constraint) if options.get(name) is not None]
         constrained = [
             *(["tools"] if conversation.choice.tools else []),
             *([conversation.schema_field] if conversation.answer_schema is not None else []),
