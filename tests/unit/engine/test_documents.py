@@ -11,7 +11,7 @@ from pellucid.engine.output import logprobs_as_dict, step_options
 from pellucid.sample.logprobs import Logprobs
 from pellucid.sample.options import Options
 from pellucid.sample.steps.constraint import Constraint
-from pellucid.sample.steps.logit_bias import LogitBias
+from pellucid.sample.steps.penalties import LogitBias
 from pellucid.sample.steps.temperature import Temperature
 
 

@@ -18,9 +18,8 @@ from pellucid.sample.chain import Chain, Sampler
 from pellucid.sample.logprobs import of_token
 from pellucid.sample.options import Options
 from pellucid.sample.random import uniform
+from pellucid.sample.steps.cuts import TopK, TopP
 from pellucid.sample.steps.temperature import Temperature
-from pellucid.sample.steps.top_k import TopK
-from pellucid.sample.steps.top_p import TopP
 from pellucid.sample.token_trace import of_draw
 
 GEMMA = 262_144

@@ -16,7 +16,7 @@ from support.tiny import TASKS
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates, least_float32
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, options_of, steps
-from pellucid.sample.steps.forced import Forced
+from pellucid.sample.steps.forbidden import Forced
 from pellucid.tokenize import load_tokenizer
 
 INF = math.inf

@@ -1,4 +1,4 @@
-"""The sampler steps, one file each.
+"""The sampler steps, by kind.
 
 Every step in this folder is discovered. Its ``order`` sets its position in the chain.
 """

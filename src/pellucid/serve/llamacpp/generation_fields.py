@@ -14,7 +14,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.options import Options
 from pellucid.sample.step import SamplerStep, options_of, owners, steps
-from pellucid.sample.steps.logit_bias import MAX_ENTRIES as MOST_BIASED
+from pellucid.sample.steps.penalties import MAX_ENTRIES as MOST_BIASED
 from pellucid.serve.generation_options import MAX_BIAS, generation_options
 from pellucid.serve.ignored_fields import LLAMACPP
 from pellucid.serve.request_body import BodyRules, ModelFields, RequestBody
