@@ -15,8 +15,7 @@ from support.page_visit import HOSTILE, Visit, serious
 import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.trace import logit_lens
-from pellucid.web.bundle import widget_script, widget_style
-from pellucid.web.modules import one_script
+from pellucid.web.bundle import one_script, widget_script, widget_style
 
 NOTEBOOK = """<!doctype html><html lang="en"><head><title>notebook</title>
     <style>body {{ background: {ground}; }} h1 {{ color: rgb(1, 2, 3); }}</style></head>

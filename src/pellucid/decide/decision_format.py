@@ -62,7 +62,7 @@ class DecisionFormat(Struct, frozen=True):
     columns: Mapping[str, int] = {}
     """The first columns of question types in a head that scores options; empty: the logits of labels are scored."""
     max_head_tokens: int = 0
-    """The maximum of tokens before the state, for models that score options at marks (``marked_options.py``)."""
+    """The maximum of tokens before the state, for models that score options at marks (``MarkedOptions``)."""
 
     def temperature(self, question: Question, bands: Bands) -> float | None:
         """The temperature that divides the scores of a question's options; None if the files state none."""

@@ -3,7 +3,7 @@
     [q | k] = W x + b      x: the normalised vector of a token (D,); q and k: (P,)
 
 The score of an option is the product of the query of the prompt's last token and the key of the option's last token
-(``decide/pointed_options.py``).
+(``decide/option_layouts.py``).
 
 Source: ``KevModel`` in llama.cpp's conversion/lev.py, and src/models/qwen35.cpp.
 """

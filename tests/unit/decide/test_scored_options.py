@@ -25,7 +25,7 @@ from support.option_oracle import (
 )
 
 import pellucid
-from pellucid.decide.pointed_options import rendered
+from pellucid.decide.option_layouts import rendered
 from pellucid.decide.questions import questions_of, state_of
 from pellucid.errors import (
     ContextOverflow,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pellucid.sample.grammars.runs import LONG_RUN, has_long_runs
+from pellucid.sample.grammars.grammar import LONG_RUN, has_long_runs
 
 LONG = "a" * (LONG_RUN // 2 + 1)
 

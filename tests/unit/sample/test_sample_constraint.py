@@ -34,7 +34,7 @@ from pellucid.llm import LLM
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.chain import Sampler
 from pellucid.sample.grammars import grammar
-from pellucid.sample.grammars import vocabulary as trees
+from pellucid.sample.grammars import matching as trees
 from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer, load_tokenizer
 
