@@ -61,10 +61,9 @@ def translated_command(arguments: Sequence[str]) -> list[str]:
         return translated_command(rest)
     if (name := first.removeprefix("llama-")) != first:
         return translated_command([name, *rest])
-    if (name := first.removesuffix(".py").replace("_", "-")) != first and name in {
-        *COMMANDS,
-        *REFUSED_COMMANDS,
-    }:
+    if (name := first.removesuffix(".py").replace("_", "-")) != first and (
+        name in COMMANDS or name in REFUSED_COMMANDS
+    ):
         return translated_command([name, *rest])
     for length in (3, 2, 1):
         phrase = " ".join(arguments[:length])

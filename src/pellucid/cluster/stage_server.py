@@ -205,9 +205,11 @@ class StageServer:
 
     def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
         """Run this stage's part of a step. Send the next stage the vectors and the seconds that each stage took."""
-        chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs, _ in parts]
-        for chunk, (*_, scaled) in zip(chunks, parts):
-            chunk.table.scaled = bool(scaled)
+        chunks = list[Chunk]()
+        for sequence, tokens, outputs, scaled in parts:
+            table = self._table(sequence)
+            table.scaled = bool(scaled)
+            chunks.append(Chunk(table, tokens, outputs))
         seconds = list[float]()
         began = time.perf_counter()
 

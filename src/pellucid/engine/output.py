@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
 
 from pellucid.errors.messages import brief
+from pellucid.receipts.receipt import Receipt
 from pellucid.sample.beams import Node
 from pellucid.sample.chain import Draw
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep, options_of
 from pellucid.sample.token_trace import TokenTrace
-
-if TYPE_CHECKING:
-    from pellucid.receipts.receipt import Receipt
 
 
 class TokenOutput(Struct, frozen=True):

@@ -72,7 +72,7 @@ class Selection(Struct, frozen=True):
     def shape(self, tokens: int, source: int = 0) -> tuple[int, ...]:
         """The shape of the values recorded of a text of ``tokens`` tokens: (T, ...), of a pattern (H, T, T').
 
-        In an encoder-decoder, ``source`` is the number of tokens of the source. The positions are those of ``resolve``.
+        In an encoder-decoder, ``source`` is the number of tokens of the source. ``resolve`` has set the positions.
         """
         point, heads = self.point, len(self.heads)
         text = source if point.of_source else tokens

@@ -20,11 +20,11 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Show the most likely tokens at the masks of a text, from a masked language model."""
+    given = common.text_or_file(text)
     llm = load(model, loading, lambda inputs: check_task(inputs, "fill"))
-    text = common.text_or_file(text)
-    masks = llm.fill(text, top)
+    masks = llm.fill(given, top)
     if json:
-        common.print_json({"text": text, "masks": [common.fields_of(tokens) for tokens in masks]})
+        common.print_json({"text": given, "masks": [common.fields_of(tokens) for tokens in masks]})
         return
     table = common.table("mask", "token", "probability", "text", right=("mask", "probability"))
     for number, tokens in enumerate(masks, 1):

@@ -108,9 +108,7 @@ class StepRecord(Record):
     outputs: int  # R, the rows whose logits are computed
     sequences: int  # B
     token_ids: Address  # (T,) int32
-    token_types: (
-        Address  # (T,) int32: types (BERT), 0 for the first text, 1 for the second; or 1: scaled positions
-    )
+    token_types: Address  # (T,) int32: 1 for a second text (BERT) or scaled positions, otherwise 0
     positions: Address  # (T,) int32
     output_rows: Address  # (R,) int32, row indices below T
     first_row: Address  # (B,) int32, the sequence's first row

@@ -20,9 +20,7 @@ from pellucid.kernels.core.record import Address, Record, StepRecord
 
 class RotaryAnglesRecord(Record):
     inverse_frequency: Address  # (K/2,) float64, radians per position; several tables, one after the other
-    scaled_stride: (
-        int  # bytes from the frequencies of token type 0 to the frequencies of type 1; 0: one table
-    )
+    scaled_stride: int  # bytes from the table of token type 0 to the table of type 1; 0: one table
     unscaled: int  # tokens of the longest text of type 0, for readers of the plan; 0: one table
     pairs: int  # K/2
     magnitude: float  # factor of cosines and sines (1 except for YaRN)

@@ -22,6 +22,7 @@ from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, opti
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from pellucid.sample.grammars.grammar import Grammar
     from pellucid.sample.grammars.matching import Matching
 
 
@@ -43,10 +44,8 @@ class Constraint(SamplerStep):
             raise InvalidRequest(
                 f"{' and '.join(constraints)} are given; a text can follow one of them: leave the others out"
             )
-        for kind, value in constraints.items():
-            from pellucid.sample.grammars.grammar import compiled
-
-            compiled(kind, value)
+        if constraints:
+            self._compiled()
 
     @property
     def constraints(self) -> dict[str, Any]:
@@ -72,11 +71,16 @@ class Constraint(SamplerStep):
         return () if self.matching is None else self.matching.forced
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        from pellucid.sample.grammars.grammar import compiled
         from pellucid.sample.grammars.matching import Matching
 
+        return self._with(Matching(self._compiled(), context))
+
+    def _compiled(self) -> Grammar:
+        """The grammar of the constraint. Most requests have none, so its modules are imported here."""
+        from pellucid.sample.grammars.grammar import compiled
+
         ((kind, value),) = self.constraints.items()
-        return self._with(Matching(compiled(kind, value), context))
+        return compiled(kind, value)
 
     def fork(self) -> SamplerStep:
         return self if self.matching is None else self._with(self.matching.fork())

@@ -41,15 +41,15 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     folder = path.parent if one else path
     config = _config(folder)
     reads, writes = given.hooks(path, config.text(INPUT), config.text(OUTPUT), transcodes=True)
+    crosses = not one and (folder / ENCODER).is_file()
     if one:
         coders = [_transcoder(path, int(one[1]), reads, writes)]
-    elif (folder / ENCODER).is_file():
+    elif crosses:
         count = len(numbered_files(folder, "W_enc_{}.safetensors"))
         coders = [_cross_layer(folder, layer, count, reads, writes) for layer in range(count)]
     else:
         files = numbered_files(folder, "layer_{}.safetensors")
         coders = [_transcoder(file, layer, reads, writes) for layer, file in enumerate(files)]
-    crosses = not one and (folder / ENCODER).is_file()
     _check(config, coders, CROSS_LAYER if crosses else SET, None if one else len(coders))
     return "cross-layer transcoder" if crosses else "transcoder", coders
 
