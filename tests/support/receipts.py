@@ -187,6 +187,8 @@ def _model(receipt: Json, random: Random) -> None:
         model[name] += 1
     elif name == "precise":
         model[name] = not model[name]
+    elif name == "activations":
+        model[name] = random.choice([one for one in (None, *range(8, 17)) if one != model[name]])
     else:
         model[name] = f"{model[name] or ''}x"
 

@@ -150,12 +150,13 @@ def test_a_place_that_is_none_is_the_usual_one(browser: Any, server: PageServer,
         "beams": [{"beams": 2.5}],
     }
     made, visit = [{"from": 0, "token": None, "count": 3}], Visit(browser, server.url)
+    visit.choose("mixture")
     for at in places[panel]:
         address = {"model": "mixture", "form": {"text": "some words"}, "stage": panel, "at": at, "made": made}
         visit.page.goto("about:blank")
         visit.page.goto(f"{server.url}/#{quote(json.dumps(address))}")
         visit.make_again()
-        visit.page.locator(f"#stage-{panel} ol li").first.wait_for(timeout=SECONDS)
+        visit.page.locator(f"#stage-{panel} :is(ol li, tbody tr)").first.wait_for(timeout=SECONDS)
         assert visit.page.locator(".error").count() == 0, at
         assert visit.page.locator(".picture-box").count() == 1
     assert visit.said == []

@@ -42,8 +42,8 @@ export function Head({ look, at, choose, labels, width, room }) {
 }
 
 function Rows({ arrays, names, at, choose, labels, width, room, count }) {
-  const row = ROW, size = UNIT, head = 64, last = (one) => one && one.values.subarray(one.values.length - one.shape.at(-1)), weights = last(arrays[names.pattern]), scores = last(arrays[names.scores]);
-  const rows = rowsOf(Math.min(weights.length, count), room, at.key >= 0 ? at.key : at.token), y = (i) => head + i * row + row / 2, query = names.q && arrays[names.q]?.values;
+  const row = ROW, size = UNIT, head = 64, last = (one) => one && one.values.subarray(one.values.length - one.shape.at(-1)), weights = last(arrays[names.pattern]), scores = last(arrays[names.scores]), sees = (t) => Number.isFinite(scores[t]) && scores[t] > -1e30;
+  const ends = Array.from(weights.subarray(0, count), (_, t) => t + 1).findLast((end) => sees(end - 1)) ?? 0, rows = rowsOf(ends, room, at.key >= 0 ? at.key : at.token), y = (i) => head + i * row + row / 2, query = names.q && arrays[names.q]?.values;
   const column = (share) => width * share, [x0, x1, x2, x3, x4] = [0, ...(width < 600 ? [0.2, 0.42, 0.57, 0.76] : [0.13, 0.43, 0.55, 0.7]).map(column)], vectorOf = (name, t) => arrays[name]?.shape[0] > t && arrays[name].row(t);
   const most = (name) => strongest(rows.map((one) => one.t !== undefined && name && vectorOf(name, one.t))), shades = { k: most(names.k), v: most(names.v) };
   const vector = (values, box, shade) => html`<g class="strip">${strip(values, box, shade).map(([name, d]) => html`<path key=${name} class=${name} d=${d} />`)}</g>`;
@@ -52,7 +52,7 @@ function Rows({ arrays, names, at, choose, labels, width, room, count }) {
     <text class="head" x=${x0 + 4} y="22">query</text>${query && vector(query, [x1, 10, x2 - x1 - 20, 16], strongest([query]))}
     ${rows.map((one, i) => {
       if (one.t === undefined) return html`<text key=${`f${one.from}`} class="small faint" x="4" y=${y(i) + 4}>⋮ ${one.to - one.from} more</text>`;
-      const key = names.k && vectorOf(names.k, one.t), value = names.v && vectorOf(names.v, one.t), weight = weights[one.t], isSeen = Number.isFinite(scores[one.t]) && scores[one.t] > -1e30;
+      const key = names.k && vectorOf(names.k, one.t), value = names.v && vectorOf(names.v, one.t), weight = weights[one.t], isSeen = sees(one.t);
       return html`<g key=${one.t} class=${`head-row ${isSeen ? "" : "dim"}`}>${one.t === at.key && html`<rect class="chosen-row" x="0" y=${y(i) - row / 2} width=${width} height=${row} rx="4" />`}
         <text class="word" x="4" y=${y(i) + 4}>${fit(shown(labels[one.t] ?? ""), x1 - 12, size)}</text>${key && vector(key, [x1, y(i) - 7, x2 - x1 - 20, 14], shades.k)}
         ${isSeen && html`<${Part} name="number" label=${`score of ${shown(labels[one.t] ?? "")}: ${number(scores[one.t])}`} onClick=${() => choose({ point: names.scores, key: one.t, dim: -1 })}><rect class="hit" x=${x2 - 4} y=${y(i) - 12} width=${x3 - x2 - 6} height="24" /><text class="mono" x=${x2} y=${y(i) + 4}>${number(scores[one.t])}</text><//>
