@@ -27,7 +27,7 @@ from typing import Any
 
 import pellucid
 from pellucid.llm import LLM
-from pellucid.measure.machine import facts
+from pellucid.measure.roofs import facts
 from pellucid.runtime.processors import processors
 
 POINTS = ("blocks.*.residual",)
@@ -53,11 +53,7 @@ def recorded(llm: LLM, texts: list[str], folder: Path, dtype: str) -> dict[str, 
     data = llm.record_dataset(texts, *POINTS, out=folder, dtype=dtype)
     seconds = time.perf_counter() - start
     assert data is not None
-    return {
-        "seconds": seconds,
-        "rows": len(data),
-        "bytes": sum(shard.bytes for shard in data.index.shards),
-    }
+    return {"seconds": seconds, "rows": len(data), "bytes": sum(shard.bytes for shard in data.index.shards)}
 
 
 def prefilled(llm: LLM, texts: list[str]) -> float:

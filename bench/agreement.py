@@ -33,7 +33,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import PellucidError
 from pellucid.load_options import LoadOptions
 from pellucid.model.read import read_model
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.processors import processors
@@ -118,9 +118,7 @@ def pellucid_agreement(path: Path, base: Base, precise: bool, threads: int) -> A
     """Pellucid's agreement on the same windows."""
     checkpoint = open_checkpoint(path)
     model = read_model(checkpoint)
-    plan = pipeline.build_plan(
-        model.spec, layouts(checkpoint, model), LoadOptions(precise=precise).activation_bits
-    )
+    plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), LoadOptions(precise=precise).activation_bits)
     runner = ModelRunner(checkpoint, model, plan, StepLimits(LENGTH, tokens=STEP, outputs=STEP), threads)
     divergences, same, wrong, sure = [], 0, 0, 0
     try:
@@ -206,9 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", metavar="NAME", default=list(FILES), help=", ".join(FILES))
     parser.add_argument("--windows", type=int, default=4, help=f"of {LENGTH} tokens; 4 by default")
-    parser.add_argument(
-        "--texts", nargs="+", default=[str(TEXT)], help=f"text files, or {', '.join(texts.TEXTS)}"
-    )
+    parser.add_argument("--texts", nargs="+", default=[str(TEXT)], help=f"text files, or {', '.join(texts.TEXTS)}")
     parser.add_argument("--threads", type=int, default=processors().threads)
     arguments = parser.parse_args()
     if arguments.windows < 1:

@@ -72,6 +72,4 @@ def answer(load: Callable[[Path, int], Model]) -> None:
 
 
 def _speed(model: Model, wish: dict[str, int]) -> float:
-    return (
-        model.prefill(wish["prefill"]) if "prefill" in wish else model.decode(wish["depth"], wish["decode"])
-    )
+    return model.prefill(wish["prefill"]) if "prefill" in wish else model.decode(wish["depth"], wish["decode"])

@@ -43,7 +43,7 @@ import numpy as np
 
 import pellucid
 from pellucid.llm import LLM
-from pellucid.measure.machine import facts
+from pellucid.measure.roofs import facts
 from pellucid.runtime.processors import processors
 from pellucid.trace import Dictionary, attribution_graph
 from pellucid.trace.graphs.attribution_graph import AttributionGraph
@@ -81,9 +81,7 @@ def write_transcoders(llm: LLM, ids: list[int], features: int, folder: Path) -> 
     values, active = read(llm, ids, names), list[float]()
     (folder / "config.yaml").write_text(CONFIG)
     for layer, name in enumerate(names):
-        encoder, decoder = (
-            rng.standard_normal((features, D), np.float32) / np.float32(D**0.5) for _ in range(2)
-        )
+        encoder, decoder = (rng.standard_normal((features, D), np.float32) / np.float32(D**0.5) for _ in range(2))
         before = values[name][1:] @ encoder.T  # the first token has no nodes
         centred = before - before.mean(0)
         bias = -before.mean(0) - np.quantile(centred, 1 - ACTIVE / features)
@@ -112,9 +110,7 @@ def agreement(ours: Edges, theirs: Edges) -> dict[str, float]:
     return {"shared": len(both), "correlation": float(np.corrcoef(values)[0, 1])}
 
 
-def ask_peer(
-    asked: argparse.Namespace, file: Path, folder: Path, ids: list[int], tokens: list[int]
-) -> dict[str, Any]:
+def ask_peer(asked: argparse.Namespace, file: Path, folder: Path, ids: list[int], tokens: list[int]) -> dict[str, Any]:
     """Run circuit-tracer once. Returns the JSON that it prints last."""
     options = ["--nodes", str(asked.nodes), "--threads", str(asked.threads), "--dtypes", *asked.dtypes]
     done = subprocess.run(
@@ -213,9 +209,7 @@ def long_graph(model: str, tokens: int, nodes: int, threads: int) -> dict[str, f
         while len(ids) < tokens:
             text += text
             ids = list(llm.inputs.prompt(text))
-        spent, graph = timed(
-            lambda: attribution_graph(llm, ids[:tokens], nodes=nodes, heads=False, budget=LONG_BUDGET)
-        )
+        spent, graph = timed(lambda: attribution_graph(llm, ids[:tokens], nodes=nodes, heads=False, budget=LONG_BUDGET))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"tokens": len(graph.ids), "seconds": spent, "nodes": len(graph.nodes), "peak_bytes": peak}
 

@@ -1,4 +1,4 @@
-"""The attribution graph of `attribution_graphs.py` with circuit-tracer.
+"""The attribution graph of `explanations.py` with circuit-tracer.
 
     PYTHON bench/attribution_graphs_peer.py FILE FOLDER '[[ids], [tokens]]' [--nodes 1000] [--threads 2] [--dtypes ...]
         [--batches 64 128]
@@ -27,12 +27,8 @@ from typing import Any
 
 import torch
 from circuit_tracer.attribution.attribute import attribute  # type: ignore[import-not-found]
-from circuit_tracer.replacement_model.replacement_model_transformerlens import (  # type: ignore[import-not-found]
-    TransformerLensReplacementModel,
-)
-from circuit_tracer.transcoder.single_layer_transcoder import (  # type: ignore[import-not-found]
-    load_transcoder_set,
-)
+from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel  # type: ignore[import-not-found]
+from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set  # type: ignore[import-not-found]
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 from transformers import AutoModelForCausalLM

@@ -33,7 +33,7 @@ from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts, measure_steps
 from pellucid.capacity.traffic import Replay
 from pellucid.loading import open_model
-from pellucid.measure.machine import cpu_name
+from pellucid.measure.roofs import cpu_name
 from pellucid.measure.server_load import Lengths, ServerLoad, arrivals, measure_server
 from pellucid.runtime.processors import machine_bytes
 from pellucid.tokenize import Tokenizer
@@ -55,9 +55,7 @@ class Case:
 
 def cases(url: str, model: str) -> list[Case]:
     def load(requests: int, prompt: Lengths, shared: int, tokens: Lengths) -> ServerLoad:
-        return ServerLoad(
-            url, model, requests=requests, prompt=prompt, shared=shared, tokens=tokens, body=PLAIN
-        )
+        return ServerLoad(url, model, requests=requests, prompt=prompt, shared=shared, tokens=tokens, body=PLAIN)
 
     short = Lengths(64, 256)
     return [
@@ -137,9 +135,7 @@ def warm_up(url: str, model: str, replicas: int = 1) -> None:
     The first use of memory takes time, in a virtual machine a fifth of a prompt's prefill time.
     """
     long, one = Lengths(1500, 1500), Lengths(1, 1)
-    load = ServerLoad(
-        url, model, requests=60 * replicas, prompt=long, shared=0, tokens=one, seed=99, body=PLAIN
-    )
+    load = ServerLoad(url, model, requests=60 * replicas, prompt=long, shared=0, tokens=one, seed=99, body=PLAIN)
     measure_server(load, clients=4)
 
 
@@ -149,9 +145,7 @@ def shown(what: str, real: dict[str, Any], simulated: Any) -> list[float]:
         ("first token p50 ms", real["first_token"]["p50"], simulated.first_token["p50"], 1e3),
         ("p95 ms", real["first_token"]["p95"], simulated.first_token["p95"], 1e3),
     ]
-    parts = [
-        f"{name} {scale * a:,.0f} and {scale * b:,.0f} ({b / a - 1:+.0%})" for name, a, b, scale in pairs
-    ]
+    parts = [f"{name} {scale * a:,.0f} and {scale * b:,.0f} ({b / a - 1:+.0%})" for name, a, b, scale in pairs]
     print(f"{what}: " + "; ".join(parts), flush=True)
     return [b / a - 1 for _, a, b, _ in pairs]
 

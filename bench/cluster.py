@@ -158,9 +158,7 @@ def ingress(addresses: list[str], rate: float, port: Any) -> None:
 async def read(port: int, late: list[float], counted: list[int], end: float) -> None:
     """One client: reads a stream, and records the age of each token."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = json.dumps(
-        {"model": MODEL, "prompt": "x", "max_tokens": 100_000, "stream": True, "ignore_eos": True}
-    )
+    body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 100_000, "stream": True, "ignore_eos": True})
     head = (
         "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"

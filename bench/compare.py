@@ -26,8 +26,7 @@ from peers import HERE, IK_LLAMA_CPP, LLAMA_CPP, OPENVINO, PEERS, TRANSFORMERS, 
 import pellucid
 from pellucid.errors import PellucidError
 from pellucid.llm import LLM
-from pellucid.measure.machine import facts
-from pellucid.measure.rounds import REST, Figure, measure
+from pellucid.measure.roofs import REST, Figure, facts, measure
 from pellucid.measure.suite import DecodeWorkload, PrefillWorkload
 from pellucid.runtime.processors import processors
 from pellucid.weights.store import resolve
@@ -274,9 +273,7 @@ def compare(
         return {}
     model = MODELS.get(name, Model(name))
     path = model.file()
-    asked = [
-        peer for peer in model.peers if peer.name in peers and any(peer in ROWS[row].peers for row in rows)
-    ]
+    asked = [peer for peer in model.peers if peer.name in peers and any(peer in ROWS[row].peers for row in rows)]
     bench = Bench(path, asked, threads, notes)
     try:
         return {path.name: bench.run(rows, rounds)}
@@ -289,9 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", metavar="NAME", default=list(MODELS), help=", ".join(MODELS))
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=list(ROWS), help=", ".join(ROWS))
-    parser.add_argument(
-        "--rounds", type=int, default=None, help=f"5 by default; long rows have {LONG} at most"
-    )
+    parser.add_argument("--rounds", type=int, default=None, help=f"5 by default; long rows have {LONG} at most")
     parser.add_argument("--threads", type=int, default=None, help="one for each physical core by default")
     parser.add_argument("--peers", nargs="*", metavar="NAME", choices=list(PEERS), default=list(PEERS))
     parser.add_argument(
@@ -310,9 +305,7 @@ def main() -> None:
     absent = [peer for peer in PEERS.values() if peer.installable and not peer.ready()]
     notes = [f"{peer.name} is not installed: run make bench-peers" for peer in absent]
     if (load := os.getloadavg()[0]) > BUSY:
-        notes.append(
-            f"other work ran on this machine at the beginning (load {load:.1f}): do not trust these figures"
-        )
+        notes.append(f"other work ran on this machine at the beginning (load {load:.1f}): do not trust these figures")
         progress(notes[-1])
     threads = processors().threads if arguments.threads is None else arguments.threads
     results: dict[str, dict[str, Result]] = {}

@@ -95,9 +95,7 @@ def measured(llm: LLM, bombs: list[dict[str, Any]], seconds: float, count: int) 
         one.start()
     time.sleep(1)
     outcomes: Counter[str] = Counter()
-    made = [
-        threading.Thread(target=explode, args=(llm, bombs[n % len(bombs)], outcomes)) for n in range(count)
-    ]
+    made = [threading.Thread(target=explode, args=(llm, bombs[n % len(bombs)], outcomes)) for n in range(count)]
     for bomb in made:
         bomb.start()
     for thread in [*streams, *made]:

@@ -33,10 +33,7 @@ from pellucid.util.paths import home
 FOLDER = home() / "oracles"
 BYTES, PIECE = 16_000_000, 4_000
 VOCABULARIES = {
-    **{
-        name: FOLDER / "npm" / name / "tokenizer.json"
-        for name in ("gpt2", "llama3", "qwen3", "deepseek_v3", "gptoss")
-    },
+    **{name: FOLDER / "npm" / name / "tokenizer.json" for name in ("gpt2", "llama3", "qwen3", "deepseek_v3", "gptoss")},
     **{name: FOLDER / "tiktoken" / f"{name}.tiktoken" for name in ("cl100k_base", "o200k_base")},
     "gemma3": FOLDER / "npm" / "gemma3" / "tokenizer.json",
 }
@@ -119,9 +116,7 @@ def given(what: str) -> tuple[int, dict[str, Path]]:
     paths |= {path.stem: path for path in sorted(trained.glob("t5*.model"))}
     paths |= {f"{path.parent.name} (json)": path for path in sorted(trained.glob("*/tokenizer.json"))}
     return asked.rounds, {
-        name: path
-        for name, path in paths.items()
-        if path.is_file() and (not asked.only or name in asked.only)
+        name: path for name, path in paths.items() if path.is_file() and (not asked.only or name in asked.only)
     }
 
 
@@ -145,9 +140,7 @@ def peers(name: str, path: Path) -> dict[str, Encode]:
     tokenizer = hugging_face(path)
     return {
         "tokenizers": each(lambda text: tokenizer.encode(text, add_special_tokens=False)),
-        "tokenizers, batch": batches(
-            lambda some: tokenizer.encode_batch_fast(some, add_special_tokens=False)
-        ),
+        "tokenizers, batch": batches(lambda some: tokenizer.encode_batch_fast(some, add_special_tokens=False)),
     }
 
 
@@ -184,17 +177,11 @@ def main() -> None:
         ours = speeds["Pellucid"]
         others = {w: s for w, s in speeds.items() if w != "opening" and not w.startswith("Pellucid")}
         shown = [f"{which} {speed:.1f} (x{ours / speed:.1f})" for which, speed in others.items()]
-        two, one_array, two_arrays = (
-            speeds[f"Pellucid, {which}"] for which in ("2 threads", "arrays, 1", "arrays, 2")
-        )
+        two, one_array, two_arrays = (speeds[f"Pellucid, {which}"] for which in ("2 threads", "arrays, 1", "arrays, 2"))
         print(f"{name}: Pellucid {ours:.1f} MB/s, {', '.join(shown)}; 2 threads {two:.1f} (x{two / ours:.2f}); "
               f"arrays {one_array:.1f}, 2 threads {two_arrays:.1f} (x{two_arrays / one_array:.2f}); "
               f"opens in {speeds['opening']:.3f} s", flush=True)  # fmt: skip
-    print(
-        json.dumps(
-            {name: {which: round(speed, 3) for which, speed in each.items()} for name, each in found.items()}
-        )
-    )
+    print(json.dumps({name: {which: round(speed, 3) for which, speed in each.items()} for name, each in found.items()}))
 
 
 if __name__ == "__main__":

@@ -50,9 +50,7 @@ class Torch(Encoder):
         self._model.max_seq_length = context
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        made = self._model.encode(
-            list(texts), batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False
-        )
+        made = self._model.encode(list(texts), batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False)
         return np.asarray(made, np.float32)
 
 

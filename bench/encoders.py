@@ -39,8 +39,7 @@ from peers import ENCODERS, FOLDER, HERE, LLAMA_CPP, LLAMA_CPP_PYTHON, PeerError
 
 import pellucid
 from pellucid.errors import PellucidError
-from pellucid.measure.machine import facts
-from pellucid.measure.rounds import REST
+from pellucid.measure.roofs import REST, facts
 from pellucid.runtime.processors import processors
 from pellucid.weights.store import resolve
 
@@ -149,9 +148,7 @@ class LlamaServer:
 
     def _vectors(self, texts: Sequence[str]) -> list[list[float]]:
         body = json.dumps({"input": list(texts)}).encode()
-        request = urllib.request.Request(
-            f"{self._address}/v1/embeddings", body, {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(f"{self._address}/v1/embeddings", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=600) as answer:
             data = json.load(answer)["data"]
         return [one["embedding"] for one in sorted(data, key=lambda one: one["index"])]
@@ -174,10 +171,7 @@ def gguf_of(model: Path) -> Path:
         words = [ENCODERS.python, converter, model, "--outfile", file, "--outtype", "f16"]
         path = str(source / "gguf-py")
         done = subprocess.run(
-            [str(word) for word in words],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
+            [str(word) for word in words], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
         )
         if done.returncode:
             raise PeerError(f"the converter failed: {done.stderr.strip().splitlines()[-1]}")
@@ -350,9 +344,7 @@ def main() -> None:
     peers = (*SCRIPTED, SERVER)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", metavar="NAME", default=["minilm"])
-    parser.add_argument(
-        "--peers", nargs="*", metavar="NAME", choices=peers, default=peers, help=", ".join(peers)
-    )
+    parser.add_argument("--peers", nargs="*", metavar="NAME", choices=peers, default=peers, help=", ".join(peers))
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None, help="one for each physical core by default")

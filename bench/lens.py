@@ -21,7 +21,7 @@ import numpy as np
 
 import pellucid
 from pellucid.llm import LLM
-from pellucid.measure.machine import facts
+from pellucid.measure.roofs import facts
 from pellucid.runtime.processors import processors
 from pellucid.trace import logit_lens
 from pellucid.trace.lenses.logit_lens import TOGETHER

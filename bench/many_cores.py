@@ -32,9 +32,8 @@ from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.matmul.partition import part_of_thread
 from pellucid.kernels.program.loop import RADIX
-from pellucid.measure.machine import cpu_name
 from pellucid.measure.profile import Profile, profile_step
-from pellucid.measure.roofs import Roofs
+from pellucid.measure.roofs import Roofs, cpu_name
 from pellucid.plan.plan import Operation
 from pellucid.runtime.executor import Executor, Program, table
 
@@ -147,9 +146,7 @@ def predicted(model: str, rounds: int, limit: float, meeting: float) -> Mapping[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["smollm2", "qwen2.5-coder-1.5b"])
     parser.add_argument("--bandwidth", type=float, default=280.0, help="GB/s of a socket")
     parser.add_argument("--rounds", type=int, default=5)

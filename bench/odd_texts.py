@@ -98,9 +98,7 @@ def main() -> None:
         return
     for row in rows:
         print(
-            "{texts:26} {count:6,} least {least:.5f}  1% {percentile_1:.5f}  mean {mean:.6f}  {worst!r}".format(
-                **row
-            )
+            "{texts:26} {count:6,} least {least:.5f}  1% {percentile_1:.5f}  mean {mean:.6f}  {worst!r}".format(**row)
         )
 
 

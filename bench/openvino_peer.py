@@ -36,9 +36,7 @@ class OpenVino:
     def _generate(self, depth: int, new: int) -> genai.PerfMetrics:
         ids = (100 + 37 * next(self._numbers) + 7 * np.arange(depth, dtype=np.int64)) % self._vocabulary
         prompt = genai.TokenizedInputs(ov.Tensor(ids[None]), ov.Tensor(np.ones((1, depth), np.int64)))
-        config = genai.GenerationConfig(
-            max_new_tokens=new, min_new_tokens=new, ignore_eos=True, do_sample=False
-        )
+        config = genai.GenerationConfig(max_new_tokens=new, min_new_tokens=new, ignore_eos=True, do_sample=False)
         result = self._pipeline.generate(prompt, config)
         if len(result.tokens[0]) != new:
             raise RuntimeError(f"{len(result.tokens[0])} tokens were made, not {new}")

@@ -41,7 +41,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import pellucid
-from pellucid.measure.machine import facts
+from pellucid.measure.roofs import facts
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
@@ -201,17 +201,12 @@ def updates_of(timeline: dict[str, Any]) -> list[tuple[float, float]]:
     events = timeline["traceEvents"]
     marks = [one for one in events if one["name"] == UPDATE]
     mine = [one for one in events if (one["pid"], one["tid"]) == (marks[0]["pid"], marks[0]["tid"])]
-    tasks = sorted(
-        (one["ts"], one.get("dur", 0), one.get("tdur", 0)) for one in mine if one["name"] == "RunTask"
-    )
+    tasks = sorted((one["ts"], one.get("dur", 0), one.get("tdur", 0)) for one in mine if one["name"] == "RunTask")
     times = sorted(one["ts"] for one in marks)
     starts, quarter = [start for start, _, _ in tasks], times[0] + 0.75 * (times[-1] - times[0])
     first = sorted({bisect_right(starts, mark) - 1 for mark in times if mark >= quarter})
     return [
-        (
-            sum(took for _, took, _ in tasks[at:after]) / 1000,
-            sum(used for _, _, used in tasks[at:after]) / 1000,
-        )
+        (sum(took for _, took, _ in tasks[at:after]) / 1000, sum(used for _, _, used in tasks[at:after]) / 1000)
         for at, after in pairwise(first)
     ]
 
@@ -241,9 +236,7 @@ def all_updates(browser: Browser, url: str, app: Replayed, tokens: int) -> dict[
         times, body = updates(browser, url, tokens)
         beside += times
     app.records = True
-    answer = httpx.post(
-        url + "/look/generate", content=body, headers={"Content-Type": "application/json"}, timeout=300
-    )
+    answer = httpx.post(url + "/look/generate", content=body, headers={"Content-Type": "application/json"}, timeout=300)
     app.records = False
     answer.raise_for_status()
     for _ in range(RUNS):

@@ -103,16 +103,7 @@ class LlamaCpp(Peer):
         options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF"]
         options += ["LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_UI=OFF"]
         _run("cmake", "-S", tree, "-B", self.build, *(f"-D{option}" for option in options))
-        _run(
-            "cmake",
-            "--build",
-            self.build,
-            "--parallel",
-            os.cpu_count() or 1,
-            "--target",
-            *self.tools,
-            *self.more,
-        )
+        _run("cmake", "--build", self.build, "--parallel", os.cpu_count() or 1, "--target", *self.tools, *self.more)
 
     def _source(self) -> Path:
         folder = FOLDER / "source"
@@ -203,11 +194,7 @@ class _IkLlamaBench(_LlamaBench):
 
     def _together(self, printed: str) -> float:
         """The column S_TG t/s of the table's last row."""
-        rows = [
-            [cell.strip() for cell in line.split("|")]
-            for line in printed.splitlines()
-            if line.startswith("|")
-        ]
+        rows = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines() if line.startswith("|")]
         return float(rows[-1][rows[0].index("S_TG t/s")])
 
 
@@ -376,9 +363,7 @@ def _last_line(text: str) -> str:
 def main() -> None:
     """Install the named peers that are missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(INSTALLABLE)}; all if none is given"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(INSTALLABLE)}; all if none is given")
     names = parser.parse_args().names
     names = names or [name for name, peer in INSTALLABLE.items() if peer.installable]
     if unknown := [name for name in names if name not in INSTALLABLE]:
@@ -392,9 +377,7 @@ def main() -> None:
         print(f"{where}: installing", flush=True)
         try:
             peer.setup()
-            outcome[name] = (
-                "is installed" if peer.ready() else "FAILED: files are missing after the installation"
-            )
+            outcome[name] = "is installed" if peer.ready() else "FAILED: files are missing after the installation"
         except (PeerError, OSError, tarfile.TarError) as error:
             outcome[name] = f"FAILED: {error}"
         print(f"{where}: {outcome[name]}", flush=True)

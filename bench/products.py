@@ -35,7 +35,7 @@ from msgspec.structs import replace
 
 from pellucid.kernels.core import isa
 from pellucid.kernels.matmul.packed_layout import ROWS
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -181,9 +181,7 @@ class Server:
             environment["PELLUCID_HOME"] = keep.enter_context(tempfile.TemporaryDirectory())
         command = [sys.executable, __file__, "--serve", variant.text, "--core", str(core)]
         self._process = keep.enter_context(
-            subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
 
     def ask(self, **question: Any) -> dict[str, Any]:
@@ -232,9 +230,7 @@ def positive(text: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     native = [one.name for one in isa.possible() if one.name != "portable"]
-    parser.add_argument(
-        "--sets", type=Variant.read, nargs="+", default=[Variant.read(name) for name in native]
-    )
+    parser.add_argument("--sets", type=Variant.read, nargs="+", default=[Variant.read(name) for name in native])
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     parser.add_argument("--shapes", nargs="+", default=["1024x1536"])
     parser.add_argument("--tokens", type=positive, nargs="+", default=[256])
@@ -265,11 +261,7 @@ def main() -> int:
                 )
             found += made
     print(json.dumps(found))
-    differ = {
-        one["product"]
-        for one in found
-        if len({o["bits"] for o in found if o["product"] == one["product"]}) > 1
-    }
+    differ = {one["product"] for one in found if len({o["bits"] for o in found if o["product"] == one["product"]}) > 1}
     for name in sorted(differ):
         print(f"{name}: bits differ between the sets", file=sys.stderr)
     return 1 if differ else 0

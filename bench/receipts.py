@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 import pellucid
-from pellucid.measure.machine import facts
+from pellucid.measure.roofs import facts
+from pellucid.weights.hashes import _computed
 from pellucid.weights.sources.source import Silent
-from pellucid.weights.tensor_hash import _computed
 
 PROMPT = "Once upon a time"
 
@@ -41,12 +41,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    how: dict[str, Any] = {
-        "max_new_tokens": options.tokens,
-        "ignore_eos": True,
-        "seed": 1,
-        "prompt_lookup": False,
-    }
+    how: dict[str, Any] = {"max_new_tokens": options.tokens, "ignore_eos": True, "seed": 1, "prompt_lookup": False}
     plain, with_receipt, ratios, replays = list[float](), list[float](), list[float](), list[float]()
     with pellucid.load(options.model, threads=options.threads) as llm:
         weights = seconds(lambda: _computed(llm.checkpoint, Silent()))
@@ -81,14 +76,9 @@ def main() -> None:
         "weights_seconds": weights,
         "weights_gb": stored / 1e9,
     }
-    print(
-        f"decode {figures['plain']:.1f} tokens/s, with a receipt {figures['receipt']:.1f} ({figures['ratio']:.3f})"
-    )
+    print(f"decode {figures['plain']:.1f} tokens/s, with a receipt {figures['receipt']:.1f} ({figures['ratio']:.3f})")
     print(f"replay {figures['replay']:.1f} tokens/s, {figures['bytes_per_token']:.1f} bytes a token")
-    print(
-        f"digest of {vocabulary:,} logits: "
-        + ", ".join(f"{n} {v:.3f} ms" for n, v in figures["digest_ms"].items())
-    )
+    print(f"digest of {vocabulary:,} logits: " + ", ".join(f"{n} {v:.3f} ms" for n, v in figures["digest_ms"].items()))
     print(f"hash of {stored / 1e9:.2f} GB of weights: {weights:.2f} s")
     print(json.dumps(figures, default=str))
 

@@ -95,9 +95,7 @@ def main() -> None:
         throughput(llm, 2)
         found["tokens_per_second"] = {str(n): round(throughput(llm, n), 1) for n in asked.requests}
         print(found["tokens_per_second"], flush=True)
-        found["long_prompt"] = {
-            name: round(value, 3) for name, value in beside_a_text(llm, asked.prompt).items()
-        }
+        found["long_prompt"] = {name: round(value, 3) for name, value in beside_a_text(llm, asked.prompt).items()}
         print(found["long_prompt"], flush=True)
         found["first_token_sooner"] = round(shared_prefix(llm), 1)
     print(json.dumps(found))

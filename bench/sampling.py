@@ -112,10 +112,7 @@ def llama_cpp(logits: np.ndarray) -> dict[str, Call]:
         def sample() -> int:
             data["id"], data["logit"] = ids, logits
             array = lc.llama_token_data_array(
-                data=data.ctypes.data_as(ctypes.POINTER(lc.llama_token_data)),
-                size=len(data),
-                selected=-1,
-                sorted=False,
+                data=data.ctypes.data_as(ctypes.POINTER(lc.llama_token_data)), size=len(data), selected=-1, sorted=False
             )
             lc.llama_sampler_apply(chain, ctypes.byref(array))
             return int(array.data[array.selected].id)
@@ -180,9 +177,7 @@ def shown(numbers: Mapping[str, float], unit: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--rounds", type=int, default=9, help="of generations; logits have twenty times as many"
-    )
+    parser.add_argument("--rounds", type=int, default=9, help="of generations; logits have twenty times as many")
     parser.add_argument("--model", default="smollm2")
     given = parser.parse_args()
     document: dict[str, Any] = {}

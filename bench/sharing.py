@@ -74,9 +74,7 @@ def short_beside_long(llm: LLM, long: int, short: int, seed: int) -> dict[str, f
     }
 
 
-def shorts_beside_long(
-    llm: LLM, short: int, seed: int, count: int = 200, long: int = 3400
-) -> dict[str, float]:
+def shorts_beside_long(llm: LLM, short: int, seed: int, count: int = 200, long: int = 3400) -> dict[str, float]:
     """Measure short prompts while long prompts, one after the other, are read without an end."""
     over, by = threading.Event(), random.Random(seed)
     waits, steps = list[float](), list[int]()
@@ -175,9 +173,7 @@ def main() -> None:
             for number in range(asked.rounds)
         ]
     for name, figures in rounds[0].items():
-        found[name] = {
-            figure: round(statistics.median(one[name][figure] for one in rounds), 3) for figure in figures
-        }
+        found[name] = {figure: round(statistics.median(one[name][figure] for one in rounds), 3) for figure in figures}
         print(name, found[name], flush=True)
     print(json.dumps(found))
 

@@ -31,14 +31,7 @@ import pellucid
 SOURCES: list[Callable[..., Any]] = [
     *(textwrap.wrap, textwrap.fill, textwrap.shorten, textwrap.dedent, textwrap.indent, fnmatch.filter),
     *(fnmatch.translate, heapq.merge, heapq.nsmallest, heapq.nlargest, shlex.split, shlex.join, json.dump),
-    *(
-        json.load,
-        posixpath.join,
-        posixpath.commonpath,
-        posixpath.normpath,
-        posixpath.relpath,
-        string.capwords,
-    ),
+    *(json.load, posixpath.join, posixpath.commonpath, posixpath.normpath, posixpath.relpath, string.capwords),
     posixpath.expanduser,
 ]
 CHANGES = (
@@ -53,17 +46,9 @@ PLAIN = (
     *("a bash script that counts the lines of all .py files", "a JavaScript debounce function"),
     *("a Python class for a least recently used cache", "a Go function that reads a file line by line"),
     *("a Python decorator that retries three times", "a regular expression for dates, with an explanation"),
-    *(
-        "a Haskell quicksort",
-        "a Java method that checks for a palindrome",
-        "a Dockerfile for a Flask application",
-    ),
+    *("a Haskell quicksort", "a Java method that checks for a palindrome", "a Dockerfile for a Flask application"),
     *("a Python generator of prime numbers", "a TypeScript type guard for a user object"),
-    *(
-        "a C++ template for a stack",
-        "a Makefile for a small C project",
-        "a Python context manager that times code",
-    ),
+    *("a C++ template for a stack", "a Makefile for a small C project", "a Python context manager that times code"),
     *("a CSS grid with three columns", "a unit test for a function that adds two numbers"),
 )
 
@@ -97,11 +82,7 @@ def main() -> None:
                 made = {}
                 for on in speeds:
                     made[on] = llm.chat(
-                        messages,
-                        temperature=0,
-                        max_new_tokens=asked.tokens,
-                        prompt_lookup=on and lookup,
-                        draft=on,
+                        messages, temperature=0, max_new_tokens=asked.tokens, prompt_lookup=on and lookup, draft=on
                     )
                     speeds[on].append(made[on].tokens_per_second)
                 if made[True].ids != made[False].ids:

@@ -30,7 +30,7 @@ import numpy as np
 
 import pellucid
 from pellucid.llm import LLM
-from pellucid.measure.machine import facts
+from pellucid.measure.roofs import facts
 from pellucid.runtime.processors import processors
 from pellucid.trace import attribution_patch, knockout_sweep, logit_difference, patch_sweep
 
@@ -119,9 +119,7 @@ def main() -> None:
             results[name], copies[name], seconds[name] = {"pellucid": way()}, {}, {}
         for _ in range(asked.rounds):
             for name, way in ways(llm, asked.sweeps).items():
-                seconds[name].setdefault("pellucid", []).append(
-                    min(timed(llm, way) for _ in range(RUNS.get(name, 1)))
-                )
+                seconds[name].setdefault("pellucid", []).append(min(timed(llm, way) for _ in range(RUNS.get(name, 1))))
             if asked.peers:
                 peers, noted = ask_peers(asked.peers, llm, asked.threads, asked.dtypes, asked.sweeps)
                 notes += [note for note in noted if note not in notes]
@@ -130,9 +128,7 @@ def main() -> None:
                         seconds[name].setdefault(peer, []).append(spent)
                         copies[name].setdefault(peer, []).append(batch)
                         results[name][peer] = np.array(values)
-    medians = {
-        name: {tool: statistics.median(own) for tool, own in tools.items()} for name, tools in seconds.items()
-    }
+    medians = {name: {tool: statistics.median(own) for tool, own in tools.items()} for name, tools in seconds.items()}
     found = {name: correlations(own, f"torch hooks {asked.dtypes[0]}") for name, own in results.items()}
     for name, tools in medians.items():
         for tool, spent in tools.items():

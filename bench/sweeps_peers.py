@@ -85,8 +85,7 @@ class Hooks(Peer):
     def recorded(self, ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         kept: list[torch.Tensor] = []
         hooks = [
-            layer.register_forward_hook(lambda _, __, output: kept.append(first(output)))
-            for layer in self._layers
+            layer.register_forward_hook(lambda _, __, output: kept.append(first(output))) for layer in self._layers
         ]
         return kept, self._run(hooks, input_ids=ids)
 
@@ -205,8 +204,7 @@ class TransformerLens(Peer):
             return scores
 
         hooks = [
-            (f"blocks.{block}.attn.hook_attn_scores", partial(mask, index=index))
-            for index, block in enumerate(blocks)
+            (f"blocks.{block}.attn.hook_attn_scores", partial(mask, index=index)) for index, block in enumerate(blocks)
         ]
         logits: torch.Tensor = self._bridge.run_with_hooks(ids, fwd_hooks=hooks, **LAST)
         return logits

@@ -42,9 +42,7 @@ def wheel(package: str) -> zipfile.ZipFile:
 def npm_files(package: str, *names: str) -> list[str]:
     """The texts of files of a package on npm."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            ["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         (path,) = Path(folder).iterdir()
         with tarfile.open(path) as archive:
             files = [archive.extractfile(f"package/{name}") for name in names]
@@ -79,16 +77,10 @@ def mixed() -> str:
     """Messages of each language in turn."""
     with wheel(DJANGO) as archive:
         names = sorted(
-            name
-            for name in archive.namelist()
-            if re.match(r"django/conf/locale/\w+/LC_MESSAGES/django.po$", name)
+            name for name in archive.namelist() if re.match(r"django/conf/locale/\w+/LC_MESSAGES/django.po$", name)
         )
         found = [
-            [
-                text
-                for text in re.findall(r'^msgstr "(.+)"$', archive.read(name).decode(), re.M)
-                if len(text) > 30
-            ]
+            [text for text in re.findall(r'^msgstr "(.+)"$', archive.read(name).decode(), re.M) if len(text) > 30]
             for name in names
         ]
     return "\n".join(text for text in chain.from_iterable(zip_longest(*found)) if text)

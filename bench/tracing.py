@@ -28,17 +28,12 @@ from typing import Any
 
 import pellucid
 from pellucid.llm import LLM
-from pellucid.measure.machine import facts
+from pellucid.measure.roofs import facts
 from pellucid.runtime.processors import processors
 from pellucid.trace.edits import Edit, ablate
 
 TOKENS = 64
-GREEDY: dict[str, Any] = {
-    "temperature": 0,
-    "ignore_eos": True,
-    "prompt_lookup": False,
-    "max_new_tokens": TOKENS,
-}
+GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "prompt_lookup": False, "max_new_tokens": TOKENS}
 PEERS = Path(__file__).with_name("tracing_peers.py")
 BUSY = 0.5  # load average of a busy machine
 Speeds = dict[str, list[float]]
@@ -121,8 +116,7 @@ def table(ours: Speeds, peers: Mapping[str, Speeds]) -> str:
         lines.append(tuple(cells))
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
-        f"{line[0]:<{widths[0]}}" + "".join(f"  {cell:>{n}}" for cell, n in zip(line[1:], widths[1:]))
-        for line in lines
+        f"{line[0]:<{widths[0]}}" + "".join(f"  {cell:>{n}}" for cell, n in zip(line[1:], widths[1:])) for line in lines
     )
 
 

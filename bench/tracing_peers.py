@@ -105,9 +105,7 @@ class TransformerLens(Tool):
 
         hooks = [(f"blocks.{number}.{point}", keep) for number in range(self.blocks)]
         with self._bridge.hooks(fwd_hooks=hooks):
-            text = self._bridge.generate(
-                ids, max_new_tokens=tokens, do_sample=False, stop_at_eos=False, verbose=False
-            )
+            text = self._bridge.generate(ids, max_new_tokens=tokens, do_sample=False, stop_at_eos=False, verbose=False)
         return text, kept
 
 

@@ -69,9 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("systems", nargs="*", choices=[*SYSTEMS, []], help="the systems (all by default)")
     parser.add_argument("--targets", help="only the targets whose names contain this text")
-    parser.add_argument(
-        "--cached", type=Path, help="only the kernels that this cache of compiled kernels has"
-    )
+    parser.add_argument("--cached", type=Path, help="only the kernels that this cache of compiled kernels has")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     keys = [key for key in kernels() if not given.cached or any(given.cached.rglob(file_name(key)))]

@@ -21,8 +21,8 @@ from pellucid.kernels.ops import activation, pooling
 from pellucid.kernels.text.rewrite import RULES
 from pellucid.plan.builder import SMOOTHED
 from pellucid.weights.pack import packer
-from pellucid.weights.quant.registry import formats
-from pellucid.weights.quant.to_bf16 import BF16_PAIRS
+from pellucid.weights.quant.convert import BF16_PAIRS
+from pellucid.weights.quant.format import formats
 
 SYSTEMS = ("linux-x86_64", "linux-aarch64", "darwin-aarch64", "darwin-x86_64", "windows-x86_64")
 """The systems of wheels. They are the keys of ``hooks.PLATFORMS``, which needs Hatchling."""

@@ -57,11 +57,7 @@ def _description(root: Path, address: str) -> str:
     relinked = runpy.run_path(str(root / "docs" / "website" / "links.py"))["relinked"]
 
     def absolute(link: str, picture: bool) -> str:
-        return (
-            address + link
-            if link.startswith("#")
-            else f"{address}/{'raw' if picture else 'blob'}/main/{link}"
-        )
+        return address + link if link.startswith("#") else f"{address}/{'raw' if picture else 'blob'}/main/{link}"
 
     text: str = relinked((root / "README.md").read_text(encoding="utf-8"), absolute)
     return text

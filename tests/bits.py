@@ -19,10 +19,7 @@ import pellucid
 from pellucid.llm import LLM
 from pellucid.trace import scale
 
-TEXT = (
-    "The tower of the old town was built in 1423, and since then the people of the valley meet in its hall. "
-    * 6
-)
+TEXT = "The tower of the old town was built in 1423, and since then the people of the valley meet in its hall. " * 6
 CODE = "def mean(values: list[float]) -> float:\n    return sum(values) / len(values)\n"
 DRAWN: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "top_k": 0, "ignore_eos": True}
 POINTS = ("blocks.*.residual", "blocks.0.attention.pattern", "blocks.1.feedforward.hidden", "project.logits")
@@ -40,10 +37,7 @@ def results_of(llm: LLM) -> Iterator[tuple[str, Any]]:
     made = [one.ids for one in llm.generate([TEXT[:90], CODE, "Hi"], max_new_tokens=24, seed=3, **DRAWN)]
     yield "requests that run together", made
     yield "samples", [one.ids for one in llm.samples(CODE, 3, max_new_tokens=24, seed=4, **DRAWN)]
-    yield (
-        "beams",
-        [(one.ids, one.score) for one in llm.beam_search(CODE, num_beams=4, max_new_tokens=16).texts],
-    )
+    yield ("beams", [(one.ids, one.score) for one in llm.beam_search(CODE, num_beams=4, max_new_tokens=16).texts])
     with llm.trace(*POINTS) as trace:
         llm.generate(TEXT[:200], max_new_tokens=8, temperature=0, ignore_eos=True)
     yield "trace", {name: trace[name] for name in trace}

@@ -12,7 +12,7 @@ from support.command import Command, Outcome
 
 import pellucid
 from pellucid.cli.main import main
-from pellucid.kernels.core import parallel
+from pellucid.kernels.core import background
 from pellucid.llm import LLM
 
 settings.register_profile("pellucid", derandomize=True, deadline=None)
@@ -23,7 +23,7 @@ settings.load_profile("pellucid")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # all cores have work already
-    parallel.MIN_SOURCE_BYTES = 1 << 40
+    background.MIN_SOURCE_BYTES = 1 << 40
 
 FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
 

@@ -60,8 +60,7 @@ def check(name: str, path: str | Path, threads: int, repeats: int) -> int:
         for point in points:
             expected = llm.generate(PROMPT, edits=[scale(point, 0.5)], **HOW)
             runs = Counter(
-                run.logprobs.chosen.tobytes() == expected.logprobs.chosen.tobytes()
-                and run.ids == expected.ids
+                run.logprobs.chosen.tobytes() == expected.logprobs.chosen.tobytes() and run.ids == expected.ids
                 for run in (llm.generate(PROMPT, edits=[call(point, _half)], **HOW) for _ in range(repeats))
             )
             if runs[False]:

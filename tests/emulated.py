@@ -94,9 +94,7 @@ def results() -> Iterator[str]:
             random_model(family, path, **form)
             for precise in (False, True):
                 with pellucid.load(path, threads=2, precise=precise) as llm:
-                    made = llm.generate(
-                        "to see that it rains in the east", max_new_tokens=24, logprobs=4, **drawn
-                    )
+                    made = llm.generate("to see that it rains in the east", max_new_tokens=24, logprobs=4, **drawn)
                     scored = llm.score("The tower of the old town was built in 1423.", top=3)
                     with llm.trace("blocks.*.residual", "project.logits") as trace:
                         llm.generate("Hi", max_new_tokens=4, temperature=0, ignore_eos=True)

@@ -123,23 +123,10 @@ def caught(mutant: Mutant, root: Path, tests: Sequence[str]) -> str:
     file = root / mutant.path
     text = file.read_bytes()
     file.write_bytes(mutant.source(text))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-rfE",
-        "--tb=no",
-        *tests,
-    ]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=no", *tests]
     environment = {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(
-            command, cwd=root, env=environment, capture_output=True, text=True, timeout=TIMEOUT
-        )
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         return "timeout"
     finally:
@@ -186,9 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quick = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "repository"
-        ignored = shutil.ignore_patterns(
-            ".git", ".venv*", ".peers", ".*_cache", "node_modules", "__pycache__"
-        )
+        ignored = shutil.ignore_patterns(".git", ".venv*", ".peers", ".*_cache", "node_modules", "__pycache__")
         shutil.copytree(ROOT, root, ignore=ignored)
         for mutant in mutants:
             failed = caught(mutant, root, [*QUICK, *tests_of(mutant.path, root)])

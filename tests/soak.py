@@ -80,16 +80,7 @@ class Soak:
     async def client(self, until: float, by: random.Random) -> None:
         """Run one client until the time ``until``, with random behaviour."""
         known = self.requests()
-        ways = (
-            self.whole,
-            self.whole,
-            self.whole,
-            self.stream,
-            self.slow,
-            self.leave,
-            self.hang_up,
-            self.wrong,
-        )
+        ways = (self.whole, self.whole, self.whole, self.stream, self.slow, self.leave, self.hang_up, self.wrong)
         async with httpx.AsyncClient(base_url=self.url, timeout=PATIENCE) as http:
             while time.monotonic() < until:
                 way, (path, body) = by.choice(ways), by.choice(known)
@@ -99,9 +90,7 @@ class Soak:
                     self.happened[f"error {type(error).__name__}"] += 1
                     self.different.append((way.__name__, path, body, repr(error)))
 
-    async def whole(
-        self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random
-    ) -> None:
+    async def whole(self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random) -> None:
         answer = await http.post(path, json=body)
         self.happened[f"whole {answer.status_code}"] += 1
         if answer.status_code == 200:
@@ -109,9 +98,7 @@ class Soak:
         elif answer.status_code == 503:
             await asyncio.sleep(by.random())
 
-    async def stream(
-        self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random
-    ) -> None:
+    async def stream(self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random) -> None:
         if path != "/v1/chat/completions":
             return
         text = ""
@@ -131,20 +118,9 @@ class Soak:
                 await asyncio.sleep(by.random() / 20)
         self.happened["slow"] += 1
 
-    async def leave(
-        self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random
-    ) -> None:
-        fields = {
-            "stream": True,
-            "options": {"num_predict": 500},
-            "max_tokens": 500,
-            "logprobs": None,
-            "n": 1,
-        }
-        longer = {
-            **body,
-            **{name: value for name, value in fields.items() if name in body or name == "stream"},
-        }
+    async def leave(self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random) -> None:
+        fields = {"stream": True, "options": {"num_predict": 500}, "max_tokens": 500, "logprobs": None, "n": 1}
+        longer = {**body, **{name: value for name, value in fields.items() if name in body or name == "stream"}}
         async with http.stream("POST", path, json=longer) as answer:
             count = by.randint(1, 8)
             async for _ in answer.aiter_bytes(32):
@@ -153,9 +129,7 @@ class Soak:
                     break
         self.happened["left"] += 1
 
-    async def hang_up(
-        self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random
-    ) -> None:
+    async def hang_up(self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random) -> None:
         host, port = self.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         raw = json.dumps(body).encode()
@@ -166,9 +140,7 @@ class Soak:
         writer.transport.abort()
         self.happened["hung up"] += 1
 
-    async def wrong(
-        self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random
-    ) -> None:
+    async def wrong(self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random) -> None:
         bad = by.choice(WRONG)
         raw = bad if isinstance(bad, bytes) else json.dumps({"model": self.model, **bad}).encode()
         answer = await http.post(by.choice((path, "/v1/embeddings", "/tokenize", "/nothing")), content=raw)
@@ -260,18 +232,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    command = [
-        sys.executable,
-        "-m",
-        "pellucid",
-        "serve",
-        asked.model,
-        "--port",
-        "0",
-        "--queue",
-        "150",
-        "--pull",
-    ]
+    command = [sys.executable, "-m", "pellucid", "serve", asked.model, "--port", "0", "--queue", "150", "--pull"]
     server = subprocess.Popen([*command, "--context", "2048"], stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None

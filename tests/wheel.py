@@ -38,9 +38,7 @@ def ran(*command: str | Path, cwd: Path, variables: Mapping[str, str] | None = N
     print("$", *command, flush=True)
     own = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
     environment = {**own, **(variables or {})}
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE
-    )
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE)
     return done.stdout.decode()
 
 
@@ -52,9 +50,7 @@ def main(folder: Path, python: str) -> None:
     source = clone / ".venv" / "bin"
     ran(source / "python", "-c", MODEL, model, cwd=folder)
     answer = ("run", model, "--raw", "One two three", "--temperature", "0", "--max-new-tokens", "16")
-    wanted = ran(
-        source / "pellucid", *answer, cwd=folder, variables={"PELLUCID_HOME": str(folder / "source")}
-    )
+    wanted = ran(source / "pellucid", *answer, cwd=folder, variables={"PELLUCID_HOME": str(folder / "source")})
     target = ran(source / "python", "-c", TARGET, cwd=folder).strip()
     kernels = f"--targets {target} --cached {folder / 'source'}"
     print(ran("make", "wheel", f"PYTHON={python}", f"KERNELS={kernels}", cwd=clone))
@@ -63,9 +59,7 @@ def main(folder: Path, python: str) -> None:
     wheel = next((clone / "dist").glob("*.whl"))
     ran(bare / "bin" / "python", "-m", "pip", "install", "--quiet", wheel, cwd=folder)
     ran(bare / "bin" / "python", "-c", NO_COMPILER, cwd=folder)
-    found = ran(
-        bare / "bin" / "pellucid", *answer, cwd=folder, variables={"PELLUCID_HOME": str(folder / "wheel")}
-    )
+    found = ran(bare / "bin" / "pellucid", *answer, cwd=folder, variables={"PELLUCID_HOME": str(folder / "wheel")})
     assert found == wanted != "", (found, wanted)
     print(f"{wheel.name} generates the text of the source: {found!r}")
 

@@ -36,9 +36,7 @@ def main() -> int:
         _write(SITE / f"{page.place}.md", page.markdown)
     _write(SITE / "llms.txt", llms.short(site))
     _write(SITE / "llms-full.txt", llms.full(site))
-    problems = [
-        f"{name}: a public name without an entry in the API reference" for name in reference.unlisted()
-    ]
+    problems = [f"{name}: a public name without an entry in the API reference" for name in reference.unlisted()]
     problems += check.problems(SITE)
     for problem in problems:
         print(f"docs: {problem}", file=sys.stderr)

@@ -92,6 +92,5 @@ def escaped(text: str) -> str:
     """Markdown that shows a help text as it is. Backticks mark code in both."""
     prose = re.split(r"(`[^`]*`)", text)
     return "".join(
-        part if number % 2 else re.sub(r"([\\*_<>\[\]{}$|])", r"\\\1", part)
-        for number, part in enumerate(prose)
+        part if number % 2 else re.sub(r"([\\*_<>\[\]{}$|])", r"\\\1", part) for number, part in enumerate(prose)
     )

@@ -38,17 +38,13 @@ def site_pages() -> Iterator[SitePage]:
         yield SitePage(pages.place(source), f"{pages.with_targets(text)}\n{below}", plain)
     names = list(known_commands())
     yield SitePage(
-        "commands/index",
-        f"{commands.index()}\n{_toctree([f'commands/{name}' for name in names])}",
-        commands.index(),
+        "commands/index", f"{commands.index()}\n{_toctree([f'commands/{name}' for name in names])}", commands.index()
     )
     for name in names:
         yield SitePage(f"commands/{name}", commands.page(name), commands.page(name, for_site=False))
     keys = list(reference.PAGES)
     yield SitePage(
-        "api/index",
-        f"{reference.index()}\n{_toctree([f'api/{key}' for key in keys])}",
-        reference.index(for_site=False),
+        "api/index", f"{reference.index()}\n{_toctree([f'api/{key}' for key in keys])}", reference.index(for_site=False)
     )
     for key in keys:
         yield SitePage(f"api/{key}", reference.page(key), reference.page(key, for_site=False))

@@ -11,9 +11,7 @@ from sphinx.ext.napoleon.docstring import GoogleDocstring
 from website import docstrings, reference
 
 SECTIONS: Any = Config(napoleon_numpy_docstring=False)
-ARRAY = re.compile(
-    r"~?(?:numpy\.)?ndarray\[tuple\[~?(?:typing\.)?Any, \.\.\.\], ~?(?:numpy\.)?dtype\[(.*?)\]\]"
-)
+ARRAY = re.compile(r"~?(?:numpy\.)?ndarray\[tuple\[~?(?:typing\.)?Any, \.\.\.\], ~?(?:numpy\.)?dtype\[(.*?)\]\]")
 """NumPy's ``NDArray[...]`` as Python writes it: an alias in full."""
 
 

@@ -35,9 +35,7 @@ def short(site: Sequence[SitePage]) -> str:
             optional += lines
         else:
             parts.append("\n".join([f"## {section.title}\n", *lines]))
-    return "\n\n".join(
-        [HEAD.format(about=_description()).strip(), *parts, "\n".join(["## Optional\n", *optional, ""])]
-    )
+    return "\n\n".join([HEAD.format(about=_description()).strip(), *parts, "\n".join(["## Optional\n", *optional, ""])])
 
 
 def full(site: Sequence[SitePage]) -> str:
@@ -49,9 +47,7 @@ def full(site: Sequence[SitePage]) -> str:
             for place in section.places:
                 wanted[place] = None
                 if place.endswith("/index"):
-                    wanted |= dict.fromkeys(
-                        other for other in texts if other.startswith(place.removesuffix("index"))
-                    )
+                    wanted |= dict.fromkeys(other for other in texts if other.startswith(place.removesuffix("index")))
     return "\n\n".join(texts[place] for place in wanted if place != "contents") + "\n"
 
 

@@ -18,10 +18,7 @@ from website.links import links, relinked
 ROOT = Path(__file__).resolve().parents[2]
 CONTENTS = "docs/README.md"
 """The page that lists all pages. Its sections and their tables are the navigation."""
-GENERATED: Mapping[str, tuple[str, ...]] = {
-    "Start": ("contents",),
-    "Reference": ("api/index", "commands/index"),
-}
+GENERATED: Mapping[str, tuple[str, ...]] = {"Start": ("contents",), "Reference": ("api/index", "commands/index")}
 """Pages of the navigation that the tables do not list, by section."""
 
 

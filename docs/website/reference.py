@@ -65,9 +65,7 @@ PAGES: Mapping[str, Page] = {
         ),
     ),
     "llm": Page(
-        "A loaded model",
-        "`pellucid.load` returns an `LLM` ([examples](../index.md#in-python)).",
-        ("pellucid.LLM",),
+        "A loaded model", "`pellucid.load` returns an `LLM` ([examples](../index.md#in-python)).", ("pellucid.LLM",)
     ),
     "options": Page(
         "Generation options",
@@ -87,8 +85,8 @@ PAGES: Mapping[str, Page] = {
             "pellucid.Generation",
             *_of("pellucid.engine.output", "TokenOutput Usage Timings"),
             *_of("pellucid.sample.logprobs", "Logprobs TokenLogprobs"),
-            "pellucid.sample.token_trace.TokenTrace",
-            "pellucid.sample.step_trace.StepTrace",
+            "pellucid.sample.chain.TokenTrace",
+            "pellucid.sample.logprobs.StepTrace",
             "pellucid.sample.chain.Draw",
             *_of("pellucid.engine.output", "Score Beams BeamText"),
             "pellucid.sample.beams.Node",
@@ -103,9 +101,9 @@ PAGES: Mapping[str, Page] = {
         (
             *_of("pellucid.receipts.receipt", "Receipt ReceiptRequest ModelIdentity EditRecord"),
             *_of("pellucid.receipts.signature", "Signature Signer"),
-            "pellucid.receipts.identity.ModelIdentifier",
+            "pellucid.receipts.issuer.ModelIdentifier",
             "pellucid.receipts.issuer.ReceiptIssuer",
-            "pellucid.receipt_check.ReceiptCheck",
+            "pellucid.receipts.check.ReceiptCheck",
         ),
     ),
     "encoders": Page(
@@ -113,22 +111,22 @@ PAGES: Mapping[str, Page] = {
         "What `llm.rerank`, `llm.classify`, `llm.tag`, `llm.fill` and `llm.answer` return, and the input of "
         "`llm.encode`.",
         (
-            *_of("pellucid.encoders", "ranking.RankedDocument classification.Classification tagging.Tag"),
-            *_of("pellucid.encoders", "filling.FilledToken answering.AnswerSpan"),
-            "pellucid.engine.encoder_input.EncoderInput",
+            *_of("pellucid.encoders", "ranking.RankedDocument tasks.Classification tagging.Tag"),
+            *_of("pellucid.encoders", "tasks.FilledToken tasks.AnswerSpan"),
+            "pellucid.engine.encoder_inputs.EncoderInput",
         ),
     ),
     "decisions": Page(
         "Decisions",
         "What `llm.decide` returns ([example](../guides/see-a-decision.md)).",
         (
-            *_of("pellucid.decide.answers", "Decisions Decision"),
+            *_of("pellucid.decide.questions", "Decisions Decision"),
             *_of("pellucid.decide.questions", "Question Option"),
             *_of("pellucid.decide.explanation", "DecisionExplanation ExplainedWord"),
             *_of("pellucid.decide.decider", "Decider"),
             *_of("pellucid.decide.prompts", "DecisionPrompt Reading"),
             *_of("pellucid.decide.labels", "Label LabelScheme"),
-            "pellucid.decide.decision_format.DecisionFormat",
+            "pellucid.decide.labels.DecisionFormat",
         ),
     ),
     "trace": Page(
@@ -141,10 +139,10 @@ PAGES: Mapping[str, Page] = {
             "pellucid.trace.selection.Selection",
             "pellucid.trace.RecordedRun",
             "pellucid.trace.ActivationDataset",
-            "pellucid.trace.dataset.row_array.RowArray",
+            "pellucid.trace.dataset.activation_dataset.RowArray",
             *_of("pellucid.trace.dataset.index", "DatasetIndex ShardRecord"),
             "pellucid.trace.dataset.columns.StoredColumn",
-            "pellucid.trace.dataset.options.DatasetProgress",
+            "pellucid.trace.dataset.index.DatasetProgress",
             *_of("pellucid.trace", "ControlVector LinearProbe RegisteredVectors"),
             *_of("pellucid.plan.points", "Point View AttentionMask"),
         ),
@@ -157,7 +155,7 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace", "ablate scale add replace mask call"),
             *_of("pellucid.trace", "forbid_expert force_expert forbid_token force_token"),
             *_of("pellucid.trace.edits", "Edit"),
-            *_of("pellucid.trace.calls", "CallContext"),
+            *_of("pellucid.trace.edits", "CallContext"),
             *_of("pellucid.trace.positions", "Positions RelativeRange TokenTexts"),
         ),
     ),
@@ -177,10 +175,10 @@ PAGES: Mapping[str, Page] = {
             "pellucid.trace.logit_lens",
             *_of("pellucid.trace.lenses.logit_lens", "LogitLens Transport"),
             "pellucid.trace.label_lens",
-            "pellucid.trace.lenses.label_lens.LabelLens",
+            "pellucid.trace.lenses.logit_lens.LabelLens",
             "pellucid.trace.attribute",
             *_of("pellucid.trace.lenses.attribution", "Attribution"),
-            *_of("pellucid.trace.lenses.stream_parts", "Contribution"),
+            *_of("pellucid.trace.lenses.attribution", "Contribution"),
             "pellucid.trace.token_contributions",
             *_of("pellucid.trace.lenses.token_contributions", "TokenContributions ContributingToken"),
             "pellucid.trace.relevance",
@@ -195,8 +193,8 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.backward.gradients", "Gradients TokenAttribution"),
             *_of("pellucid.trace", "attribution_graph check_graph promoted_tokens"),
             *_of("pellucid.trace.graphs.attribution_graph", "AttributionGraph GraphEdge"),
-            "pellucid.trace.graphs.graph_node.GraphNode",
-            "pellucid.trace.graphs.graph_node.NeuronPlace",
+            "pellucid.trace.graphs.attribution_graph.GraphNode",
+            "pellucid.trace.graphs.attribution_graph.NeuronPlace",
             "pellucid.trace.graphs.interventions.GraphCheck",
             "pellucid.trace.JacobianLens",
             "pellucid.trace.difference",
@@ -212,9 +210,9 @@ PAGES: Mapping[str, Page] = {
         "[Tokenizers](../tokenizers.md) explains the stages, compatibility and limits.",
         (
             *_of("pellucid.tokenize", "load_tokenizer Tokenizer Encoding Padding Truncation StreamDecoder"),
-            *_of("pellucid.tokenize.token_table", "Token TokenTable"),
+            *_of("pellucid.tokenize.encoding", "Token TokenTable"),
             *_of("pellucid.tokenize.explain", "Explanation PreToken ExplainedToken"),
-            *_of("pellucid.tokenize.stages.characters", "CharacterGroup CharacterGrouper"),
+            *_of("pellucid.tokenize.stages.decode", "CharacterGroup CharacterGrouper"),
         ),
     ),
     "plan": Page(
@@ -230,10 +228,7 @@ PAGES: Mapping[str, Page] = {
         "`llm.spec` describes the architecture of a model. [Add a model family](../guides/add-a-family.md) shows how a "
         "family makes a spec from a file.",
         (
-            *_of(
-                "pellucid.model.spec",
-                "ModelSpec Embedding Block Norm Attention Latent FeedForward Router Mixture",
-            ),
+            *_of("pellucid.model.spec", "ModelSpec Embedding Block Norm Attention Latent FeedForward Router Mixture"),
             *_of("pellucid.model.spec", "DeltaNet Mamba ShortConvolution PerLayer AltUp DecisionBlocks"),
             *_of("pellucid.model.spec", "RelativeEmbedding TokenConvolution"),
             *_of("pellucid.model.outputs", "Head Pooling Dense UnitLength Labels PairPrompt"),
@@ -251,8 +246,7 @@ PAGES: Mapping[str, Page] = {
         "`samplers=[...]` takes objects of your own classes ([Add a sampler step](../guides/add-a-sampler-step.md)).",
         (
             *_of(
-                "pellucid.sample.step",
-                "SamplerStep option TokenHistory TokenCounts RequestContext TokenizerProtocol",
+                "pellucid.sample.step", "SamplerStep option TokenHistory TokenCounts RequestContext TokenizerProtocol"
             ),
             *_of("pellucid.sample.candidates", "Candidates Sums"),
         ),
@@ -287,20 +281,16 @@ OMITTED: Mapping[str, str] = {
 
 INTERNAL = frozenset(
     (
-        *_of("pellucid.engine", "draft.DraftModel engine.Engine inputs.Inputs model_runner.ModelRunner"),
+        *_of("pellucid.engine", "speculation.DraftModel engine.Engine inputs.Inputs model_runner.ModelRunner"),
         *_of("pellucid.engine", "probe.RequestTracer request.RequestOptions"),
         *_of(
-            "pellucid",
-            "kernels.core.definitions.KernelKey runtime.cached_sequence.CachedSequence sample.chain.Chain",
+            "pellucid", "kernels.core.definitions.KernelKey runtime.cached_sequence.CachedSequence sample.chain.Chain"
         ),
+        *_of("pellucid", "model.weight_map.Model weights.checkpoint.Checkpoint tokenize.stages.decode.Decoder"),
         *_of(
-            "pellucid", "model.weight_map.Model weights.checkpoint.Checkpoint tokenize.stages.decode.Decoder"
+            "pellucid.trace", "sequence_probe.SequenceProbe registered_vectors.Control dataset.shard_file.ShardLayout"
         ),
-        *_of(
-            "pellucid.trace",
-            "sequence_probe.SequenceProbe registered_vectors.Control dataset.shard_file.ShardLayout",
-        ),
-        *_of("pellucid.decide", "scored_options.ScoredOptions prompts.QuestionSpans"),
+        *_of("pellucid.decide", "prompts.ScoredOptions prompts.QuestionSpans"),
         *_of("pellucid.tokenize.encoding", "SliceableT"),
     )
 )
@@ -320,14 +310,12 @@ def resolved(name: str) -> Any:
 
 def unlisted() -> list[str]:
     """Public names without an entry: of ``__all__`` of ``MODULES``, and the errors."""
-    public = {
-        f"{module}.{name}" for module in MODULES for name in importlib.import_module(module).__all__
-    } - {"pellucid.errors"}
+    public = {f"{module}.{name}" for module in MODULES for name in importlib.import_module(module).__all__} - {
+        "pellucid.errors"
+    }
     errors = vars(importlib.import_module("pellucid.errors")).values()
     public |= {
-        f"pellucid.errors.{one.__name__}"
-        for one in errors
-        if inspect.isclass(one) and issubclass(one, Exception)
+        f"pellucid.errors.{one.__name__}" for one in errors if inspect.isclass(one) and issubclass(one, Exception)
     }
     return sorted(public - set(names()))
 
@@ -360,11 +348,7 @@ def _plain(name: str) -> str:
     parts = [f"## {name}", _documented(name, of)]
     if inspect.isclass(of):
         for member, value in vars(of).items():
-            if (
-                not member.startswith("_")
-                and member not in OMITTED.get(name, "").split()
-                and inspect.getdoc(value)
-            ):
+            if not member.startswith("_") and member not in OMITTED.get(name, "").split() and inspect.getdoc(value):
                 value = getattr(value, "__func__", value)
                 if inspect.isfunction(value):
                     parts.append(_documented(member, value))

@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import click
 import llm
-from llm.parts import (
-    AttachmentPart,
-    Message,
-    ReasoningPart,
-    StreamEvent,
-    TextPart,
-    ToolCallPart,
-    ToolResultPart,
-)
+from llm.parts import AttachmentPart, Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 from pydantic import BeforeValidator, Field, create_model
 
 if TYPE_CHECKING:
@@ -117,19 +109,13 @@ def options_class() -> type[llm.Options]:
         kind: Any = {float: float, int: int}.get(type(field.default), Any)
         if field.metadata["parse"]:
             kind = Annotated[Any, BeforeValidator(_parsed(field.metadata["parse"]))]
-        fields[name] = (
-            kind | None if kind in (float, int) else kind,
-            Field(None, description=field.metadata["help"]),
-        )
+        fields[name] = (kind | None if kind in (float, int) else kind, Field(None, description=field.metadata["help"]))
     fields |= {
         "max_new_tokens": (int | None, Field(None, description="Maximum generated tokens.")),
         "max_time": (float | None, Field(None, description="Maximum seconds of the generation.")),
         "seed": (int | None, Field(None, description="Seed of the random numbers.")),
         "stop": (str | list[str] | None, Field(None, description="Text that ends the answer.")),
-        "ignore_eos": (
-            bool | None,
-            Field(None, description="Continue after the model's end-of-text tokens."),
-        ),
+        "ignore_eos": (bool | None, Field(None, description="Continue after the model's end-of-text tokens.")),
     }
     return create_model("Options", __base__=llm.Options, **fields)
 
@@ -161,8 +147,9 @@ class _Pellucid:
         options = {name: value for name, value in prompt.options if value is not None}
         if model.tokenizer.chat_template is None:
             return TextRun(model, prompt, options)
+        from pellucid.serve.chat.messages import tool, tool_choice
+
         from pellucid.serve.chat.chat_run import ChatRun, Conversation
-        from pellucid.serve.chat.tools import tool, tool_choice
 
         tools = [
             tool(f"tools[{at}]", one.name, one.description, one.input_schema or None)
@@ -218,11 +205,7 @@ class PellucidModel(_Pellucid, llm.Model):
     """A model that generates."""
 
     def execute(
-        self,
-        prompt: llm.Prompt,
-        stream: bool,
-        response: llm.Response,
-        conversation: llm.Conversation | None = None,
+        self, prompt: llm.Prompt, stream: bool, response: llm.Response, conversation: llm.Conversation | None = None
     ) -> Iterator[StreamEvent]:
         run = self.run(prompt)
         parser, answer = run.parser(), Answer(response)
@@ -369,9 +352,7 @@ def register_commands(cli: click.Group) -> None:
         store, path = Store(), path.absolute()
         name = name or (path.name if path.is_dir() else path.stem)
         if _opened_encoder(str(path)) is None:
-            raise click.ClickException(
-                f"{path}: is no model that Pellucid can read (pellucid info {path} says why)"
-            )
+            raise click.ClickException(f"{path}: is no model that Pellucid can read (pellucid info {path} says why)")
         store.added[name] = str(path)
         store.save()
         click.echo(f"{PREFIX}{name}: {path}")

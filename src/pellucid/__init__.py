@@ -57,9 +57,7 @@ _OTHER_NAMES = {
 
 # Kernels are compiled from their source files, and data files lie beside the modules.
 _ZIPPED = (
-    ""
-    if os.path.isdir(os.path.dirname(__file__))
-    else "pellucid cannot run inside a zip file: unpack it, or use pip"
+    "" if os.path.isdir(os.path.dirname(__file__)) else "pellucid cannot run inside a zip file: unpack it, or use pip"
 )
 
 

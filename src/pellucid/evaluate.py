@@ -95,11 +95,7 @@ class Divergence:
 
 
 def perplexity(
-    llm: LLM,
-    text: str,
-    window: int | None = None,
-    stride: int | None = None,
-    progress: Progress | None = None,
+    llm: LLM, text: str, window: int | None = None, stride: int | None = None, progress: Progress | None = None
 ) -> Perplexity:
     """Measure how well a model predicts a text.
 
@@ -142,9 +138,7 @@ def divergence(
     windowed = _windowed(llm if llm.context < reference.context else reference, text, window, stride)
     nats, same = [], 0
     for here, first, stop in windowed.parts():
-        for p, q in zip(
-            _distributions(reference, here, first), _distributions(llm, here, first), strict=True
-        ):
+        for p, q in zip(_distributions(reference, here, first), _distributions(llm, here, first), strict=True):
             logs, other_logs = p.log_probabilities(), q.log_probabilities()
             nats.append(float((p.probabilities() * (logs - other_logs))[logs > -np.inf].sum()))
             same += int(p.best == q.best)
@@ -153,9 +147,7 @@ def divergence(
     values = np.array(nats)
     median, p99 = np.quantile(values, [0.5, 0.99]).tolist()
     most, share = float(values.max()), same / len(values)
-    return Divergence(
-        Estimate.of(values), median, p99, most, share, len(values), windowed.window, windowed.stride
-    )
+    return Divergence(Estimate.of(values), median, p99, most, share, len(values), windowed.window, windowed.stride)
 
 
 def windows(tokens: int, window: int, stride: int, first: int = 1) -> Iterator[Window]:
@@ -191,9 +183,7 @@ def _windowed(llm: LLM, text: str, window: int | None, stride: int | None) -> _W
     least = 2 + len(before)
     window = whole("window", min(USUAL_WINDOW, llm.context) if window is None else window, least, llm.context)
     most = window - len(before) - 1
-    stride = whole(
-        "stride", max(window // 2, 1) if stride is None else stride, 1, most, "less than the window"
-    )
+    stride = whole("stride", max(window // 2, 1) if stride is None else stride, 1, most, "less than the window")
     return _WindowedText(ids[len(before) :], before, window, stride)
 
 

@@ -17,22 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
-from pellucid.engine.draft import DraftModel
-from pellucid.engine.encoder_input import EncoderInput
-from pellucid.engine.encoder_inputs import Texts, TextsOrPairs
+from pellucid.engine.encoder_inputs import EncoderInput, Texts, TextsOrPairs
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.local_request import LocalRequest, run_samples
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
-from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request, RequestOptions, run_together
+from pellucid.engine.speculation import DraftModel
 from pellucid.engine.state import EngineState
+from pellucid.engine.task import ReadingTask
 from pellucid.engine.tasks.beam_search import search_beams
 from pellucid.engine.tasks.encoding import encode
-from pellucid.engine.tasks.prompt_rows import label_scores, prompt_rows
-from pellucid.engine.tasks.scoring import score
+from pellucid.engine.tasks.scoring import label_scores, prompt_rows, score
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.generate_options import BeamSearchOptions, GenerationOptions, TextOptions
@@ -61,21 +59,19 @@ from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in ``typing`` since Python 3.11
 
-    from pellucid.decide.answers import Decisions
     from pellucid.decide.decider import Decider
     from pellucid.decide.prompts import DecisionPrompt
-    from pellucid.encoders.answering import AnswerSpan
-    from pellucid.encoders.classification import Classification
-    from pellucid.encoders.filling import FilledToken
+    from pellucid.decide.questions import Decisions
     from pellucid.encoders.ranking import RankedDocument
     from pellucid.encoders.tagging import Grouping, Tag
-    from pellucid.receipt_check import ReceiptCheck
-    from pellucid.receipts.identity import ModelIdentifier
+    from pellucid.encoders.tasks import AnswerSpan, Classification, FilledToken
+    from pellucid.receipts.check import ReceiptCheck
+    from pellucid.receipts.issuer import ModelIdentifier
     from pellucid.receipts.receipt import Receipt
     from pellucid.receipts.signature import Signer
     from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
-    from pellucid.trace.dataset.options import DatasetProgress
+    from pellucid.trace.dataset.index import DatasetProgress
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.recorded_run import RecordedRun
     from pellucid.trace.traced_model import ModelWeights
@@ -109,9 +105,7 @@ class LLM:
 
     def __new__(cls, *parts: Any, **named: Any) -> LLM:
         if "model" in named or isinstance(next(iter(parts), None), (str, Path)):  # as vLLM's LLM(model=...)
-            raise InvalidRequest(
-                "LLM(...) takes the parts of a loaded model: pellucid.load(MODEL) loads a model"
-            )
+            raise InvalidRequest("LLM(...) takes the parts of a loaded model: pellucid.load(MODEL) loads a model")
         return super().__new__(cls)
 
     def __init__(
@@ -200,9 +194,7 @@ class LLM:
     ) -> Generation: ...
 
     @overload
-    def generate(
-        self, prompt: Sequence[PromptInput], **options: Unpack[GenerationOptions]
-    ) -> list[Generation]: ...
+    def generate(self, prompt: Sequence[PromptInput], **options: Unpack[GenerationOptions]) -> list[Generation]: ...
 
     def generate(
         self, prompt: PromptInput | Sequence[PromptInput], **options: Unpack[GenerationOptions]
@@ -246,9 +238,7 @@ class LLM:
         warn_unused(request)
         return request.result()
 
-    async def astream(
-        self, prompt: PromptInput, **options: Unpack[GenerationOptions]
-    ) -> AsyncGenerator[str, None]:
+    async def astream(self, prompt: PromptInput, **options: Unpack[GenerationOptions]) -> AsyncGenerator[str, None]:
         """As ``stream``, for an event loop: ``async for text in llm.astream(...)``."""
         request = self.request(prompt, **options)
         async with aclosing(request.stream()) as outputs:
@@ -390,11 +380,7 @@ class LLM:
         return RequestOptions(generation, scheduling, watching, receipts)
 
     def verify_receipt(
-        self,
-        receipt: Receipt | Mapping[str, Any],
-        *,
-        edits: Sequence[Edit] = (),
-        signed_by: str | Path | None = None,
+        self, receipt: Receipt | Mapping[str, Any], *, edits: Sequence[Edit] = (), signed_by: str | Path | None = None
     ) -> ReceiptCheck:
         """Replay the run of a receipt, and compare the tokens and the bits of all logits.
 
@@ -407,17 +393,12 @@ class LLM:
             InvalidRequest: the value is not a receipt, ``edits`` are missing, the context is too short for the run, or
                 the signature cannot be checked, because cryptography is not installed.
         """
-        from pellucid.receipt_check import verify_receipt
+        from pellucid.receipts.check import verify_receipt
 
         return verify_receipt(self, receipt, edits, signed_by)
 
     def score(
-        self,
-        text: PromptInput,
-        *,
-        given: PromptInput | None = None,
-        top: int = 0,
-        edits: Sequence[Edit] | None = None,
+        self, text: PromptInput, *, given: PromptInput | None = None, top: int = 0, edits: Sequence[Edit] | None = None
     ) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at the position.
 
@@ -434,9 +415,7 @@ class LLM:
         source, watching = None, self.tracing.watching({"edits": edits})
         if self.spec.encoder:
             if given is None:
-                raise InvalidRequest(
-                    "an encoder-decoder scores answers to a source: use score(text, given=source)"
-                )
+                raise InvalidRequest("an encoder-decoder scores answers to a source: use score(text, given=source)")
             source_ids, ids, unscored = self.inputs.target(text, given)
             source = self.engine.source(source_ids, watching)
         else:
@@ -466,7 +445,7 @@ class LLM:
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self.inputs.check_task("embed")
-        from pellucid.encoders.embedding import embed
+        from pellucid.encoders.tasks import embed
 
         vectors = embed(self, self.inputs.sentences(texts, truncate, prompt), dimensions, edits)
         return vectors[0] if isinstance(texts, str) else vectors
@@ -489,7 +468,7 @@ class LLM:
         A single text returns its vector. Errors as ``embed``.
         """
         self.inputs.check_task("sparse")
-        from pellucid.encoders.embedding import sparse
+        from pellucid.encoders.tasks import sparse
 
         found = sparse(self, self.inputs.sentences(texts, truncate), edits)
         return found[0] if isinstance(texts, str) else found
@@ -512,7 +491,7 @@ class LLM:
         A single text returns its array. Errors as ``embed``.
         """
         self.inputs.check_task("tokens")
-        from pellucid.encoders.embedding import token_vectors
+        from pellucid.encoders.tasks import token_vectors
 
         found = token_vectors(self, self.inputs.sentences(texts, truncate), edits)
         return found[0] if isinstance(texts, str) else found
@@ -539,9 +518,7 @@ class LLM:
         """
         from pellucid.encoders.ranking import rerank
 
-        return rerank(
-            self, query, documents, instruction=instruction, top=top, truncate=truncate, edits=edits
-        )
+        return rerank(self, query, documents, instruction=instruction, top=top, truncate=truncate, edits=edits)
 
     @overload
     def classify(  # type: ignore[overload-overlap]
@@ -550,11 +527,7 @@ class LLM:
 
     @overload
     def classify(
-        self,
-        texts: Iterable[str | tuple[str, str]],
-        *,
-        truncate: bool = ...,
-        edits: Sequence[Edit] | None = ...,
+        self, texts: Iterable[str | tuple[str, str]], *, truncate: bool = ..., edits: Sequence[Edit] | None = ...
     ) -> list[Classification]: ...
 
     def classify(
@@ -569,14 +542,12 @@ class LLM:
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self.inputs.check_task("classify")
-        from pellucid.encoders.classification import classify
+        from pellucid.encoders.tasks import classify
 
         found = classify(self, self.inputs.texts(texts, truncate), edits)
         return found[0] if isinstance(texts, str) else found
 
-    def fill(
-        self, text: str, top: int = 5, *, edits: Sequence[Edit] | None = None
-    ) -> list[list[FilledToken]]:
+    def fill(self, text: str, top: int = 5, *, edits: Sequence[Edit] | None = None) -> list[list[FilledToken]]:
         """Find the ``top`` most likely tokens for each mask of a text: "Paris is the [MASK] of France".
 
         Raises:
@@ -584,13 +555,11 @@ class LLM:
             ContextOverflow: the text is longer than the context.
         """
         self.inputs.check_task("fill")
-        from pellucid.encoders.filling import fill
+        from pellucid.encoders.tasks import fill
 
         return fill(self, text, whole("top", top, 1, self.inputs.vocabulary), edits)
 
-    def tag(
-        self, text: str, grouping: Grouping = "simple", *, edits: Sequence[Edit] | None = None
-    ) -> list[Tag]:
+    def tag(self, text: str, grouping: Grouping = "simple", *, edits: Sequence[Edit] | None = None) -> list[Tag]:
         """Label the tokens of a text, such as named entities, with the characters that they cover.
 
         ``grouping`` joins the tokens of an entity (``encoders/tagging.py``).
@@ -625,14 +594,12 @@ class LLM:
         self.inputs.check_task("answer")
         top, longest = whole("top", top, 1, 1000), whole("longest", longest, 1, self.context)
         unanswerable = checks.boolean("unanswerable", unanswerable)
-        from pellucid.encoders.answering import answer
+        from pellucid.encoders.tasks import answer
 
         return answer(self, question, text, top=top, longest=longest, unanswerable=unanswerable, edits=edits)
 
-    def encode(
-        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
-    ) -> list[NDArray[np.float32]]:
-        """Run tokens through an encoder (``encoders/model.py``). ``embed`` makes vectors of texts.
+    def encode(self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None) -> list[NDArray[np.float32]]:
+        """Run tokens through an encoder (``encoders/tasks.py``). ``embed`` makes vectors of texts.
 
         Raises:
             InvalidRequest: ``texts`` is not a list of ``EncoderInput``.
@@ -650,12 +617,7 @@ class LLM:
         return self._decider()
 
     def decide(
-        self,
-        state: Any,
-        questions: Mapping[str, Any],
-        *,
-        explain: bool = False,
-        edits: Sequence[Edit] | None = None,
+        self, state: Any, questions: Mapping[str, Any], *, explain: bool = False, edits: Sequence[Edit] | None = None
     ) -> Decisions:
         """Answer typed questions about a state, each with a probability for each option, without generating text.
 
@@ -715,12 +677,9 @@ class LLM:
         return [[found[number, position] for position in own] for number, own in enumerate(positions)]
 
     def rows_at(
-        self,
-        prompts: Sequence[list[int]],
-        positions: Sequence[Sequence[int]],
-        edits: Sequence[Edit] | None = None,
+        self, prompts: Sequence[list[int]], positions: Sequence[Sequence[int]], edits: Sequence[Edit] | None = None
     ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-        """Outputs at some positions of prompts that share their first tokens (``engine/tasks/prompt_rows.py``)."""
+        """Outputs at some positions of prompts that share their first tokens (``engine/tasks/scoring.py``)."""
         watching = self.tracing.watching({"edits": edits})
         return prompt_rows(self.engine, prompts, positions, self.context, watching, self.scheduling)
 
@@ -740,9 +699,7 @@ class LLM:
             InvalidRequest: an edit does not fit, or the model generates no text or has an encoder.
         """
         if not self.spec.generates or self.spec.encoder or not self.spec.head:
-            raise InvalidRequest(
-                "edited copies need a language model without an encoder: run requests with edits"
-            )
+            raise InvalidRequest("edited copies need a language model without an encoder: run requests with edits")
         ids = self.inputs.prompt(prompt)
         made, base = self.tracing.edited(ids, copies, edits)
         from pellucid.engine.edited_copies import EditedCopies
@@ -791,11 +748,7 @@ class LLM:
         return self.tracing.points
 
     def watch(
-        self,
-        request: Request,
-        names: Sequence[str],
-        limit: int = LIMIT,
-        notify: Callable[[], object] = lambda: None,
+        self, request: Request, names: Sequence[str], limit: int = LIMIT, notify: Callable[[], object] = lambda: None
     ) -> TraceStream:
         """Stream the values of points of a running request, as ``Tracing.watch``."""
         return self.tracing.watch(request, names, limit, notify)
@@ -878,16 +831,14 @@ class LLM:
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         from pellucid.trace.dataset.activation_dataset import ActivationDataset
-        from pellucid.trace.dataset.options import DatasetOptions, NoProgress
+        from pellucid.trace.dataset.index import DatasetOptions, NoProgress
         from pellucid.trace.dataset.recorder import record_dataset
         from pellucid.util.text_file import corpus_of
 
         if self.tracing.has_edits:
             raise InvalidRequest("a dataset takes no edits: record it outside of the trace with edits")
         options = DatasetOptions.of(dtype, format, truncate, shard_bytes, part)
-        made = record_dataset(
-            self, corpus_of(corpus, field), points, Path(out), options, progress or NoProgress()
-        )
+        made = record_dataset(self, corpus_of(corpus, field), points, Path(out), options, progress or NoProgress())
         return None if made.index is None else ActivationDataset(Path(out), made.index)
 
     def resume(
@@ -922,10 +873,8 @@ class LLM:
         self.checkpoint.close()
 
 
-def _identifier(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, runner: ModelRunner, how: LoadOptions
-) -> ModelIdentifier:
-    from pellucid.receipts.identity import ModelIdentifier
+def _identifier(checkpoint: Checkpoint, tokenizer: Tokenizer, runner: ModelRunner, how: LoadOptions) -> ModelIdentifier:
+    from pellucid.receipts.issuer import ModelIdentifier
 
     context, options = runner.limits.context, (how.precise, how.kv_cache, how.activations)
     return ModelIdentifier(checkpoint, tokenizer, runner.plan, context, *options)

@@ -82,7 +82,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
             states.
         adapter: the name of an adapter in the model's file. None: no adapter.
         dictionaries: SAEs and transcoders for edits of requests, as "NAME=PATH" or a path
-            (``trace/dictionaries/named.py``). None: no dictionaries.
+            (``trace/dictionaries/dictionary.py``). None: no dictionaries.
 
     Raises:
         InvalidRequest: a value is out of range.
@@ -107,7 +107,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
         # These modules import NumPy, which would slow --help down.
         from pellucid.kernels.attention.kv_layout import KV_DTYPES
         from pellucid.kernels.program.loop import MAX_THREADS
-        from pellucid.runtime.placement import PINS
+        from pellucid.runtime.memory import PINS
 
         for name in ("precise", "cap_context", "pulls"):
             force_setattr(self, name, boolean(name, getattr(self, name)))
@@ -122,9 +122,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
                     f"activations={brief(self.activations)} beside precise, which has 24 bits: leave one out"
                 )
             if self.activations not in ACTIVATIONS or isinstance(self.activations, (bool, float)):
-                raise InvalidRequest(
-                    f"activations={brief(self.activations)}: must be 8 or 16; precise has 24"
-                )
+                raise InvalidRequest(f"activations={brief(self.activations)}: must be 8 or 16; precise has 24")
         if self.cache_memory is not None:
             force_setattr(self, "cache_memory", real("cache_memory", self.cache_memory, 0.0, MAX_CACHE_GB))
         if self.adapter is not None:

@@ -13,10 +13,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid import pipeline
-from pellucid.engine.context_memory import ModelMemory, free_memory
-from pellucid.engine.draft import DraftModel
+from pellucid.engine.cache_manager import ModelMemory, free_memory
 from pellucid.engine.inputs import Inputs
 from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.speculation import DraftModel
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
@@ -27,16 +27,16 @@ from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
+from pellucid.plan.bind import layouts
 from pellucid.plan.plan import Plan
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import ALONE_TOKENS, STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor
-from pellucid.runtime.placement import Placement
+from pellucid.runtime.memory import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.tokenize.instruct import why_base
-from pellucid.util.garbage_collection import no_collection
+from pellucid.util.interpreter import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
@@ -83,9 +83,10 @@ def load(
         task: the task of a model whose file allows several, such as "embed" or "fill" (``outputs.Task``); "embed" for a
             language model. By default the task that the file states.
         adapter: an adapter in the file that changes the weights, such as "retrieval.query" of Jina Embeddings v3.
-        dictionaries: SAEs and transcoders, as "NAME=PATH", for ``LLM.dictionaries`` (``trace/dictionaries/named.py``).
-        threads: threads that run a step. By default one for each physical core, within the limit of the container.
-        pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
+        dictionaries: SAEs and transcoders, as "NAME=PATH", for ``LLM.dictionaries``
+        (``trace/dictionaries/dictionary.py``). threads: threads that run a step. By default one for each physical core,
+        within the limit of the container. pin: "cores" binds each thread to its own core, "nodes" binds each thread to
+        the cores of one memory node,
             "none" binds no thread. The default is "nodes" on machines with several memory nodes (such as machines with
             two sockets), so that weights are near the threads that read them. The caller's threads are not bound.
         precise: quantise activations to 24 bits, store keys and values in float32, and keep the float weights of
@@ -150,7 +151,7 @@ def load_model(
         tokenizer, recommended = opened.inputs.tokenizer, opened.recommended
         llm = LLM(opened.checkpoint, runner, tokenizer, recommended, draft, options, signer)
         if options.dictionaries:
-            from pellucid.trace.dictionaries.named import named_dictionaries
+            from pellucid.trace.dictionaries.dictionary import named_dictionaries
 
             llm.dictionaries = named_dictionaries(options.dictionaries, llm)
         return llm
@@ -259,9 +260,7 @@ def _load_draft(
             )
 
     own = LoadOptions(context=target.context, threads=runner.threads, cap_context=True, pulls=options.pulls)
-    opened, draft = _load_runner(
-        options.draft, own, progress, compiling, refuse_others, executor=runner.executor
-    )
+    opened, draft = _load_runner(options.draft, own, progress, compiling, refuse_others, executor=runner.executor)
     model = DraftModel(draft, min(target.vocabulary, opened.inputs.vocabulary), opened.checkpoint)
     if draft.cache.has_states:
         model.close()
@@ -306,17 +305,13 @@ def open_model(
             if options.chat_template is not None:
                 tokenizer = dataclasses.replace(tokenizer, chat_template=options.chat_template)
             inputs = Inputs(model.spec, tokenizer, context, why_base=why_base(checkpoint, tokenizer))
-            return OpenModel(
-                checkpoint, model, inputs, recommended(checkpoint, sources=model.spec.encoder is not None)
-            )
+            return OpenModel(checkpoint, model, inputs, recommended(checkpoint, sources=model.spec.encoder is not None))
         except BaseException:
             checkpoint.close()
             raise
 
 
-def read_with_options(
-    checkpoint: Checkpoint, options: LoadOptions, tokenizer: Callable[[], Tokenizer]
-) -> Model:
+def read_with_options(checkpoint: Checkpoint, options: LoadOptions, tokenizer: Callable[[], Tokenizer]) -> Model:
     """Read the model with the options of loading. ``tokenizer`` loads it, if the model needs it."""
     model = read_model(
         checkpoint, options.task, lambda token: tokenizer().vocabulary.ids.get(token), options.adapter or ""

@@ -25,24 +25,18 @@ from pellucid.model.shapes import ENCODER
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
-from pellucid.plan.convolution import convolution
-from pellucid.plan.cross_attention import add_source_layers, write_source
-from pellucid.plan.embedding import embed, embedding_norm, question_type
+from pellucid.plan.cached_attention import add_source_layers, write_source
+from pellucid.plan.embedding import convolution, embed, embedding_norm, question_type
 from pellucid.plan.outputs import final_norm, output_layers, project, select_rows
 from pellucid.plan.passes import optimize
-from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
-from pellucid.plan.position import position
-from pellucid.plan.relative import relative_embedding
-from pellucid.plan.streams import spread_streams
-from pellucid.util.uncallable import explain_calls
+from pellucid.plan.position import position, relative_embedding
+from pellucid.plan.streams import per_layer_embeddings, spread_streams
+from pellucid.util.interpreter import explain_calls
 
 
 def build_plan(
-    spec: ModelSpec,
-    layouts: Mapping[str, PackedLayout],
-    activation_bits: int = 8,
-    kv_dtype: str | None = None,
+    spec: ModelSpec, layouts: Mapping[str, PackedLayout], activation_bits: int = 8, kv_dtype: str | None = None
 ) -> Plan:
     """The plan of a model: token ids (T,) → logits (R, V), sentence vectors (B, D) or scores of labels (B, N).
 
@@ -56,10 +50,7 @@ def build_plan(
 
 
 def unoptimized_plan(
-    spec: ModelSpec,
-    layouts: Mapping[str, PackedLayout],
-    activation_bits: int = 8,
-    kv_dtype: str | None = None,
+    spec: ModelSpec, layouts: Mapping[str, PackedLayout], activation_bits: int = 8, kv_dtype: str | None = None
 ) -> Plan:
     """The plan before the optimization passes, stage by stage. Arguments as in :func:`build_plan`."""
     builder = Builder(spec, layouts, activation_bits, kv_dtype)
@@ -72,10 +63,7 @@ def unoptimized_plan(
 
 
 def encoder_plan(
-    spec: ModelSpec,
-    layouts: Mapping[str, PackedLayout],
-    activation_bits: int = 8,
-    kv_dtype: str | None = None,
+    spec: ModelSpec, layouts: Mapping[str, PackedLayout], activation_bits: int = 8, kv_dtype: str | None = None
 ) -> Plan:
     """The plan of the encoder of an encoder-decoder, before the passes: sources (T,) → keys and values in the cache."""
     assert spec.encoder

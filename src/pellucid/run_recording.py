@@ -16,7 +16,7 @@ from pellucid.plan.plan import Plan
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
-from pellucid.tokenize.stages.characters import several
+from pellucid.tokenize.stages.decode import several
 from pellucid.trace.edits import Edit
 from pellucid.trace.recorded_run import RecordedRun, identity, parts_of, plain_options, shape_of
 from pellucid.trace.trace import Trace
@@ -143,10 +143,7 @@ def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
     bias = options.get("logit_bias")
     if not isinstance(bias, Mapping):
         return dict(options)
-    return {
-        **options,
-        "logit_bias": {int(k) if k.isdecimal() and len(k) < 19 else k: v for k, v in bias.items()},
-    }
+    return {**options, "logit_bias": {int(k) if k.isdecimal() and len(k) < 19 else k: v for k, v in bias.items()}}
 
 
 def _text_of(tokenizer: Tokenizer, options: Options, ids: Sequence[int]) -> str:

@@ -17,8 +17,8 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.probe import EngineProbe, RequestTracer
-from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import Request
+from pellucid.engine.task import ReadingTask
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
@@ -97,18 +97,14 @@ class Tracing:
         def probe(trace: Trace, edits: Sequence[Edit]) -> SequenceProbe:
             made = trace.watching(edits).begin(ids, first_output=len(ids) - 1)[0]
             if made.instrumentation.state_edits:
-                raise InvalidRequest(
-                    "sweeps and gradients do not take edits of states: run requests with edits"
-                )
+                raise InvalidRequest("sweeps and gradients do not take edits of states: run requests with edits")
             return made
 
         made = []
         for edits in copies:
             own = probe(alone, listed(edits))
             both = probe(of_prompt, edits) if outer else own
-            made.append(
-                EditedCopy(both, own.watch, len(ids) if own.first_changed is None else own.first_changed)
-            )
+            made.append(EditedCopy(both, own.watch, len(ids) if own.first_changed is None else own.first_changed))
         return made, probe(of_prompt, ()) if outer else None
 
     def taped(
@@ -125,7 +121,7 @@ class Tracing:
             InvalidRequest: an edit does not fit.
         """
         _, base = self.edited(ids, [], edits)
-        from pellucid.engine.probed_run import probed_run
+        from pellucid.engine.probe import probed_run
         from pellucid.trace.backward.tape import Tape
 
         tape = Tape(versions, needs, len(ids), len(ids) - 1, base)
@@ -135,15 +131,10 @@ class Tracing:
 
     def control(self, options: Mapping[str, Any]) -> Control:
         """The edits of a request with these options, of the current trace and its own, and its probes."""
-        trace, (own, probes) = (
-            self._current.get(),
-            self.vectors.taken_from(dict(options), lambda: self.points),
-        )
+        trace, (own, probes) = (self._current.get(), self.vectors.taken_from(dict(options), lambda: self.points))
         return Control([*(trace.edits if trace is not None else ()), *own], probes)
 
-    def project(
-        self, vectors: NDArray[np.float32], rows: int, scheduling: SchedulingOptions
-    ) -> NDArray[np.float32]:
+    def project(self, vectors: NDArray[np.float32], rows: int, scheduling: SchedulingOptions) -> NDArray[np.float32]:
         """As ``ModelRunner.project``. The projection runs between the steps of requests.
 
         Raises: as ``ModelRunner.project``.
@@ -167,9 +158,7 @@ class Tracing:
         if trace is not None and trace.stream is not None:
             raise InvalidRequest(f"on: {why}: leave `on` out, and read the trace afterwards")
 
-    def watch(
-        self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
-    ) -> TraceStream:
+    def watch(self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]) -> TraceStream:
         """Stream the values of points of a running request, from its next step until the stream is closed.
 
         Arguments and errors are as in ``TraceStream``.
@@ -184,11 +173,7 @@ class Tracing:
 
     @contextmanager
     def trace(
-        self,
-        *points: str,
-        edits: Sequence[Edit],
-        budget: int,
-        on: Callable[[TraceFrame], object] | None,
+        self, *points: str, edits: Sequence[Edit], budget: int, on: Callable[[TraceFrame], object] | None
     ) -> Iterator[Trace]:
         """Record values of all requests inside a ``with`` statement, in the same thread or asyncio task.
 

@@ -15,7 +15,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
 from pellucid.model.read import read_model
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.processors import processors

@@ -67,10 +67,7 @@ def test_vectors_of_the_golden_ids(encoder: LLM, golden: dict[str, Any], record_
 
 
 def test_sentences_become_the_golden_ids(encoder: LLM, golden: dict[str, Any]) -> None:
-    ids, most = (
-        [encoder.tokenizer.encode(text, parse_special=True) for text in golden["texts"]],
-        encoder.context,
-    )
+    ids, most = ([encoder.tokenizer.encode(text, parse_special=True) for text in golden["texts"]], encoder.context)
     assert [i if len(i) <= most else [*i[: most - 1], i[-1]] for i in ids] == golden["ids"]
 
 

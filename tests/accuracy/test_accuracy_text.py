@@ -96,9 +96,7 @@ def test_single_log_probabilities_agree_with_float32(
     """
     worst = compared.off.reshape(-1, compared.off.shape[-1])
     record_property("worst_logprob", float(worst.max()))
-    print(
-        f"{subject.name}: log-probabilities within {worst.max():.2g}, the likeliest's {worst[:, 0].max():.2g}"
-    )
+    print(f"{subject.name}: log-probabilities within {worst.max():.2g}, the likeliest's {worst[:, 0].max():.2g}")
     assert len(worst) >= 500
     assert worst.max() < 1e-3
     assert worst[:, 0].max() < 2e-4
@@ -118,9 +116,7 @@ def test_what_other_forms_of_the_cache_cost(
     assert kl.mean() < most
 
 
-def test_prompts_and_their_continuations_agree_with_float32(
-    subject: Subject, record_property: Record
-) -> None:
+def test_prompts_and_their_continuations_agree_with_float32(subject: Subject, record_property: Record) -> None:
     """Compares the last 64 positions of a long prompt and its continuation. The windows compare all positions."""
     worst = 0.0
     for prompt in subject.prompts:

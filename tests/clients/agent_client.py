@@ -8,9 +8,7 @@ from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-MODEL = OpenAIChatModel(
-    "qwen2.5-coder-1.5b", provider=OpenAIProvider(base_url=f"{sys.argv[1]}/v1", api_key="none")
-)
+MODEL = OpenAIChatModel("qwen2.5-coder-1.5b", provider=OpenAIProvider(base_url=f"{sys.argv[1]}/v1", api_key="none"))
 GREEDY = {"temperature": 0, "max_tokens": 200}
 
 
@@ -52,9 +50,7 @@ def password() -> None:
         called.append(("read_file", path))
         return "The password is swordfish."
 
-    found = agent.run_sync(
-        "List the files in the folder docs, read the file that is there, and tell me the password."
-    )
+    found = agent.run_sync("List the files in the folder docs, read the file that is there, and tell me the password.")
     assert [name for name, _ in called][:2] == ["list_files", "read_file"], called
     assert "swordfish" in found.output, found.output
 

@@ -17,20 +17,9 @@ IMAGES = {"image-input", "chat-image-input", "anth-image-input"}
 
 def failures(form: str) -> dict[str, list[str]]:
     """Problems that llm-comply finds in an API, by test."""
-    command = [
-        str(Path(sys.executable).with_name("llm-comply")),
-        "-u",
-        f"{URL}/v1",
-        "-k",
-        "none",
-        "-m",
-        MODEL,
-    ]
+    command = [str(Path(sys.executable).with_name("llm-comply")), "-u", f"{URL}/v1", "-k", "none", "-m", MODEL]
     done = subprocess.run(
-        [*command, "--format", form, "--json", "--timeout", "300"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*command, "--format", form, "--json", "--timeout", "300"], capture_output=True, text=True, check=False
     )
     found = json.loads(done.stdout)
     assert len(found["results"]) >= 9, found

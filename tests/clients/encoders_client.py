@@ -105,9 +105,7 @@ def of_cohere(url: str, wanted: Wanted) -> None:
     other = second.rerank(model="ranker", query=QUERY, documents=TEXTS, max_tokens_per_doc=100)
     wanted.check_ranking([(one.index, one.relevance_score) for one in other.results])
     forms = ["float", "int8", "uint8", "binary", "ubinary"]
-    by_type = second.embed(
-        model="prompted", texts=TEXTS, input_type="search_query", embedding_types=forms
-    ).embeddings
+    by_type = second.embed(model="prompted", texts=TEXTS, input_type="search_query", embedding_types=forms).embeddings
     wanted.check_vectors(by_type.float_, "query")
     positive = wanted.vectors["embed query"] > 0
     np.testing.assert_array_equal(np.unpackbits(np.array(by_type.ubinary, np.uint8), axis=1), positive)
@@ -140,9 +138,7 @@ def of_plain(url: str, wanted: Wanted) -> None:
 
 
 def of_langchain(url: str, wanted: Wanted) -> None:
-    vectors = OpenAIEmbeddings(
-        model="prompted", base_url=f"{url}/v1", api_key="none", check_embedding_ctx_length=False
-    )
+    vectors = OpenAIEmbeddings(model="prompted", base_url=f"{url}/v1", api_key="none", check_embedding_ctx_length=False)
     wanted.check_vectors(vectors.embed_documents(TEXTS))
     of_service = CohereEmbeddings(model="prompted", base_url=url, cohere_api_key="none")
     wanted.check_vectors(of_service.embed_documents(TEXTS), "document")
@@ -176,9 +172,7 @@ def of_haystack(url: str, wanted: Wanted) -> None:
     wanted.check_ranking([(TEXTS.index(one.content), one.score) for one in found])
     embedder = CohereTextEmbedder(model="prompted", api_base_url=url, api_key=key)
     wanted.check_vectors([embedder.run(text)["embedding"] for text in TEXTS], "query")
-    jina = JinaTextEmbedder(
-        model="prompted", base_url=f"{url}/v1/embeddings", api_key=key, task="retrieval.query"
-    )
+    jina = JinaTextEmbedder(model="prompted", base_url=f"{url}/v1/embeddings", api_key=key, task="retrieval.query")
     wanted.check_vectors([jina.run(text)["embedding"] for text in TEXTS], "query")
     other = JinaRanker(model="ranker", base_url=f"{url}/v1/rerank", api_key=key, top_k=2)
     found = other.run(query=QUERY, documents=[Document(content=text) for text in TEXTS])["documents"]
@@ -187,9 +181,7 @@ def of_haystack(url: str, wanted: Wanted) -> None:
 
 def of_chroma(url: str, wanted: Wanted) -> None:
     functions: list[Any] = [
-        embedding_functions.OpenAIEmbeddingFunction(
-            api_key="none", api_base=f"{url}/v1", model_name="prompted"
-        ),
+        embedding_functions.OpenAIEmbeddingFunction(api_key="none", api_base=f"{url}/v1", model_name="prompted"),
         embedding_functions.HuggingFaceEmbeddingServer(url=f"{url}/embed"),
         embedding_functions.OllamaEmbeddingFunction(url=url, model_name="prompted"),
     ]
@@ -209,9 +201,7 @@ def of_ollama(url: str, wanted: Wanted) -> None:
     assert client.show("ranker").capabilities == ["rerank"]
 
 
-def served(
-    folder: str, names: tuple[str, ...], checks: list[Callable[[str, Wanted], None]], wanted: Wanted
-) -> None:
+def served(folder: str, names: tuple[str, ...], checks: list[Callable[[str, Wanted], None]], wanted: Wanted) -> None:
     """Start a server with models of a folder, and run the checks against it."""
     paths = [f"{folder}/{name}" for name in names]
     server = subprocess.Popen(

@@ -23,17 +23,11 @@ FIELDS = {"temperature": 0, "max_tokens": 20}
 
 def direct() -> str:
     body = {"model": MODEL, "messages": MESSAGES, **FIELDS}
-    return httpx.post(f"{URL}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]["message"][
-        "content"
-    ]
+    return httpx.post(f"{URL}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]["message"]["content"]
 
 
 def with_litellm(wanted: str) -> None:
-    for model, base in (
-        (f"openai/{MODEL}", f"{URL}/v1"),
-        (f"ollama_chat/{MODEL}", URL),
-        (f"anthropic/{MODEL}", URL),
-    ):
+    for model, base in ((f"openai/{MODEL}", f"{URL}/v1"), (f"ollama_chat/{MODEL}", URL), (f"anthropic/{MODEL}", URL)):
         asked = {"model": model, "api_base": base, "api_key": "none", "messages": MESSAGES, **FIELDS}
         assert litellm.completion(**asked).choices[0].message.content == wanted, model
         pieces = [piece.choices[0].delta.content or "" for piece in litellm.completion(stream=True, **asked)]

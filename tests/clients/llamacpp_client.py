@@ -32,9 +32,7 @@ def main() -> int:
     folder = Path(arguments.pop(0)) if given else fetched()
     with socket.socket() as probe:
         if not probe.connect_ex(("127.0.0.1", int(PORT))):
-            raise SystemExit(
-                f"port {PORT}: a server answers there already, which the tests would ask: stop it"
-            )
+            raise SystemExit(f"port {PORT}: a server answers there already, which the tests would ask: stop it")
     lines = folder.resolve() / "outcomes.jsonl"
     lines.unlink(missing_ok=True)
     server = folder.resolve() / "llama-server"
@@ -44,9 +42,7 @@ def main() -> int:
         **os.environ,
         "PELLUCID_PYTHON": os.environ.get("PELLUCID_PYTHON", sys.executable),
         "LLAMA_SERVER_BIN_PATH": str(server),
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(HERE), str(folder.resolve()), os.environ.get("PYTHONPATH")])
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), str(folder.resolve()), os.environ.get("PYTHONPATH")])),
         "ADAPTED": str(lines),
         "PORT": PORT,
     }
@@ -91,9 +87,7 @@ def reported(outcomes: list[dict[str, object]]) -> int:
     for file, counts in sorted(files.items()):
         tests = sum(number for name, number in counts.items() if not name.startswith("needs "))
         spared = counts["passed spared"]
-        said = [
-            f"{name[6:]} ({number})" for name, number in sorted(counts.items()) if name.startswith("needs ")
-        ]
+        said = [f"{name[6:]} ({number})" for name, number in sorted(counts.items()) if name.startswith("needs ")]
         said += [f"skipped ({counts['skipped']})"] if counts["skipped"] else []
         about = f"`{file.removeprefix('test_').removesuffix('.py')}` | {tests} | {counts['passed'] + spared}"
         print(f"| {about} | {spared} | {', '.join(said)} |")

@@ -37,9 +37,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OWN = {"pellucid": f"{ROOT}", "llm-pellucid": f"{ROOT}/plugins/llm-pellucid {ROOT}"}
 """Packages of this repository, and what pip installs for them: their folders."""
-KEPT = re.compile(
-    r"LANG|LC_\w+|TMPDIR|SSL_CERT_\w+|\w+_CA_\w+|PIP_\w+|UV_\w+|(?i:npm_config_\w+)|HF_HUB_OFFLINE"
-)
+KEPT = re.compile(r"LANG|LC_\w+|TMPDIR|SSL_CERT_\w+|\w+_CA_\w+|PIP_\w+|UV_\w+|(?i:npm_config_\w+)|HF_HUB_OFFLINE")
 SECONDS = 900
 
 

@@ -53,10 +53,7 @@ def main() -> int:
             start = time.monotonic()
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PELLUCID_PYTHON": sys.executable}
             done = subprocess.run([*command, url], env=environment, check=False)
-            print(
-                f"{name}: {'failed' if done.returncode else 'ok'}, {time.monotonic() - start:.0f} s",
-                flush=True,
-            )
+            print(f"{name}: {'failed' if done.returncode else 'ok'}, {time.monotonic() - start:.0f} s", flush=True)
             failed += [name] if done.returncode else []
     finally:
         server.terminate()

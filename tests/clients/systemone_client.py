@@ -32,9 +32,7 @@ LEVELS = ["can wait", "this week", "today"]
 
 
 def check(url: str) -> None:
-    with TypeSafeClient(
-        base_url=url, api_key="none", model="decider", retry=RetryPolicy(max_retries=0)
-    ) as client:
+    with TypeSafeClient(base_url=url, api_key="none", model="decider", retry=RetryPolicy(max_retries=0)) as client:
         found = client.system_one(
             state=STATE,
             questions={

@@ -25,9 +25,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 CASES = [
-    *[
-        (name, 24 if name.endswith("-mxfp4") else 2, None) for name in DECODERS
-    ],  # activation bits do not affect floats
+    *[(name, 24 if name.endswith("-mxfp4") else 2, None) for name in DECODERS],  # activation bits do not affect floats
     *[(name, activation_bits, None) for name in (*QUANTISED, "mixed") for activation_bits in (8, 16, 24)],
     *[("mixed", 24, form) for form in kv_layout.KV_DTYPES if form != "f16"],
 ]
@@ -141,9 +139,7 @@ def test_on_scattered_pages_that_others_have_used(model: Model) -> None:
 @pytest.mark.parametrize("activation_bits", [8, 24])
 @few
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), threads)
-def test_a_sentence_beside_any_others(
-    name: str, activation_bits: int, lengths: list[int], threads: int
-) -> None:
+def test_a_sentence_beside_any_others(name: str, activation_bits: int, lengths: list[int], threads: int) -> None:
     rng = np.random.default_rng(1)
     texts, path = [rng.integers(0, 128, n).tolist() for n in lengths], OF_FAMILY[name]
     with (
@@ -190,18 +186,14 @@ model.close()
 
 
 @pytest.mark.long
-@pytest.mark.skipif(
-    not host().features & {"fma", "neon"}, reason="without fused multiply-adds sums round differently"
-)
+@pytest.mark.skipif(not host().features & {"fma", "neon"}, reason="without fused multiply-adds sums round differently")
 @pytest.mark.parametrize(("name", "activation_bits"), [("quantised", 8), ("gemma3-softcap", 24)])
 def test_any_instruction_set(name: str, activation_bits: int, tmp_path: Path) -> None:
     # Covers minima, scales of 16 values, a table with powers of two and a zero point. Each kernel compiles for seconds.
     few = ("Q2_K", "Q6_K", "MXFP4", "Q8_0", "F16")
     path = TINY.get(name) or write_quantised_llama(tmp_path / "mixed.gguf", *few)
     files = {known.name: tmp_path / f"{known.name}.npy" for known in (*isa.possible(), *isa.emulated())}
-    commands = {
-        one: python(LOGITS, str(path), str(activation_bits), str(file)) for one, file in files.items()
-    }
+    commands = {one: python(LOGITS, str(path), str(activation_bits), str(file)) for one, file in files.items()}
     run([(command, environment(PELLUCID_ISA=one)) for one, command in commands.items()])
     logits = {one: np.load(file) for one, file in files.items()}
     best, *others = files

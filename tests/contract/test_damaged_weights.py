@@ -10,12 +10,12 @@ from support.tiny import OF_FAMILY, SOURCES, TASKS, TINY, opened
 from pellucid import pipeline
 from pellucid.errors import FileFormatError
 from pellucid.model.slot_reader import SlotReader
+from pellucid.plan.bind import layouts, load_weights
 from pellucid.plan.plan import Vector, Weights
-from pellucid.plan.weights import layouts, load_weights
-from pellucid.runtime.placement import Placement
+from pellucid.runtime.memory import Placement
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 
 MODELS = {**TINY, **OF_FAMILY, **TASKS, **SOURCES}
 
@@ -29,9 +29,7 @@ def test_the_first_damaged_block_is_found(name: str) -> None:
             random = rng.random(len(raw)) < share
             raw[random] = rng.integers(0, 256, (random.sum(), 1, form.block_bytes), np.uint8)
             if form.packed.scale == "e8m0":
-                raw[(raw[..., 0] >= 250) & (raw[..., 0] < 255), 0] = (
-                    0  # these scales overflow with large values only
-                )
+                raw[(raw[..., 0] >= 250) & (raw[..., 0] < 255), 0] = 0  # these scales overflow with large values only
             with np.errstate(all="ignore"):
                 values = decode_blocks(form, raw)
             finite = np.isfinite(values).all(axis=1)

@@ -75,9 +75,7 @@ def edits_of(runner: ModelRunner, rng: np.random.Generator) -> list[list[Edit]]:
             copies.append([mask(f"blocks.{layer}.attention.scores[tokens=-1; keys={LENGTH - 1}]")])
             first = np.eye(1, LENGTH, LENGTH - 1, dtype=np.float32)[0]
             copies.append([replace(f"blocks.{layer}.attention.pattern[heads=0; tokens=-1]", first)])
-    copies.append(
-        [scale("blocks.0.residual[tokens=3]", 2.0), scale(f"blocks.{blocks - 1}.residual[tokens=9:]", 0.5)]
-    )
+    copies.append([scale("blocks.0.residual[tokens=3]", 2.0), scale(f"blocks.{blocks - 1}.residual[tokens=9:]", 0.5)])
     copies.append([scale("embed[tokens=2:5]", 1.5)])
     copies.append([add("project.logits[tokens=-1; dims=3]", [2.0])])
     return [copies[number] for number in rng.permutation(len(copies))]

@@ -45,7 +45,7 @@ from pellucid.model.spec import (
     ShortConvolution,
 )
 from pellucid.model.unread_keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.weights.checkpoint import Tensor
 
 VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
@@ -242,9 +242,7 @@ def test_a_tensor_that_is_not_read_is_refused_or_told(name: str) -> None:
 def test_an_unknown_key_is_named_in_one_line(name: str) -> None:
     checkpoint = ALL[name]()
     start, before = prefix(checkpoint), outcome(checkpoint)
-    keys = {
-        f"{start}new_{i}\n": value for i, value in enumerate((1, "x" * 9999, [1], {"a": 1}, 0.5, True, 2))
-    }
+    keys = {f"{start}new_{i}\n": value for i, value in enumerate((1, "x" * 9999, [1], {"a": 1}, 0.5, True, 2))}
     changed = checkpoint.changed()
     changed.metadata.update(keys)
     with pytest.warns(UserWarning, match="unknown keys, which are not used: .*new_0.*and 2 more") as caught:
@@ -253,9 +251,7 @@ def test_an_unknown_key_is_named_in_one_line(name: str) -> None:
     assert "\n" not in message
     assert len(message) < 700
     off = checkpoint.changed()
-    off.metadata.update(
-        {f"{start}new_{i}": value for i, value in enumerate((None, False, 0, 0.0, "", [], {}))}
-    )
+    off.metadata.update({f"{start}new_{i}": value for i, value in enumerate((None, False, 0, 0.0, "", [], {}))})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert outcome(off) == before
@@ -606,14 +602,7 @@ ELSEWHERE = {
 SCALING = {
     "linear": {"kind", "factor", "magnitude"},
     "dynamic": {"kind", "magnitude"},  # the other fields matter only beyond the stated context
-    "llama3": {
-        "kind",
-        "factor",
-        "magnitude",
-        "low_frequency_factor",
-        "high_frequency_factor",
-        "trained_context",
-    },
+    "llama3": {"kind", "factor", "magnitude", "low_frequency_factor", "high_frequency_factor", "trained_context"},
     "longrope": {"kind", "magnitude", "trained_context", "short", "long"},
     "yarn": {"kind", "factor", "magnitude", "fast", "slow", "whole_pairs", "trained_context"},
 }
@@ -623,9 +612,7 @@ def idle(part: Any, name: str) -> bool:
     """True if a field has no effect beside the other fields of its part."""
     match part:
         case RotaryScaling(kind=kind, trained_context=trained):
-            same = (
-                name == "kind" and not trained
-            )  # without a context "llama3" divides all frequencies, like "linear"
+            same = name == "kind" and not trained  # without a context "llama3" divides all frequencies, like "linear"
             return same or name not in SCALING[kind]
         case Norm(kind="rms"):
             return name == "bias"

@@ -34,8 +34,8 @@ print(json.dumps(found))
 PLANS = """
 import json
 from pellucid import pipeline
-from pellucid.plan.weights import layouts
-from pellucid.receipts.identity import plan_hash
+from pellucid.plan.bind import layouts
+from pellucid.receipts.issuer import plan_hash
 from support.tiny import SOURCES, TINY, opened
 found = {}
 for name, path in {**TINY, **SOURCES}.items():

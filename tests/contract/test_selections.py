@@ -23,13 +23,7 @@ from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
 
 LENGTH = 11
-MODELS = (
-    "llama",
-    "qwen3_moe",
-    "deepseek_v2",
-    "gemma3n",
-    "bert",
-)  # heads, experts, padded heads, streams, an encoder
+MODELS = ("llama", "qwen3_moe", "deepseek_v2", "gemma3n", "bert")  # heads, experts, padded heads, streams, an encoder
 
 
 class Plain(NamedTuple):
@@ -114,9 +108,7 @@ class Part(NamedTuple):
     def has_effect(self) -> bool:
         """True if a selected token of a pattern sees a selected key. An edit without effect is refused."""
         mask_of = self.point.mask
-        return mask_of is None or any(
-            key in mask_of.seen(token) for token in self.tokens for key in self.axes[2]
-        )
+        return mask_of is None or any(key in mask_of.seen(token) for token in self.tokens for key in self.axes[2])
 
     @property
     def others(self) -> tuple[NDArray[np.intp], ...]:

@@ -41,8 +41,7 @@ class Case:
 
 def chat_whole(answer: Json) -> Any:
     return [
-        (one["message"]["content"], one["finish_reason"], one["logprobs"]["content"])
-        for one in answer["choices"]
+        (one["message"]["content"], one["finish_reason"], one["logprobs"]["content"]) for one in answer["choices"]
     ], answer["usage"]["completion_tokens"]
 
 
@@ -52,11 +51,7 @@ def chat_streamed(events: Sequence[Json]) -> Any:
         for one in event["choices"]:
             text, logprobs = one["delta"].get("content") or "", (one["logprobs"] or {}).get("content") or []
             found = made.setdefault(one["index"], ["", None, []])
-            found[0], found[1], found[2] = (
-                found[0] + text,
-                one["finish_reason"] or found[1],
-                found[2] + logprobs,
-            )
+            found[0], found[1], found[2] = (found[0] + text, one["finish_reason"] or found[1], found[2] + logprobs)
     return [tuple(made[at]) for at in sorted(made)], events[-1]["usage"]["completion_tokens"]
 
 

@@ -18,7 +18,7 @@ import pytest
 from support.tiny import TASKS
 
 import pellucid
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.llm import LLM
 
 Call = Callable[[LLM, str], Any]
@@ -34,10 +34,7 @@ CALLS: dict[str, tuple[str, Call]] = {
     "late interaction": ("tokens", lambda llm, text: llm.rerank("a query", ["stop it", text])),
 }
 """By task: the model, and a function of a text."""
-MODULES = {
-    "sparse": ("bert-fill", ["Transformer", "SpladePooling"]),
-    "tokens": ("bert-tag", ["Transformer"]),
-}
+MODULES = {"sparse": ("bert-fill", ["Transformer", "SpladePooling"]), "tokens": ("bert-tag", ["Transformer"])}
 """Models with the modules of sentence-transformers: the model with their weights, and the modules."""
 WORDS = [
     "the", "and", "import", "name", "debug", "stop", "smile", "word", "one", "two", "three", "is", "it", "what",
@@ -69,11 +66,7 @@ def path(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("modules") / name
     shutil.copytree(TASKS[base], folder)
     listed = [
-        {
-            "idx": number,
-            "path": f"{number}_{kind}" if number else "",
-            "type": f"sentence_transformers.models.{kind}",
-        }
+        {"idx": number, "path": f"{number}_{kind}" if number else "", "type": f"sentence_transformers.models.{kind}"}
         for number, kind in enumerate(modules)
     ]
     (folder / "modules.json").write_text(json.dumps(listed))
@@ -123,9 +116,7 @@ def test_while_other_requests_run(alone: tuple[LLM, Call, list[Any]]) -> None:
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_on_any_number_of_threads(
-    alone: tuple[LLM, Call, list[Any]], path: Path, precise: bool, threads: int
-) -> None:
+def test_on_any_number_of_threads(alone: tuple[LLM, Call, list[Any]], path: Path, precise: bool, threads: int) -> None:
     _, call, results = alone
     with pellucid.load(path, precise=precise, threads=threads) as llm:
         assert [call(llm, text) for text in TEXTS] == results

@@ -28,36 +28,11 @@ from pellucid.tokenize import Tokenizer
 from pellucid.trace import Dictionary, log_probability
 
 TEXTS = ["texts", "documents", "words", "pairs", "prompts", "corpus"]
-ONE = [
-    "prompt",
-    "text",
-    "query",
-    "question",
-    "given",
-    "of",
-    "a",
-    "b",
-    "clean",
-    "corrupted",
-    "subject",
-    "state",
-]
+ONE = ["prompt", "text", "query", "question", "given", "of", "a", "b", "clean", "corrupted", "subject", "state"]
 ONE += ["first", "second", "messages", "ids", "instruction"]
 MODULES = ["pellucid.trace", "pellucid.evaluate"]
-MODELS = {
-    "embed": "prompted",
-    "sparse": "sparse",
-    "token_vectors": "tokens",
-    "classify": "labels",
-    "fill": "filler",
-}
-MODELS |= {
-    "rerank": "prompted",
-    "tag": "tagger",
-    "encode": "prompted",
-    "label_lens": "labels",
-    "answer": "answerer",
-}
+MODELS = {"embed": "prompted", "sparse": "sparse", "token_vectors": "tokens", "classify": "labels", "fill": "filler"}
+MODELS |= {"rerank": "prompted", "tag": "tagger", "encode": "prompted", "label_lens": "labels", "answer": "answerer"}
 INNER = {
     "LLM.label_scores", "LLM.rows_at", "LLM.taped", "Tokenizer.aligned_ids", "Tokenizer.ids", "Tokenizer.parts",
     "Tokenizer.pre_tokens", "Tokenizer.segments", "Tokenizer.spans", "Tokenizer.encode_template",
@@ -107,9 +82,7 @@ def functions() -> Iterator[tuple[str, str, str]]:
     for module in map(importlib.import_module, MODULES):
         names = getattr(module, "__all__", [*vars(module)])
         found = [getattr(module, name) for name in names if not name.startswith("_")]
-        owners += [
-            one for one in found if inspect.isclass(one) and one.__module__.startswith("pellucid.trace")
-        ]
+        owners += [one for one in found if inspect.isclass(one) and one.__module__.startswith("pellucid.trace")]
         for function in found:
             if inspect.isfunction(function) and function.__module__.startswith(tuple(MODULES)):
                 yield from ((module.__name__, function.__name__, name) for name in taken(function))
@@ -148,14 +121,8 @@ OTHERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "token": lambda models: 70,
 }
 OPTIONS = {
-    **{
-        f"LLM.{name}": {"max_new_tokens": 1, "temperature": 0}
-        for name in ("generate", "agenerate", "start", "stream")
-    },
-    **{
-        f"LLM.{name}": {"max_new_tokens": 1, "temperature": 0}
-        for name in ("astream", "chat", "request", "samples")
-    },
+    **{f"LLM.{name}": {"max_new_tokens": 1, "temperature": 0} for name in ("generate", "agenerate", "start", "stream")},
+    **{f"LLM.{name}": {"max_new_tokens": 1, "temperature": 0} for name in ("astream", "chat", "request", "samples")},
     "LLM.beam_search": {"max_new_tokens": 1, "num_beams": 1},
     "LLM.record": {"max_new_tokens": 1},
     "pellucid.trace.causal_trace": {"samples": 1},
@@ -278,11 +245,7 @@ def test_a_text_is_never_read_as_its_letters(
 @pytest.mark.parametrize("kind", ["tuple", "generator", "array"])
 @pytest.mark.parametrize(
     ("owner", "name", "parameter"),
-    [
-        one
-        for one in LISTS
-        if one[1] in ("embed", "sparse", "token_vectors", "classify", "rerank", "similarity")
-    ],
+    [one for one in LISTS if one[1] in ("embed", "sparse", "token_vectors", "classify", "rerank", "similarity")],
 )
 def test_other_sequences_are_lists(
     owner: str, name: str, parameter: str, kind: str, models: dict[str, Any], tmp_path: Path

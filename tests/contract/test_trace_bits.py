@@ -19,7 +19,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.plan.points import Point
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.thread_tuner import ThreadTuner
+from pellucid.runtime.executor import ThreadTuner
 from pellucid.trace.edits import Edit, ablate, add, call, mask, replace, scale
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
@@ -43,10 +43,7 @@ def ids_of(runner: ModelRunner, seed: int = 0) -> list[int]:
 
 
 def run(
-    runner: ModelRunner,
-    ids: Sequence[int],
-    probe: SequenceProbe | None = None,
-    chunks: Sequence[int] = (LENGTH,),
+    runner: ModelRunner, ids: Sequence[int], probe: SequenceProbe | None = None, chunks: Sequence[int] = (LENGTH,)
 ) -> NDArray[np.float32]:
     """Outputs of all tokens of a text whose prefill runs in chunks."""
     table, outputs, first = BlockTable(), [], 0
@@ -70,9 +67,7 @@ def traced(runner: ModelRunner, *wanted: str, edits: Sequence[Edit] = ()) -> tup
 
 def values_of(runner: ModelRunner) -> dict[str, Point]:
     return {
-        name: point
-        for name, point in runner.plan.points.items()
-        if point.kind == "value" and point.dtype == "float32"
+        name: point for name, point in runner.plan.points.items() if point.kind == "value" and point.dtype == "float32"
     }
 
 
@@ -102,11 +97,7 @@ def test_a_trace_changes_no_bit_and_neither_do_its_values(runner: ModelRunner) -
 def test_every_point_alone_can_be_put_back(runner: ModelRunner) -> None:
     ids, (_, block) = ids_of(runner), (0, len(runner.spec.blocks) - 1)
     plain = run(runner, ids)
-    own = [
-        name
-        for name in values_of(runner)
-        if not name.startswith("blocks.") or name.startswith(f"blocks.{block}.")
-    ]
+    own = [name for name in values_of(runner) if not name.startswith("blocks.") or name.startswith(f"blocks.{block}.")]
     trace, probe = traced(runner, *own)
     run(runner, ids, probe)
     for name in own:
@@ -163,16 +154,11 @@ def test_masked_keys_leave_a_softmax_of_the_other_keys(runner: ModelRunner) -> N
     seen = left[:, 4:].sum(-1) > 1e-3
     found = after[f"{name}.pattern"][0, :, 4:]
     np.testing.assert_allclose(found[seen], expected[:, 4:][seen], rtol=2e-3, atol=1e-6)
-    pinned, probe = traced(
-        runner, f"{name}.heads", edits=[replace(f"{name}.pattern", after[f"{name}.pattern"])]
-    )
+    pinned, probe = traced(runner, f"{name}.heads", edits=[replace(f"{name}.pattern", after[f"{name}.pattern"])])
     run(runner, ids, probe)
     of_mask, of_pattern = after[f"{name}.heads"][0], pinned[f"{name}.heads"][0]
     np.testing.assert_allclose(of_mask, of_pattern, atol=1e-2 * np.abs(of_pattern).max())
-    for edits in (
-        [call(f"{name}.scores[tokens=4:]", partial(_hide, keys))],
-        _one_by_one(f"{name}.scores", heads),
-    ):
+    for edits in ([call(f"{name}.scores[tokens=4:]", partial(_hide, keys))], _one_by_one(f"{name}.scores", heads)):
         again, probe = traced(runner, *wanted, edits=edits)
         assert run(runner, ids, probe).tobytes() == changed.tobytes()
         assert again[f"{name}.pattern"].tobytes() == after[f"{name}.pattern"].tobytes()
@@ -189,9 +175,7 @@ def _hide(keys: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray[np.fl
 
 def _one_by_one(name: str, heads: int) -> list[Edit]:
     """A mask for each head and key. Edits of a head compose."""
-    return [
-        mask(f"{name}[heads={head}; tokens=4:; keys={key}]") for head in range(heads) for key in (0, 3, 4)
-    ]
+    return [mask(f"{name}[heads={head}; tokens=4:; keys={key}]") for head in range(heads) for key in (0, 3, 4)]
 
 
 def test_all_keys_masked_leave_no_weight(runner: ModelRunner) -> None:
@@ -202,9 +186,7 @@ def test_all_keys_masked_leave_no_weight(runner: ModelRunner) -> None:
     after, probe = traced(runner, f"{name}.pattern", f"{name}.heads", edits=[mask(f"{name}.scores[heads=0]")])
     run(runner, ids_of(runner), probe)
     assert not after[f"{name}.pattern"][0, 0].any()
-    np.testing.assert_allclose(
-        after[f"{name}.heads"][0, :, 0], 0, atol=1e-2 * np.abs(after[f"{name}.heads"]).max()
-    )
+    np.testing.assert_allclose(after[f"{name}.heads"][0, :, 0], 0, atol=1e-2 * np.abs(after[f"{name}.heads"]).max())
 
 
 def test_the_same_is_recorded_however_a_text_is_cut(runner: ModelRunner) -> None:
@@ -227,8 +209,7 @@ def together(
     """Outputs of texts whose prefill runs in one step."""
     tables, head = [BlockTable() for _ in texts], runner.spec.head
     chunks = [
-        Chunk(table, ids, len(ids) if head else 0, probe=probe)
-        for table, ids, probe in zip(tables, texts, probes)
+        Chunk(table, ids, len(ids) if head else 0, probe=probe) for table, ids, probe in zip(tables, texts, probes)
     ]
     outputs = runner.forward(chunks)
     for table in tables:
@@ -242,9 +223,7 @@ def test_an_edit_changes_its_own_sequence_alone(runner: ModelRunner) -> None:
     texts = [ids_of(runner, seed)[: 9 + 3 * seed] for seed in range(4)]
     plain = [run(runner, ids, chunks=[len(ids)]).tobytes() for ids in texts]
     edits = [ablate(f"{name}[tokens=5:]", 0.25)]
-    edits += [
-        mask(f"{point}[tokens=5:; keys=4:6]") for point in runner.plan.points if point.endswith(".scores")
-    ]
+    edits += [mask(f"{point}[tokens=5:; keys=4:6]") for point in runner.plan.points if point.endswith(".scores")]
     _, probe = traced(runner, edits=edits)
     alone = run(runner, texts[1], probe, [len(texts[1])]).tobytes()
     assert alone != plain[1]
@@ -302,9 +281,7 @@ def changing_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ThreadTuner, "record", lambda tuner, waits, seconds: None)
 
 
-def test_functions_at_every_point_whatever_threads_the_steps_have(
-    runner: ModelRunner, changing_threads: None
-) -> None:
+def test_functions_at_every_point_whatever_threads_the_steps_have(runner: ModelRunner, changing_threads: None) -> None:
     if not runner.spec.generates:
         pytest.skip("an encoder has no small steps")
     ids, last = ids_of(runner), len(runner.spec.blocks) - 1

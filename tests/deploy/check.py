@@ -52,11 +52,7 @@ REFUSED = (
         "minReplicas=9: must be at most autoscaling.maxReplicas, 4",
     ),
     (
-        {
-            "autoscaling": {"enabled": True},
-            "persistence": {"enabled": False},
-            "resources": {"requests": None},
-        },
+        {"autoscaling": {"enabled": True}, "persistence": {"enabled": False}, "resources": {"requests": None}},
         "resources.requests.cpu",
     ),
     ({"podDisruptionBudget": {"enabled": True, "maxUnavailable": "many"}}, "maxUnavailable"),
@@ -87,22 +83,18 @@ def chart() -> None:
     assert "replicas" not in full["Deployment"]["spec"], "the autoscaler sets them"
     assert plain["Deployment"]["spec"]["replicas"] == 1
     dashed = objects(loaded.render(values={"models": ["--model", "-a.gguf"]}, name="one"))
-    words = next(one for one in dashed if one["kind"] == "Deployment")["spec"]["template"]["spec"][
-        "containers"
-    ][0]["args"]
+    words = next(one for one in dashed if one["kind"] == "Deployment")["spec"]["template"]["spec"]["containers"][0][
+        "args"
+    ]
     assert words[-3:] == ["--", "--model", "-a.gguf"]
     for one in (*plain.values(), *full.values()):
         if one["kind"] != "ServiceMonitor":  # a custom resource: Kubernetes has no schema for it
             valid(one)
-    own = objects(
-        loaded.render(values={"existingSecret": "mine", "persistence": {"existingClaim": "old"}}, name="one")
-    )
+    own = objects(loaded.render(values={"existingSecret": "mine", "persistence": {"existingClaim": "old"}}, name="one"))
     deployment = next(one for one in own if one["kind"] == "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["env"] == [
-        {"name": "PELLUCID_KEY", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "key"}}}
-    ]
+    assert container["env"] == [{"name": "PELLUCID_KEY", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "key"}}}]
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "old"}
     for values, message in REFUSED:
         assert message in refusal(loaded, values), f"{values}: not refused"
@@ -140,9 +132,7 @@ def arguments(words: list[str]) -> None:
         if word.startswith("--"):
             name = word.partition("=")[0]
             field = name.removeprefix("--").replace("-", "_")
-            assert f'"{name}"' in text or re.search(rf"\b{field}: ", text), (
-                f"pellucid serve has no option {name}"
-            )
+            assert f'"{name}"' in text or re.search(rf"\b{field}: ", text), f"pellucid serve has no option {name}"
 
 
 def kuberay() -> None:
@@ -154,12 +144,7 @@ def kuberay() -> None:
     storage = {one["name"]: one.get("value", "") for one in head["containers"][0]["env"]}
     assert storage["RAY_gcs_storage_path"].startswith(head["containers"][0]["volumeMounts"][0]["mountPath"])
     for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "one"},
-            "spec": group["template"]["spec"],
-        }
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": group["template"]["spec"]}
         valid(pod)
         (container,) = pod["spec"]["containers"]
         # Without it, Ray ends 60 seconds after its head.
@@ -194,9 +179,7 @@ def unit() -> None:
         done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         rating = subprocess.run(
-            ["systemd-analyze", "security", "--offline=true", "--threshold=20", copy],
-            capture_output=True,
-            text=True,
+            ["systemd-analyze", "security", "--offline=true", "--threshold=20", copy], capture_output=True, text=True
         )
         assert rating.returncode == 0, rating.stdout
 

@@ -39,20 +39,7 @@ TEXTS = [
     "<<clef:sep>><<clef:option>>",
     "<<d1omni:sep>><<d1omni:state>>",
 ]
-BAD: list[Any] = [
-    "\ud800",
-    None,
-    0,
-    -1.5,
-    float("nan"),
-    True,
-    b"x",
-    {1: 2},
-    object,
-    [[[]]],
-    {"": {}},
-    10**400,
-]
+BAD: list[Any] = ["\ud800", None, 0, -1.5, float("nan"), True, b"x", {1: 2}, object, [[[]]], {"": {}}, 10**400]
 FOLDERS = list[Path]()
 
 
@@ -73,9 +60,7 @@ def decider(kind: str) -> Decider:
     else:
         path = decision_folder(path, kind) if kind == "marked" else decision_model(path, kind)
     checkpoint = open_checkpoint(path)
-    return Decider(
-        checkpoint, Inputs(read_model(checkpoint).spec, load_tokenizer(checkpoint), SHAPE["context"])
-    )
+    return Decider(checkpoint, Inputs(read_model(checkpoint).spec, load_tokenizer(checkpoint), SHAPE["context"]))
 
 
 def content(random: Random, depth: int = 0) -> Any:

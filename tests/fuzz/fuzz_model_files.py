@@ -82,23 +82,10 @@ def models() -> dict[str, Files]:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "to", "see", *(f"##{c}" for c in "abcdefgh")]
     words += [f"word{i}" for i in range(128 - len(words))]
     found["bert"] = {**_files(TINY["bert"]), "vocab.txt": "\n".join(words).encode()}
-    pieces = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        "▁",
-        *(f"<0x{byte:02X}>" for byte in range(64)),
-        *"tosehari",
-        "▁to",
-        "▁see",
-    ]
+    pieces = ["<unk>", "<s>", "</s>", "▁", *(f"<0x{byte:02X}>" for byte in range(64)), *"tosehari", "▁to", "▁see"]
     pieces += [f"▁word{i}" for i in range(128 - len(pieces))]
     unigram = {
-        "model": {
-            "type": "Unigram",
-            "unk_id": 0,
-            "vocab": [[piece, -float(i)] for i, piece in enumerate(pieces)],
-        },
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [[piece, -float(i)] for i, piece in enumerate(pieces)]},
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
         "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
         "added_tokens": [{"id": i, "content": pieces[i], "special": True} for i in range(3)],

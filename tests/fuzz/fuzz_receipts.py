@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from pellucid.errors import PellucidError
-from pellucid.receipt_check import check_seals
+from pellucid.receipts.check import check_seals
 from pellucid.receipts.receipt import Receipt
 
 SECONDS, MEMORY, SMALL, LONG = 5.0, 4 << 30, 300, 100_000
@@ -54,9 +54,7 @@ def case(random: Random, folder: Path) -> str | None:
         for _ in range(random.choice((50, 400, 900))):
             deep = [deep]
         value["request"]["options"] = {"json_schema": deep}
-    text = json.dumps(
-        random.choice((value, value, {"receipt": value}, {"choices": [{"receipt": value}]}, [value]))
-    )
+    text = json.dumps(random.choice((value, value, {"receipt": value}, {"choices": [{"receipt": value}]}, [value])))
     raw = bytearray(text.encode())
     for _ in range(random.choice((0, 0, 0, 1, 3))):
         raw[random.randrange(len(raw))] = random.randrange(256)

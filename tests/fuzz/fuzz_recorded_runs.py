@@ -14,36 +14,8 @@ from pellucid.trace import RecordedRun
 
 SECONDS, MEMORY, SMALL, LONG = 5.0, 4 << 30, 300, 100_000
 NAMES = ("blocks.0.attention.pattern", "blocks.0.residual", "embed", "sample.top_k", "detokenize.ids", "x")
-SIZES = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    64,
-    1 << 16,
-    1 << 24,
-    1 << 31,
-    3037000499,
-    1 << 53,
-    (1 << 63) - 1,
-    1 << 63,
-    -1,
-    0.5,
-    "3",
-    None,
-)
-VALUES: tuple[Any, ...] = (
-    *SIZES,
-    [],
-    {},
-    [[]],
-    [0, 1, "a"],
-    [2, 1, "a"],
-    "a" * 1000,
-    True,
-    {"heads": [1 << 40]},
-)
+SIZES = (0, 1, 2, 3, 4, 64, 1 << 16, 1 << 24, 1 << 31, 3037000499, 1 << 53, (1 << 63) - 1, 1 << 63, -1, 0.5, "3", None)
+VALUES: tuple[Any, ...] = (*SIZES, [], {}, [[]], [0, 1, "a"], [2, 1, "a"], "a" * 1000, True, {"heads": [1 << 40]})
 
 
 def case(random: Random, folder: Path) -> str | None:

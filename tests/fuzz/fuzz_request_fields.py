@@ -13,9 +13,7 @@ from pellucid.serve.api import known_apis
 SECONDS, MEMORY, SMALL, LONG = 5.0, 4 << 30, 300, 100_000
 DEEP = 4
 UNKNOWN = "no_field_has_this_name"
-BODIES = {
-    name: route.body for api in known_apis().values() for name, route in api.routes.items() if route.body
-}
+BODIES = {name: route.body for api in known_apis().values() for name, route in api.routes.items() if route.body}
 
 
 def drawn(random: Random, schema: Mapping[str, Any], depth: int = 0) -> Any:
@@ -58,9 +56,7 @@ def case(random: Random, folder: Path) -> str | None:
     """Check a body unchanged, and with an unknown field in one object of its Struct."""
     name, body_type = random.choice(sorted(BODIES.items()))
     schema, own = body_type.schema, body_type.struct.__struct_fields__
-    fields = {
-        field: one for field, one in schema["properties"].items() if field in own and field != "options"
-    }
+    fields = {field: one for field, one in schema["properties"].items() if field in own and field != "options"}
     body = drawn(random, schema)
     try:
         body_type.decode(body)

@@ -24,7 +24,7 @@ from support import templates
 from template_grammar import TEXTS, damaged, garbage, hostile, plain
 
 from pellucid.errors import PellucidError
-from pellucid.tokenize.chat import template_process
+from pellucid.tokenize.chat import template
 from pellucid.tokenize.chat.template import RenderLimits
 
 SECONDS, MEMORY = 3.0, 3 << 30
@@ -68,9 +68,7 @@ def compared(source: str, messages: Any) -> str | None:
             warnings.simplefilter("ignore")  # Python warns about the code that Jinja generates
             expected = theirs_of(source, messages, [templates.TOOL])
     except Exception as error:
-        return (
-            None if text is None else f"transformers refuses it ({one_line(repr(error))}): {one_line(source)}"
-        )
+        return None if text is None else f"transformers refuses it ({one_line(repr(error))}): {one_line(source)}"
     if text is None:
         return f"transformers does not refuse it: {one_line(source)}"
     if ADDRESS.sub("", text) != ADDRESS.sub("", expected) and is_repeatable(source, messages, text):
@@ -81,7 +79,7 @@ def compared(source: str, messages: Any) -> str | None:
 def is_repeatable(source: str, messages: Any, text: str) -> bool:
     """True if other processes render the same text. Texts differ if they depend on the digits of an address."""
     for _ in range(4):
-        template_process._workers.close()
+        template._workers.close()
         if templates.chat(source, messages, [templates.TOOL]) != text:
             return False
     return True
@@ -134,22 +132,14 @@ def wild_talk(random: Random) -> Any:
     messages: Any = talk(random)
     kind = random.randrange(12)
     if kind == 0:
-        return random.choice(
-            ([], None, "", "text", 7, {}, b"x", [[]], ["a"], [None], object(), iter([]), [object])
-        )
+        return random.choice(([], None, "", "text", 7, {}, b"x", [[]], ["a"], [None], object(), iter([]), [object]))
     where = random.choice(messages)
-    key = (
-        random.choice(("content", "content", "role", "tool_calls", "y"))
-        if random.random() < 0.9
-        else (7, None)
-    )
+    key = random.choice(("content", "content", "role", "tool_calls", "y")) if random.random() < 0.9 else (7, None)
     wild = (
         lambda: "x" * random.choice((10**5, 10**6)),
         lambda: nested(random.choice((50, 99, 200, 3000))),
         lambda: {random.choice((1, None, (1,), 1.5)): 1},
-        lambda: random.choice(
-            (b"x", {1}, object(), print, type, 1j, range(3), (1, "b"), 1 << 9000, 10**4000)
-        ),
+        lambda: random.choice((b"x", {1}, object(), print, type, 1j, range(3), (1, "b"), 1 << 9000, 10**4000)),
         lambda: [{"type": "text", "text": "é" * 1000}] * random.choice((1, 1000)),
         lambda: "\ud83d\ude00" * random.choice((1, 1000)),
         lambda: {"\n" * 50: {"a" * 1000: set()}},

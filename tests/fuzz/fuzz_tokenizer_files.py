@@ -36,20 +36,13 @@ TEXTS, COMPILED = 3, 0.03  # texts per file; share of the texts that compiled co
 
 PATTERNS: list[Any] = [
     *({"String": text} for text in (" ", "a", "ab", "", "é", "\n", "▁", ".", "  ")),
-    *(
-        {"Regex": text}
-        for text in ("a*", r"\s+", r"\b", "(?=a)", "$", "", r"\p{L}+", "(?i:S)", "[^a-z]", " {2,}")
-    ),
+    *({"Regex": text} for text in ("a*", r"\s+", r"\b", "(?=a)", "$", "", r"\p{L}+", "(?i:S)", "[^a-z]", " {2,}")),
     {"Regex": "(a|aa)+$"},
     {"Regex": r"\p{N}{1,3}|\w+?(?=e)"},
 ]
 NORMALIZERS: list[Any] = [
     *({"type": name} for name in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt")),
-    *(
-        {"type": "Strip", "strip_left": left, "strip_right": right}
-        for left in (0, 1)
-        for right in (True, False)
-    ),
+    *({"type": "Strip", "strip_left": left, "strip_right": right} for left in (0, 1) for right in (True, False)),
     *({"type": "Prepend", "prepend": text} for text in ("▁", "ab", "", "x" * 2000)),
     *(
         {"type": "Replace", "pattern": pattern, "content": content}
@@ -84,24 +77,7 @@ PRE_TOKENIZERS: list[Any] = [
     {"type": "FixedLength", "length": 3},
 ]
 WRONG: list[Any] = [
-    *(
-        None,
-        -1,
-        0,
-        1,
-        10**30,
-        1.5,
-        True,
-        "x",
-        "",
-        [],
-        {},
-        [[]],
-        {"type": "Sequence"},
-        "\ud800",
-        "a" * 3000,
-        1 << 31,
-    ),
+    *(None, -1, 0, 1, 10**30, 1.5, True, "x", "", [], {}, [[]], {"type": "Sequence"}, "\ud800", "a" * 3000, 1 << 31),
     *({"Regex": "(" * 200}, {"Regex": "a{100001}"}, {"Fixed": 1 << 40}, [1] * 50),
 ]
 LETTERS = "aaeeiosdnt  \n\té漢字かe\u0301ﬁⅷ😀.,!?'12٣ABSß▁\u00a0\u200d\x00"
@@ -128,11 +104,7 @@ def case(random: Random, folder: Path) -> str | None:
     text = json.dumps(_damaged(random, spec) if damaged else spec)
     if random.random() < 0.05:
         at = random.randrange(len(text))
-        text = (
-            text[:at]
-            + random.choice(["", "}", "9" * 5000, '"', "[" * 2000])
-            + text[at + random.randrange(3) :]
-        )
+        text = text[:at] + random.choice(["", "}", "9" * 5000, '"', "[" * 2000]) + text[at + random.randrange(3) :]
     if len(text) > MAX_BYTES:
         return None
     path = folder / "tokenizer.json"

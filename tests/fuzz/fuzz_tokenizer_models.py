@@ -111,16 +111,8 @@ def spec(random: Random) -> dict[str, Any]:
     pre: list[Any] = [random.choice(PRE_TOKENIZERS) for _ in range(random.choice([0, 0, 1, 1, 2]))]
     if byte_level:
         cut = {"type": "WhitespaceSplit"}
-        level = {
-            "type": "ByteLevel",
-            "add_prefix_space": random.random() < 0.5,
-            "use_regex": random.random() < 0.5,
-        }
-        pre = (
-            [cut, {**level, "trim_offsets": False}]
-            if random.random() < 0.3
-            else [{**level, "trim_offsets": False}]
-        )
+        level = {"type": "ByteLevel", "add_prefix_space": random.random() < 0.5, "use_regex": random.random() < 0.5}
+        pre = [cut, {**level, "trim_offsets": False}] if random.random() < 0.3 else [{**level, "trim_offsets": False}]
     elif model["type"] == "WordPiece":
         pre = [PRE_TOKENIZERS[2]]
     normalizers = [random.choice(NORMALIZERS) for _ in range(random.choice([0, 0, 1, 1, 2, 3]))]
@@ -161,10 +153,7 @@ def _added(random: Random, names: Sequence[str]) -> list[dict[str, Any]]:
     for _ in range(random.choice([0, 1, 1, 2, 3, 4])):
         content = random.choice([*ADDED, *ADDED, *names[:3]])
         index += random.choice([0, 0, 0, 1, 5])
-        flags = {
-            flag: random.random() < 0.25
-            for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")
-        }
+        flags = {flag: random.random() < 0.25 for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         if flags["special"] and not content.startswith("<"):
             flags["special"] = False  # text never becomes a control token here
         again = next((one for one in found if one["content"] == content), None)
@@ -181,12 +170,7 @@ def _merged(random: Random, pieces: list[str], prefix: str, suffix: str) -> list
     merges = list[list[str]]()
     for _ in range(random.choice([0, 2, 6, 12])):
         left, right = random.choice(pieces), random.choice(pieces)
-        if (
-            right.startswith(prefix)
-            and not left.endswith(suffix or "\0")
-            and "<" not in left
-            and "<0" not in right
-        ):
+        if right.startswith(prefix) and not left.endswith(suffix or "\0") and "<" not in left and "<0" not in right:
             merges.append([left, right])
             pieces += [one for one in (left + right[len(prefix) :],) if one not in pieces]
     return merges
@@ -222,13 +206,9 @@ def _byte_bpe(random: Random) -> dict[str, Any]:
     suffix = random.choice(["", "", "</w>"])
     pieces = [*byte_alphabet()]
     pieces += [f"{letter}{suffix}" for letter in pieces] if suffix else []
-    lost = {
-        letter for letter in pieces if not letter.isascii() and random.random() < random.choice([0, 0, 0.02])
-    }
+    lost = {letter for letter in pieces if not letter.isascii() and random.random() < random.choice([0, 0, 0.02])}
     common = [
-        piece
-        for piece in ("a", "b", "Ġ", "Ã", "©", "æ", "Ĺ", "¥", f"a{suffix}", f"b{suffix}")
-        if piece in pieces
+        piece for piece in ("a", "b", "Ġ", "Ã", "©", "æ", "Ĺ", "¥", f"a{suffix}", f"b{suffix}") if piece in pieces
     ]
     made = list(dict.fromkeys(common))
     merges = _merged(random, made, "", suffix)

@@ -9,37 +9,12 @@ from __future__ import annotations
 from random import Random
 
 NAMES = (
-    *(
-        "messages",
-        "messages[0]",
-        "messages[-1].content",
-        "tools",
-        "bos_token",
-        "m",
-        "m.role",
-        "m['content']",
-        "ns.a",
-    ),
+    *("messages", "messages[0]", "messages[-1].content", "tools", "bos_token", "m", "m.role", "m['content']", "ns.a"),
     *("x", "y", "missing", "add_generation_prompt", "m.tool_calls", "documents"),
 )
 LOOP_NAMES = ("loop.index", "loop.last", "loop.length", "loop.cycle('a', 'b')", "loop.previtem")
 TEXTS = (
-    *(
-        "",
-        "a",
-        " b ",
-        "user",
-        "é<&>",
-        "日本\U0001f600",
-        "x,y;z",
-        "\\n",
-        "{}",
-        "%s",
-        "A b C",
-        "12",
-        "-1.5",
-        "</think>",
-    ),
+    *("", "a", " b ", "user", "é<&>", "日本\U0001f600", "x,y;z", "\\n", "{}", "%s", "A b C", "12", "-1.5", "</think>"),
 )
 NUMBERS = ("0", "1", "2", "3", "-1", "7", "1.5", "1e3", "true", "none")
 GREAT = ("10**9", "10**10", "99999999999", "2**31", "-10**9", "10**300", "1e308", "10**6", "65536")
@@ -169,9 +144,7 @@ class Grammar:
         return HEAD + self.body(3, False)
 
     def body(self, depth: int, looping: bool) -> str:
-        return "".join(
-            self.statement(depth, looping) for _ in range(self.random.randint(1, 3 if depth else 1))
-        )
+        return "".join(self.statement(depth, looping) for _ in range(self.random.randint(1, 3 if depth else 1)))
 
     def statement(self, depth: int, looping: bool) -> str:
         pick, choice = self.random.randrange, self.random.choice
@@ -184,9 +157,7 @@ class Grammar:
 
         match pick(17) if depth else pick(4):
             case 0:
-                return choice(
-                    (" text ", "\n", "  \n  ", "<|im_start|>", "{# c #}", "{% raw %}{{ x }}{% endraw %}")
-                )
+                return choice((" text ", "\n", "  \n  ", "<|im_start|>", "{# c #}", "{% raw %}{{ x }}{% endraw %}"))
             case 1 | 2 | 3:
                 return self.tag("{{", f" {e(2)} ", "}}")
             case 4:
@@ -196,17 +167,10 @@ class Grammar:
                 other += self.block("else") + inner() if pick(2) else ""
                 return self.block(f"if {e(1)}") + inner() + other + self.block("endif")
             case 7 | 8:
-                what = choice(
-                    ("messages", "messages", "range(3)", "[1, 2]", "'abc'", "m.tool_calls or []", e(1))
-                )
+                what = choice(("messages", "messages", "range(3)", "[1, 2]", "'abc'", "m.tool_calls or []", e(1)))
                 extra = f" if {e(1)}" if pick(4) == 0 else ""
                 other = self.block("else") + inner() if pick(5) == 0 else ""
-                return (
-                    self.block(f"for {choice('mx')} in {what}{extra}")
-                    + inner(True)
-                    + other
-                    + self.block("endfor")
-                )
+                return self.block(f"for {choice('mx')} in {what}{extra}") + inner(True) + other + self.block("endfor")
             case 9:
                 what = choice(("{'a': 1}", "messages[0]", "m", "dict(a=x)"))
                 return self.block(f"for x, y in {what}.items()") + inner(True) + self.block("endfor")
@@ -222,21 +186,11 @@ class Grammar:
             case 14:
                 return self.block("generation") + inner(False) + self.block("endgeneration")
             case 15 if looping:
-                return (
-                    self.block(f"if {e(1)}") + self.block(choice(("break", "continue"))) + self.block("endif")
-                )
+                return self.block(f"if {e(1)}") + self.block(choice(("break", "continue"))) + self.block("endif")
             case 15:
-                return (
-                    "{% macro g() %}[{{ caller() }}]{% endmacro %}{% call g() %}" + inner() + "{% endcall %}"
-                )
+                return "{% macro g() %}[{{ caller() }}]{% endmacro %}{% call g() %}" + inner() + "{% endcall %}"
             case _:
-                return (
-                    self.block(f"if {e(1)} == {e(0)}")
-                    + "{{ raise_exception("
-                    + e(1)
-                    + ") }}"
-                    + self.block("endif")
-                )
+                return self.block(f"if {e(1)} == {e(0)}") + "{{ raise_exception(" + e(1) + ") }}" + self.block("endif")
 
     def block(self, inside: str) -> str:
         return self.tag("{%", f" {inside} ", "%}")
@@ -260,11 +214,7 @@ class Grammar:
             return f"(({e(depth)}) | string)" if pick(12) else f"({e(depth)})"
 
         def number(depth: int) -> str:
-            return (
-                f"(({e(depth)}) | {choice(('int', 'length', 'int', 'float'))})"
-                if pick(12)
-                else f"({e(depth)})"
-            )
+            return f"(({e(depth)}) | {choice(('int', 'length', 'int', 'float'))})" if pick(12) else f"({e(depth)})"
 
         match pick(15):
             case 0 | 1 | 2:
@@ -294,22 +244,12 @@ class Grammar:
             case 13:
                 return f"{text(depth - 1)}[{choice(('0', '-1', '1:', ':2', '::-1', '::2', repr('role')))}]"
             case _:
-                calls = (
-                    "range(3)",
-                    "dict(a=1)",
-                    "strftime_now('%Y')",
-                    "cycler(1,2).next()",
-                    "m.get('role', 1)",
-                )
+                calls = ("range(3)", "dict(a=1)", "strftime_now('%Y')", "cycler(1,2).next()", "m.get('role', 1)")
                 return choice((f"not {e(depth - 1)}", *calls))
 
     def great_expression(self, depth: int, looping: bool) -> str:
         choice, number = self.random.choice, self.random.choice(GREAT)
-        left = (
-            self.expression(depth - 1, looping)
-            if depth
-            else choice(("'a'", "[1]", "messages", "range(9999)", "1"))
-        )
+        left = self.expression(depth - 1, looping) if depth else choice(("'a'", "[1]", "messages", "range(9999)", "1"))
         match self.random.randrange(8):
             case 0:
                 return number

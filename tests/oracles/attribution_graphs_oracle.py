@@ -242,9 +242,7 @@ class Frozen:
         handles += [down.register_forward_pre_hook(partial(keep, self.hidden)) for down in m.downs]
         for norm in m.norms:
             norm.forward = partial(self.norm, norm)
-        handles.append(
-            m.last_norm.register_forward_hook(lambda _, inputs, output: self.lasts.append(output[0]))
-        )
+        handles.append(m.last_norm.register_forward_hook(lambda _, inputs, output: self.lasts.append(output[0])))
         try:
             with (
                 mock.patch.object(torch.nn.functional, "softmax", self.softmax),
@@ -266,11 +264,7 @@ class Frozen:
         found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
         filled = [torch.zeros_like(leaf[0]) if g is None else g[0] for leaf, g in zip(leaves, found)]
         rest = iter(filled[len(self.outputs) :])
-        edges = {
-            name: sum((leaf[0] * next(rest)).sum(-1) for leaf in group)
-            for name, group in groups.items()
-            if group
-        }
+        edges = {name: sum((leaf[0] * next(rest)).sum(-1) for leaf in group) for name, group in groups.items() if group}
         return torch.stack(filled[: len(self.outputs)]), edges
 
 
@@ -292,9 +286,7 @@ def dictionary(folder: Path, layers: int, D: int, cross: bool, reads: str, rng: 
             save_file(arrays, folder / f"layer_{layer}.safetensors")
             continue
         save_file({f"W_dec_{layer}": arrays.pop("W_dec")}, folder / f"W_dec_{layer}.safetensors")
-        save_file(
-            {f"{name}_{layer}": one for name, one in arrays.items()}, folder / f"W_enc_{layer}.safetensors"
-        )
+        save_file({f"{name}_{layer}": one for name, one in arrays.items()}, folder / f"W_enc_{layer}.safetensors")
     kind = "cross_layer_transcoder" if cross else "transcoder_set"
     (folder / "config.yaml").write_text(
         f'model_name: "tiny/model"\nmodel_kind: {kind}\n'
@@ -310,9 +302,7 @@ def read(folder: Path, layers: int) -> list[dict[str, torch.Tensor]]:
         for name in ("layer", "W_enc", "W_dec"):
             if (path := folder / f"{name}_{layer}.safetensors").exists():
                 arrays |= load_file(path)
-        one = {
-            name.removesuffix(f"_{layer}"): torch.from_numpy(array).double() for name, array in arrays.items()
-        }
+        one = {name.removesuffix(f"_{layer}"): torch.from_numpy(array).double() for name, array in arrays.items()}
         one["W_dec"] = one["W_dec"].reshape(F, -1, one["W_dec"].shape[-1])
         found.append(one)
     return found
@@ -400,10 +390,7 @@ class Experts(Neurons):
         """The activations and their factors in the output (T, U), the vectors (U, 1, D), and the linear forms."""
         experts, width = mlp.experts, mlp.experts.gate_up_proj.shape[1]
         F = width // 2
-        gate_rows, up_rows = (
-            experts.gate_up_proj[:, :F].flatten(0, 1),
-            experts.gate_up_proj[:, F:].flatten(0, 1),
-        )
+        gate_rows, up_rows = (experts.gate_up_proj[:, :F].flatten(0, 1), experts.gate_up_proj[:, F:].flatten(0, 1))
         vectors = experts.down_proj.swapaxes(1, 2).flatten(0, 1)
         p = torch.softmax(x @ mlp.gate.weight.T, -1)
         best = p.topk(mlp.gate.top_k, -1)
@@ -553,9 +540,7 @@ class FirstIsSpecial:
 
 def replaced(folder: Path, name: str, ids: np.ndarray) -> Any:
     """The replacement model of circuit-tracer, in float64, of a case."""
-    from circuit_tracer.replacement_model.replacement_model_transformerlens import (
-        TransformerLensReplacementModel,
-    )
+    from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
     from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
     from transformer_lens import HookedTransformerConfig
@@ -593,12 +578,7 @@ def replaced(folder: Path, name: str, ids: np.ndarray) -> Any:
         device="cpu",
         **options,
     )
-    cpu = {
-        "device": torch.device("cpu"),
-        "dtype": torch.float64,
-        "lazy_encoder": False,
-        "lazy_decoder": False,
-    }
+    cpu = {"device": torch.device("cpu"), "dtype": torch.float64, "lazy_encoder": False, "lazy_decoder": False}
     hooks = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out", "scan": "tiny"}
     if kind == "cross-layer":
         transcoders = load_clt(str(folder / name), **hooks, **cpu)
@@ -666,9 +646,7 @@ def compare(folder: Path, name: str, skip_first: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--circuit-tracer", action="store_true", help="compare with circuit-tracer")
     parser.add_argument("names", nargs="*", help="only these cases")

@@ -191,9 +191,7 @@ def settled(single, double, case: dict) -> list[dict] | None:
     """The case's sequences, or None if they depend on rounding or, with one beam, differ from greedy decoding."""
     found, exact = search(single, case), search(double, case)
     ids = [s["ids"] for s in found]
-    if ids != [s["ids"] for s in exact] or (
-        case["options"]["num_beams"] == 1 and ids != [greedy(single, case)]
-    ):
+    if ids != [s["ids"] for s in exact] or (case["options"]["num_beams"] == 1 and ids != [greedy(single, case)]):
         return None
     if any(abs(a["score"] - b["score"]) > 2e-5 + 1e-6 * abs(b["score"]) for a, b in zip(found, exact)):
         return None
@@ -298,13 +296,7 @@ def smollm2_cases(path: Path, kind: str):
             "length_penalty": penalty,
             "early_stopping": early,
         } | more
-        case = {
-            "kind": kind,
-            "model": "smollm2",
-            "prompt": prompts[name],
-            "options": options,
-            "eos_ids": SMOLLM2_ENDS,
-        }
+        case = {"kind": kind, "model": "smollm2", "prompt": prompts[name], "options": options, "eos_ids": SMOLLM2_ENDS}
         if kind == "diverse":
             case["pad_id"] = SMOLLM2_ENDS[0]
         found = settled(model, double, case)
@@ -326,10 +318,7 @@ def main() -> None:
     golden = {"made_with": {}, "smollm2": {}, "cases": []}
     if args.out.exists():
         golden = json.loads(args.out.read_text(encoding="utf-8"))
-    golden["smollm2"] = {
-        "file": args.smollm2.name,
-        "sha256": hashlib.sha256(args.smollm2.read_bytes()).hexdigest(),
-    }
+    golden["smollm2"] = {"file": args.smollm2.name, "sha256": hashlib.sha256(args.smollm2.read_bytes()).hexdigest()}
     versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
     for kind in kinds:
         cases = [case for name in TINY for case in tiny_cases(name, kind)]

@@ -39,9 +39,7 @@ REPORT = 100
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000, help="texts (10,000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first text; each has the next one")
     parser.add_argument("--model", default="smollm2")
@@ -79,9 +77,7 @@ def main() -> None:
             print(f"{outcome.upper()} {name}: {text!r}\n  prompt {prompt!r}, {options}", flush=True)
         if (number + 1) % REPORT == 0 or number + 1 == given.count:
             seconds = time.monotonic() - started
-            told = ", ".join(
-                f"{counts[what]:,} {what}" for what in ("finished", "cut off", "invalid", "refused")
-            )
+            told = ", ".join(f"{counts[what]:,} {what}" for what in ("finished", "cut off", "invalid", "refused"))
             print(
                 f"{number + 1:,} of {given.count:,}: {told}; {tokens / seconds:.0f} tokens/s, {seconds:.0f} s",
                 flush=True,

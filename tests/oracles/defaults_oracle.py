@@ -47,10 +47,7 @@ def differing(model_type: str, whole: dict[str, Any]) -> list[str]:
     wanted, found = spec_of(model_type, whole), []
     for key in whole.keys() - TENSORS[""] - TENSORS.get(model_type, set()) - {"model_type"}:
         try:
-            if (
-                spec_of(model_type, {other: value for other, value in whole.items() if other != key})
-                != wanted
-            ):
+            if spec_of(model_type, {other: value for other, value in whole.items() if other != key}) != wanted:
                 found.append(f"{key} = {json.dumps(whole[key])}")
         except PellucidError:
             continue

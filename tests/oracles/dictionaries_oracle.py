@@ -18,11 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from circuit_tracer.transcoder.activation_functions import JumpReLU
-from circuit_tracer.transcoder.cross_layer_transcoder import (
-    CrossLayerTranscoder,
-    load_clt,
-    load_gemma_scope_2_clt,
-)
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder, load_clt, load_gemma_scope_2_clt
 from circuit_tracer.transcoder.single_layer_transcoder import (
     SingleLayerTranscoder,
     load_gemma_scope_2_transcoder,
@@ -165,9 +161,7 @@ def gemma_scope_2_several(name: str) -> None:
         }  # fmt: skip
         save_file(params, folder / f"params_layer_{layer}.safetensors")
         paths[layer] = str(folder / f"params_layer_{layer}.safetensors")
-    loaded = load_gemma_scope_2_clt(
-        {**paths, L: paths[L - 1]}, device=torch.device("cpu"), dtype=torch.float32
-    )
+    loaded = load_gemma_scope_2_clt({**paths, L: paths[L - 1]}, device=torch.device("cpu"), dtype=torch.float32)
     x = torch.randn(L, T, D)
     features = torch.stack([loaded.encode_layer(x[layer], layer) for layer in range(L)])
     save(name, x, features, loaded.decode(features))

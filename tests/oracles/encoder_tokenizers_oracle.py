@@ -82,9 +82,7 @@ def byte_level(special: list[str], last: list[str]) -> tuple[str, str]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trained.train_from_iterator(
         LINES,
-        trainers.BpeTrainer(
-            vocab_size=380, initial_alphabet=alphabet, special_tokens=special, show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=380, initial_alphabet=alphabet, special_tokens=special, show_progress=False),
     )
     model = json.loads(trained.to_str())["model"]
     vocab = sorted(model["vocab"], key=model["vocab"].get)
@@ -113,9 +111,7 @@ def marian(source: bytes, target: bytes, separate: bool) -> dict[str, str]:
     files = [sentencepiece.SentencePieceProcessor(model_proto=file) for file in (source, target)]
     pieces = [[file.id_to_piece(at) for at in range(3, file.get_piece_size()) if at % 17] for file in files]
     if not separate:
-        joint = list(
-            dict.fromkeys(["</s>", "<unk>", ">>deu<<", ">>fra<<", *sorted({*pieces[0], *pieces[1]}), "<pad>"])
-        )
+        joint = list(dict.fromkeys(["</s>", "<unk>", ">>deu<<", ">>fra<<", *sorted({*pieces[0], *pieces[1]}), "<pad>"]))
         made["vocab.json"] = json.dumps({piece: at for at, piece in enumerate(joint)}, ensure_ascii=False)
         return made
     for name, own in zip(("vocab.json", "target_vocab.json"), pieces):
@@ -183,11 +179,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ("MBart50Tokenizer", {"src_lang": "en_XX"}, SPM),
     ("NllbTokenizer", {"src_lang": "fra_Latn"}, {"sentencepiece.bpe.model": "bpe.model"}),
     ("NllbTokenizer", {"legacy_behaviour": True}, {"sentencepiece.bpe.model": "bpe.model"}),
-    (
-        "M2M100Tokenizer",
-        {"src_lang": "fr"},
-        {"sentencepiece.bpe.model": "bpe.model", "vocab.json": "m2m.json"},
-    ),
+    ("M2M100Tokenizer", {"src_lang": "fr"}, {"sentencepiece.bpe.model": "bpe.model", "vocab.json": "m2m.json"}),
     (
         "M2M100Tokenizer",
         {"language_codes": "wmt21"},
@@ -211,20 +203,14 @@ CASES: list[tuple[str, dict[str, Any], dict[str, str]]] = [
 def slow(name: str, config: dict[str, Any], folder: Path) -> Any:
     """The tokenizer class in Python, from its vocabulary files."""
     kind = getattr(transformers, name)
-    paths = {
-        key: str(folder / file) for key, file in kind.vocab_files_names.items() if (folder / file).is_file()
-    }
+    paths = {key: str(folder / file) for key, file in kind.vocab_files_names.items() if (folder / file).is_file()}
     paths.pop("tokenizer_config_file", None)
-    if (
-        name == "NllbTokenizer"
-    ):  # the class in Python numbers <mask> before the languages; published files do not
+    if name == "NllbTokenizer":  # the class in Python numbers <mask> before the languages; published files do not
         from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
         size = sentencepiece.SentencePieceProcessor(model_file=paths["vocab_file"]).get_piece_size() + 1
         last = [*FAIRSEQ_LANGUAGE_CODES, "<mask>"]
-        added = {
-            size + at: AddedToken(text, lstrip=text == "<mask>", special=True) for at, text in enumerate(last)
-        }
+        added = {size + at: AddedToken(text, lstrip=text == "<mask>", special=True) for at, text in enumerate(last)}
         config = {**config, "added_tokens_decoder": added}
     return kind(**paths, **config)
 
@@ -236,42 +222,19 @@ def results(tokenizer: Any) -> dict[str, Any]:
     mask, masked = tokenizer.mask_token, tokenizer(f"one {tokenizer.mask_token} two.")["input_ids"]
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     decoded = [tokenizer.decode(some, **options) for some in ids]
-    return {
-        "ids": ids,
-        "pairs": pairs,
-        "mask": mask and [masked, tokenizer.mask_token_id],
-        "decoded": decoded,
-    }
+    return {"ids": ids, "pairs": pairs, "mask": mask and [masked, tokenizer.mask_token_id], "decoded": decoded}
 
 
 def with_types(tokenizer: Any, found: Any) -> list[Any]:
     """Ids and types; null for the types of a model that has none, because transformers gives it any types."""
-    return [
-        found["input_ids"],
-        found["token_type_ids"] if "token_type_ids" in tokenizer.model_input_names else None,
-    ]
+    return [found["input_ids"], found["token_type_ids"] if "token_type_ids" in tokenizer.model_input_names else None]
 
 
 ENDING = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
 WITHOUT_CLASS: dict[str, tuple[list[str], list[str], list[dict[str, Any]], dict[str, str]]] = {
-    "ModernBERT": (
-        ["[CLS]"],
-        ["[SEP]"],
-        [],
-        {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
-    ),
-    "EuroBERT": (
-        ["[CLS]"],
-        ["[SEP]"],
-        [{"type": "ByteLevel", "trim_offsets": False}],
-        {"mask_token": "[MASK]"},
-    ),
-    "Qwen3-Embedding": (
-        [],
-        ["[SEP]"],
-        [{"type": "ByteLevel", "trim_offsets": False}],
-        {"eos_token": "[SEP]"},
-    ),
+    "ModernBERT": (["[CLS]"], ["[SEP]"], [], {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}),
+    "EuroBERT": (["[CLS]"], ["[SEP]"], [{"type": "ByteLevel", "trim_offsets": False}], {"mask_token": "[MASK]"}),
+    "Qwen3-Embedding": ([], ["[SEP]"], [{"type": "ByteLevel", "trim_offsets": False}], {"eos_token": "[SEP]"}),
 }
 """Byte-level models: the tokens before and after a text, further post-processors, and the names of tokens."""
 
@@ -281,9 +244,7 @@ def without_class(name: str, vocab: dict[str, int], merges: list[str]) -> dict[s
     before, after, further, names = WITHOUT_CLASS[name]
 
     def around(text: dict[str, Any], type_id: int, tokens: list[str]) -> list[dict[str, Any]]:
-        first, last = (
-            [{"SpecialToken": {"id": one, "type_id": type_id}} for one in some] for some in (tokens, after)
-        )
+        first, last = ([{"SpecialToken": {"id": one, "type_id": type_id}} for one in some] for some in (tokens, after))
         return [*first, text, *last]
 
     single = around(ENDING[0], 0, before)
@@ -304,9 +265,7 @@ def without_class(name: str, vocab: dict[str, int], merges: list[str]) -> dict[s
         "post_processor": {"type": "Sequence", "processors": [*({**level, **one} for one in further), template]},
         "decoder": level, "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }  # fmt: skip
-    made = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), **names
-    )
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), **names)
     saved, found = recorded(made)
     return {"class": "PreTrainedTokenizerFast", "config": names, "files": {}, "json": saved, "fast": found}
 
@@ -316,9 +275,7 @@ def fast(name: str, tokenizer: Any, config: dict[str, Any]) -> tuple[dict[str, A
     spec = json.loads(transformers.convert_slow_tokenizer.convert_slow_tokenizer(tokenizer).to_str())
     if spec["model"]["type"] == "Unigram":
         spec["model"]["vocab"] = [[piece, round(score, 4)] for piece, score in spec["model"]["vocab"]]
-    made = getattr(transformers, f"{name}Fast")(
-        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), **config
-    )
+    made = getattr(transformers, f"{name}Fast")(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), **config)
     return recorded(made)
 
 

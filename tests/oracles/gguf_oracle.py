@@ -38,7 +38,7 @@ from support.tiny import DECODERS, GOLDENS, TINY, opened
 from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import PellucidError
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache import BlockTable
 
@@ -67,19 +67,7 @@ two layers with their own keys (gemma4_moe-odd), Llama 4 without experts or with
 per-layer embeddings that are not 256 wide. Pellucid reads the files that describe the model fully.
 """
 
-GELU = (
-    "bloom",
-    "falcon",
-    "gemma",
-    "gemma2",
-    "gemma3",
-    "gemma4",
-    "gpt2",
-    "gptneox",
-    "mpt",
-    "phi2",
-    "starcoder2",
-)
+GELU = ("bloom", "falcon", "gemma", "gemma2", "gemma3", "gemma4", "gpt2", "gptneox", "mpt", "phi2", "starcoder2")
 MOST_GELU = 5e-4
 """Architectures whose activation ggml reads from a table of 16-bit floats (GGML_GELU_FP16 in ggml-cpu/vec.h). Measured:
 at most 3.2e-4; with a libggml-cpu.so built without the table 1e-6, but 1.5e-4 for Falcon and GPT-NeoX. llama.cpp
@@ -136,11 +124,7 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     It also has the keys that the published files of a family state.
     """
     rope = config.get("rope_parameters") or {}
-    made = {
-        "rotary_pct": rope.get("partial_rotary_factor", 1.0),
-        "n_ctx": config.get("n_positions"),
-        **config,
-    }
+    made = {"rotary_pct": rope.get("partial_rotary_factor", 1.0), "n_ctx": config.get("n_positions"), **config}
     kind = config["model_type"]
     if kind == "falcon" and not config["new_decoder_architecture"]:
         made["num_kv_heads"] = 1 if config["multi_query"] else config["num_attention_heads"]
@@ -218,9 +202,7 @@ def compare(name: str, path: Path, architecture: str, reference: Reference | Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-cpp", type=Path, required=True)
     parser.add_argument("--library", type=Path)
     parser.add_argument("names", nargs="*")

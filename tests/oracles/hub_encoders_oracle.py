@@ -122,8 +122,7 @@ MODELS: dict[str, dict[str, Any]] = {
     | {"activation_function": "geglu", "rotary_emb_fraction": 0.5, "rotary_emb_interleaved": True},
     "nomic_bert-mixture": NOMIC | MIXTURE | {"n_layer": 4},
     "gte-ntk": NEW,
-    "gte-mixed_ntk": NEW
-    | {"rope_scaling": {"factor": 4.0, "type": "ntk", "mixed_b": 0.75}, "pack_qkv": False},
+    "gte-mixed_ntk": NEW | {"rope_scaling": {"factor": 4.0, "type": "ntk", "mixed_b": 0.75}, "pack_qkv": False},
 }
 
 
@@ -158,12 +157,7 @@ def shapes(name: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             code = name.endswith("code")
             linear(f"{at}.mlp.{'up_gated_layer' if code else 'gated_layers'}", 2 * inner, width, bias=False)
             linear(f"{at}.mlp.{'down_layer' if code else 'wo'}", width, inner)
-            more = (
-                "attention.self.layer_norm_q",
-                "attention.self.layer_norm_k",
-                "layer_norm_1",
-                "layer_norm_2",
-            )
+            more = ("attention.self.layer_norm_q", "attention.self.layer_norm_k", "layer_norm_1", "layer_norm_2")
             for part in more if code else ("mlp.layernorm",):
                 norm(f"{at}.{part}", width)
         elif family == "gte":
@@ -181,9 +175,7 @@ def shapes(name: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             norm(f"{at}.norm2", width)
             if is_mixture(config, i):
                 linear(f"{at}.mlp.router.layer", E, width, bias=False)
-                found |= dict.fromkeys(
-                    (f"{at}.mlp.experts.mlp.w1", f"{at}.mlp.experts.mlp.w2"), (E * inner, width)
-                )
+                found |= dict.fromkeys((f"{at}.mlp.experts.mlp.w1", f"{at}.mlp.experts.mlp.w2"), (E * inner, width))
                 found[f"{at}.mlp.experts.bias"] = (width,)
             else:
                 gated = config["activation_function"] != "gelu"
@@ -356,9 +348,7 @@ def main() -> None:
         recipe = {"seed": name, "offset": 1.0, "tensors": shapes(name, config)}
         (folder / "tensors.json").write_text(json.dumps(recipe, indent=0) + "\n")
         weights = {key: torch.from_numpy(x).double() for key, x in draw(shapes(name, config), name).items()}
-        ids = (
-            np.random.default_rng([21, len(name)]).integers(5, config["vocab_size"], LENGTH).astype(np.int32)
-        )
+        ids = np.random.default_rng([21, len(name)]).integers(5, config["vocab_size"], LENGTH).astype(np.int32)
         saved = {"input_ids": ids, "made_with": np.array(json.dumps(made_with))}
         types = np.zeros(LENGTH, np.int32)
         if config["type_vocab_size"] > 1:

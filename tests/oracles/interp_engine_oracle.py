@@ -154,9 +154,7 @@ def main() -> int:
         try:
             if reason := next((why for one, why in OTHERWISE.items() if fnmatchcase(model, one)), None):
                 raise ValueError(reason)
-            engine = load_model(
-                str(TINY[model]), backend="eager", device="cpu", dtype="float32", tokenizer=tokenizer()
-            )
+            engine = load_model(str(TINY[model]), backend="eager", device="cpu", dtype="float32", tokenizer=tokenizer())
         except Exception as error:
             print(f"skipped {model}: {error}".splitlines()[0][:120], flush=True)
             continue
@@ -169,8 +167,7 @@ def main() -> int:
         for address, value in theirs.items():
             apart, found = difference(address, own, points, theirs, engine.config)
             known = any(
-                fnmatchcase(model, one) and name == address.name and (not apart <= CLOSE)
-                for one, name in KNOWN
+                fnmatchcase(model, one) and name == address.name and (not apart <= CLOSE) for one, name in KNOWN
             )
             counts[address.name]["known" if known else "equal" if apart <= CLOSE else "wrong"] += 1
             if apart <= CLOSE:
@@ -212,18 +209,12 @@ def engine_values(engine: EagerModel) -> tuple[dict[Address, NDArray[Any]], dict
                     values[address] = capture(engine, IDS, [address])[address].numpy()
             except Exception as error:
                 why = re.sub(r"(layer|Layer) \d+('s \S+)?| \(\w+\)|^\w+'s ", r"\1", str(error))
-                refused[address] = re.split(
-                    "[;:,.] |, and ", why.removeprefix("Cannot capture 'attn_scores': ")
-                )[0]
+                refused[address] = re.split("[;:,.] |, and ", why.removeprefix("Cannot capture 'attn_scores': "))[0]
     return values, refused
 
 
 def difference(
-    address: Address,
-    own: Arrays,
-    points: Mapping[str, Point],
-    theirs: Mapping[Address, NDArray[Any]],
-    config: Any,
+    address: Address, own: Arrays, points: Mapping[str, Point], theirs: Mapping[Address, NDArray[Any]], config: Any
 ) -> tuple[float, str]:
     """The largest difference relative to the range, infinite without a counterpart; and the names of the points."""
     names = counterpart(address, points)
@@ -256,9 +247,7 @@ def counterpart(address: Address, points: Mapping[str, Point]) -> tuple[str, ...
     reader = points.get(of_block(same.reader, block))
     for names in same.points:
         found = [of_block(name, block) for name in ((names,) if isinstance(names, str) else names)]
-        if all(
-            name in points and (reader is None or points[name].operation < reader.operation) for name in found
-        ):
+        if all(name in points and (reader is None or points[name].operation < reader.operation) for name in found):
             return tuple(found)
     return ()
 

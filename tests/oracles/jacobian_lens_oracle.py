@@ -50,9 +50,7 @@ def jacobians(model, ids):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)

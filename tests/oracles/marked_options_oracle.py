@@ -50,13 +50,9 @@ class Laya:
 
     def attend(self, x, block, base=None, reach=None):
         tokens, head_dim = len(x), self.width // self.heads
-        q, k, v = (
-            self.dense(x, f"{block}.attn_qkv").reshape(tokens, 3, self.heads, head_dim).permute(1, 2, 0, 3)
-        )
+        q, k, v = self.dense(x, f"{block}.attn_qkv").reshape(tokens, 3, self.heads, head_dim).permute(1, 2, 0, 3)
         if base is not None:
-            angles = torch.arange(tokens)[:, None] * base ** (
-                -torch.arange(0, head_dim, 2).double() / head_dim
-            )
+            angles = torch.arange(tokens)[:, None] * base ** (-torch.arange(0, head_dim, 2).double() / head_dim)
             cos, sin = (f(angles).repeat(1, 2) for f in (torch.cos, torch.sin))
 
             def turned(x):
@@ -112,11 +108,7 @@ def scores_by_transformers(model, ids, kind):
     encoder = ModernBertModel(settings).double().eval()
     names = {"attn.Wqkv": "attn_qkv", "attn.Wo": "attn_output", "mlp.Wi": "ffn_up", "mlp.Wo": "ffn_down"}
     names |= {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm"}
-    own = {
-        "embeddings.tok_embeddings": "token_embd",
-        "embeddings.norm": "token_embd_norm",
-        "final_norm": "output_norm",
-    }
+    own = {"embeddings.tok_embeddings": "token_embd", "embeddings.norm": "token_embd_norm", "final_norm": "output_norm"}
     for layer in range(model.encoder):
         own |= {f"layers.{layer}.{name}": f"blk.{layer}.{ours}" for name, ours in names.items()}
     own.pop("layers.0.attn_norm")
@@ -124,9 +116,7 @@ def scores_by_transformers(model, ids, kind):
 
     kinds = {"self_attn.in_proj_": "attn_qkv.", "self_attn.out_proj.": "attn_output.", "linear1.": "ffn_up."}
     kinds |= {"linear2.": "ffn_down.", "norm1.": "attn_norm.", "norm2.": "ffn_norm."}
-    block = torch.nn.TransformerEncoderLayer(
-        width, model.heads, head_inner, batch_first=True, norm_first=True
-    )
+    block = torch.nn.TransformerEncoderLayer(width, model.heads, head_inner, batch_first=True, norm_first=True)
     blocks = torch.nn.TransformerEncoder(block, config["decision.block_count"], enable_nested_tensor=False)
     blocks.double().eval().load_state_dict(
         {
@@ -171,12 +161,7 @@ def prompt(state, question, limit):
     environment = Environment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     listed = [{"key": key, "description": about} for key, about in options_of(question)]
-    values = {
-        "type": question["type"],
-        "instructions": question["instructions"],
-        "options": listed,
-        "state": state,
-    }
+    values = {"type": question["type"], "instructions": question["instructions"], "options": listed, "state": state}
     whole = encoded(environment.from_string(TEMPLATE).render(**without_mask(values)))
     asked, after = whole[1 : whole.index(SEP)], whole[whole.index(SEP) + 1 :]
     middle, state_ids = after[: after.index(SEP)], after[after.index(SEP) + 1 : -1]
@@ -202,9 +187,7 @@ def temperature(config, question):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     out, found = parser.parse_args().out, {}
     for name, config in MODELS.items():

@@ -90,9 +90,7 @@ def differing(found: Sequence[int], scores: Scores) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--queries", type=int, default=200)
     asked, minilm = questions(options.parse_args().queries), resolve("minilm")
     failed = False
@@ -111,9 +109,7 @@ def main() -> None:
                 count, worst = sum(one > 0 for one in wrong), max(wrong)
                 failed |= precise and count > 0
                 how = "precise" if precise else "default"
-                print(
-                    f"{name}, {how}: {count} of {len(asked)} orders differ, by {max(worst, 0):.4f} of the range"
-                )
+                print(f"{name}, {how}: {count} of {len(asked)} orders differ, by {max(worst, 0):.4f} of the range")
     sys.exit(failed)
 
 

@@ -85,11 +85,7 @@ def outcome(pattern: str) -> Any:
     tokenizer = Tokenizer(models.WordLevel({"?": 0}, "?"))
     tokenizer.normalizer = Replace(found, "+-")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\O"), "isolated")
-    kinds = (
-        Split(found, "isolated"),
-        Split(found, "removed", invert=True),
-        Split(found, "merged_with_previous"),
-    )
+    kinds = (Split(found, "isolated"), Split(found, "removed", invert=True), Split(found, "merged_with_previous"))
     made = []
     for text in TEXTS:
         spans = [[span for _, span in kind.pre_tokenize_str(text)] for kind in kinds]
@@ -106,10 +102,7 @@ def flat(spans: Any) -> list[int]:
 
 def main() -> None:
     patterns = [*re.split(r"\s{2,}|\n", CONSTRUCTS.strip()), *SPACED, *PUBLISHED]
-    lines = [
-        json.dumps([pattern, outcome(pattern)], ensure_ascii=False, separators=(",", ":"))
-        for pattern in patterns
-    ]
+    lines = [json.dumps([pattern, outcome(pattern)], ensure_ascii=False, separators=(",", ":")) for pattern in patterns]
     head = json.dumps(TEXTS, ensure_ascii=False)
     OUT.write_text(f'{{"texts": {head}, "patterns": [\n' + ",\n".join(lines) + "\n]}\n")
 

@@ -41,9 +41,7 @@ class Factor(torch.nn.Module):
 
 def layer_norm(self, x):
     centred = x - x.mean(-1, keepdim=True)
-    return (
-        centred / (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt().detach() * self.weight + self.bias
-    )
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt().detach() * self.weight + self.bias
 
 
 def rms_norm(self, x):
@@ -74,9 +72,7 @@ def relevances(family):
         x = arguments[0] if arguments else keywords["hidden_states"]
         streams.append(x.detach().requires_grad_())
         return (
-            ((streams[0], *arguments[1:]), keywords)
-            if arguments
-            else ((), {**keywords, "hidden_states": streams[0]})
+            ((streams[0], *arguments[1:]), keywords) if arguments else ((), {**keywords, "hidden_states": streams[0]})
         )
 
     first = model.transformer.h[0] if family == "gpt2" else model.model.layers[0]
@@ -93,9 +89,7 @@ def relevances(family):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     found = {family: relevances(family) for family in FAMILIES}

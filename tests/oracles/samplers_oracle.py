@@ -60,13 +60,7 @@ LLAMACPP = {
         *({"temperature": t} for t in (0.0, 0.01, 0.8, 1.0, 2.5)),
         *(
             {"temperature": t, "dynatemp_range": r, "dynatemp_exponent": e}
-            for t, r, e in (
-                (1.0, 0.5, 1.0),
-                (0.7, 0.7, 1.0),
-                (1.2, 0.3, 2.0),
-                (0.5, 2.0, 0.5),
-                (0.9, 0.0, 3.0),
-            )
+            for t, r, e in ((1.0, 0.5, 1.0), (0.7, 0.7, 1.0), (1.2, 0.3, 2.0), (0.5, 2.0, 0.5), (0.9, 0.0, 3.0))
         ),
     ],
     "top_k": [{"top_k": k} for k in (0, 1, 3, 10, 40, 5000)],
@@ -79,16 +73,7 @@ LLAMACPP = {
         {"xtc_probability": 0.0, "xtc_threshold": 0.05},
     ],
 }
-THRESHOLDS = {
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "top_h",
-    "top_n_sigma",
-    "xtc_threshold",
-}
+THRESHOLDS = {"top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "top_n_sigma", "xtc_threshold"}
 CHAIN = {
     "repetition_penalty": 1.3,
     "temperature": 1.5,
@@ -225,9 +210,7 @@ class Transformers:
             ("flat48", 1.0),
             ("huge32", 10.0),
         ):
-            yield case(
-                "penalties", {"repetition_penalty": penalty, "repeat_last_n": -1}, name, PROMPT, GENERATED
-            )
+            yield case("penalties", {"repetition_penalty": penalty, "repeat_last_n": -1}, name, PROMPT, GENERATED)
         yield case("penalties", {"repetition_penalty": 1.2, "repeat_last_n": -1}, "normal24", PROMPT)
         for n, prompt, generated in (
             (1, PROMPT, GENERATED),
@@ -262,15 +245,8 @@ class Transformers:
             ("pair", {"1": 4.0}),
         ):
             yield case("logit_bias", {"logit_bias": bias}, name, PROMPT[-1:], GENERATED[1:2])
-        for least, prompt, generated in (
-            (3, [1, 4], []),
-            (3, [1, 4], [5, 6]),
-            (3, [1, 4], [5, 6, 7]),
-            (0, [1], []),
-        ):
-            yield case(
-                "min_new_tokens", {"min_new_tokens": least, "eos_ids": [2]}, "normal24", prompt, generated
-            )
+        for least, prompt, generated in ((3, [1, 4], []), (3, [1, 4], [5, 6]), (3, [1, 4], [5, 6, 7]), (0, [1], [])):
+            yield case("min_new_tokens", {"min_new_tokens": least, "eos_ids": [2]}, "normal24", prompt, generated)
         yield case("min_new_tokens", {"min_new_tokens": 9, "eos_ids": [0, 5, 31]}, "inf32", PROMPT, GENERATED)
         for name, options in (
             ("normal24", {}),
@@ -415,13 +391,7 @@ class LlamaCpp:
             yield case("chain", CHAIN_LLAMACPP | options, name, generated=GENERATED)
         for text, options in self.dry():
             yield case("dry", DRY | options, "zeros", generated=self.tokenize(text))
-        for tau, eta, turns in (
-            (1.0, 0.1, 8),
-            (2.0, 0.3, 16),
-            (3.0, 1.0, 16),
-            (0.5, 0.05, 8),
-            (2.5, 0.5, 24),
-        ):
+        for tau, eta, turns in ((1.0, 0.1, 8), (2.0, 0.3, 16), (3.0, 1.0, 16), (0.5, 0.05, 8), (2.5, 0.5, 24)):
             options = {"mirostat": 2, "mirostat_tau": tau, "mirostat_eta": eta}
             yield case("mirostat", options, None) | {"turns": [f"turn{i % TURNS}" for i in range(turns)]}
 
@@ -554,10 +524,7 @@ class LlamaCpp:
 
 def orders(V: int) -> list[np.ndarray]:
     """Other orders of the vocabulary."""
-    return [
-        np.arange(V)[::-1].copy(),
-        *(np.random.default_rng([SEED, 99, i]).permutation(V) for i in range(3)),
-    ]
+    return [np.arange(V)[::-1].copy(), *(np.random.default_rng([SEED, 99, i]).permutation(V) for i in range(3))]
 
 
 # Borders that are exact in floating point, so that nudging them proves nothing: (step, option's value, logits).

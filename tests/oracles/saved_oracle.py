@@ -94,9 +94,7 @@ def base(family: str, head: str = "Model", backend: bool = False, template: str 
     tokenizer = TOKENIZERS["bert" if family == "bert" else "roberta"]()
     if backend or family in ("modernbert", "qwen3"):
         names = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer.backend_tokenizer, **names
-        )
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **names)
     if template:
         tokenizer.chat_template = template
     own = {**CONFIG, **MORE.get(family, {}), **config}
@@ -112,9 +110,7 @@ def transformer(family: str, **options: Any) -> Transformer:
     return Transformer(base(family, **options), max_seq_length=LIMIT)
 
 
-def sentence(
-    *layers: nn.Module, family: str = "bert", mode: Any = "mean", **options: Any
-) -> SentenceTransformer:
+def sentence(*layers: nn.Module, family: str = "bert", mode: Any = "mean", **options: Any) -> SentenceTransformer:
     backend = options.pop("backend", False)
     body = transformer(family, backend=backend)
     return SentenceTransformer(modules=[body, Pooling(WIDTH, mode), *layers], **options)
@@ -147,9 +143,7 @@ def sparse(**options: Any) -> SparseEncoder:
 
 def tokens(*words: str) -> MultiVectorEncoder:
     """A model with a vector for each token. Documents have no vectors of ``words``."""
-    dense = Dense(
-        WIDTH, 16, bias=False, activation_function=nn.Identity(), module_input_name="token_embeddings"
-    )
+    dense = Dense(WIDTH, 16, bias=False, activation_function=nn.Identity(), module_input_name="token_embeddings")
     modules = [transformer("bert"), dense, MultiVectorMask([*words])]
     return MultiVectorEncoder(modules=modules, prompts=PROMPTS)
 

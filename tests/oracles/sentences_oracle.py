@@ -97,9 +97,7 @@ def sentences() -> list[str]:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", type=Path, required=True, help="folder with config.json, model.safetensors …"
-    )
+    parser.add_argument("--model", type=Path, required=True, help="folder with config.json, model.safetensors …")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(2)

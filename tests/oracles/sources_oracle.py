@@ -42,14 +42,7 @@ T5 = {
     "relative_attention_max_distance": 20,
     "decoder_start_token_id": 0,
 }
-T5_ODD = T5 | {
-    "d_model": 96,
-    "d_kv": 24,
-    "d_ff": 80,
-    "num_layers": 3,
-    "num_decoder_layers": 1,
-    "num_heads": 3,
-}
+T5_ODD = T5 | {"d_model": 96, "d_kv": 24, "d_ff": 80, "num_layers": 3, "num_decoder_layers": 1, "num_heads": 3}
 BART = {
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 64,
@@ -115,10 +108,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "blenderbot-odd": ("Blenderbot", BART_ODD),
     "blenderbot_small": ("BlenderbotSmall", BART),
     "blenderbot_small-odd": ("BlenderbotSmall", BART_ODD | SCALED),
-    "t5gemma": (
-        "T5Gemma",
-        {"vocab_size": VOCABULARY, "encoder": GEMMA, "decoder": GEMMA | {"sliding_window": 8}},
-    ),
+    "t5gemma": ("T5Gemma", {"vocab_size": VOCABULARY, "encoder": GEMMA, "decoder": GEMMA | {"sliding_window": 8}}),
     "t5gemma-odd": ("T5Gemma", {"vocab_size": VOCABULARY, "encoder": GEMMA_ODD, "decoder": GEMMA}),
     "t5gemma-window": (
         "T5Gemma",
@@ -139,9 +129,7 @@ def redraw(folder: Path, name: str) -> None:
 
 def saved(folder: Path, name: str, classes: str, options: dict[str, Any]) -> Any:
     """Write a model to the folder, and load it from the folder in float32."""
-    kind = getattr(
-        transformers, "MarianMTModel" if classes == "Marian" else f"{classes}ForConditionalGeneration"
-    )
+    kind = getattr(transformers, "MarianMTModel" if classes == "Marian" else f"{classes}ForConditionalGeneration")
     config = getattr(transformers, f"{classes}Config")(**options)
     kind(config).save_pretrained(folder)
     redraw(folder, name)

@@ -173,9 +173,7 @@ def filled(model: Any, tokenizer: Any) -> Any:
     for text in (text.replace("{m}", tokenizer.mask_token) for text in MASKED):
         masks = run(text)
         masks = [masks] if isinstance(masks[0], dict) else masks
-        rows = [
-            [[one["token"], one["token_str"], one["score"], one["sequence"]] for one in own] for own in masks
-        ]
+        rows = [[[one["token"], one["token_str"], one["score"], one["sequence"]] for one in own] for own in masks]
         found.append([text, rows])
     return found
 
@@ -282,13 +280,7 @@ def main() -> None:
         rounded = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 6))
         lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rounded)
         (folder / "results.json").write_text(f"[\n{lines}\n]\n")
-        print(
-            f"{name}-{seed}",
-            len(results),
-            "results,",
-            sum(f.stat().st_size for f in folder.iterdir()),
-            "bytes",
-        )
+        print(f"{name}-{seed}", len(results), "results,", sum(f.stat().st_size for f in folder.iterdir()), "bytes")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from support import templates
 from pellucid.errors import PellucidError
 from pellucid.serve.chat.answer_parser import AnswerParser, assemble
 from pellucid.serve.chat.chat_style import ARGUMENTS, NAME, PROBE, TOOL, call_format, call_pattern
-from pellucid.serve.chat.tools import tool
+from pellucid.serve.chat.messages import tool
 from pellucid.util.paths import home
 
 LLAMA_CPP_PYTHON = "0.3.36"
@@ -94,9 +94,7 @@ def misread_calls(folders: list[Path]) -> int:
             continue
         parser = AnswerParser(None, False, calls, {NAME: tool("tools[0]", NAME, None, SCHEMA)})
         text = written[found.start() :]
-        answer = assemble(
-            part for at in range(len(text)) for part in parser.push(text[at], last=at == len(text) - 1)
-        )
+        answer = assemble(part for at in range(len(text)) for part in parser.push(text[at], last=at == len(text) - 1))
         if [(one.name, json.loads(one.arguments)) for one in answer.calls] != [(NAME, ARGUMENTS)]:
             wrong += 1
             print(f"{path.name}: read as {answer}")

@@ -56,25 +56,18 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta-rank": ("XLMRobertaForSequenceClassification", "XLMRobertaConfig", BERT | {"num_labels": 1}),
     **of_family("xlm_roberta_xl", "XLMRobertaXL", BERT, ODD, "classify", "fill"),
     **of_family(
-        "distilbert",
-        "DistilBert",
-        DISTILLED,
-        DISTILLED | {"dim": 96, "n_heads": 3, "activation": "relu"},
-        *HEADS,
+        "distilbert", "DistilBert", DISTILLED, DISTILLED | {"dim": 96, "n_heads": 3, "activation": "relu"}, *HEADS
     ),
     **of_family(
         "albert",
         "Albert",
         NARROW | {"num_hidden_layers": 3},
-        NARROW_ODD
-        | {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2, "hidden_act": "gelu"},
+        NARROW_ODD | {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2, "hidden_act": "gelu"},
         *HEADS,
     ),
     "albert-wide": ("AlbertForMaskedLM", "AlbertConfig", BERT | {"embedding_size": 64}),
     "albert-order": ("AlbertForPreTraining", "AlbertConfig", NARROW),
-    **of_family(
-        "electra", "Electra", NARROW, ODD | {"embedding_size": 96}, "classify", "tag", "answer", "fill"
-    ),
+    **of_family("electra", "Electra", NARROW, ODD | {"embedding_size": 96}, "classify", "tag", "answer", "fill"),
     "electra-replaced": ("ElectraForPreTraining", "ElectraConfig", NARROW | {"hidden_act": "relu"}),
     **of_family("mpnet", "MPNet", BERT, ODD, *HEADS),
 }

@@ -30,12 +30,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "DebertaConfig",
         DEBERTA
         | ODD
-        | {
-            "pos_att_type": ["c2p"],
-            "max_relative_positions": 24,
-            "position_biased_input": True,
-            "type_vocab_size": 2,
-        },
+        | {"pos_att_type": ["c2p"], "max_relative_positions": 24, "position_biased_input": True, "type_vocab_size": 2},
     ),
     "deberta-classify": ("DebertaForSequenceClassification", "DebertaConfig", DEBERTA | {"num_labels": 3}),
     "deberta-fill": ("DebertaForMaskedLM", "DebertaConfig", DEBERTA | {"pos_att_type": ["p2c"]}),

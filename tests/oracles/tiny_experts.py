@@ -43,12 +43,7 @@ MODELS: Models = {
         "Qwen2Moe",
         QWEN_MOE
         | ODD
-        | {
-            "shared_expert_intermediate_size": 72,
-            "norm_topk_prob": True,
-            "decoder_sparse_step": 2,
-            "qkv_bias": False,
-        },
+        | {"shared_expert_intermediate_size": 72, "norm_topk_prob": True, "decoder_sparse_step": 2, "qkv_bias": False},
     ),
     "qwen3_moe": ("Qwen3Moe", QWEN_MOE | {"norm_topk_prob": True}),
     "qwen3_moe-odd": (
@@ -78,19 +73,10 @@ MODELS: Models = {
         "Glm4Moe",
         GLM_MOE
         | ODD
-        | {
-            "n_routed_experts": 12,
-            "n_group": 4,
-            "topk_group": 2,
-            "n_shared_experts": 2,
-            "first_k_dense_replace": 2,
-        },
+        | {"n_routed_experts": 12, "n_group": 4, "topk_group": 2, "n_shared_experts": 2, "first_k_dense_replace": 2},
     ),
     "granitemoe": ("GraniteMoe", MOE | FACTORS),
-    "granitemoe-odd": (
-        "GraniteMoe",
-        MOE | ODD | FACTORS | {"num_local_experts": 5, "num_experts_per_tok": 3},
-    ),
+    "granitemoe-odd": ("GraniteMoe", MOE | ODD | FACTORS | {"num_local_experts": 5, "num_experts_per_tok": 3}),
     "granitemoeshared": ("GraniteMoeShared", MOE | FACTORS | {"shared_intermediate_size": 40}),
     "deepseek_v3": ("DeepseekV3", LATENT),
     "deepseek_v3-odd": (

@@ -43,11 +43,7 @@ GEMMA4 = {
     "use_double_wide_mlp": True,
     "final_logit_softcapping": 5.0,
     "rope_parameters": {
-        "full_attention": {
-            "rope_type": "proportional",
-            "partial_rotary_factor": 0.25,
-            "rope_theta": 1000000.0,
-        },
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
@@ -154,10 +150,7 @@ MODELS: Models = {
         | {
             "hidden_size": 72,
             "num_hidden_layers": 7,
-            "layer_types": [
-                *["sliding_attention", "sliding_attention", "full_attention"] * 2,
-                "full_attention",
-            ],
+            "layer_types": [*["sliding_attention", "sliding_attention", "full_attention"] * 2, "full_attention"],
             "num_attention_heads": 3,
             "num_key_value_heads": 3,
             "num_global_key_value_heads": 1,

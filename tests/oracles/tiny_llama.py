@@ -4,12 +4,7 @@ from typing import Any
 
 from tiny_options import FACTORS, HALF, LLAMA, ODD, VISION, YARN, Models, without_rms
 
-SMALLER = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
+SMALLER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
 ROPE3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -18,10 +13,7 @@ ROPE3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-BY_LAYER = {
-    "full_attention": YARN,
-    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-}
+BY_LAYER = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 LONG: dict[str, Any] = {
     "rope_parameters": {
         "rope_type": "longrope",
@@ -36,10 +28,7 @@ MODELS: Models = {
         "Llama",
         LLAMA
         | SMALLER
-        | {
-            "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
-        },
+        | {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}},
     ),
     "llama-rope3": ("Llama", LLAMA | SMALLER | {"rope_parameters": ROPE3}),
     "llama-linear": (
@@ -56,20 +45,14 @@ MODELS: Models = {
     "granite": ("Granite", LLAMA | FACTORS),
     "granite-odd": ("Granite", LLAMA | ODD | FACTORS | {"rope_parameters": YARN}),
     "smollm3": ("SmolLM3", LLAMA | {"num_hidden_layers": 5, "pad_token_id": 0}),
-    "smollm3-odd": (
-        "SmolLM3",
-        LLAMA | ODD | {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": 0},
-    ),
+    "smollm3-odd": ("SmolLM3", LLAMA | ODD | {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": 0}),
     "olmo2": ("Olmo2", LLAMA),
     "olmo2-odd": ("Olmo2", LLAMA | ODD),
     "starcoder2": (
         "Starcoder2",
         without_rms(LLAMA) | {"sliding_window": 8, "residual_dropout": 0.0, "embedding_dropout": 0.0},
     ),
-    "starcoder2-odd": (
-        "Starcoder2",
-        without_rms(LLAMA) | ODD | {"use_bias": False, "tie_word_embeddings": True},
-    ),
+    "starcoder2-odd": ("Starcoder2", without_rms(LLAMA) | ODD | {"use_bias": False, "tie_word_embeddings": True}),
     "nemotron": ("Nemotron", without_rms(HALF) | {"head_dim": 16}),
     "nemotron-odd": ("Nemotron", without_rms(HALF) | ODD | {"attention_bias": True, "mlp_bias": True}),
     "cohere2": (
@@ -147,9 +130,7 @@ MODELS: Models = {
         "Qwen3VLForConditionalGeneration:Qwen3VLConfig",
         {
             "text_config": LLAMA
-            | {
-                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
-            },
+            | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}},
             "vision_config": {
                 "hidden_size": 16,
                 "intermediate_size": 16,
@@ -167,12 +148,7 @@ MODELS: Models = {
         LLAMA
         | {
             "rope_parameters": YARN
-            | {
-                "original_max_position_embeddings": 8,
-                "mscale": 1.0,
-                "mscale_all_dim": 1.0,
-                "llama_4_scaling_beta": 0.3,
-            }
+            | {"original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}
         },
     ),
     "ministral3-odd": (
@@ -180,14 +156,12 @@ MODELS: Models = {
         LLAMA
         | ODD
         | {
-            "rope_parameters": YARN
-            | {"factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+            "rope_parameters": YARN | {"factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
         },
     ),
     "qwen2-window": (
         "Qwen2",
-        LLAMA
-        | {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+        LLAMA | {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
     ),
     "smollm3-window": (
         "SmolLM3",

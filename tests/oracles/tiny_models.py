@@ -37,14 +37,10 @@ def _in_order() -> Models:
     found: Models = {}
     for file in FILES:
         if twice := found.keys() & file.MODELS.keys():
-            raise ValueError(
-                f"{', '.join(sorted(twice))}: in two files of tiny models; give each another name"
-            )
+            raise ValueError(f"{', '.join(sorted(twice))}: in two files of tiny models; give each another name")
         found |= file.MODELS
     if other := found.keys() ^ set(NAMES):
-        raise ValueError(
-            f"{', '.join(sorted(other))}: must be both in a file of tiny models and in NAMES, at the end"
-        )
+        raise ValueError(f"{', '.join(sorted(other))}: must be both in a file of tiny models and in NAMES, at the end")
     return {name: found[name] for name in NAMES}
 
 

@@ -89,11 +89,7 @@ MODELS: Models = {
         | {
             "intermediate_size": 96,
             "num_attention_heads": 2,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "partial_rotary_factor": 0.5,
-            },
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         },
     ),
     "gpt_neox-odd": (
@@ -106,11 +102,7 @@ MODELS: Models = {
             "intermediate_size": 80,
             "use_parallel_residual": False,
             "attention_bias": False,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "partial_rotary_factor": 1.0,
-            },
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         },
     ),
     "opt": ("OPT", OPT),
@@ -129,25 +121,11 @@ MODELS: Models = {
     ),
     "bloom": (
         "Bloom",
-        {
-            "vocab_size": 128,
-            "hidden_size": 64,
-            "n_layer": 2,
-            "n_head": 4,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
+        {"vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
     ),
     "bloom-odd": (
         "Bloom",
-        {
-            "vocab_size": 128,
-            "hidden_size": 96,
-            "n_layer": 3,
-            "n_head": 3,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
+        {"vocab_size": 128, "hidden_size": 96, "n_layer": 3, "n_head": 3, "bos_token_id": 1, "eos_token_id": 2},
     ),
     "mpt": ("Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "vocab_size": 128}),
     "mpt-odd": (
@@ -190,8 +168,7 @@ MODELS: Models = {
     "xglm": ("XGLM", XGLM),
     "xglm-odd": (
         "XGLM",
-        XGLM
-        | {"d_model": 72, "attention_heads": 3, "num_layers": 3, "ffn_dim": 50, "scale_embedding": False},
+        XGLM | {"d_model": 72, "attention_heads": 3, "num_layers": 3, "ffn_dim": 50, "scale_embedding": False},
     ),
     "mpt-clip": (
         "Mpt",
@@ -219,10 +196,7 @@ MODELS: Models = {
             "tie_word_embeddings": False,
         },
     ),
-    "falcon-alibi": (
-        "Falcon",
-        FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
-    ),
+    "falcon-alibi": ("Falcon", FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
     "falcon-alibi-odd": (
         "Falcon",
         FALCON

@@ -27,18 +27,8 @@ ODD = {
     "num_key_value_heads": 3,
     "head_dim": 32,
 }
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-FACTORS = {
-    "embedding_multiplier": 3.0,
-    "attention_multiplier": 0.2,
-    "residual_multiplier": 0.22,
-    "logits_scaling": 4.0,
-}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+FACTORS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.22, "logits_scaling": 4.0}
 
 
 def without_rms(options: dict[str, Any]) -> dict[str, Any]:

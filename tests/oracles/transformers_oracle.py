@@ -205,9 +205,7 @@ def prompts(tokenizer, text: str) -> list[dict]:
         if "messages" in prompt:
             if not tokenizer.chat_template:
                 continue
-            words = tokenizer.apply_chat_template(
-                prompt["messages"], tokenize=False, add_generation_prompt=True
-            )
+            words = tokenizer.apply_chat_template(prompt["messages"], tokenize=False, add_generation_prompt=True)
             ids = tokenizer(words, add_special_tokens=False)["input_ids"]
         else:
             words = prompt["text"] if "text" in prompt else text[slice(*prompt["slice"])]
@@ -275,8 +273,7 @@ def main() -> None:
         shown = tokenizer.decode(continuation)
         print(f"{prompt['name']}: {len(prompt['ids'])} ids, {shown!r}")
         done.append(
-            prompt
-            | {"continuation": continuation, "continuation_text": shown, "top": top, "p": p, "lead": lead}
+            prompt | {"continuation": continuation, "continuation_text": shown, "top": top, "p": p, "lead": lead}
         )
     golden = {
         "made_with": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -305,9 +302,7 @@ def main() -> None:
     positions = np.arange(FIRST, WINDOW, dtype=np.int32)
     shared = {"windows": ids, "positions": positions}
     kept = {"top_positions": positions[STRIDE - 1 :: STRIDE]}
-    np.savez_compressed(
-        args.out.with_suffix(".npz"), **shared, **kept, **{k: np.stack(v) for k, v in columns.items()}
-    )
+    np.savez_compressed(args.out.with_suffix(".npz"), **shared, **kept, **{k: np.stack(v) for k, v in columns.items()})
     if args.full:
         np.savez(args.full, **shared, **full)
 

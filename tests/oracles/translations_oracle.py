@@ -30,16 +30,11 @@ from sources_oracle import MODELS, saved
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.drawn import drawn_source
 
-NAMES, CASES = (
-    ("marian", "t5", "bart-odd", "m2m_100"),
-    {"marian": 200, "t5": 200, "bart-odd": 40, "m2m_100": 40},
-)
+NAMES, CASES = (("marian", "t5", "bart-odd", "m2m_100"), {"marian": 200, "t5": 200, "bart-odd": 40, "m2m_100": 40})
 PENALTIES, EARLY, LENGTHS, REPEATS = (0.5, 1.0, 2.0), (True, False, "never"), (4, 8, 12, 16), (0, 2, 3)
 
 
-def run(
-    model: Any, source: list[int], ends: list[int], options: dict[str, Any], beams: int
-) -> tuple[list[int], float]:
+def run(model: Any, source: list[int], ends: list[int], options: dict[str, Any], beams: int) -> tuple[list[int], float]:
     """The generated ids without the first token, and the score of the search."""
     both = {name: options[name] for name in ("max_new_tokens", "no_repeat_ngram_size")}
     kind = options if beams > 1 else both
@@ -57,9 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    found: dict[str, Any] = {
-        "made_with": {name: version(name) for name in ("transformers", "torch", "numpy")}
-    }
+    found: dict[str, Any] = {"made_with": {name: version(name) for name in ("transformers", "torch", "numpy")}}
     for name in NAMES:
         with TemporaryDirectory() as folder:
             model = saved(Path(folder), name, *MODELS[name])
@@ -77,9 +70,7 @@ def main() -> None:
                 "early_stopping": EARLY[rng.integers(len(EARLY))],
             }
             often, _ = run(model, source, [own], options, 1)
-            further = rng.choice(
-                sorted({*often, *rng.integers(3, 120, 6).tolist()}), rng.integers(0, 4), replace=False
-            )
+            further = rng.choice(sorted({*often, *rng.integers(3, 120, 6).tolist()}), rng.integers(0, 4), replace=False)
             ends = [own, *(int(token) for token in further if token != own)]
             greedy, beams = (run(model, source, ends, options, count) for count in (1, 4))
             again = [run(exact, source, ends, options, count) for count in (1, 4)]
@@ -96,9 +87,7 @@ def main() -> None:
             )
         found[name] = cases
         lengths = [len(case["greedy"]) for case in cases]
-        print(
-            f"{name}: {seed} sources, {len(cases)} cases, answers of {min(lengths)} to {max(lengths)} tokens"
-        )
+        print(f"{name}: {seed} sources, {len(cases)} cases, answers of {min(lengths)} to {max(lengths)} tokens")
     lines = ",\n".join(
         f"{json.dumps(name)}: "
         + ("[\n" + ",\n".join(map(json.dumps, one)) + "\n]" if isinstance(one, list) else json.dumps(one))

@@ -134,9 +134,7 @@ def is_cased(letter: str) -> bool:
     """True if a letter may equal other letters that differ in case."""
     from tokenizers.normalizers import Lowercase
 
-    return (
-        Lowercase().normalize_str(letter) != letter or letter.casefold() != letter or letter.upper() != letter
-    )
+    return Lowercase().normalize_str(letter) != letter or letter.casefold() != letter or letter.upper() != letter
 
 
 def representative(same: list[int]) -> int:
@@ -257,10 +255,7 @@ def rewriting(letters: set[str]) -> Any:
         rules.write_text("".join(f"{ord(letter):X}\t58\n" for letter in letters))
         model, settings = io.BytesIO(), {"vocab_size": 8, "model_type": "char", "minloglevel": 2}
         SentencePieceTrainer.train(
-            sentence_iterator=iter(["b c d e"]),
-            model_writer=model,
-            normalization_rule_tsv=str(rules),
-            **settings,
+            sentence_iterator=iter(["b c d e"]), model_writer=model, normalization_rule_tsv=str(rules), **settings
         )
     return Precompiled(ModelProto.FromString(model.getvalue()).normalizer_spec.precompiled_charsmap)
 
@@ -275,11 +270,7 @@ def main() -> None:
         return
     if not options.compare:
         lines = {name: runs(of_tokenizers(name)) for name in CATEGORIES + OTHERS}
-        lines |= {
-            "text.marks": runs(marks()),
-            "text.normalized": runs(normalized()),
-            "text.small": small_letters(),
-        }
+        lines |= {"text.marks": runs(marks()), "text.normalized": runs(normalized()), "text.small": small_letters()}
         lines |= clusters() | bert() | folds() | {"text.word": runs(map(ord, matching(r"\w+")))}
         OUT.write_text("".join(f"{name} {found}\n" for name, found in lines.items()))
         return

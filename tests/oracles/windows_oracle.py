@@ -49,9 +49,7 @@ def main() -> None:
         choice = {"direction": side, "length": length, "pad_to_multiple_of": multiple}
         filled.append({**choice, "padded": padded(tokenizer, **choice)})
     golden = {"text": TEXT, "second": SECOND, "cut": cut, "filled": filled}
-    (FOLDER / "windows.json").write_text(
-        json.dumps(golden).replace('{"pair"', '\n{"pair"').replace('{"dir', '\n{"dir')
-    )
+    (FOLDER / "windows.json").write_text(json.dumps(golden).replace('{"pair"', '\n{"pair"').replace('{"dir', '\n{"dir'))
 
 
 if __name__ == "__main__":

@@ -71,9 +71,7 @@ def write_published(folder: Path, prefix: str = "roberta.", form: str = "BF16", 
     for name, x in weights.items():
         if name in adapters:
             at = prefix + name.removesuffix(".weight") + ".parametrizations.weight"
-            tensors |= {f"{at}.original": x} | {
-                f"{at}.0.lora_{part}": side for part, side in zip("AB", adapters[name])
-            }
+            tensors |= {f"{at}.original": x} | {f"{at}.0.lora_{part}": side for part, side in zip("AB", adapters[name])}
         else:
             tensors[prefix + name] = x
     _write(folder, tensors, {**CONFIG, **config}, form)
@@ -93,9 +91,7 @@ def write_merged(folder: Path, adapter: str = "") -> Path:
     return folder
 
 
-def _write(
-    folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], form: str = "F32"
-) -> None:
+def _write(folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], form: str = "F32") -> None:
     folder.mkdir(parents=True)
     stored = {name: x.view(np.uint32) >> 16 for name, x in tensors.items()} if form == "BF16" else tensors
     dtype = np.uint16 if form == "BF16" else np.float32

@@ -53,9 +53,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def with_palette(
-    pictures: Sequence[NDArray[np.uint8]],
-) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+def with_palette(pictures: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
     """The most frequent colours, with a last one for transparent pixels, and the pictures as numbers of them."""
     codes = [picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32) for picture in pictures]
     known, counts = np.unique(np.concatenate([one.ravel() for one in codes]), return_counts=True)

@@ -45,9 +45,7 @@ class Outcome:
 Command: TypeAlias = Callable[..., Outcome]
 
 
-def pellucid(
-    *arguments: str | bytes, given: str | bytes = "", env: Mapping[str, str] | None = None
-) -> Outcome:
+def pellucid(*arguments: str | bytes, given: str | bytes = "", env: Mapping[str, str] | None = None) -> Outcome:
     """Run ``pellucid`` with the arguments; ``given`` is its standard input."""
     done = subprocess.run(
         [*PROGRAM, *arguments],

@@ -97,9 +97,7 @@ def run(line: str) -> dict[str, Any]:
         stdin = io.StringIO(Path(source.split()[1]).read_text())
     before, cat, after = line.partition("$(cat README.md)")
     text = Path("README.md").read_text().rstrip("\n")
-    program, *words = (
-        word.replace("\0", text) for word in shlex.split(before + ("\0" if cat else "") + after)
-    )
+    program, *words = (word.replace("\0", text) for word in shlex.split(before + ("\0" if cat else "") + after))
     recorder, out, err = Recorder(), io.StringIO(), io.StringIO()
     with (
         recorder.installed(),

@@ -526,9 +526,7 @@ def _date(value: Any) -> bool:
 
 @FORMATS.checks("date-time", raises=ValueError)
 def _date_time(value: Any) -> bool:
-    return not isinstance(value, str) or (
-        _date(value[:10]) and re.fullmatch(rf"[tT ]{TIME}", value[10:]) is not None
-    )
+    return not isinstance(value, str) or (_date(value[:10]) and re.fullmatch(rf"[tT ]{TIME}", value[10:]) is not None)
 
 
 # Constraints that must be refused

@@ -148,9 +148,7 @@ def _table(random: Random, content: bytes) -> bytes:
     counts = [len(tensors), len(keys)]
     if what == "count":
         counts[random.randrange(2)] += random.choice([-1, 1, 7])
-    head = (
-        content[:8] + struct.pack("<QQ", *(count % 2**64 for count in counts)) + b"".join([*keys, *tensors])
-    )
+    head = content[:8] + struct.pack("<QQ", *(count % 2**64 for count in counts)) + b"".join([*keys, *tensors])
     return head + b"\0" * (-len(head) % 32) + data
 
 
@@ -188,9 +186,7 @@ def _digits(random: Random, content: bytes) -> bytes:
     if not places:
         return content
     start, end = random.choice(places)
-    new = random.choice(
-        [b"9" * 5000, b"9" * 400, b"1e999999", b"0.1e-5000", b"\\ud800", b"\\udc00x", b"-", b"01"]
-    )
+    new = random.choice([b"9" * 5000, b"9" * 400, b"1e999999", b"0.1e-5000", b"\\ud800", b"\\udc00x", b"-", b"01"])
     return content[:start] + new + content[end:]
 
 
@@ -243,21 +239,7 @@ def _changed(random: Random, value: Any) -> Any:
 def _any_json(random: Random) -> Any:
     return random.choice(
         [
-            *(
-                None,
-                True,
-                False,
-                "",
-                "x",
-                "x" * 2000,
-                "\ud800",
-                "\x1b[2J\n",
-                "llama",
-                "gemma3_text",
-                "bert",
-                [],
-                {},
-            ),
+            *(None, True, False, "", "x", "x" * 2000, "\ud800", "\x1b[2J\n", "llama", "gemma3_text", "bert", [], {}),
             *(0, 1, -1, 3, 0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"), 10**400, -(10**30)),
             *(
                 [1, 2],
@@ -268,15 +250,7 @@ def _any_json(random: Random) -> Any:
                 random.choice(EXTREMES),
                 -random.choice(EXTREMES),
             ),
-            *(
-                random.random(),
-                random.getrandbits(32),
-                "F16",
-                "I64",
-                [0, 2**63],
-                ["a", "b"],
-                "../../etc/passwd",
-            ),
+            *(random.random(), random.getrandbits(32), "F16", "I64", [0, 2**63], ["a", "b"], "../../etc/passwd"),
         ]
     )
 
@@ -291,23 +265,8 @@ def _config(random: Random, content: bytes) -> bytes:
     return json.dumps(value).encode()
 
 
-KNOWN_KEYS = [
-    "rope_theta",
-    "rope_scaling",
-    "head_dim",
-    "hidden_act",
-    "bos_token_id",
-    "eos_token_id",
-    "attention_bias",
-]
-KNOWN_KEYS += [
-    "mlp_bias",
-    "sliding_window",
-    "quantization_config",
-    "rope_parameters",
-    "torch_dtype",
-    "layer_types",
-]
+KNOWN_KEYS = ["rope_theta", "rope_scaling", "head_dim", "hidden_act", "bos_token_id", "eos_token_id", "attention_bias"]
+KNOWN_KEYS += ["mlp_bias", "sliding_window", "quantization_config", "rope_parameters", "torch_dtype", "layer_types"]
 
 CHANGES: dict[str, list[Callable[[Random, bytes], bytes]]] = {
     "any": [_bits, _cut, _longer, _number, _moved],

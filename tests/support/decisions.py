@@ -151,8 +151,7 @@ def _add_head(folder: Path) -> None:
     random, (path,) = np.random.default_rng(5), folder.glob("*.safetensors")
     with closing(open_safetensors(folder)) as file:
         tensors: dict[str, Any] = {
-            name: (tensor.format, tensor.shape, bytes(file.data(name)))
-            for name, tensor in file.tensors.items()
+            name: (tensor.format, tensor.shape, bytes(file.data(name))) for name, tensor in file.tensors.items()
         }
     columns, width = HEADED["num_verbalizers"], inner["hidden_size"]
     for name, shape in (("proj.weight", (columns, width)), ("proj.bias", (columns,))):

@@ -14,7 +14,7 @@ from pellucid import pipeline
 from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
 from pellucid.model.weight_map import Model
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.weights.open import open_checkpoint

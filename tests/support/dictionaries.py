@@ -15,9 +15,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def save(path: Path, arrays: Arrays) -> None:
-    tensors = {
-        name: ("F32", one.shape, np.ascontiguousarray(one, "<f4").tobytes()) for name, one in arrays.items()
-    }
+    tensors = {name: ("F32", one.shape, np.ascontiguousarray(one, "<f4").tobytes()) for name, one in arrays.items()}
     path.write_bytes(safetensors(tensors))
 
 
@@ -32,12 +30,7 @@ def sae(folder: Path, hook: str, D: int = 64, F: int = 96, seed: int = 0, **conf
     arrays = drawn(seed, W_enc=(D, F), W_dec=(F, D), b_enc=(F,), b_dec=(D,))
     out = config.pop("hook_name_out", None)
     metadata = {"sae_lens_version": "6.54.12", "hook_name": hook, **({"hook_name_out": out} if out else {})}
-    own = {
-        "architecture": "transcoder" if out else "standard",
-        "d_in": D,
-        "d_sae": F,
-        "apply_b_dec_to_input": not out,
-    }
+    own = {"architecture": "transcoder" if out else "standard", "d_in": D, "d_sae": F, "apply_b_dec_to_input": not out}
     own |= {"normalize_activations": "none", "metadata": metadata, **config}
     if "jumprelu" in own["architecture"]:
         arrays["threshold"] = np.full(F, 0.5, np.float32)

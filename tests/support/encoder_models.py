@@ -54,9 +54,7 @@ def _modules(folder: Path, task: str, prompts: dict[str, str] | None = None) -> 
     listed = []
     for number, kind in enumerate(MODULES[task]):
         path = "" if kind.endswith("Transformer") else f"{number}_{kind}"
-        listed.append(
-            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.{kind}"}
-        )
+        listed.append({"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.{kind}"})
         if kind in POOLING:
             (folder / path).mkdir()
             (folder / path / "config.json").write_text(json.dumps(POOLING[kind]))

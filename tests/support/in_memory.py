@@ -14,7 +14,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model, Slot
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import StepLimits
 from pellucid.weights.checkpoint import Tensor
 from support.tiny import random_weights
@@ -28,8 +28,7 @@ class InMemory:
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.metadata: dict[str, Any] = {}
         self._bytes = {
-            name: np.ascontiguousarray(one, np.float32).reshape(-1).view(np.uint8)
-            for name, one in arrays.items()
+            name: np.ascontiguousarray(one, np.float32).reshape(-1).view(np.uint8) for name, one in arrays.items()
         }
         self.tensors = {
             name: Tensor(name, one.shape, "F32", self.path, 0, 4 * one.size) for name, one in arrays.items()

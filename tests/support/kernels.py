@@ -29,11 +29,7 @@ VEXP = 1.3e-7
 
 GUARD = 256  # bytes before and after an array; no kernel may write them
 FILL = 0xFF  # fills arrays: NaN as float16 and as float32
-COUNTS = {
-    "tokens": StepRecord.at.tokens,
-    "outputs": StepRecord.at.outputs,
-    "sequences": StepRecord.at.sequences,
-}
+COUNTS = {"tokens": StepRecord.at.tokens, "outputs": StepRecord.at.outputs, "sequences": StepRecord.at.sequences}
 
 threads = st.integers(1, 4)
 tokens = st.integers(1, 20)

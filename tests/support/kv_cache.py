@@ -16,9 +16,7 @@ from support.kernels import Batch, assert_guards, call, guarded
 class Cache:
     """Pages of one layer: the keys and values of the sequences' rows, and NaN everywhere else."""
 
-    def __init__(
-        self, batch: Batch, k: np.ndarray, v: np.ndarray, threads: int, kv_dtype: str = "f16"
-    ) -> None:
+    def __init__(self, batch: Batch, k: np.ndarray, v: np.ndarray, threads: int, kv_dtype: str = "f16") -> None:
         _, G, K = k.shape
         V = v.shape[-1]
         self.batch, self.heads, self.widths, self.kv_dtype = batch, G, (K, V), kv_dtype
@@ -38,11 +36,7 @@ class Cache:
         raw = self.memory[:, start : start + size].reshape(len(self.memory), self.heads, -1)
         shape = (*raw.shape[:2], *((width, PAGE) if which == "keys" else (PAGE, width)))
         if self.kv_dtype in ("f16", "f32"):
-            return (
-                raw.view(np.float16 if self.kv_dtype == "f16" else np.float32)
-                .reshape(shape)
-                .astype(np.float32)
-            )
+            return raw.view(np.float16 if self.kv_dtype == "f16" else np.float32).reshape(shape).astype(np.float32)
         if self.kv_dtype == "bf16":  # in pairs, of columns or of tokens
             numbers = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
             pairs = numbers.reshape(*raw.shape[:2], shape[2] // 2, shape[3], 2)
@@ -55,13 +49,7 @@ class Cache:
         return q.reshape(shape) * scales.astype(np.float32)
 
     def attend(
-        self,
-        q: np.ndarray,
-        batch: Batch,
-        threads: int,
-        activation_bits: int = 8,
-        kernel: str = "attention",
-        **how: Any,
+        self, q: np.ndarray, batch: Batch, threads: int, activation_bits: int = 8, kernel: str = "attention", **how: Any
     ) -> np.ndarray:
         T, H, K = q.shape
         V = self.widths[1]
@@ -72,9 +60,7 @@ class Cache:
         heads = {"heads": H, "kv_heads": self.heads}
         fields = {"q": q, "out": out, "quantized": blocks, **heads, **self.places, **how}
         call(
-            KernelKey(
-                kernel, head_dim=K, value_dim=V, kv_dtype=self.kv_dtype, activation_bits=activation_bits
-            ),
+            KernelKey(kernel, head_dim=K, value_dim=V, kv_dtype=self.kv_dtype, activation_bits=activation_bits),
             batch,
             threads,
             **fields,

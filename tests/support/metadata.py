@@ -15,7 +15,7 @@ from pellucid import pipeline
 from pellucid.model.family import architectures
 from pellucid.model.read import read_model
 from pellucid.model.weight_map import Model
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.testing import random_model
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.open import open_checkpoint

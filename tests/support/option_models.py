@@ -148,11 +148,7 @@ def _omni() -> Shapes:
             names |= {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64)}
             names |= {"attn_q_norm": (16,), "attn_k_norm": (16,)}
         elif not decides:
-            names |= {
-                "shortconv.in_proj": (192, 64),
-                "shortconv.conv": (64, 3),
-                "shortconv.out_proj": (64, 64),
-            }
+            names |= {"shortconv.in_proj": (192, 64), "shortconv.conv": (64, 3), "shortconv.out_proj": (64, 64)}
         found |= {f"{at}.{name}.weight": shape for name, shape in names.items()}
     return found
 

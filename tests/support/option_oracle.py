@@ -80,9 +80,7 @@ class Weights:
         return scaled * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
     def gated(self, x: Array, at: str) -> Array:
-        return self.dense(
-            silu(self.dense(x, f"{at}.ffn_gate")) * self.dense(x, f"{at}.ffn_up"), f"{at}.ffn_down"
-        )
+        return self.dense(silu(self.dense(x, f"{at}.ffn_gate")) * self.dense(x, f"{at}.ffn_up"), f"{at}.ffn_down")
 
 
 class Omni(Weights):
@@ -97,11 +95,7 @@ class Omni(Weights):
         x = self.rms(x, "token_embd_norm") + self.w["token_types.weight"][KINDS.index(kind)]
         for layer in (3, 4):
             at = f"blk.{layer}"
-            q, k, v = (
-                self.dense(self.norm(x, f"{at}.attn_norm"), f"{at}.attn_qkv")
-                .reshape(-1, 3, 4, 16)
-                .swapaxes(0, 1)
-            )
+            q, k, v = self.dense(self.norm(x, f"{at}.attn_norm"), f"{at}.attn_qkv").reshape(-1, 3, 4, 16).swapaxes(0, 1)
             x = x + self.dense(attend(q, k, v, False), f"{at}.attn_output")
             inner = np.maximum(self.dense(self.norm(x, f"{at}.ffn_norm"), f"{at}.ffn_up"), 0)
             x = x + self.dense(inner, f"{at}.ffn_down")
@@ -135,9 +129,7 @@ class Qwen(Weights):
     def attention(self, x: Array, at: str) -> Array:
         q, gate = np.split(self.dense(x, f"{at}.attn_q").reshape(len(x), 2, 64), 2, -1)
         k, v = (self.dense(x, f"{at}.attn_{part}").reshape(len(x), 1, 32) for part in "kv")
-        q, k = (
-            turned(self.rms(y, f"{at}.attn_{part}_norm"), 10_000.0, 16) for y, part in ((q, "q"), (k, "k"))
-        )
+        q, k = (turned(self.rms(y, f"{at}.attn_{part}_norm"), 10_000.0, 16) for y, part in ((q, "q"), (k, "k")))
         mixed = attend(q, k, v, True) * sigmoid(gate.reshape(len(x), -1))
         return self.dense(mixed, f"{at}.attn_output")
 
@@ -180,9 +172,7 @@ class Clef(Qwen):
         found, vectors = [], []
         for mean, one in zip(asked, questions):
             context = np.stack([hidden[range(*span)].mean(0) for span in one["options"]])
-            lexical = np.stack(
-                [self.w["output.weight"][ids[slice(*span)]].mean(0) for span in one["options"]]
-            )
+            lexical = np.stack([self.w["output.weight"][ids[slice(*span)]].mean(0) for span in one["options"]])
             options = self.project(context, "option_context") + self.project(lexical, "option_lexical")
             options = options + self.project(mean, "option_question")
             for number in (0, 1):
@@ -196,18 +186,14 @@ class Clef(Qwen):
             field = self.project(mean, "question")
             summary = softmax(options @ field / math.sqrt(32)) @ options
             field = field + self.norm(summary, "decision.option_summary_norm") + self.project(end, "global")
-            vectors.append(
-                field + self.w["token_types.weight"][("noul", "choice", "score").index(one["type"])]
-            )
+            vectors.append(field + self.w["token_types.weight"][("noul", "choice", "score").index(one["type"])])
             found.append((options, lexical))
         fields = np.stack(vectors)
         for number in (2, 3):
             at = f"dec.blk.{number}"
             rows = self.norm(fields, f"{at}.attn_norm")
             fields = fields + self.attended(rows, rows, f"{at}.attn")
-            fields = fields + self.attended(
-                self.norm(fields, f"{at}.cross_attn_norm"), memory, f"{at}.cross_attn"
-            )
+            fields = fields + self.attended(self.norm(fields, f"{at}.cross_attn_norm"), memory, f"{at}.cross_attn")
             fields = fields + self.feedforward(fields, at)
         fields = self.norm(fields, "decision.field_norm")
         return [self.compared(field, *own, mean + end) for field, own, mean in zip(fields, found, asked)]

@@ -62,9 +62,7 @@ class PackageServer:
         elif path.startswith("/files/"):
             self._file(request, path.removeprefix("/files/"), span)
         elif page := self._page(path.removeprefix("/simple/").strip("/")):
-            kind = (
-                "application/vnd.pypi.simple.v1+json" if self.kind == "json" else "text/html; charset=utf-8"
-            )
+            kind = "application/vnd.pypi.simple.v1+json" if self.kind == "json" else "text/html; charset=utf-8"
             self._send(request, 200, page, {"Content-Type": kind})
         else:
             self._send(request, 404, b"")

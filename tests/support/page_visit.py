@@ -49,9 +49,7 @@ class Visit:
         )
         self._ran = time.monotonic()
         self.page, self.said = self.context.new_page(), list[str]()
-        self.page.on(
-            "console", lambda one: self.said.append(one.text) if one.type in ("error", "warning") else None
-        )
+        self.page.on("console", lambda one: self.said.append(one.text) if one.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.goto(url)
         load = self.page.get_by_role("button", name="Load it")
@@ -65,9 +63,7 @@ class Visit:
         select = self.page.locator("header select")
         if select.input_value() != model:
             # Until the answer is there, the page may still show the form of the model before, and drop what is typed.
-            with self.page.expect_response(
-                lambda one: one.url.endswith(f"/look/models/{model}"), timeout=SECONDS
-            ):
+            with self.page.expect_response(lambda one: one.url.endswith(f"/look/models/{model}"), timeout=SECONDS):
                 select.select_option(model)
         self.page.locator("textarea").wait_for(timeout=SECONDS)
 

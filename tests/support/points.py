@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pellucid import pipeline
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
+from pellucid.plan.bind import layouts
 from pellucid.plan.points import Point
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.trace.trace import Trace

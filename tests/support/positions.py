@@ -44,6 +44,4 @@ def positions(
     table = BucketTable(kind, context)
     values = table.values()
     fields["buckets"] = values[table.origin :]
-    return Positions(
-        found["keys"], found["queries"], values[: 2 * context - 1][::-1].astype(np.int64), fields
-    )
+    return Positions(found["keys"], found["queries"], values[: 2 * context - 1][::-1].astype(np.int64), fields)

@@ -53,20 +53,8 @@ class ClusterServer:
             port = free.getsockname()[1]
         self.address = address
         self.url, self.said = f"http://127.0.0.1:{port}", list[str]()
-        command = [
-            sys.executable,
-            "-m",
-            "pellucid",
-            "serve",
-            str(model),
-            "--port",
-            str(port),
-            "--cluster",
-            address,
-        ]
-        self.process = subprocess.Popen(
-            [*command, "--replica-cpus", "1", *more], stderr=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-m", "pellucid", "serve", str(model), "--port", str(port), "--cluster", address]
+        self.process = subprocess.Popen([*command, "--replica-cpus", "1", *more], stderr=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="none", timeout=SECONDS, max_retries=0)
@@ -84,9 +72,7 @@ class ClusterServer:
 
     def up(self) -> int:
         text = httpx.get(self.url + "/metrics", timeout=SECONDS).text
-        return sum(
-            line.endswith(" 1.0") for line in text.splitlines() if line.startswith("pellucid:replica_up")
-        )
+        return sum(line.endswith(" 1.0") for line in text.splitlines() if line.startswith("pellucid:replica_up"))
 
     def wait(self, count: int) -> None:
         end = time.monotonic() + SECONDS

@@ -142,9 +142,7 @@ def _longer(receipt: Json, random: Random) -> None:
 
 def _seed(receipt: Json, random: Random) -> None:
     seed = receipt["request"]["seed"]
-    receipt["request"]["seed"] = (
-        "1" if seed is None else str((int(seed) + random.randrange(1, 99)) % (1 << 63))
-    )
+    receipt["request"]["seed"] = "1" if seed is None else str((int(seed) + random.randrange(1, 99)) % (1 << 63))
 
 
 def _option(receipt: Json, random: Random) -> None:

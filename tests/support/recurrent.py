@@ -34,9 +34,7 @@ def in_steps(step: Step, lengths: list[int], cuts: list[int], state: int, seed: 
             break
         counts = [min(cut, lengths[s] - done[s]) for s in active]
         after = [page[s] if page[s] >= 0 and rng.random() < 0.5 else spare.pop(0) for s in active]
-        batch = Batch(
-            counts, past=[done[s] for s in active], states=[page[s] for s in active], next_states=after
-        )
+        batch = Batch(counts, past=[done[s] for s in active], states=[page[s] for s in active], next_states=after)
         rows = np.concatenate([starts[s] + done[s] + np.arange(n) for s, n in zip(active, counts)])
         found |= dict(zip(rows.tolist(), step(batch, rows, memory.ctypes.data)))
         for s, n, new in zip(active, counts, after):

@@ -19,18 +19,7 @@ from pellucid.kernels.recurrent import convolve, decay, scan
 from pellucid.model.positions import Learned, RelativePositions, Rotary, Sinusoidal
 from pellucid.model.shapes import ENCODER, expected_shapes
 from pellucid.model.slot_reader import SlotReader
-from pellucid.model.spec import (
-    AltUp,
-    Attention,
-    Block,
-    DeltaNet,
-    FeedForward,
-    Latent,
-    Mamba,
-    Mixture,
-    Norm,
-    Recurrent,
-)
+from pellucid.model.spec import AltUp, Attention, Block, DeltaNet, FeedForward, Latent, Mamba, Mixture, Norm, Recurrent
 from pellucid.model.weight_map import Model
 from pellucid.plan.position import alibi_slopes, inverse_frequencies
 from pellucid.weights.checkpoint import Checkpoint
@@ -120,14 +109,8 @@ class Reference:
         source: Sequence[int] = (),
     ) -> None:
         if model.spec.encoder:
-            slots = {
-                slot.removeprefix(ENCODER): one
-                for slot, one in model.slots.items()
-                if slot.startswith(ENCODER)
-            }
-            self.source = Reference(checkpoint, Model(model.spec.encoder, slots, "layers"), round_kv).rows(
-                source
-            )
+            slots = {slot.removeprefix(ENCODER): one for slot, one in model.slots.items() if slot.startswith(ENCODER)}
+            self.source = Reference(checkpoint, Model(model.spec.encoder, slots, "layers"), round_kv).rows(source)
         self.checkpoint, self.model, self.spec, self.round_kv = checkpoint, model, model.spec, round_kv
         self.cached: dict[str, list[Array]] = {}
         self.patterns: dict[str, Array] = {}
@@ -163,9 +146,7 @@ class Reference:
             v = v.reshape(tokens, -1, kind.value_dim)
             v = self.norm(v, kind.v_norm, f"{at}.v_norm") if kind.v_norm else v
             k = self.positioned(raw, kind, f"{at}.k_norm")
-            self.cached[at] = [
-                np.repeat(self.round_kv(part), kind.heads // kind.kv_heads, axis=1) for part in (k, v)
-            ]
+            self.cached[at] = [np.repeat(self.round_kv(part), kind.heads // kind.kv_heads, axis=1) for part in (k, v)]
         k, v = self.cached[at if kind.shared is None else f"blocks.{kind.shared}.attention"]
         scores = np.einsum("thk,shk->hts", q, k) * kind.scale
         if kind.softcap:
@@ -223,8 +204,7 @@ class Reference:
         """Attention of the tokens to all tokens of the source."""
         q = self.linear(x, f"{at}.q", kind.bias).reshape(len(x), kind.heads, -1)
         k, v = (
-            self.linear(self.source, f"{at}.{n}", kind.bias).reshape(len(self.source), kind.kv_heads, -1)
-            for n in "kv"
+            self.linear(self.source, f"{at}.{n}", kind.bias).reshape(len(self.source), kind.kv_heads, -1) for n in "kv"
         )
         if kind.qk_norm:
             q, k = (self.norm(part, kind.qk_norm, f"{at}.{n}_norm") for part, n in ((q, "q"), (k, "k")))
@@ -251,9 +231,7 @@ class Reference:
         tokens, source = len(x), x
         if latent.query_rank:
             source = self.norm(self.linear(x, f"{at}.q_down", kind.bias), latent.norm, f"{at}.q_down_norm")
-        plain, turned = (
-            self.linear(source, f"{at}.{n}").reshape(tokens, kind.heads, -1) for n in ("q", "q_rotary")
-        )
+        plain, turned = (self.linear(source, f"{at}.{n}").reshape(tokens, kind.heads, -1) for n in ("q", "q_rotary"))
         memory = self.norm(self.linear(x, f"{at}.latent", kind.bias), latent.norm, f"{at}.latent_norm")
         memory = self.round_kv(memory)
         shared = self.linear(x, f"{at}.k_rotary", kind.bias).reshape(tokens, 1, -1)
@@ -287,9 +265,7 @@ class Reference:
     def delta_net(self, x: Array, kind: DeltaNet, at: str) -> Array:
         tokens = len(x)
         q, k, v = (
-            self.convolve(self.linear(x, f"{at}.{n}"), f"{at}.{n}_conv", False, silu=True).reshape(
-                tokens, heads, -1
-            )
+            self.convolve(self.linear(x, f"{at}.{n}"), f"{at}.{n}_conv", False, silu=True).reshape(tokens, heads, -1)
             for n, heads in (("q", kind.key_heads), ("k", kind.key_heads), ("v", kind.heads))
         )
         q, k = (part / np.sqrt((part * part).sum(-1, keepdims=True) + 1e-6) for part in (q, k))
@@ -312,9 +288,7 @@ class Reference:
         )
         rate, bias = (self.weight(f"{at}.rate.{part}").reshape(-1) for part in ("weight", "bias"))
         steps, shrunk = decay.reference(parts["step"], bias, rate, *kind.limits)
-        out = scan.reference(
-            c, b, value, shrunk, steps, self.weight(f"{at}.skip.weight").reshape(-1), delta=False
-        )
+        out = scan.reference(c, b, value, shrunk, steps, self.weight(f"{at}.skip.weight").reshape(-1), delta=False)
         gate = ACTIVATIONS["silu"](parts["gate"])
         out = out.reshape(tokens, -1) * (1 if kind.norm_first else gate)
         if kind.norm:
@@ -324,9 +298,7 @@ class Reference:
         out = out * (gate if kind.norm_first else 1)
         return kind.output_scale * self.linear(out, f"{at}.output", kind.output_bias)
 
-    def feedforward(
-        self, x: Array, ff: FeedForward | Mixture, at: str, residual: Array | None = None
-    ) -> Array:
+    def feedforward(self, x: Array, ff: FeedForward | Mixture, at: str, residual: Array | None = None) -> Array:
         if isinstance(ff, Mixture):
             return self.mixture(x, ff, at, residual)
         up = self.linear(x, f"{at}.up", ff.bias)
@@ -464,9 +436,7 @@ class Reference:
             if kind.placement in ("parallel", "shared"):
                 first = self.norm(x, kind.norm, f"{at}.norm")
                 second = first if kind.placement == "shared" else self.norm(x, kind.norm, f"{ff}.norm")
-                out = self.attention(first, kind.attention, at) + self.feedforward(
-                    second, kind.feedforward, ff
-                )
+                out = self.attention(first, kind.attention, at) + self.feedforward(second, kind.feedforward, ff)
                 x = x + kind.residual_scale * out
                 continue
             if altup:
@@ -493,9 +463,7 @@ class Reference:
                 seen = seen * self.weight(f"blocks.{i}.altup.scale.weight") if altup.scaled else seen
             if self.spec.per_layer:
                 at, seen = f"blocks.{i}.per_layer", seen if altup else x
-                hidden = (
-                    ACTIVATIONS[self.spec.per_layer.activation](self.linear(seen, f"{at}.gate")) * own[:, i]
-                )
+                hidden = ACTIVATIONS[self.spec.per_layer.activation](self.linear(seen, f"{at}.gate")) * own[:, i]
                 more = self.norm(self.linear(hidden, f"{at}.project"), kind.norm, f"{at}.norm")
                 lanes[:, 1:] += more[:, None]
                 x = x if altup else x + more

@@ -50,9 +50,7 @@ class ReplicaProcess:
         os.close(handle)
         self._said = Path(said)
         ours, theirs = _processes.Pipe(duplex=False)
-        self.process = _processes.Process(
-            target=_serve, args=(str(path), name, secret, threads, said, theirs)
-        )
+        self.process = _processes.Process(target=_serve, args=(str(path), name, secret, threads, said, theirs))
         self.process.start()
         theirs.close()
         with ours:

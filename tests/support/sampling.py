@@ -163,9 +163,7 @@ def banned(x: Floats, o: dict[str, Any], before: Before) -> Floats:
 
 
 def allowed(x: Floats, o: dict[str, Any], before: Before) -> Floats:
-    ids = {
-        i for entry in o["allowed"] for i in ([32, *map(ord, entry)] if isinstance(entry, str) else [entry])
-    }
+    ids = {i for entry in o["allowed"] for i in ([32, *map(ord, entry)] if isinstance(entry, str) else [entry])}
     return only(x, sorted(ids))
 
 
@@ -232,9 +230,7 @@ def top_h(x: Floats, o: dict[str, Any], before: Before) -> Floats:
 
 
 def xtc(x: Floats, o: dict[str, Any], before: Before) -> Floats:
-    random = np.random.Generator(np.random.Philox(key=before.seed, counter=len(before.generated))).random(2)[
-        1
-    ]
+    random = np.random.Generator(np.random.Philox(key=before.seed, counter=len(before.generated))).random(2)[1]
     p = softmax(x)
     above = [i for i in ranked(x) if p[i] >= o["xtc_threshold"]]
     if random >= o["xtc_probability"] or o["xtc_threshold"] > 0.5 or len(above) < 2:

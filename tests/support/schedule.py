@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid import pipeline
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.weights.gguf_types import TENSOR_TYPES
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.gguf_values import TENSOR_TYPES
+from pellucid.weights.quant.format import formats
 from support.blocks import quantised, random_blocks
 from support.model_files import gguf
 from support.tiny import model_runner, opened
@@ -40,9 +40,7 @@ class Model:
             # The sequences exceed the contexts of the tiny models. Only ALiBi's tables depend on the context.
             spec = replace(model.spec, context=room["context"]) if not model.spec.position else model.spec
             plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
-        self.runners = {
-            n: self._stack.enter_context(model_runner(path, plan, threads=n, **room)) for n in threads
-        }
+        self.runners = {n: self._stack.enter_context(model_runner(path, plan, threads=n, **room)) for n in threads}
         V = model.spec.embedding.vocabulary
         rng = np.random.default_rng(7)
         self.tokens = [rng.integers(0, V, n).tolist() for n in LENGTHS]
@@ -90,9 +88,7 @@ class Play:
         if chunks:
             got, want = self.net.forward(chunks), np.concatenate(wanted)
             different = np.flatnonzero((got != want).any(1))
-            assert got.tobytes() == want.tobytes(), (
-                f"rows {different} of {counts}: {np.abs(got - want).max()}"
-            )
+            assert got.tobytes() == want.tobytes(), f"rows {different} of {counts}: {np.abs(got - want).max()}"
 
     def cut(self, which: int, length: int) -> None:
         """Truncate a sequence to ``length`` tokens."""
@@ -114,9 +110,7 @@ class Play:
 D, V, LAYERS = 256, 48, 2
 MATRICES = {
     **{f"blk.{i}.{n}.weight": (w, D) for i in range(LAYERS) for n, w in (("attn_q", D), ("attn_k", 128))},
-    **{
-        f"blk.{i}.{n}.weight": (w, D) for i in range(LAYERS) for n, w in (("attn_v", 128), ("attn_output", D))
-    },
+    **{f"blk.{i}.{n}.weight": (w, D) for i in range(LAYERS) for n, w in (("attn_v", 128), ("attn_output", D))},
     **{f"blk.{i}.ffn_{n}.weight": (D, D) for i in range(LAYERS) for n in ("gate", "up", "down")},
     "token_embd.weight": (V, D),
     "output.weight": (V, D),

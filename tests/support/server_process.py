@@ -23,9 +23,7 @@ class ServerProcess:
         limit += "os.execv(sys.argv[1], sys.argv[1:])"
         if files is not None:
             command = [sys.executable, "-c", limit, *command]
-        self.process = subprocess.Popen(
-            [*command, "--port", "0", "--threads", "1"], stderr=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen([*command, "--port", "0", "--threads", "1"], stderr=subprocess.PIPE, text=True)
         self.said, self._listens = list[str](), threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pellucid.weights.gguf_strings import StringArray
+from pellucid.weights.gguf_values import StringArray
 from support.model_files import gguf_string
 
 

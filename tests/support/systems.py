@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pellucid.tokenize.chat.template_process import BOOT
+from pellucid.tokenize.chat.template import BOOT
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, links and permissions of POSIX")
 affinity = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="a system that binds threads")

@@ -91,11 +91,7 @@ def transformers_chat() -> Callable[..., str] | None:
 
 
 USER, SYSTEM = {"role": "user", "content": "Hi! <é> \"'"}, {"role": "system", "content": "Be brief.\n"}
-CALL = {
-    "type": "function",
-    "id": "abcdefghi",
-    "function": {"name": "get", "arguments": {"city": "Köln", "n": 1.5}},
-}
+CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "get", "arguments": {"city": "Köln", "n": 1.5}}}
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "name": "get", "tool_call_id": "abcdefghi", "content": '{"t": 3}'}
 ANSWER = {"role": "assistant", "content": "  Cold. ", "tool_calls": None}
@@ -108,10 +104,7 @@ TOOL = {
         "description": "The weather.\nNow.",
         "parameters": {
             "type": "object",
-            "properties": {
-                "city": {"type": "string", "description": "Where"},
-                "n": {"type": ["number", "null"]},
-            },
+            "properties": {"city": {"type": "string", "description": "Where"}, "n": {"type": ["number", "null"]}},
             "required": ["city"],
         },
         "return": {"type": "string"},

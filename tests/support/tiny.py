@@ -20,9 +20,9 @@ from pellucid.model.family import known_families
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
+from pellucid.plan.bind import layouts
 from pellucid.plan.pipeline_stages import Stage
 from pellucid.plan.plan import Plan
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable
 from pellucid.weights.checkpoint import Checkpoint

@@ -25,9 +25,7 @@ def expected(served: Served, number: str) -> None:
     wait_until(lambda: number in served.app.state.live._expected)
 
 
-def events_of(
-    url: str, number: str, headers: dict[str, str] | None = None, **query: Any
-) -> list[tuple[str, Any]]:
+def events_of(url: str, number: str, headers: dict[str, str] | None = None, **query: Any) -> list[tuple[str, Any]]:
     """Read all events of a request's trace."""
     found, kind = list[tuple[str, Any]](), ""
     asked = httpx.stream(
@@ -44,16 +42,12 @@ def events_of(
     return found
 
 
-def watched(
-    served: Served, number: str, body: dict[str, Any], **query: Any
-) -> tuple[list[tuple[str, Any]], Any]:
+def watched(served: Served, number: str, body: dict[str, Any], **query: Any) -> tuple[list[tuple[str, Any]], Any]:
     """Open the trace of a request, then send the request. Returns the events and the answer."""
     events: list[tuple[str, Any]] = []
     viewer = threading.Thread(target=lambda: events.extend(events_of(served.url, number, **query)))
     viewer.start()
     expected(served, number)
-    answer = httpx.post(
-        f"{served.url}/v1/completions", json=body, headers={"X-Request-Id": number}, timeout=60
-    )
+    answer = httpx.post(f"{served.url}/v1/completions", json=body, headers={"X-Request-Id": number}, timeout=60)
     viewer.join(60)
     return events, answer

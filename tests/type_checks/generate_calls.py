@@ -15,9 +15,7 @@ from pellucid.llm import LLM
 def accepted(llm: LLM) -> None:
     assert_type(llm.generate("Hi", temperature=0, top_k=5, max_new_tokens=8, stop="."), Generation)
     assert_type(llm.generate(["Hi", "Ho"], seed=1, priority=1, deadline=2.5), list[Generation])
-    assert_type(
-        llm.chat([{"role": "user", "content": "Hi"}], logit_bias={5: -1.0}, json_schema={}), Generation
-    )
+    assert_type(llm.chat([{"role": "user", "content": "Hi"}], logit_bias={5: -1.0}, json_schema={}), Generation)
     assert_type(llm.beam_search("Hi", num_beams=2, early_stopping="never", top_p=0.5), Beams)
     for _ in llm.stream("Hi", until=lambda text: len(text) > 5, banned=["no", 7]):
         pass

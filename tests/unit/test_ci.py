@@ -15,8 +15,7 @@ SCRIPT = Path(__file__).parents[2] / ".ci" / "run"
 KERNEL, OTHER = "src/pellucid/kernels/simd.py", "src/pellucid/llm.py"
 
 pytestmark = pytest.mark.skipif(
-    not (SCRIPT.exists() and shutil.which("git") and shutil.which("bash")),
-    reason="needs .ci/run, git and bash",
+    not (SCRIPT.exists() and shutil.which("git") and shutil.which("bash")), reason="needs .ci/run, git and bash"
 )
 
 
@@ -120,9 +119,7 @@ def test_tests_that_the_makefile_names_exist() -> None:
 
 
 @pytest.mark.parametrize(("fails", "code"), [("check", 1), ("docs", 1), ("test-long", 1), ("", 0)])
-def test_all_targets_run_and_the_last_line_names_the_failed_ones(
-    checkout: Checkout, fails: str, code: int
-) -> None:
+def test_all_targets_run_and_the_last_line_names_the_failed_ones(checkout: Checkout, fails: str, code: int) -> None:
     done = checkout.run(CI_LONG="1", FAILS=fails)
     assert done.stdout.split() == ALL
     assert done.returncode == code
@@ -141,9 +138,7 @@ def test_all_targets_run_and_the_last_line_names_the_failed_ones(
         ("test-fast", "slow", "test-most test-cluster test-alone"),
     ],
 )
-def test_a_failed_group_does_not_stop_the_others(
-    tmp_path: Path, target: str, fails: str, failed: str
-) -> None:
+def test_a_failed_group_does_not_stop_the_others(tmp_path: Path, target: str, fails: str, failed: str) -> None:
     """In an environment of programs that write down their arguments, and fail at a text in them."""
     (tmp_path / "bin").mkdir()
     for name in ("python", "ruff", "mypy", "lint-imports"):

@@ -29,10 +29,7 @@ def site() -> dict[str, contents.SitePage]:
 
 def anchors(source: str) -> Iterator[str]:
     """The anchors that GitHub gives to the headings of a page, and the anchors that the page declares."""
-    text, seen = (
-        re.sub(r"^```.*?^```", "", pages.read(source), flags=re.MULTILINE | re.DOTALL),
-        dict[str, int](),
-    )
+    text, seen = (re.sub(r"^```.*?^```", "", pages.read(source), flags=re.MULTILINE | re.DOTALL), dict[str, int]())
     yield from re.findall(r'<a id="([^"]+)">', text)
     for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
         words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -79,9 +76,7 @@ def test_help_is_shown_as_it_is() -> None:
 def test_every_public_name_is_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reference.unlisted() == []
     assert len(set(reference.names())) == len(reference.names())
-    assert [
-        name for name in reference.names() if not docstrings.first_sentence(reference.resolved(name))
-    ] == []
+    assert [name for name in reference.names() if not docstrings.first_sentence(reference.resolved(name))] == []
     monkeypatch.setattr(trace, "__all__", [*trace.__all__, "new_lens"])
     assert reference.unlisted() == ["pellucid.trace.new_lens"]
 
@@ -131,9 +126,7 @@ def test_links_of_a_page_get_the_targets_of_the_site(monkeypatch: pytest.MonkeyP
 
     [no](link.md)
 """
-    monkeypatch.setattr(
-        pages, "read", lambda name: source if name == "docs/guides/add-a-command.md" else "# Serving\n"
-    )
+    monkeypatch.setattr(pages, "read", lambda name: source if name == "docs/guides/add-a-command.md" else "# Serving\n")
     assert (
         pages.staged("docs/guides/add-a-command.md", ADDRESS)
         == f"""# A

@@ -92,9 +92,7 @@ def test_perplexity_is_exp_of_the_mean_surprise(llm: LLM, window: int, stride: i
 
 def test_a_text_in_one_window_is_what_score_says(llm: LLM) -> None:
     short = TEXT[:60]
-    assert evaluate.perplexity(llm, short).nats.mean == pytest.approx(
-        -llm.score(short).logprobs.chosen.mean()
-    )
+    assert evaluate.perplexity(llm, short).nats.mean == pytest.approx(-llm.score(short).logprobs.chosen.mean())
 
 
 def test_divergence_is_that_of_the_distributions(llm: LLM, other: LLM) -> None:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pellucid.util.garbage_collection import no_collection
+from pellucid.util.interpreter import no_collection
 
 
 @pytest.mark.parametrize("enabled", [True, False])

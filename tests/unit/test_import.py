@@ -25,9 +25,7 @@ HEAVY = (
 def modules_after(code: str) -> set[str]:
     """The top-level modules that a new process has loaded after running ``code``."""
     report = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return set(json.loads(done.stdout.splitlines()[-1]))
@@ -38,9 +36,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_errors_and_names_are_there_without_numpy() -> None:
-    loaded = modules_after(
-        "import pellucid; pellucid.errors.InvalidRequest; dir(pellucid); pellucid.__version__"
-    )
+    loaded = modules_after("import pellucid; pellucid.errors.InvalidRequest; dir(pellucid); pellucid.__version__")
     assert loaded & set(HEAVY) == set()
 
 
@@ -62,18 +58,12 @@ def test_a_zip_file_is_refused_in_a_line(tmp_path: Path) -> None:
     said = "pellucid cannot run inside a zip file: unpack it, or use pip"
     for arguments in (["-m", "pellucid", "list"], ["-m", "pellucid"]):
         done = subprocess.run(
-            [sys.executable, *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=tmp_path,
-            check=False,
+            [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
         )
         assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{said}\n")
     code = "import pellucid\ntry: pellucid.load\nexcept ImportError as error: print(error)"
     assert (
-        subprocess.check_output([sys.executable, "-c", code], text=True, env=environment, cwd=tmp_path)
-        == f"{said}\n"
+        subprocess.check_output([sys.executable, "-c", code], text=True, env=environment, cwd=tmp_path) == f"{said}\n"
     )
 
 

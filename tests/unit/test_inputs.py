@@ -55,9 +55,7 @@ WAYS: dict[str, Callable[[Inputs, str], object]] = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("text", ["to see that it rains. ", "a", " ", "\n", "雨", "\ud800"], ids=repr)
 def test_ten_megabytes_are_refused_at_once(inputs: Inputs, encoded: list[int], way: str, text: str) -> None:
-    with pytest.raises(
-        ContextOverflow, match=r"10,000,\d+ characters, more than 128 tokens; the context is 128"
-    ):
+    with pytest.raises(ContextOverflow, match=r"10,000,\d+ characters, more than 128 tokens; the context is 128"):
         WAYS[way](inputs, (text * 10_000_000)[:10_000_000])
     assert sum(encoded) < 100_000
 
@@ -79,9 +77,7 @@ class Endless(Sequence[int]):
 
 
 @pytest.mark.parametrize(
-    "ids",
-    [range(10**9), range(10**30), np.zeros(10**6, np.int64), Endless()],
-    ids=["range", "vast", "row", "own"],
+    "ids", [range(10**9), range(10**30), np.zeros(10**6, np.int64), Endless()], ids=["range", "vast", "row", "own"]
 )
 def test_ids_of_any_sequence_are_refused_before_a_list_is_made(inputs: Inputs, ids: Any) -> None:
     with pytest.raises(ContextOverflow, match=r"[\d,]+ tokens; the context is 128"):
@@ -95,8 +91,7 @@ def test_sentences(encoded: list[int]) -> None:
         embedding = replace(model.spec.embedding, vocabulary=tokenizer.vocab_size)
         encoder = Inputs(replace(model.spec, embedding=embedding), tokenizer, 16)
     with pytest.raises(
-        ContextOverflow,
-        match=r"10,000,000 characters, more than 16 tokens; the context is 16 tokens: shorten",
+        ContextOverflow, match=r"10,000,000 characters, more than 16 tokens; the context is 16 tokens: shorten"
     ):
         encoder.sentences(["a fox. " * (10_000_000 // 7) + "a fo"[: 10_000_000 % 7]])
     assert sum(encoded) < 100_000
@@ -108,22 +103,7 @@ def test_sentences(encoded: list[int]) -> None:
 def test_what_fits_is_never_refused(inputs: Inputs, folder: Path) -> None:
     """Texts with many characters per token: unknown ones, spaces, long words, characters that a normalizer removes."""
     tokenizer = load_tokenizer(folder)
-    pieces = [
-        "\u0378",
-        " ",
-        "\n",
-        "x" * 101,
-        "a",
-        "\u200b",
-        "\ufeff",
-        "\x01",
-        "\u0301",
-        "▁",
-        "雨",
-        "the ",
-        "==",
-        "a b",
-    ]
+    pieces = ["\u0378", " ", "\n", "x" * 101, "a", "\u200b", "\ufeff", "\x01", "\u0301", "▁", "雨", "the ", "==", "a b"]
     for piece in pieces:
         for end in ("", "<mask> x"):
             text = piece * (3 * (PROBED + SLACK) // len(piece)) + end

@@ -15,20 +15,11 @@ from support.tiny import FAMILIES, TINY, model_runner, opened, some_with_all_ker
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost
-from pellucid.measure.machine import facts
 from pellucid.measure.profile import Timed, profile_step
-from pellucid.measure.roofs import MULTIPLY_ROUNDS, Roofs
-from pellucid.measure.rounds import Figure, measure
-from pellucid.measure.suite import (
-    DecodeWorkload,
-    EmbedWorkload,
-    PrefillWorkload,
-    SuiteOptions,
-    Workload,
-    suite,
-)
+from pellucid.measure.roofs import MULTIPLY_ROUNDS, Figure, Roofs, facts, measure
+from pellucid.measure.suite import DecodeWorkload, EmbedWorkload, PrefillWorkload, SuiteOptions, Workload, suite
+from pellucid.plan.bind import layouts
 from pellucid.plan.plan import Weights
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.cache_layout import StateShape
@@ -56,9 +47,7 @@ def test_roofs_are_positive_and_of_any_size() -> None:
         roofs.close()
 
 
-def test_the_steps_of_a_workload_are_those_that_it_runs(
-    net: ModelRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_steps_of_a_workload_are_those_that_it_runs(net: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     for workload in workloads(net):
         ran: list[list[tuple[int, int, int]]] = []
         forward = net.forward
@@ -74,9 +63,7 @@ def test_the_steps_of_a_workload_are_those_that_it_runs(
         assert ran[-len(said) :] == said  # preceded by a context that is not timed
         sequences = getattr(workload, "sequences", 1)
         assert len(ran) == len(said) + (sequences if isinstance(workload, DecodeWorkload) else 0)
-        made = sum(
-            len(step) if isinstance(workload, EmbedWorkload) else sum(c[1] for c in step) for step in said
-        )
+        made = sum(len(step) if isinstance(workload, EmbedWorkload) else sum(c[1] for c in step) for step in said)
         assert made == workload.count
 
 
@@ -248,12 +235,7 @@ def test_what_is_measured_by_default(specs: dict[str, Any]) -> None:
     chosen, notes = suite(specs["llama"], 8192, SuiteOptions())
     assert chosen == [
         *(PrefillWorkload(128), PrefillWorkload(512), PrefillWorkload(2048)),
-        *(
-            DecodeWorkload(16, 64),
-            DecodeWorkload(1024, 64),
-            DecodeWorkload(16, 64, 4),
-            DecodeWorkload(16, 64, 16),
-        ),
+        *(DecodeWorkload(16, 64), DecodeWorkload(1024, 64), DecodeWorkload(16, 64, 4), DecodeWorkload(16, 64, 16)),
     ]
     assert notes == []
     chosen, notes = suite(specs["bert"], 512, SuiteOptions())
@@ -276,38 +258,23 @@ def test_wishes(specs: dict[str, Any]) -> None:
     def chosen(name: str, context: int, **wishes: Any) -> list[Workload]:
         return suite(specs[name], context, SuiteOptions(**wishes))[0]
 
-    assert chosen("llama", 256, prompts=[7, 7, 9], depths=[0], batches=[0]) == [
-        PrefillWorkload(7),
-        PrefillWorkload(9),
-    ]
+    assert chosen("llama", 256, prompts=[7, 7, 9], depths=[0], batches=[0]) == [PrefillWorkload(7), PrefillWorkload(9)]
     assert chosen("llama", 256, prompts=[0], depths=[8], batches=[2], tokens=5) == [
         DecodeWorkload(8, 5),
         DecodeWorkload(8, 5, 2),
     ]
     assert chosen("llama", 256, prompts=[0], depths=[0], batches=[2], tokens=5) == [DecodeWorkload(16, 5, 2)]
-    assert chosen("bert", 64, prompts=[8, 9], batches=[2]) == [
-        EmbedWorkload(8),
-        EmbedWorkload(32, 2),
-        EmbedWorkload(9),
-    ]
+    assert chosen("bert", 64, prompts=[8, 9], batches=[2]) == [EmbedWorkload(8), EmbedWorkload(32, 2), EmbedWorkload(9)]
 
 
 @pytest.mark.parametrize(
     ("name", "wishes", "message"),
     [
-        (
-            "llama",
-            {"prompts": [257]},
-            "prompt=257: must be a whole number from 0 to 256; the context holds no more",
-        ),
+        ("llama", {"prompts": [257]}, "prompt=257: must be a whole number from 0 to 256; the context holds no more"),
         ("llama", {"depths": [250]}, "depth=250: must be a whole number from 0 to 192"),
         ("llama", {"tokens": 256}, "tokens=256: must be a whole number from 1 to 255; the context is 256"),
         ("llama", {"batches": [65]}, "batch=65: must be a whole number from 0 to 64"),
-        (
-            "llama",
-            {"batches": [8]},
-            "batch=8: 8 sequences of 80 tokens need a context of 1,024; the context is 256",
-        ),
+        ("llama", {"batches": [8]}, "batch=8: 8 sequences of 80 tokens need a context of 1,024; the context is 256"),
         ("llama", {"prompts": [-1]}, "prompt=-1"),
         ("llama", {"depths": ["x"]}, "depth='x'"),
         ("llama", {"tokens": 0}, "tokens=0"),
@@ -317,9 +284,7 @@ def test_wishes(specs: dict[str, Any]) -> None:
         ("bert", {"prompts": [300]}, "prompt=300"),
     ],
 )
-def test_wishes_that_cannot_be(
-    specs: dict[str, Any], name: str, wishes: dict[str, Any], message: str
-) -> None:
+def test_wishes_that_cannot_be(specs: dict[str, Any], name: str, wishes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         suite(specs[name], 256, SuiteOptions(**wishes))
     assert message in str(caught.value)

@@ -100,7 +100,5 @@ def test_the_metadata_suits_pypi(wheel: Path) -> None:
 
 
 def test_the_changelog_begins_with_this_version() -> None:
-    (version, *_) = re.findall(
-        r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    (version, *_) = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert version == pellucid.__version__

@@ -20,10 +20,10 @@ from pellucid.measure.paper import paper_model, paper_shapes
 from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.family import known_families
 from pellucid.model.shapes import expected_shapes
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.testing import planned_model
 from pellucid.weights.pack import packer
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 

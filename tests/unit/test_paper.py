@@ -43,12 +43,7 @@ PUBLISHED = {  # parameters and active parameters per token, in millions
     "deepseek-v2-lite": (15_706.5, 2_451),
     "deepseek-v3": (671_026, 37_000),
 }
-ROUNDED = {
-    "qwen3.5-0.8b": 800,
-    "qwen3-next-80b-a3b": 80_000,
-    "granite-4.0-h-tiny": 7_000,
-    "llama-4-scout": 109_000,
-}
+ROUNDED = {"qwen3.5-0.8b": 800, "qwen3-next-80b-a3b": 80_000, "granite-4.0-h-tiny": 7_000, "llama-4-scout": 109_000}
 """Models whose number of parameters is only published as a rounded number, in millions."""
 
 
@@ -129,9 +124,7 @@ def test_a_window_limits_what_is_read() -> None:
     assert found == {128: 12 * layer, 0: 12 * layer}
     rates = Rates(read=1e9, multiply=1e18)
     seconds = [1 / made.decode(rates, seen) for seen in (0, 100, 128, 1000)]
-    assert np.diff(seconds) == pytest.approx(
-        [100 * 24 * layer / 1e9, 28 * 24 * layer / 1e9, 872 * 12 * layer / 1e9]
-    )
+    assert np.diff(seconds) == pytest.approx([100 * 24 * layer / 1e9, 28 * 24 * layer / 1e9, 872 * 12 * layer / 1e9])
 
 
 def test_a_state_is_read_and_written() -> None:
@@ -141,9 +134,7 @@ def test_a_state_is_read_and_written() -> None:
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "model"
 # Folders of sentence-transformers have a config.json for each module; the model's own has a type.
-CONFIGS = [
-    path for path in sorted(GOLDENS.rglob("config.json")) if "model_type" in json.loads(path.read_text())
-]
+CONFIGS = [path for path in sorted(GOLDENS.rglob("config.json")) if "model_type" in json.loads(path.read_text())]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: "/".join(file.parts[-3:-1]))

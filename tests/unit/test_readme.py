@@ -12,7 +12,7 @@ from pellucid.cli.command import known_commands
 from pellucid.model.family import known_families
 from pellucid.sample.options import Options
 from pellucid.sample.step import owners, steps
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,9 +38,7 @@ def test_the_python_blocks_of_a_document_run_one_after_the_other(
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(
-    "name", [path.name for path in sorted((ROOT / "docs" / "guides").glob("se[ea]*.md"))]
-)
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "docs" / "guides").glob("se[ea]*.md"))])
 def test_the_python_blocks_of_a_worked_example_run_one_after_the_other(name: str) -> None:
     assert run_blocks(ROOT / "docs" / "guides" / name)
 

@@ -165,8 +165,7 @@ def test_another_context_and_thread_count_give_the_same_receipt(llm: LLM, path: 
     with (
         pellucid.load(path, threads=2, context=40) as short,
         pytest.raises(
-            InvalidRequest,
-            match="needs a context of 44 tokens, and this model has 40: load it with context=44",
+            InvalidRequest, match="needs a context of 44 tokens, and this model has 40: load it with context=44"
         ),
     ):
         short.verify_receipt(receipt)
@@ -206,9 +205,7 @@ def test_edits_with_arrays_are_given_again(llm: LLM) -> None:
     edits = [add("blocks.0.residual", vector, factor=0.5)]
     receipt = receipt_of(llm, edits=edits)
     assert llm.verify_receipt(receipt, edits=edits)
-    with pytest.raises(
-        InvalidRequest, match=r"has only their hashes: use llm.verify_receipt\(receipt, edits="
-    ):
+    with pytest.raises(InvalidRequest, match=r"has only their hashes: use llm.verify_receipt\(receipt, edits="):
         llm.verify_receipt(receipt)
     with pytest.raises(InvalidRequest, match="are not the edits of the receipt"):
         llm.verify_receipt(receipt, edits=[add("blocks.0.residual", vector)])
@@ -218,10 +215,7 @@ def test_edits_with_arrays_are_given_again(llm: LLM) -> None:
     ("options", "message"),
     [
         ({"until": lambda text: False}, "until=.*: a receipt cannot hold a function"),
-        (
-            {"edits": [call("blocks.0.residual", lambda x: x)]},
-            "edits of .*: a receipt cannot hold a function",
-        ),
+        ({"edits": [call("blocks.0.residual", lambda x: x)]}, "edits of .*: a receipt cannot hold a function"),
         ({"receipt": "yes"}, "receipt='yes': must be True or False"),
         ({"samplers": [object()]}, "samplers"),
     ],
@@ -251,8 +245,7 @@ def test_signatures(llm: LLM, key: Path, folder: Path) -> None:
     unsigned = {name: value for name, value in receipt.as_dict().items() if name != "signature"}
     assert llm.verify_receipt(unsigned)
     assert (
-        llm.verify_receipt(unsigned, signed_by=public).message
-        == "differs in the signature: the receipt is not signed"
+        llm.verify_receipt(unsigned, signed_by=public).message == "differs in the signature: the receipt is not signed"
     )
 
 
@@ -268,12 +261,7 @@ def test_keys_of_openssh_and_wrong_keys(folder: Path) -> None:
     public = folder / "id.pub"
     public.write_bytes(key.public_key().public_bytes(forms.Encoding.OpenSSH, forms.PublicFormat.OpenSSH))
     raw = key.public_key().public_bytes_raw().hex()
-    assert (
-        Signer(file).public_key
-        == public_key_in("signed_by", public)
-        == public_key_in("signed_by", file)
-        == raw
-    )
+    assert Signer(file).public_key == public_key_in("signed_by", public) == public_key_in("signed_by", file) == raw
     wrong = folder / "wrong"
     wrong.write_text("no key")
     for path, problem in (
@@ -294,10 +282,7 @@ def test_keys_of_small_order_sign_nothing() -> None:
 
     def doubled(x: int, y: int) -> tuple[int, int]:
         product = d * x * x * y * y % p
-        return (
-            2 * x * y * pow(1 + product, -1, p) % p,
-            (y * y + x * x) * pow(1 - product, -1, p) % p,
-        )
+        return (2 * x * y * pow(1 + product, -1, p) % p, (y * y + x * x) * pow(1 - product, -1, p) % p)
 
     for raw in SMALL_ORDER:
         y = int.from_bytes(raw, "little") % p
@@ -317,9 +302,7 @@ def test_keys_of_small_order_sign_nothing() -> None:
                     assert not signature_is_valid(Signature(key, zeros), bytes([message]))
 
 
-def test_without_cryptography_a_signature_is_not_skipped(
-    llm: LLM, key: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_cryptography_a_signature_is_not_skipped(llm: LLM, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     receipt = receipt_of(llm)
     monkeypatch.setitem(__import__("sys").modules, "cryptography.hazmat.primitives.asymmetric", None)
     with pytest.raises(InvalidRequest, match=r"pip install 'pellucid\[receipts\]'"):
@@ -387,7 +370,7 @@ def test_the_hash_of_weights_is_kept_until_the_file_changes(
     import os
     import time
 
-    from pellucid.weights import tensor_hash as module
+    from pellucid.weights import hashes as module
 
     computed = list[str]()
     inner = module._of_tensor

@@ -116,9 +116,7 @@ def test_a_run_compares_the_output(tmp_path: Path) -> None:
         recipe.run(Block("sh", "", "false\necho never\n"))
 
 
-def test_keys_of_the_environment_do_not_reach_a_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_of_the_environment_do_not_reach_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "ANTHROPIC_AUTH_TOKEN", "HF_TOKEN"):
         monkeypatch.setenv(name, "secret")
     assert "secret" not in Recipe(tmp_path, tmp_path).variables.values()

@@ -13,16 +13,16 @@ from support.things import Base, Thing
 from pellucid.cli.command import command_named, known_commands
 from pellucid.model.family import architectures, family_of, known_families
 from pellucid.sample.step import steps
-from pellucid.tokenize.kind import gguf_reader, known_kinds
+from pellucid.tokenize.tokenizer_model import gguf_reader, known_kinds
 from pellucid.util.registry import discover, discover_classes, find, modules
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 from pellucid.weights.sources.source import sources
 
 IMPORTS = """
 from pellucid.cli.command import Command, CommandGroup
 from pellucid.model.family import Family
 from pellucid.sample.step import SamplerStep
-from pellucid.tokenize.kind import Kind
+from pellucid.tokenize.tokenizer_model import Kind
 from pellucid.weights.quant.format import Format
 from pellucid.weights.sources.source import Source
 """
@@ -59,9 +59,7 @@ def test_everything_in_a_folder_and_in_folders_of_it_is_found(package: Path) -> 
 def test_two_objects_of_one_name_are_an_error_that_names_both_files(package: Path) -> None:
     write(package / "one.py", "A = Thing('a')")
     write(package / "inner" / "two.py", "A = Thing('a')")
-    with pytest.raises(
-        TypeError, match=r"'a' is declared twice: in .*things/inner/two\.py and .*things/one\.py"
-    ):
+    with pytest.raises(TypeError, match=r"'a' is declared twice: in .*things/inner/two\.py and .*things/one\.py"):
         discover("things", Thing, lambda one: (one.name,))
 
 
@@ -76,17 +74,9 @@ def test_two_classes_of_one_name_are_an_error_that_names_both_files(package: Pat
     ("look", "home", "source"),
     [
         (known_families, "pellucid.model.families", "A = Family('llama')"),
-        (
-            lambda: architectures("gguf"),
-            "pellucid.model.families",
-            "A = Family('other', gguf={'llama': None})",
-        ),
+        (lambda: architectures("gguf"), "pellucid.model.families", "A = Family('other', gguf={'llama': None})"),
         (formats, "pellucid.weights.quant.formats", "A = Format('Q4_0', None, None)"),
-        (
-            lambda: family_of("llama", "gguf"),
-            "pellucid.model.families",
-            "A = Family('other', gguf={'llama': None})",
-        ),
+        (lambda: family_of("llama", "gguf"), "pellucid.model.families", "A = Family('other', gguf={'llama': None})"),
         (lambda: gguf_reader("gpt2"), "pellucid.tokenize.kinds", "A = Kind('other', gguf={'gpt2': None})"),
         (known_kinds, "pellucid.tokenize.kinds", "A = Kind('wordpiece')"),
         (known_kinds, "pellucid.tokenize.kinds", "A = Kind('other', gguf={'gpt2': None})"),

@@ -76,9 +76,8 @@ def test_values_that_users_read_have_the_same_bits_on_all_processors() -> None:
     allowed = {
         "sample/beams.py": ["log", "log"],
         "decide/joint_scores.py": ["exp"],
-        "trace/backward/recurrent_products.py": ["exp", "logaddexp", "exp", "exp"],
-        "trace/graphs/frozen_patterns.py": ["tanh", "exp", "exp"],
-        "trace/graphs/frozen_products.py": ["exp"],
+        "trace/backward/layer_products.py": ["exp", "logaddexp", "exp", "exp"],
+        "trace/graphs/frozen_products.py": ["exp", "tanh", "exp", "exp"],
     }
     assert {path: names for path, names in found.items() if names} == allowed
 

@@ -96,16 +96,12 @@ def test_a_folder_of_another_user(home: Path, folder: str) -> None:
     assert kept_elsewhere(home)
 
 
-def test_another_user_is_whoever_is_neither_root_nor_this_one(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_user_is_whoever_is_neither_root_nor_this_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
     assert TrustedFolder(NAME).read("file") == (b"content" if home.stat().st_uid == 0 else None)
 
 
-def test_owners_that_a_container_does_not_know_may_be_above(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_owners_that_a_container_does_not_know_may_be_above(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     actual = os.lstat
 
     class Given:
@@ -114,9 +110,7 @@ def test_owners_that_a_container_does_not_know_may_be_above(
         def __init__(self, status: os.stat_result) -> None:
             self.st_mode, self.st_uid, self.st_gid = status.st_mode, STRANGER, STRANGER
 
-    monkeypatch.setattr(
-        os, "lstat", lambda path: Given(actual(path)) if path == str(home.parent) else actual(path)
-    )
+    monkeypatch.setattr(os, "lstat", lambda path: Given(actual(path)) if path == str(home.parent) else actual(path))
     monkeypatch.setattr(trusted_files, "_nobody", lambda: STRANGER)
     assert TrustedFolder(NAME).read("file") == b"content"
     monkeypatch.setattr(trusted_files, "_nobody", lambda: None)
@@ -180,9 +174,7 @@ def test_what_killed_processes_left_is_removed_later(home: Path) -> None:
 def test_a_home_that_cannot_be_written_to_is_still_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may fill a home for all users, with a readable key."""
     actual = os.access
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: not str(path).startswith(str(home)) and actual(path, mode)
-    )
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(home)) and actual(path, mode))
 
     def forbidden(self: trusted_files._FolderOfRoot, name: str, content: bytes, most: int | None) -> None:
         if self.root == home:
@@ -206,9 +198,7 @@ def test_a_home_whose_key_cannot_be_read(home: Path, monkeypatch: pytest.MonkeyP
 
     actual = trusted_files._read
     monkeypatch.setattr(trusted_files, "_read", read)
-    with pytest.warns(
-        RuntimeWarning, match=rf"make {home}/cache.key readable \(chmod a\+r\), or set PELLUCID"
-    ):
+    with pytest.warns(RuntimeWarning, match=rf"make {home}/cache.key readable \(chmod a\+r\), or set PELLUCID"):
         TrustedFolder(NAME)
     monkeypatch.setattr(trusted_files, "_warned", False)
     assert kept_elsewhere(home)

@@ -14,9 +14,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".github" / "workflows"
 if not FOLDER.exists():
     pytest.skip("an installation without .github", allow_module_level=True)
-WORKFLOWS: dict[str, Any] = {
-    path.name: yaml.safe_load(path.read_text("utf-8")) for path in FOLDER.glob("*.yml")
-}
+WORKFLOWS: dict[str, Any] = {path.name: yaml.safe_load(path.read_text("utf-8")) for path in FOLDER.glob("*.yml")}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

@@ -75,9 +75,7 @@ def large(nodes: int, links: int, tokens: int = 24, layers: int = 26) -> dict[st
         share = round(1 - (1 - n / nodes) ** 2, 6)
         place = (str(rng.randrange(layers)), n, min(tokens - 1, int(rng.paretovariate(1.2) - 1)))
         layer, number, back = place
-        made.append(
-            node(layer, number, tokens - 1 - back, "cross layer transcoder", influence=share, activation=1.0)
-        )
+        made.append(node(layer, number, tokens - 1 - back, "cross layer transcoder", influence=share, activation=1.0))
     made.append(node(str(layers + 1), 5, tokens - 1, "logit", clerp='Output " end" (p=0.9)', token_prob=0.9))
     height = {one["node_id"]: -1 if one["layer"] == "E" else int(one["layer"]) for one in made}
     ids = sorted(height, key=height.__getitem__)

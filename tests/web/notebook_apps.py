@@ -133,12 +133,7 @@ def groups_of_marimo(page: Any) -> str:
     return str(output.inner_text())
 
 
-def check(
-    name: str,
-    page: Any,
-    begin: Callable[[Any], None],
-    groups: Callable[[Any], str],
-) -> None:
+def check(name: str, page: Any, begin: Callable[[Any], None], groups: Callable[[Any], str]) -> None:
     """Use the widgets of an open notebook."""
     begin(page)
     page.locator(".pellucid .node").first.wait_for(timeout=SECONDS * 1000)
@@ -188,9 +183,7 @@ def main() -> None:
                     page.goto(url)
                     check(name, page, begin, groups)
                     outside = [
-                        one
-                        for one in asked
-                        if not one.startswith(("http://127.0.0.1", "ws://127", "data:", "blob:"))
+                        one for one in asked if not one.startswith(("http://127.0.0.1", "ws://127", "data:", "blob:"))
                     ]
                     assert not outside, outside
                     assert not said, said

@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 
 SITE = Path(__file__).parents[2] / "build" / "docs" / "html"
-PAGES = (
-    "index.html",
-    "serving.html",
-    "performance.html",
-    "api/llm.html",
-    "api/options.html",
-    "commands/run.html",
-)
+PAGES = ("index.html", "serving.html", "performance.html", "api/llm.html", "api/options.html", "commands/run.html")
 
 pytestmark = pytest.mark.skipif(not (SITE / "llms.txt").exists(), reason="make docs builds the site")
 

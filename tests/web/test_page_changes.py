@@ -69,9 +69,7 @@ def test_a_head_that_is_taken_out_has_no_arcs(browser: Any, server: PageServer) 
     visit.choose("smollm2")
     visit.write("The capital of France is", tokens=4, temperature=0)
     page, card = visit.page, visit.page.locator(".number-card")
-    arcs, faint, before = (
-        page.locator(one) for one in (".arcs [data-key]", ".faint-arcs path", ".before-arcs path")
-    )
+    arcs, faint, before = (page.locator(one) for one in (".arcs [data-key]", ".faint-arcs path", ".before-arcs path"))
     number = {"block": 3, "head": 1, "token": 4, "key": 2, "point": "blocks.3.attention.pattern"}
     visit.go(**number)
     drawn = arcs.count(), faint.count()
@@ -182,9 +180,9 @@ def test_a_pattern_is_pinned(browser: Any, server: PageServer) -> None:
     card.get_by_role("button", name="look only there").click()
     visit.settle()
     arcs = visit.page.locator(".arcs [data-key]")
-    assert [
-        (one.get_attribute("data-key"), float(one.get_attribute("data-weight"))) for one in arcs.all()
-    ] == [("2", 1.0)]
+    assert [(one.get_attribute("data-key"), float(one.get_attribute("data-weight"))) for one in arcs.all()] == [
+        ("2", 1.0)
+    ]
     assert visit.page.locator(".before-arcs path").count() > 0
     assert card.get_by_role("button", name="look only there").get_attribute("aria-pressed") == "true"
     card.get_by_role("button", name="look only there").click()

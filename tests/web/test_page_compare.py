@@ -20,9 +20,7 @@ TEXT = "The capital of France is مرحبا <b>&amp;</b>"
 
 
 @contextmanager
-def opened(
-    browser: Any, url: str, width: int = 1280, height: int = 900, scheme: str = "light"
-) -> Iterator[Any]:
+def opened(browser: Any, url: str, width: int = 1280, height: int = 900, scheme: str = "light") -> Iterator[Any]:
     """A page that must not say anything on its console."""
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
@@ -106,9 +104,7 @@ def test_every_view_is_exported(
     with opened(browser, root.getElementsByTagName("desc")[0].firstChild.data, width) as page:
         page.get_by_role("button", name=AGAIN).click()
         ended(page, SECONDS)
-        page.locator(
-            f".picture-box.view-{view} .picture-svg, .picture-box.view-{view} canvas"
-        ).first.wait_for()
+        page.locator(f".picture-box.view-{view} .picture-svg, .picture-box.view-{view} canvas").first.wait_for()
         assert page.locator(".chosen-token").all_text_contents() == chosen
     assert len(root.getElementsByTagName("image")) == (view == "vector")
     assert view != "whole" or set(shown) <= set(texts)
@@ -117,9 +113,7 @@ def test_every_view_is_exported(
 
 def test_a_report_is_exported_without_a_server(browser: Any, tmp_path: Path) -> None:
     with pellucid.load("smollm2", threads=2) as llm:
-        run = llm.record(
-            TEXT, "embed", "blocks.*.residual", "project.logits", max_new_tokens=3, temperature=0
-        )
+        run = llm.record(TEXT, "embed", "blocks.*.residual", "project.logits", max_new_tokens=3, temperature=0)
     (tmp_path / "report.html").write_text(run.html(), encoding="utf-8")
     with opened(browser, (tmp_path / "report.html").as_uri()) as page:
         root = checked(browser, *exported(page, tmp_path))
@@ -134,9 +128,7 @@ def test_a_pinned_picture_keeps_its_text_and_model(browser: Any, server: PageSer
         for picture in (pinned, living):  # the logits were read, and the texts of the candidates are there
             picture.locator(".score").first.wait_for(timeout=SECONDS)
         page.locator(".picture-box[aria-busy='false']").nth(1).wait_for(timeout=SECONDS)
-        label = (
-            "one => [...one.querySelectorAll('.token, .candidate')].map((e) => e.getAttribute('aria-label'))"
-        )
+        label = "one => [...one.querySelectorAll('.token, .candidate')].map((e) => e.getAttribute('aria-label'))"
         kept = pinned.evaluate(label)
         assert kept == living.evaluate(label)
         boxes = pinned.bounding_box(), living.bounding_box()

@@ -96,11 +96,7 @@ def test_labels_are_drawn_with_their_scores(browser: Any, encoders: PageServer, 
         logits = rows[0 if model == "classify" else 2].astype(float)
     wanted = np.exp(logits) / np.exp(logits).sum() if model != "answer" else logits
     assert [*found.values()] == sorted(found.values(), reverse=True)
-    names = (
-        ["an answer begins", "an answer ends"]
-        if model == "answer"
-        else [f"LABEL_{n}" for n in range(len(logits))]
-    )
+    names = ["an answer begins", "an answer ends"] if model == "answer" else [f"LABEL_{n}" for n in range(len(logits))]
     assert found == {name: pytest.approx(score, rel=1e-4) for name, score in zip(names, wanted)}
     assert visit.said == []
     visit.close()
@@ -125,9 +121,7 @@ def test_the_tokens_of_a_mask_are_drawn(browser: Any, encoders: PageServer) -> N
     visit.close()
 
 
-@pytest.mark.parametrize(
-    ("model", "words"), [("classify", "The score of LABEL_"), ("fill", "The likeliest token at")]
-)
+@pytest.mark.parametrize(("model", "words"), [("classify", "The score of LABEL_"), ("fill", "The likeliest token at")])
 def test_a_change_says_what_it_does(browser: Any, encoders: PageServer, model: str, words: str) -> None:
     visit = Visit(browser, encoders.url)
     visit.choose(model)

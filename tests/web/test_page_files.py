@@ -24,16 +24,7 @@ def test_a_report_is_the_page_without_a_server(browser: Any, tmp_path: Path) -> 
     visit.page.on("dialog", lambda dialog: pytest.fail("a script of a text ran"))
     visit.page.goto((tmp_path / "report.html").as_uri())
     visit.page.locator(TEXT).wait_for(timeout=SECONDS)
-    wanted = {
-        "tokens",
-        "embeddings",
-        "positions",
-        "blocks",
-        "attention",
-        "feedforward",
-        "lens",
-        "attribution",
-    }
+    wanted = {"tokens", "embeddings", "positions", "blocks", "attention", "feedforward", "lens", "attribution"}
     assert wanted | {"sampling", "detokenizer"} == set(visit.stages())
     for stage in visit.stages():
         section = visit.open(stage)
@@ -53,13 +44,7 @@ def test_a_report_is_the_page_without_a_server(browser: Any, tmp_path: Path) -> 
 
 def test_a_recorded_run_opens_without_a_model(browser: Any, server: PageServer, tmp_path: Path) -> None:
     points = (
-        *(
-            "embed",
-            "position.angles",
-            "blocks.*.residual",
-            "blocks.*.attention.output",
-            "blocks.*.attention.pattern",
-        ),
+        *("embed", "position.angles", "blocks.*.residual", "blocks.*.attention.output", "blocks.*.attention.pattern"),
         *("blocks.*.feedforward.hidden", "project.logits", "sample.probability"),
     )
     with pellucid.load("smollm2", threads=2) as llm:
@@ -99,9 +84,7 @@ def test_runs_of_absurd_sizes_do_not_hold_the_page(browser: Any, server: PageSer
     refused = {
         **{name: run_bytes({point: ("F32", shape)}) for name, (point, shape) in SHAPES.items()},
         "1,000,000 heads": run_bytes({PATTERN: ("F32", [1_000_000, 1, 1])}),
-        "a part of many heads": run_bytes(
-            {PATTERN: ("F32", [1, 3, 3])}, parts={PATTERN: {"heads": [900_000]}}
-        ),
+        "a part of many heads": run_bytes({PATTERN: ("F32", [1, 3, 3])}, parts={PATTERN: {"heads": [900_000]}}),
         "arrays of the same bytes": run_bytes(
             {f"blocks.{n}.residual": ("F32", [3, 100_000]) for n in range(500)}, overlap=True
         ),
@@ -137,11 +120,7 @@ def test_runs_of_absurd_sizes_do_not_hold_the_page(browser: Any, server: PageSer
 
 
 def test_a_run_of_parts_is_shown_as_these_parts(browser: Any, server: PageServer, tmp_path: Path) -> None:
-    points = (
-        "embed[tokens=2:]",
-        "blocks.*.residual[tokens=2:]",
-        "blocks.0.attention.pattern[heads=1,3; tokens=2:]",
-    )
+    points = ("embed[tokens=2:]", "blocks.*.residual[tokens=2:]", "blocks.0.attention.pattern[heads=1,3; tokens=2:]")
     with pellucid.load("smollm2", threads=2) as llm:
         run = llm.record("The capital of France is", *points, max_new_tokens=3, temperature=0)
     run.save(tmp_path / "parts.run")

@@ -58,8 +58,7 @@ def links(visit: Visit, title: str) -> list[tuple[str, float]]:
     """The listed inputs or outputs of the chosen node: names and weights."""
     rows = visit.page.get_by_role("list", name=title).locator("li").all()
     return [
-        (one.locator("button").inner_text(), float(one.locator(".num").inner_text().replace("−", "-")))
-        for one in rows
+        (one.locator("button").inner_text(), float(one.locator(".num").inner_text().replace("−", "-"))) for one in rows
     ]
 
 
@@ -71,9 +70,7 @@ def has_focus(visit: Visit, name: str) -> bool:
 def test_tokens_are_columns_and_layers_are_rows(visit: Visit) -> None:
     page = visit.page
     assert page.locator(".node").count() == 11
-    assert page.locator(".graph-svg .token").all_text_contents() == [
-        one.replace(" ", "·") for one in graphs.TOKENS
-    ]
+    assert page.locator(".graph-svg .token").all_text_contents() == [one.replace(" ", "·") for one in graphs.TOKENS]
     layers = ["logits", "layer 3", "layer 2", "layer 1", "layer 0", "embeddings"]
     rows = page.locator(".graph-svg.layers text").all()
     assert [one.text_content() for one in sorted(rows, key=lambda one: one.bounding_box()["y"])] == layers
@@ -181,9 +178,7 @@ def test_the_slider_keeps_a_share_of_the_influence(visit: Visit) -> None:
     assert slider.input_value() == "0.21"
 
 
-def test_pinned_nodes_become_a_group_that_is_saved_and_read_again(
-    browser: Any, visit: Visit, tmp_path: Path
-) -> None:
+def test_pinned_nodes_become_a_group_that_is_saved_and_read_again(browser: Any, visit: Visit, tmp_path: Path) -> None:
     page = visit.page
     for name in ("0_7_4", "1_3_2", "3_8_5"):
         node(visit, name).click()
@@ -231,9 +226,7 @@ def test_a_graph_on_every_screen(browser: Any, tmp_path: Path, size: str, scheme
     colour = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (max(int(one) for one in re.findall(r"\d+", colour)) < 60) == (scheme == "dark")
     x, y = place(visit, FEATURE)
-    red, green, blue, opacity = visit.page.evaluate(
-        PIXELS, ["canvas.own", x, (y + place(visit, LOGIT)[1]) / 2]
-    )
+    red, green, blue, opacity = visit.page.evaluate(PIXELS, ["canvas.own", x, (y + place(visit, LOGIT)[1]) / 2])
     wanted = {"light": (0x2A, 0x6F, 0xB0), "dark": (0x6A, 0xAA, 0xF0)}[scheme]
     assert opacity > 200
     assert all(abs(a - b) < 40 for a, b in zip((red, green, blue), wanted))
@@ -392,11 +385,7 @@ def test_the_panel_asks_the_server_for_a_graph(browser: Any, server: PageServer)
     assert asked == [], "the server computes nothing until somebody asks"
     button = panel.get_by_role("button", name="Attribution graph")
     chosen = panel.get_by_label("nodes are")
-    assert chosen.locator("option").all_inner_texts() == [
-        "neurons and heads",
-        "features of x",
-        "features of y",
-    ]
+    assert chosen.locator("option").all_inner_texts() == ["neurons and heads", "features of x", "features of y"]
     chosen.select_option("x")
     button.click()
     panel.get_by_text("dictionary='x': there is none").wait_for()

@@ -58,14 +58,7 @@ def test_the_picture_by_keyboard(browser: Any, server: PageServer) -> None:
     row = page.locator(".column.text .token[tabindex='0']")
     assert row.count() == 1
     row.focus()
-    for keys, token in (
-        ("Home", 0),
-        ("ArrowDown", 1),
-        ("ArrowDown", 2),
-        ("End", 8),
-        ("ArrowUp", 7),
-        ("PageUp", 0),
-    ):
+    for keys, token in (("Home", 0), ("ArrowDown", 1), ("ArrowDown", 2), ("End", 8), ("ArrowUp", 7), ("PageUp", 0)):
         page.keyboard.press(keys)
         assert visit.chosen() == token
         page.wait_for_function("token => document.activeElement.dataset.token === token", arg=str(token))
@@ -136,10 +129,7 @@ def test_the_tour_to_its_end_by_keyboard(browser: Any, server: PageServer) -> No
         tab_to(page, ".about-card p button.quiet")
         page.keyboard.press("Enter")
         assert card.locator("p button.quiet").count() == 0, "the answer is there"
-        assert (
-            len(card.locator("p:has(> b)").last.inner_text())
-            > len(card.locator("p > b").last.inner_text()) + 10
-        )
+        assert len(card.locator("p:has(> b)").last.inner_text()) > len(card.locator("p > b").last.inner_text()) + 10
         assert page.locator(".error").count() == 0
         assert serious(page, ".about-card") == []
         tab_to(page, ".about-card .stops .main", "Shift+Tab")

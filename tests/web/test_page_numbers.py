@@ -56,9 +56,9 @@ def test_formulas_come_to_the_recorded_numbers(browser: Any, server: PageServer,
         total = page.locator(".terms .total .num").inner_text()
         assert abs(numbers(total)[0] - found) <= 0.5e-4 * max(1, abs(found)), name
         shown = abs(recorded - found) >= 0.5e-4
-        assert (
-            page.locator(".terms th", has_text=re.compile("^(rest|from rounding)$")).count() == 1
-        ) == shown, "a rest is said"
+        assert (page.locator(".terms th", has_text=re.compile("^(rest|from rounding)$")).count() == 1) == shown, (
+            "a rest is said"
+        )
         computed.add(name.removeprefix(f"blocks.{block}."))
     assert computed >= set(COMPUTED) | ({"attention.q_rotary"} if model != "learned" else set())
     assert serious(page, ".number-card") == []
@@ -116,9 +116,7 @@ def test_the_way_from_the_whole_to_one_number(browser: Any, server: PageServer) 
     visit.settle()
     operations = page.locator(".block-view .operation")
     assert operations.count() >= 15
-    assert (
-        page.locator(".block-view .operation[data-point='blocks.13.attention.q_rotary'].chosen").count() == 1
-    )
+    assert page.locator(".block-view .operation[data-point='blocks.13.attention.q_rotary'].chosen").count() == 1
     page.locator(".crumbs").get_by_role("button", name="the whole").click()
     assert (visit.chosen(), page.locator(".stack").get_attribute("aria-valuenow")) == (8, "13")
     assert visit.said == []

@@ -44,8 +44,7 @@ def test_the_picture_follows_a_run(browser: Any, server: PageServer) -> None:
     start(visit, "Once upon a time there was a", 1500)
     first = visit.page.evaluate(MOMENT)
     visit.page.wait_for_function(
-        """(count) => +document.querySelector(".text[role='group']").dataset.count > count""",
-        arg=first["tokens"] + 20,
+        """(count) => +document.querySelector(".text[role='group']").dataset.count > count""", arg=first["tokens"] + 20
     )
     second = visit.page.evaluate(MOMENT)
     assert first["isMoving"]

@@ -33,13 +33,7 @@ def test_sliders_move_the_bars(browser: Any, server: PageServer) -> None:
 def test_the_sliders_chain_is_the_one_of_python(browser: Any, server: PageServer) -> None:
     """Also for rows without a token and for equal logits."""
     visit, rng, size = Visit(browser, server.url), np.random.default_rng(5), 60
-    for temperature, top_k, top_p in (
-        (0.7, 0, 1.0),
-        (1.3, 9, 0.9),
-        (0.2, 40, 0.5),
-        (1.0, 3, 1.0),
-        (0.0, 40, 0.9),
-    ):
+    for temperature, top_k, top_p in ((0.7, 0, 1.0), (1.3, 9, 0.9), (0.2, 40, 0.5), (1.0, 3, 1.0), (0.0, 40, 0.9)):
         logits = rng.normal(0, 3, 64).round(1).astype(np.float32)
         how = {"temperature": temperature, "topK": top_k, "topP": top_p}
         code = (

@@ -61,9 +61,7 @@ ADDED = """() => Object.fromEntries(['attention', 'cross', 'feedforward'].map((p
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_each_part_adds_to_the_stream_after_the_part_before_it(
-    browser: Any, sources: PageServer, model: str
-) -> None:
+def test_each_part_adds_to_the_stream_after_the_part_before_it(browser: Any, sources: PageServer, model: str) -> None:
     """A block of a decoder has three parts. Words give the length of the addition and of the stream before it."""
     visit = opened(browser, sources, model)
     visit.screen("large", "light")
@@ -80,12 +78,8 @@ def test_each_part_adds_to_the_stream_after_the_part_before_it(
                 own[f"blocks.0.{part}.output"].astype(float),
                 own[f"blocks.0.{part}.residual"].astype(float),
             )
-            sizes = [
-                [np.linalg.norm(one[row]) for one in (output, after - output)] for row in rows[: len(own)]
-            ]
-            assert np.allclose([numbers(one) for one in titles[: len(own)]], sizes, rtol=1e-3, atol=6e-4), (
-                part
-            )
+            sizes = [[np.linalg.norm(one[row]) for one in (output, after - output)] for row in rows[: len(own)]]
+            assert np.allclose([numbers(one) for one in titles[: len(own)]], sizes, rtol=1e-3, atol=6e-4), part
 
 
 def test_a_head_to_the_source_that_is_taken_out_looks_at_nothing(browser: Any, sources: PageServer) -> None:
@@ -202,9 +196,7 @@ def shown_ids(visit: Visit) -> list[str]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_numbers_of_a_block_follow_from_their_formulas(
-    browser: Any, sources: PageServer, model: str
-) -> None:
+def test_the_numbers_of_a_block_follow_from_their_formulas(browser: Any, sources: PageServer, model: str) -> None:
     visit = opened(browser, sources, model)
     for point in ("q", "heads", "output", "residual"):
         visit.go(view="vector", block=1, token=3, point=f"blocks.1.cross.{point}", dim=19)
@@ -291,9 +283,7 @@ def test_a_report_of_an_explanation_shows_the_source(
         section = visit.open(stage)
         assert section.locator(".error").all_text_contents() == [], stage
         assert serious(visit.page, f"#stage-{stage}") == [], stage
-    assert f"the logit of {found.attribution.token}" in " ".join(
-        visit.open("attribution").inner_text().split()
-    )
+    assert f"the logit of {found.attribution.token}" in " ".join(visit.open("attribution").inner_text().split())
     assert visit.said == []
     visit.close()
 
@@ -389,9 +379,7 @@ def test_a_recorded_answer_opens_with_its_source(
 def test_numbers_of_a_recorded_head_follow_from_their_formulas(
     browser: Any, sources: PageServer, tmp_path: Path
 ) -> None:
-    points = [
-        f"blocks.*.{part}.{name}" for part in ("attention", "cross") for name in ("pattern", "v", "heads")
-    ]
+    points = [f"blocks.*.{part}.{name}" for part in ("attention", "cross") for name in ("pattern", "v", "heads")]
     with pellucid.load(sources.folder / "marian", threads=2) as llm:
         run = llm.record(TEXT, *points, "blocks.*.attention.scores", max_new_tokens=TOKENS, temperature=0)
     (tmp_path / "one.html").write_text(run.html(), encoding="utf-8")

@@ -174,13 +174,8 @@ def test_a_long_text_is_pooled(browser: Any, server: PageServer) -> None:
     assert count > 256
     assert arrays["heads"]["shape"][1:] == [-(-count // (-(-count // 168)))] * 2
     assert arrays["rows"]["shape"][::2] == [1, count]
-    folds = [
-        int(one.get_attribute("aria-label").split()[0])
-        for one in visit.page.locator(".column.text .fold").all()
-    ]
-    assert sum(folds) + visit.page.locator(".column.text .token").count() == count, (
-        "each token has a row or a fold"
-    )
+    folds = [int(one.get_attribute("aria-label").split()[0]) for one in visit.page.locator(".column.text .fold").all()]
+    assert sum(folds) + visit.page.locator(".column.text .token").count() == count, "each token has a row or a fold"
     asked = len([key for key in visit.answers() if '"pool"' in key])
     matrix = section.get_by_role("slider", name="attention pattern")
     matrix.focus()

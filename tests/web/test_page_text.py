@@ -88,13 +88,7 @@ def test_an_address_of_another_text_says_so(browser: Any, server: PageServer) ->
         {"from": 1, "token": 49151, "count": 2},
         {"from": 1 << 40, "token": -7, "count": "x"},
     ]
-    address = {
-        "model": "smollm2",
-        "stage": "<b>",
-        "at": {"block": -9, "head": 1e99},
-        "made": made,
-        "leaf": 99,
-    }
+    address = {"model": "smollm2", "stage": "<b>", "at": {"block": -9, "head": 1e99}, "made": made, "leaf": 99}
     visit = Visit(browser, f"{server.url}/#{quote(json.dumps(address))}")
     visit.make_again()
     visit.page.get_by_text("This model makes another text").wait_for(timeout=SECONDS)
@@ -117,13 +111,10 @@ def test_an_address_starts_nothing_without_a_click(browser: Any, server: PageSer
         server.models._loaded.pop(model if not is_loaded else "", None)
         visit = Visit(browser, "about:blank", wait="html")
         context, site, asked = visit.context, visit.page, list[tuple[str, str]]()
-        context.on(
-            "request", lambda one, asked=asked: asked.append((one.method, one.url.removeprefix(server.url)))
-        )
+        context.on("request", lambda one, asked=asked: asked.append((one.method, one.url.removeprefix(server.url))))
         with context.expect_page() as opened:
             site.evaluate(
-                "(url) => { window.opened = open(url); }",
-                f"{server.url}/#{quote(json.dumps({'model': model, **at}))}",
+                "(url) => { window.opened = open(url); }", f"{server.url}/#{quote(json.dumps({'model': model, **at}))}"
             )
         page = opened.value
         page.get_by_role("button", name=AGAIN if is_loaded else "Load it").wait_for(timeout=SECONDS)

@@ -25,10 +25,7 @@ def test_the_page_shows_what_python_records(browser: Any, server: PageServer) ->
     visit.choose("smollm2")
     visit.write(SENTENCE, tokens=8, temperature=0)
     asked = dict[str, Any]()
-    for stages in (
-        ("attention", "blocks", "embeddings", "feedforward"),
-        ("lens", "attribution", "sampling", "beams"),
-    ):
+    for stages in (("attention", "blocks", "embeddings", "feedforward"), ("lens", "attribution", "sampling", "beams")):
         for stage in stages:
             visit.open(stage)
         asked |= visit.answers()
@@ -55,9 +52,7 @@ def test_the_page_shows_what_python_records(browser: Any, server: PageServer) ->
         assert np.array_equal(np.array(shown["values"], np.float32).reshape(wanted.shape), wanted)
         norms = answer_to("norms", "blocks.*.residual")[0]["arrays"]
         for name in ("blocks.29.residual", "blocks.7.attention.output"):
-            assert np.allclose(
-                norms[name]["values"], np.linalg.norm(own[name].astype(float), axis=1), rtol=1e-6
-            )
+            assert np.allclose(norms[name]["values"], np.linalg.norm(own[name].astype(float), axis=1), rtol=1e-6)
         strips = answer_to("embed[dims=0:192")[0]["arrays"]["embed"]
         assert np.array_equal(np.float32(strips["values"]).reshape(strips["shape"]), own["embed"][:40, :192])
         for name in ("blocks.0.feedforward.hidden", "project.logits"):

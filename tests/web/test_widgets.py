@@ -75,9 +75,7 @@ def test_a_widget_of_a_graph_saves_into_its_data(browser: Any) -> None:
     assert page.evaluate("saved") == 1
     asked = page.evaluate("model.get('data').qParams")
     assert asked["supernodes"] == [["inputs", "0_7_4", "1_3_2"]]
-    assert page.locator(".node.group").evaluate("(one) => one === document.activeElement || !!one"), (
-        "it stays"
-    )
+    assert page.locator(".node.group").evaluate("(one) => one === document.activeElement || !!one"), "it stays"
     page.evaluate("(data) => model.set('data', data)", graphs.small())
     page.locator(".node.group").wait_for(state="detached")
     assert page.locator(".node").count() == 11, "another graph is drawn"
@@ -136,9 +134,7 @@ def test_a_lens_and_a_run(browser: Any, widgets: Any) -> None:
     assert lens.kind == "lens"
     notebook = Notebook(browser, lens.kind, lens.data)
     last = notebook.page.locator(".lens tbody tr").last.locator("td")
-    assert last.all_inner_texts() == [
-        found.top(-1, t)[0][0].replace(" ", "·").replace("\n", "⏎") for t in range(5)
-    ]
+    assert last.all_inner_texts() == [found.top(-1, t)[0][0].replace(" ", "·").replace("\n", "⏎") for t in range(5)]
     last.first.click()
     assert notebook.page.locator(".lens tr.chosen").count() == 1
     assert serious(notebook.page, ".pellucid") == []
@@ -204,17 +200,10 @@ def test_modules_become_one_script() -> None:
         "vendor.js": b"var x=1;export{x as d,x as e};\n",
     }
     script = one_script(files, "a.js", ["start"])
-    assert [line for line in script.splitlines() if line.startswith("// ")] == [
-        "// vendor.js",
-        "// b.js",
-        "// a.js",
-    ]
+    assert [line for line in script.splitlines() if line.startswith("// ")] == ["// vendor.js", "// b.js", "// a.js"]
     assert "const { b: other, c } = $module1;" in script
     assert "return { d: x };" in script
     assert script.endswith("const { start } = $module2;\n")
-    for name, text in (
-        ("a circle", 'import { a } from "/web/a.js";'),
-        ("export default", "export default 5;"),
-    ):
+    for name, text in (("a circle", 'import { a } from "/web/a.js";'), ("export default", "export default 5;")):
         with pytest.raises(ValueError, match=r"import each other|has a form"):
             one_script({"a.js": text.encode()}, "a.js"), name

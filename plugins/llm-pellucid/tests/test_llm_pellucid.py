@@ -139,8 +139,7 @@ def test_vectors_equal_those_of_the_python_api(folder: Path) -> None:
 
 def test_calls_and_results_become_messages() -> None:
     calls = llm.parts.Message(
-        "assistant",
-        [llm.parts.TextPart("Let me see."), llm.parts.ToolCallPart("add", {"a": 1}, "call_1")],
+        "assistant", [llm.parts.TextPart("Let me see."), llm.parts.ToolCallPart("add", {"a": 1}, "call_1")]
     )
     results = llm.parts.Message(
         "tool",
@@ -199,9 +198,7 @@ def test_a_model_calls_a_tool_and_reads_its_result() -> None:
         return a * b
 
     chain = llm.get_model("pellucid/coder").chain(
-        "What is 1234 times 5678? Use the tool.",
-        tools=[multiply],
-        options={"temperature": 0, "max_new_tokens": 200},
+        "What is 1234 times 5678? Use the tool.", tools=[multiply], options={"temperature": 0, "max_new_tokens": 200}
     )
     answer = chain.text()
     assert called[0] in ((1234, 5678), (5678, 1234))

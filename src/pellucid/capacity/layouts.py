@@ -172,9 +172,7 @@ def layouts(model: ModelSize, machines: Machines, costs: Sequence[StepCosts]) ->
     return possible
 
 
-def _layout(
-    model: ModelSize, machine: Machine, link: Link, of_one: StepCosts, replicas: int, stages: int
-) -> Layout:
+def _layout(model: ModelSize, machine: Machine, link: Link, of_one: StepCosts, replicas: int, stages: int) -> Layout:
     costs = of_one.over(stages, link, model.work)
     part = min(PROMPTS[-1], model.limits.tokens)
     bytes_each = stage_bytes(model, stages) or 0

@@ -11,8 +11,7 @@ from typing import Any
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, reason
 from pellucid.measure.cost import Rates
-from pellucid.measure.roofs import Roofs
-from pellucid.measure.rounds import machine_rates
+from pellucid.measure.roofs import Roofs, machine_rates
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.util.checks import real, whole
 
@@ -50,9 +49,7 @@ class Machine:
     @property
     def speed(self) -> str:
         """The rates and their origin, as text."""
-        return (
-            f"{self.rates.read / 1e9:.1f} GB/s, {self.rates.multiply / 1e9:,.0f} int8 GMAC/s ({self.source})"
-        )
+        return f"{self.rates.read / 1e9:.1f} GB/s, {self.rates.multiply / 1e9:,.0f} int8 GMAC/s ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -102,27 +99,17 @@ def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
     try:
         document = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(
-            f"{path}: is not JSON ({reason(error)}); the form of the file is {FILE_FORMAT}"
-        ) from error
-    if (
-        not isinstance(document, dict)
-        or not isinstance(document.get("machines"), list)
-        or not document["machines"]
-    ):
+        raise InvalidRequest(f"{path}: is not JSON ({reason(error)}); the form of the file is {FILE_FORMAT}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("machines"), list) or not document["machines"]:
         raise InvalidRequest(f"{path}: has no list of machines; the form of the file is {FILE_FORMAT}")
     if len(document["machines"]) > MAX_KINDS:
         raise InvalidRequest(
             f"{path}: lists {len(document['machines']):,} kinds of machines; the limit is {MAX_KINDS}: list equal "
             "machines once, with a count"
         )
-    kinds = tuple(
-        _machine(f"machines[{at}]", entry, here) for at, entry in enumerate(document.pop("machines"))
-    )
+    kinds = tuple(_machine(f"machines[{at}]", entry, here) for at, entry in enumerate(document.pop("machines")))
     if len({kind.name for kind in kinds}) < len(kinds):
-        raise InvalidRequest(
-            f"{path}: two machines have the same name: name them differently, or give a count"
-        )
+        raise InvalidRequest(f"{path}: two machines have the same name: name them differently, or give a count")
     link = _link(document.pop("link", {}))
     _nothing_else("the file", document)
     return Machines(kinds, link)
@@ -130,9 +117,7 @@ def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
 
 def _machine(where: str, entry: Any, here: Callable[[], Machine]) -> Machine:
     if not isinstance(entry, dict):
-        raise InvalidRequest(
-            f"{where}={brief(entry)}: must be an object; the form of the file is {FILE_FORMAT}"
-        )
+        raise InvalidRequest(f"{where}={brief(entry)}: must be an object; the form of the file is {FILE_FORMAT}")
     fields = dict(entry)
     name = fields.pop("name", where)
     if not isinstance(name, str) or not 0 < len(name) <= 100:

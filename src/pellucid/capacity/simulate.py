@@ -201,11 +201,7 @@ class Simulation:
         counted = [request for request in self.ended if request.arrival >= warm]
         good = [request for request in counted if not request.failed]
         begun = [request for request in self._running if request.answer and request.arrival >= warm]
-        waiting = [
-            now - request.arrival
-            for request in self._running
-            if not request.answer and request.arrival >= warm
-        ]
+        waiting = [now - request.arrival for request in self._running if not request.answer and request.arrival >= warm]
         seconds = max(end - warm, 1e-9)
         tokens = sum(_tokens_between(request, warm, end) for request in (*self.ended, *self._running))
         before, after = self._marks.get(warm, (0.0, 0.0)), self._marks.get(end) or self._mark(now)
@@ -217,9 +213,7 @@ class Simulation:
             seconds=seconds,
             requests_per_second=sum(warm <= request.last <= end for request in self.ended) / seconds,
             tokens_per_second=tokens / seconds,
-            first_token=percentiles(
-                [*(request.first - request.arrival for request in (*good, *begun)), *waiting]
-            ),
+            first_token=percentiles([*(request.first - request.arrival for request in (*good, *begun)), *waiting]),
             per_token=percentiles([request.per_token for request in good if len(request.answer) > 1]),
             busy=min(busy / (seconds * len(self.replicas)), 1.0),
             prompt_share=prompts / max(busy, 1e-9),

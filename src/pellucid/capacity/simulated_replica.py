@@ -15,7 +15,7 @@ from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import TARGET_SECONDS
 from pellucid.engine.job import Job
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
-from pellucid.engine.step_times import StepTimes
+from pellucid.engine.state import StepTimes
 from pellucid.engine.task import ScheduledChunk
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.batch import StepLimits
@@ -190,9 +190,7 @@ class SimulatedReplica:
                 failed.append(request)
         else:
             return failed
-        self._step = step = SimulatedStep(
-            scheduled, self._costs, now, self._costs.slowdown(now + self._offset)
-        )
+        self._step = step = SimulatedStep(scheduled, self._costs, now, self._costs.slowdown(now + self._offset))
         if not step.prompts and len(scheduled) == len(self._scheduler):
             step.count = self._equal_steps(scheduled)
         self.time = step.end
@@ -225,9 +223,7 @@ class SimulatedReplica:
         seconds = step.end - step.start
         self.busy, self.steps = self.busy + seconds, self.steps + count
         if step.prompts:
-            self.prompts += max(
-                0.0, seconds - (self._costs.step(step.rows, step.seen, 0, 0) if step.rows else 0)
-            )
+            self.prompts += max(0.0, seconds - (self._costs.step(step.rows, step.seen, 0, 0) if step.rows else 0))
         # Eight records suffice: in the moving average, earlier steps have hardly any weight.
         for _ in range(min(count, 8)):
             self._step_times.record(step.rows, step.prompts, seconds / count)
@@ -242,9 +238,7 @@ def _request(of: Job | ScheduledChunk) -> SimulatedRequest:
 class SimulatedStep:
     """A step, or ``count`` equal steps in a row, from the time ``start``."""
 
-    def __init__(
-        self, scheduled: Sequence[ScheduledChunk], costs: StepCosts, start: float, slowdown: float
-    ) -> None:
+    def __init__(self, scheduled: Sequence[ScheduledChunk], costs: StepCosts, start: float, slowdown: float) -> None:
         self.scheduled, self.start, self.count = scheduled, start, 1
         self.rows = self.seen = self.prompts = seen = 0
         for part in scheduled:

@@ -284,9 +284,7 @@ def _decode_seconds(llm: LLM, count: int, depth: int) -> float:
     ids, size = placeholder_ids(llm.runner, depth), llm.inputs.vocabulary
     options: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "prompt_lookup": False}
     prompts = [[(n + 1) % size, *ids[1:]] for n in range(count)]
-    run_together(
-        [llm.request(prompt, max_new_tokens=1, **options) for prompt in prompts]
-    )  # fills the prefix cache
+    run_together([llm.request(prompt, max_new_tokens=1, **options) for prompt in prompts])  # fills the prefix cache
     times, gate = list[float](), threading.Event()
     llm.engine.between_steps(gate.wait)
     groups = [llm.request(prompt, max_new_tokens=DECODED, **options) for prompt in prompts]

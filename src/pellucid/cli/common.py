@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from pellucid.cli.completion import model_names
+from pellucid.cli.command import model_names
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
@@ -72,9 +72,7 @@ Prompt = Annotated[
     str | None, argument("PROMPT", "The text to continue, or @FILE. If it is - or missing: standard input.")
 ]
 Texts = Annotated[list[str], argument("TEXT...", "Texts, or @FILE for a file with a text in each line.")]
-Truncate = Annotated[
-    bool, flag("--truncate", "Cut texts that are longer than the context, instead of failing.")
-]
+Truncate = Annotated[bool, flag("--truncate", "Cut texts that are longer than the context, instead of failing.")]
 Json = Annotated[bool, flag("--json", "Print one JSON document.")]
 
 
@@ -150,9 +148,7 @@ def file_text(file: str, remedy: str) -> str:
     try:
         return Path(file).read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"{shown(file)}: byte {error.start:,} is not UTF-8: convert the file first"
-        ) from None
+        raise InvalidRequest(f"{shown(file)}: byte {error.start:,} is not UTF-8: convert the file first") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InvalidRequest(f"{shown(file)}: {reason(error)}; {remedy}") from None
 
@@ -264,9 +260,7 @@ class Bars:
 
     def recording_shards(self, done: int, total: int) -> None:
         """Show ``done`` of ``total`` files of an activation dataset (0: the total is not known yet)."""
-        self._show(
-            "recording activations", done, total or None, f"{done:,} of {total:,} shards" if total else ""
-        )
+        self._show("recording activations", done, total or None, f"{done:,} of {total:,} shards" if total else "")
 
     def connecting(self, done: int, total: int) -> None:
         """Show ``done`` of ``total`` nodes of a graph whose edges are known."""
@@ -332,7 +326,7 @@ def plan(model: str, options: LoadOptions) -> Plan:
 
     from pellucid import pipeline
     from pellucid.loading import read_with_options
-    from pellucid.plan.weights import layouts
+    from pellucid.plan.bind import layouts
     from pellucid.tokenize import load_tokenizer
 
     checkpoint = opened(model)
@@ -359,9 +353,7 @@ def print_facts(facts: Mapping[str, Any], file: TextIO | None = None) -> None:
 
     width = max(map(len, facts))
     for name, value in facts.items():
-        text = (
-            f"{value:,}" if isinstance(value, int) else " ".join(value) if isinstance(value, list) else value
-        )
+        text = f"{value:,}" if isinstance(value, int) else " ".join(value) if isinstance(value, list) else value
         print(f"{name:<{width}}  {one_line(str(text))}", file=file)
 
 
@@ -372,9 +364,7 @@ def table(*columns: str, right: tuple[str, ...] = (), no_wrap: tuple[str, ...] =
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for column in columns:
         justify: Any = "right" if column in right else "left"
-        grid.add_column(
-            column, justify=justify, overflow="fold", no_wrap=column in right or column in no_wrap
-        )
+        grid.add_column(column, justify=justify, overflow="fold", no_wrap=column in right or column in no_wrap)
     return grid
 
 
@@ -390,9 +380,7 @@ def show(renderable: Any) -> None:
     from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console(
-        width=None if sys.stdout.isatty() else columns(), highlight=False, markup=False, emoji=False
-    )
+    console = Console(width=None if sys.stdout.isatty() else columns(), highlight=False, markup=False, emoji=False)
     # Columns that cannot wrap are not cut off: the terminal wraps the lines.
     console.width = max(console.width, Measurement.get(console, console.options, renderable).minimum)
     with console.capture() as printed:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from msgspec.structs import replace
 
 from pellucid.cli import common
-from pellucid.cli.option_groups import OptionGroup
+from pellucid.cli.command import OptionGroup
 from pellucid.load_options import LoadOptions
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ Precise = Annotated[
 SHARED: dict[str, Any] = {
     "threads": Annotated[
         int | None,
-        common.count(
-            "Threads that run a step. Default: one for each physical core, within a container's limit."
-        ),
+        common.count("Threads that run a step. Default: one for each physical core, within a container's limit."),
     ],
     "pin": Annotated[
         str | None,
@@ -74,7 +72,7 @@ DRAFT: dict[str, Any] = {
             "Draft model for MODEL (if there are several, for the first MODEL): a smaller model with the same "
             "vocabulary, which proposes tokens. The text stays the same.",
         ),
-    ],
+    ]
 }
 ENCODER: dict[str, Any] = {
     "task": Annotated[
@@ -88,8 +86,7 @@ ENCODER: dict[str, Any] = {
     "adapter": Annotated[
         str | None,
         common.text(
-            "NAME",
-            "Adapter in the model's file, such as retrieval.query of Jina Embeddings v3. Default: none.",
+            "NAME", "Adapter in the model's file, such as retrieval.query of Jina Embeddings v3. Default: none."
         ),
     ],
 }

@@ -19,9 +19,16 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pellucid.cli.command import Command, CommandEntry, CommandGroup, command_named, known_commands
-from pellucid.cli.completion import COMPLETING, completed_command
-from pellucid.cli.option_groups import expanded
+from pellucid.cli.command import (
+    COMPLETING,
+    Command,
+    CommandEntry,
+    CommandGroup,
+    command_named,
+    completed_command,
+    expanded,
+    known_commands,
+)
 from pellucid.cli.other_words import COMMANDS, PARTS
 from pellucid.cli.sampling_options import with_options
 from pellucid.cli.translation import TranslatingCommand, translated_command
@@ -85,8 +92,7 @@ def _without_options(command: Callable[..., None]) -> Callable[[], None]:
 
 
 def _root(
-    context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")
 ) -> None:
     """Run language models on CPUs, fast, and inspect what they do.
 

@@ -1,19 +1,35 @@
-"""Options of a server: its address, its access rules, and the limits of connections and times."""
+"""Options of a server (address, access rules, limits), and of commands that run models on a cluster."""
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from pellucid.cli import common
+from pellucid.errors import InvalidRequest
 from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
+    from pellucid.cluster.actors import ReplicaSettings
+    from pellucid.cluster.secret import ClusterSecret
+    from pellucid.load_options import LoadOptions
+    from pellucid.receipts.signature import Signer
     from pellucid.serve.guard import AccessRules
+    from pellucid.serve.served_model import ServedModel
     from pellucid.serve.server import Settings
+    from pellucid.trace.dataset.index import DatasetOptions
+    from pellucid.trace.dataset.recorder import RecordedDataset
+    from pellucid.trace.registered_vectors import RegisteredVectors
+    from pellucid.util.text_file import TextFile
 
+# Options of a server: its address, its access rules, and the limits of connections and times.
 
 Texts: TypeAlias = list[str] | None
 
@@ -27,9 +43,9 @@ def repeated(help: str, more: str = "") -> Any:
 class ServingOptions:
     """Options of a server. The environment variables PELLUCID_KEY and PELLUCID_ADMIN_KEY may hold further keys."""
 
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of this machine.")
-    ] = "127.0.0.1"
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of this machine.")] = (
+        "127.0.0.1"
+    )
     port: Annotated[Any, common.count("Port to listen on; 0: any free port.")] = 8000
     key: Annotated[Texts, repeated("API key that requests need", "Also PELLUCID_KEY.")] = None
     admin_key: Annotated[
@@ -37,9 +53,7 @@ class ServingOptions:
     ] = None
     allow_host: Annotated[Texts, repeated("Host name that requests may use for this server")] = None
     allow_origin: Annotated[Texts, repeated("Origin of web pages that may send requests")] = None
-    shutdown_timeout: Annotated[
-        Any, common.number("Seconds that running requests may take after SIGTERM.")
-    ] = 30.0
+    shutdown_timeout: Annotated[Any, common.number("Seconds that running requests may take after SIGTERM.")] = 30.0
     connections: Annotated[Any, common.count("Maximum open connections.")] = 1024
     read_timeout: Annotated[
         Any,
@@ -81,3 +95,159 @@ class ServingOptions:
             connections=whole("connections", self.connections, 1, 1 << 20),
             read_timeout=real("read_timeout", self.read_timeout, 0.0, 3600.0, above=True),
         )
+
+
+# Options of commands that run models on a cluster.
+
+Cluster = Annotated[
+    str | None,
+    common.text(
+        "ADDRESS",
+        "Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
+        "pip install 'pellucid[cluster]'.",
+    ),
+]
+ReplicaCount = Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.")]
+MaxReplicas = Annotated[
+    Any, common.count("Maximum replicas of each model under load, with --cluster. Default: --replicas.")
+]
+ReplicaCpus = Annotated[Any, common.count("Cores of each replica, with --cluster. Default: the cores of this machine.")]
+StageCount = Annotated[
+    Any,
+    common.count(
+        "Machines of each replica, with --cluster. Each machine runs a part of the model's blocks. Default: 1."
+    ),
+]
+MAX_REPLICAS, MAX_CPUS, MAX_STAGES = 10_000, 1024, 1000
+SECRET = "PELLUCID_CLUSTER_SECRET"
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Options of a cluster: its ``address``, and ``minimum`` to ``maximum`` replicas of each model.
+
+    A replica runs on ``stages`` machines with ``cpus`` cores each.
+    """
+
+    address: str
+    minimum: int
+    maximum: int
+    cpus: int
+    stages: int
+
+    @classmethod
+    def of(
+        cls, address: str | None, minimum: int | None, maximum: int | None, cpus: int | None, stages: int | None
+    ) -> Replicas | None:
+        """Check the options; None if no cluster is requested.
+
+        Raises:
+            InvalidRequest: a number is out of range, or is given without a cluster.
+        """
+        from pellucid.runtime.processors import processors
+
+        options = {"--replicas": minimum, "--max-replicas": maximum, "--replica-cpus": cpus, "--stages": stages}
+        if address is None:
+            for name, value in options.items():
+                if value is not None:
+                    raise InvalidRequest(f"{name} {value} is for a cluster: add --cluster auto, or --cluster ADDRESS")
+            return None
+        minimum = 1 if minimum is None else whole("replicas", minimum, 1, MAX_REPLICAS)
+        maximum = minimum if maximum is None else whole("max_replicas", maximum, minimum, MAX_REPLICAS)
+        return cls(
+            address,
+            minimum,
+            maximum,
+            processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MAX_CPUS),
+            1 if stages is None else whole("stages", stages, 1, MAX_STAGES),
+        )
+
+    def serve(
+        self,
+        models: Mapping[str, tuple[str, LoadOptions]],
+        queue: int,
+        vectors: RegisteredVectors,
+        rules: AccessRules,
+        settings: Settings,
+        signer: Signer | None = None,
+    ) -> None:
+        """Serve models on the cluster. ``models`` maps names to the source of a model and its options.
+
+        ``signer`` signs receipts, in this process.
+
+        Raises:
+            InvalidRequest: a package that clusters need is not installed, or the cluster does not exist.
+        """
+        _outlive_hangups()
+        with _installed():
+            from pellucid.cluster.ingress import serve_cluster
+        replicas = {name: self._settings(source, options) for name, (source, options) in models.items()}
+        serve_cluster(replicas, self.address, _secret(), queue, rules, settings, signer, vectors)
+
+    @contextmanager
+    def model(self, source: str, options: LoadOptions) -> Iterator[ServedModel]:
+        """A model on the cluster, for a command without a server.
+
+        Raises: as ``serve``.
+        """
+        with _installed():
+            from pellucid.cluster.ingress import model_on_cluster
+        with model_on_cluster(self._settings(source, options), self.address, _secret()) as model:
+            yield model
+
+    def record(
+        self,
+        source: str,
+        options: LoadOptions,
+        corpus: TextFile,
+        points: Sequence[str],
+        out: Path,
+        dataset: DatasetOptions,
+        progress: Callable[[int, int], object],
+    ) -> RecordedDataset:
+        """Record an activation dataset on the cluster, in as many parts as there are replicas.
+
+        Raises: as ``serve``, and as ``LLM.record_dataset``.
+        """
+        with _installed():
+            from pellucid.cluster.dataset_parts import DatasetJob, record_on_cluster
+        path, field = corpus.path.absolute(), corpus.asked_field
+        job = DatasetJob(source, options, path, field, tuple(points), out.absolute(), dataset, self.minimum, self.cpus)
+        return record_on_cluster(job, self.address, progress)
+
+    def _settings(self, source: str, options: LoadOptions) -> ReplicaSettings:
+        from pellucid.cluster.actors import ReplicaSettings
+
+        if options.draft is not None and self.stages > 1:
+            raise InvalidRequest(
+                f"--stages {self.stages}: a model in stages cannot have a draft model: remove --draft or --stages"
+            )
+        return ReplicaSettings(source, options, self.cpus, self.minimum, self.maximum, self.stages)
+
+
+def _outlive_hangups() -> None:
+    """Keep SIGHUP from ending this process until the server handles it. Imports and Ray take seconds."""
+    if not hasattr(signal, "SIGHUP"):
+        return
+    line = b"SIGHUP: the replicas are starting and are not replaced; send it again when one is up\n"
+    with suppress(ValueError):  # only the main thread may set handlers
+        # A function, because child processes would inherit an ignored signal.
+        signal.signal(signal.SIGHUP, lambda *_: os.write(2, line))
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Convert an ImportError to an InvalidRequest that names the packages to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise InvalidRequest(
+            f"a cluster needs {error.name}, which is not installed: pip install 'pellucid[cluster]'"
+        ) from None
+
+
+def _secret() -> ClusterSecret:
+    from pellucid.cluster.secret import ClusterSecret
+
+    text = common.secret(SECRET)
+    return ClusterSecret.drawn() if text is None else ClusterSecret(text)

@@ -30,11 +30,7 @@ class StrictCommand(TyperCommand):
         for parameter in self.params:
             value = given.get(str(parameter.name))
             values = value if isinstance(value, list) else [value]
-            if (
-                parameter.param_type_name == "option"
-                and "" in values
-                and parameter.name not in common.MAY_BE_EMPTY
-            ):
+            if parameter.param_type_name == "option" and "" in values and parameter.name not in common.MAY_BE_EMPTY:
                 raise typer.BadParameter("it is empty: give a value, or leave the option out", ctx, parameter)
         return super().parse_args(ctx, args)
 
@@ -73,9 +69,7 @@ def translated_command(arguments: Sequence[str]) -> list[str]:
             return [*COMMANDS[phrase], *arguments[length:]]
     if first == "help":
         return [*COMMANDS.get(rest[0], rest[:1]), *rest[1:], "--help"] if rest else ["--help"]
-    is_prompt = first not in FLAGS and (
-        first.startswith("-") or " " in first
-    )  # the program llm needs no command
+    is_prompt = first not in FLAGS and (first.startswith("-") or " " in first)  # the program llm needs no command
     if is_prompt and any(map(_names_a_model, arguments)):
         return ["run", *arguments]
     return list(arguments)
@@ -98,9 +92,7 @@ class TranslatingCommand(StrictCommand):
         super().__init__(*arguments, **options)
         given: list[Any] = [param for param in self.params if param.param_type_name == "option"]
         self.path = f"pellucid {self.name}"
-        self.own: Mapping[str, Any] = {
-            name: param for param in given for name in (*param.opts, *param.secondary_opts)
-        }
+        self.own: Mapping[str, Any] = {name: param for param in given for name in (*param.opts, *param.secondary_opts)}
         others: list[Any] = [param for param in self.params if param not in given]
         self.slots: Mapping[str, Any] = {str(param.metavar or param.name.upper()): param for param in others}
         for target, names in self._other_names().items():
@@ -151,9 +143,7 @@ class TranslatingCommand(StrictCommand):
         found = dict[str, list[str]]()
         for one in OPTIONS:
             if target := self.target(one)[0]:
-                names = [
-                    name for name in one.names.split() if name not in self.own and self.option(name) is one
-                ]
+                names = [name for name in one.names.split() if name not in self.own and self.option(name) is one]
                 found.setdefault(target, []).extend(names)
         return {target: names for target, names in found.items() if names}
 
@@ -198,9 +188,7 @@ class _Line:
             self._rest.insert(0, f"--{key}={given}")
         elif name in HELP:
             self._options.append(name)
-        elif (
-            other := self._command.option(name, value if equals else next(iter(self._rest), ""))
-        ) is not None:
+        elif (other := self._command.option(name, value if equals else next(iter(self._rest), ""))) is not None:
             self._other(other, name, value if equals else self._value_of(other))
         else:
             raise InvalidRequest(self._unknown(name))
@@ -216,9 +204,7 @@ class _Line:
         from difflib import get_close_matches
 
         path = self._command.path
-        known = dict.fromkeys(
-            [*self._command.own, *(one for option in OPTIONS for one in option.names.split())]
-        )
+        known = dict.fromkeys([*self._command.own, *(one for option in OPTIONS for one in option.names.split())])
         here = [one for one in known if one in self._command.own or self._command.option(one)]
         near = get_close_matches(name, here, 3, 0.8)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""

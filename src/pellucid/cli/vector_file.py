@@ -155,9 +155,7 @@ class VectorFile:
         try:
             yield
         except OSError as error:
-            raise InvalidRequest(
-                f"{one_line(str(self._part))}: cannot be written: {reason(error)}"
-            ) from error
+            raise InvalidRequest(f"{one_line(str(self._part))}: cannot be written: {reason(error)}") from error
 
 
 def _header(texts: int, width: int) -> bytes:
@@ -202,8 +200,5 @@ def _write_parquet(path: Path, source: TextFile, vectors: NDArray[np.float32]) -
     with parquet(path).ParquetWriter(path, schema) as writer:
         for texts, rows in _rows(source, vectors):
             flat = arrow.array(rows.reshape(-1), arrow.float32())
-            columns = [
-                arrow.array(texts, arrow.string()),
-                arrow.FixedSizeListArray.from_arrays(flat, type=kind),
-            ]
+            columns = [arrow.array(texts, arrow.string()), arrow.FixedSizeListArray.from_arrays(flat, type=kind)]
             writer.write_table(arrow.Table.from_arrays(columns, schema=schema))

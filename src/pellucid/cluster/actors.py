@@ -18,9 +18,8 @@ from typing import Any
 import ray
 from msgspec.structs import replace
 
-from pellucid.cluster.refusals import RefusalLog, say
 from pellucid.cluster.replica import Replica
-from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.secret import ClusterSecret, RefusalLog, say
 from pellucid.cluster.stage_server import StageServer, runner_of
 from pellucid.cluster.staged_runner import StagedRunner
 from pellucid.engine.model_runner import ModelRunner
@@ -105,9 +104,7 @@ class ReplicaActor:
     def _start_stages(self) -> list[Any]:
         """Start the actors of the earlier stages. Ray ends these actors together with this actor."""
         settings, secret = self._settings, self._secret.text
-        stage = ray.remote(StageActor).options(
-            num_cpus=settings.cpus, max_restarts=-1, scheduling_strategy="SPREAD"
-        )
+        stage = ray.remote(StageActor).options(num_cpus=settings.cpus, max_restarts=-1, scheduling_strategy="SPREAD")
         return [stage.remote(settings, secret, number) for number in range(settings.stages - 1)]
 
     async def _addresses(self) -> Sequence[str]:

@@ -16,7 +16,7 @@ import ray
 
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.ray_head import ask_head
-from pellucid.cluster.refusals import say
+from pellucid.cluster.secret import say
 from pellucid.cluster.supervisor import QUIET, Supervisor
 from pellucid.serve.pool import ModelPool
 

@@ -21,8 +21,7 @@ from pellucid.cluster.ray_head import connect
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.load_options import LoadOptions
 from pellucid.loading import load_model, open_model
-from pellucid.trace.dataset.index import read_index, shards_in
-from pellucid.trace.dataset.options import DatasetOptions, NoProgress
+from pellucid.trace.dataset.index import DatasetOptions, NoProgress, read_index, shards_in
 from pellucid.trace.dataset.recorder import RecordedDataset, record_dataset
 from pellucid.util.text_file import TextFile
 
@@ -47,9 +46,7 @@ class DatasetJob(Struct, frozen=True):
     cpus: int
 
 
-def record_on_cluster(
-    job: DatasetJob, address: str, progress: Callable[[int, int], object]
-) -> RecordedDataset:
+def record_on_cluster(job: DatasetJob, address: str, progress: Callable[[int, int], object]) -> RecordedDataset:
     """Record a dataset in ``job.parts`` parts on the cluster at an address. ``progress`` gets numbers of shards.
 
     Raises:

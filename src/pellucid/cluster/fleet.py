@@ -309,8 +309,4 @@ class Fleet:
             self._again(number)
         else:
             self._end(number)
-            task.fail(
-                KernelError(
-                    f"{task.losses} replicas were lost while they ran this request: it is not retried"
-                )
-            )
+            task.fail(KernelError(f"{task.losses} replicas were lost while they ran this request: it is not retried"))

@@ -32,9 +32,7 @@ def connect(address: str) -> None:
         InvalidRequest: there is no cluster at the address, or this system cannot be part of one.
     """
     if sys.platform == "win32":
-        raise InvalidRequest(
-            "a cluster needs Linux or macOS: Ray joins no machines on Windows; leave out --cluster"
-        )
+        raise InvalidRequest("a cluster needs Linux or macOS: Ray joins no machines on Windows; leave out --cluster")
     # For this process, and for Ray's processes if this call starts them.
     os.environ.setdefault(RECONNECTS, WAITS_FOR_HEAD)
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
@@ -50,9 +48,7 @@ def connect(address: str) -> None:
             ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise InvalidRequest(
-            f"cluster={address!r}: no Ray cluster can be joined at this address: {first}"
-        ) from None
+        raise InvalidRequest(f"cluster={address!r}: no Ray cluster can be joined at this address: {first}") from None
 
 
 async def ask_head(call: Callable[[], T]) -> T:

@@ -22,10 +22,9 @@ from pellucid import pipeline
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_request import RemoteRequest, called
-from pellucid.decide.answers import Decisions
 from pellucid.decide.decider import Decider
-from pellucid.decide.questions import questions_of, state_of
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.decide.questions import Decisions, questions_of, state_of
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Beams
@@ -37,8 +36,8 @@ from pellucid.errors.messages import brief
 from pellucid.loading import OpenModel
 from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
+from pellucid.plan.bind import layouts
 from pellucid.plan.points import Point
-from pellucid.plan.weights import layouts
 from pellucid.receipts.issuer import STOPPING, ReceiptIssuer, refuse_receipt
 from pellucid.receipts.signature import Signer
 from pellucid.sample.beams import BeamOptions
@@ -161,16 +160,7 @@ class RemoteModel:
             first_output = 0 if parsed.prompt_logprobs is not None else len(read) - 1
             watching.begin(read, most=most, first_output=first_output)
         request = RemoteRequest(
-            self.fleet,
-            ids,
-            _plain(sent),
-            parsed,
-            chain.with_seeds(n),
-            scheduling,
-            edits,
-            resumed,
-            len(read),
-            probes,
+            self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), scheduling, edits, resumed, len(read), probes
         )
         request.watching, request.receipts = watching, receipts
         request.limit = self.inputs.answer_limit(read, parsed.max_new_tokens)
@@ -224,9 +214,7 @@ class RemoteModel:
             plan = replace(plan, encoder=pipeline.encoder_plan(model.spec, packed))
         return all_points(plan, generates=model.spec.generates)
 
-    def watch(
-        self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
-    ) -> TraceStream:
+    def watch(self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]) -> TraceStream:
         """As ``LLM.watch``, on the replica that runs the request."""
         assert isinstance(request, RemoteRequest)
         refuse_watched(request)
@@ -275,9 +263,7 @@ class RemoteModel:
         answer = self._wait(called(self.fleet, "decide", prompts[0].ids, body))
         return wire.decisions_of(json.loads(answer), asked)
 
-    def encode(
-        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
-    ) -> list[NDArray[np.float32]]:
+    def encode(self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None) -> list[NDArray[np.float32]]:
         """Run texts through an encoder, as ``LLM.encode``."""
         body = {
             "texts": [[list(text.ids), text.types, text.first_output] for text in texts],
@@ -324,7 +310,5 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             wire.pack([["option", value]])
         except (TypeError, ValueError, OverflowError):
-            raise InvalidRequest(
-                f"{name}={brief(value)}: cannot be sent to a replica: give plain values"
-            ) from None
+            raise InvalidRequest(f"{name}={brief(value)}: cannot be sent to a replica: give plain values") from None
     return dict(options)

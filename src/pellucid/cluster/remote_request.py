@@ -203,8 +203,7 @@ class RemoteRequest(Request):
             "watch": self._watch(),
             "numbers": numbers,
             "begun": {
-                number: [*before, *zip(self.outputs[number].ids, self._probabilities[number])]
-                for number in numbers
+                number: [*before, *zip(self.outputs[number].ids, self._probabilities[number])] for number in numbers
             },
             "priority": self._scheduling.priority,
             "client": self._scheduling.client,
@@ -216,9 +215,7 @@ class RemoteRequest(Request):
         if kind == "token":
             number, index, *values = fields
             if not 0 <= number < len(self.outputs):
-                raise wire.WireError(
-                    f"a token of sequence {number}: the request has {len(self.outputs)} sequences"
-                )
+                raise wire.WireError(f"a token of sequence {number}: the request has {len(self.outputs)} sequences")
             output = self.outputs[number]
             known = len(self._resumed) + len(output.ids)
             if index != known or output.ended:

@@ -91,9 +91,7 @@ class RemoteTraceStream(TraceStream):
         """
         if not self._next:  # only the first sequence prefills the prompt
             firsts = [prompt * (number > 0) for number in range(len(generated))]
-            self._next = [
-                [max(first, selected.tokens.start) for selected in self._selections] for first in firsts
-            ]
+            self._next = [[max(first, selected.tokens.start) for selected in self._selections] for first in firsts]
         self._known = [prompt + tokens for tokens in generated]
         self._dropped_before, self._dropped_here, self._all_read = self.dropped, 0, True
         self._pieces.clear()
@@ -196,11 +194,7 @@ class RequestWatch:
             self.end()
             names, limit, first, norms, own = fields
             self._own |= bool(own)  # tokens that were sent in order stay in order
-            self._number, self._first, self._reader_waits = (
-                number,
-                [int(position) for position in first],
-                True,
-            )
+            self._number, self._first, self._reader_waits = (number, [int(position) for position in first], True)
             self._stream = stream = TraceStream(self._llm.points, names, limit, self._notify, norms)
             self._places = {selected: at for at, selected in enumerate(_selections(stream))}
             self._attach()

@@ -16,12 +16,11 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from pellucid.cluster import wire
-from pellucid.cluster.refusals import RefusalLog, say
 from pellucid.cluster.remote_trace import RequestWatch
 from pellucid.cluster.replica_tasks import TASKS
 from pellucid.cluster.request_log import ReplicaRequest, RequestLog
-from pellucid.cluster.secret import ClusterSecret, OnlyIngress
-from pellucid.cluster.stage_connection import StageLost
+from pellucid.cluster.secret import ClusterSecret, OnlyIngress, RefusalLog, say
+from pellucid.cluster.stage_server import StageLost
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 
@@ -73,9 +72,7 @@ class Replica:
         self.secret.secure(socket, listens=True)
         socket.linger = 500
         self._monitor = socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
         return f"tcp://{host}:{socket.bind_to_random_port(f'tcp://{host}')}"
 

@@ -11,9 +11,8 @@ import zmq
 import zmq.asyncio
 
 from pellucid.cluster import wire
-from pellucid.cluster.refusals import RefusalLog
 from pellucid.cluster.routing import ReplicaLoad
-from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.secret import ClusterSecret, RefusalLog
 from pellucid.engine.state import EngineState
 
 PINGS = 1.0  # seconds between two pings
@@ -79,9 +78,7 @@ class ReplicaLink:
             sockets.append(monitor)
             socket.connect(self.address)
             self.send("hello", wire.VERSION, self._session)
-            tasks += map(
-                asyncio.ensure_future, (self._receive(socket), monitor.recv_multipart(), self._ping())
-            )
+            tasks += map(asyncio.ensure_future, (self._receive(socket), monitor.recv_multipart(), self._ping()))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()

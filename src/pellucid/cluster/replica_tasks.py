@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
 from pellucid.cluster.remote_trace import NumberedRequest, RequestWatch
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.output import TokenOutput
@@ -52,9 +52,7 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: Request
             request.close()
         await watch.flush()
     counts = {
-        number: list(pair)
-        for numbers, _, request in requests
-        for number, pair in zip(numbers, request.speculation)
+        number: list(pair) for numbers, _, request in requests for number, pair in zip(numbers, request.speculation)
     }
     tell("end", counts)
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from pellucid.cluster import wire
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stage_connection import PATIENCE, StageConnection, StageLost, receive, vectors_of
-from pellucid.cluster.stage_server import stage_of
+from pellucid.cluster.stage_server import PATIENCE, StageConnection, StageLost, receive, stage_of, vectors_of
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import CacheFull, InvalidRequest

@@ -22,9 +22,8 @@ from ray.exceptions import RayError
 from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.ray_head import NAMESPACE, REACHES, ask_head
-from pellucid.cluster.refusals import say
-from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stage_connection import StageLost
+from pellucid.cluster.secret import ClusterSecret, say
+from pellucid.cluster.stage_server import StageLost
 from pellucid.errors import PellucidError, QueueFull
 
 SCALES = 2.0  # seconds between two checks of the number of replicas

@@ -17,19 +17,17 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid import errors
-from pellucid.decide.answers import Decision, Decisions
 from pellucid.decide.explanation import DecisionExplanation
-from pellucid.decide.questions import Question
+from pellucid.decide.questions import Decision, Decisions, Question
 from pellucid.engine.output import Beams, BeamText, Timings, TokenOutput, Usage
 from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, KernelError, PellucidError
 from pellucid.errors.messages import brief
 from pellucid.receipts.receipt import ModelIdentity
 from pellucid.sample.beams import Node
-from pellucid.sample.logprobs import Logprobs, TokenLogprobs
+from pellucid.sample.chain import TokenTrace
+from pellucid.sample.logprobs import Logprobs, StepTrace, TokenLogprobs
 from pellucid.sample.step import SamplerStep
-from pellucid.sample.step_trace import StepTrace
-from pellucid.sample.token_trace import TokenTrace
 from pellucid.trace.edits import Edit
 from pellucid.trace.linear_probe import LinearProbe
 
@@ -102,9 +100,7 @@ def edit_fields(edit: Edit) -> list[Any]:
         InvalidRequest: the edit has a function, which cannot be sent.
     """
     if edit.function is not None:
-        raise InvalidRequest(
-            f"edit of {brief(edit.where)}: a function cannot be sent to a replica: give its values"
-        )
+        raise InvalidRequest(f"edit of {brief(edit.where)}: a function cannot be sent to a replica: give its values")
     values = None if edit.values is None else array_fields(np.asarray(edit.values, np.float32))
     return [edit.where, edit.factor, values]
 
@@ -188,12 +184,7 @@ def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
         trace[4] = tuple(StepTrace(*step) for step in trace[4])
         token_trace = TokenTrace(*trace)
     return replace(
-        TokenOutput(*plain),
-        logprobs=row,
-        trace=token_trace,
-        sequence=sequence,
-        digest=digest,
-        probe_scores=scores,
+        TokenOutput(*plain), logprobs=row, trace=token_trace, sequence=sequence, digest=digest, probe_scores=scores
     )
 
 

@@ -2,7 +2,7 @@
 
 Each question is a prompt of its own, so that the answer to a question does not depend on the other questions (unless
 the model's template or head reads all questions). The prompts share the state's tokens, which the engine reads once
-(``engine/tasks/prompt_rows.py``).
+(``engine/tasks/scoring.py``).
 """
 
 from __future__ import annotations
@@ -14,23 +14,32 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from pellucid.decide.answers import Decisions, Scores, decision
-from pellucid.decide.decision_format import MARKED, DecisionFormat, decision_format
-from pellucid.decide.labels import Label, LabelScheme, coded_labels, column_labels, scheme_of, worded_labels
+from pellucid.decide.labels import (
+    MARKED,
+    DecisionFormat,
+    Label,
+    LabelScheme,
+    coded_labels,
+    column_labels,
+    decision_format,
+    scheme_of,
+    worded_labels,
+)
 from pellucid.decide.option_layouts import LAYOUTS
 from pellucid.decide.prompts import (
     MARK,
     SPLIT,
+    DecisionModel,
     DecisionPrompt,
     Reading,
+    ScoredOptions,
     marked_question,
     marked_variables,
     message,
     variables,
     with_sorted_keys,
 )
-from pellucid.decide.questions import Content, Question, QuestionType
-from pellucid.decide.scored_options import DecisionModel, ScoredOptions
+from pellucid.decide.questions import Content, Decisions, Question, QuestionType, Scores, decision
 from pellucid.engine.inputs import Inputs
 from pellucid.errors import InvalidRequest, TemplateError, UnsupportedTask
 from pellucid.errors.messages import shown
@@ -110,16 +119,11 @@ class Decider:
         ]
 
     def decisions(
-        self,
-        questions: Sequence[Question],
-        prompts: Sequence[DecisionPrompt],
-        scores: Sequence[Sequence[Scores]],
+        self, questions: Sequence[Question], prompts: Sequence[DecisionPrompt], scores: Sequence[Sequence[Scores]]
     ) -> Decisions:
         """The answers to the questions, from the scores of the labels of each reading of each prompt."""
         read = [
-            (reading, own)
-            for prompt, found in zip(prompts, scores)
-            for reading, own in zip(prompt.readings, found)
+            (reading, own) for prompt, found in zip(prompts, scores) for reading, own in zip(prompt.readings, found)
         ]
         answers, scheme = {}, self.scheme
         for number, group in groupby(read, key=lambda pair: pair[0].number):
@@ -136,9 +140,7 @@ class Decider:
         """The labels of a question's scores, in the order of ``LabelScheme.options``."""
         count = self.scheme.outputs(question)
         if self.format is not None and self.format.columns:
-            labels = column_labels(
-                self.scheme, question.type, self.format.columns, self._inputs.spec.output_width
-            )
+            labels = column_labels(self.scheme, question.type, self.format.columns, self._inputs.spec.output_width)
         elif self.scheme.codes is None:
             labels = worded_labels(self.scheme, self._tokenizer, question)
         else:

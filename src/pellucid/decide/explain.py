@@ -11,19 +11,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.decide.answers import Decision, Decisions
 from pellucid.decide.decider import Decider
 from pellucid.decide.explanation import DecisionExplanation, ExplainedWord, WordPlace
 from pellucid.decide.labels import LabelScheme
 from pellucid.decide.prompts import DecisionPrompt, Reading
-from pellucid.decide.questions import Content
+from pellucid.decide.questions import Content, Decision, Decisions
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit
-from pellucid.trace.lenses.attribution import contributions, needed
-from pellucid.trace.lenses.readout import Readout, mark_readout, token_readout
+from pellucid.trace.lenses.attribution import Contribution, contributions, needed
 from pellucid.trace.lenses.relevance import propagate
-from pellucid.trace.lenses.stream_parts import Contribution
+from pellucid.trace.lenses.targets import Readout, mark_readout, token_readout
 from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, stream_points
@@ -87,13 +85,7 @@ def _explain(
     contents = [decider.printed(one) for one in (state, decision.question.instructions)]
     each = [
         _explain_reading(
-            model,
-            _option_names(scheme, decision, reading),
-            prompt,
-            reading,
-            (option, against),
-            contents,
-            edits,
+            model, _option_names(scheme, decision, reading), prompt, reading, (option, against), contents, edits
         )
         for prompt, reading in readings
     ]
@@ -161,16 +153,12 @@ def _explain_reading(
     return DecisionExplanation(*compared, found.logit, words, found.constant, found.rounding, parts)
 
 
-def _readout(
-    model: TracedModel, sequence: SequenceTrace, reading: Reading, compared: Sequence[int]
-) -> Readout:
+def _readout(model: TracedModel, sequence: SequenceTrace, reading: Reading, compared: Sequence[int]) -> Readout:
     """The difference between the scores of the two options with the numbers ``compared``."""
     if reading.marks:
         return mark_readout(model, sequence, *(reading.marks[number] for number in compared))
     logits = model.project(sequence.at(stream_points(model)[-1], reading.position))[0]
-    token, against = (
-        max(reading.labels[number].tokens, key=lambda token: float(logits[token])) for number in compared
-    )
+    token, against = (max(reading.labels[number].tokens, key=lambda token: float(logits[token])) for number in compared)
     return token_readout(model, sequence, logits, token, against, reading.position)
 
 
@@ -184,11 +172,7 @@ def _option_names(scheme: LabelScheme, decision: Decision, reading: Reading) -> 
 
 
 def explained_words(
-    tokenizer: Tokenizer,
-    ids: Sequence[int],
-    shares: NDArray[np.float64],
-    state: Content,
-    instructions: Content,
+    tokenizer: Tokenizer, ids: Sequence[int], shares: NDArray[np.float64], state: Content, instructions: Content
 ) -> list[ExplainedWord]:
     """The words of a prompt with the sum of their tokens' ``shares`` (T,).
 
@@ -198,10 +182,7 @@ def explained_words(
     special, groups = tokenizer.vocabulary.special_ids, tokenizer.characters(ids)
     text = "".join(group.text for group in groups)
     state_span = _span(text, state, range(0))
-    spans: Mapping[WordPlace, range] = {
-        "state": state_span,
-        "question": _span(text, instructions, state_span),
-    }
+    spans: Mapping[WordPlace, range] = {"state": state_span, "question": _span(text, instructions, state_span)}
 
     def place_at(character: int) -> WordPlace:
         return next((name for name, span in spans.items() if character in span), "prompt")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pellucid.trace.lenses.stream_parts import Contribution
+from pellucid.trace.lenses.attribution import Contribution
 
 WordPlace = Literal["state", "question", "prompt"]
 

@@ -1,40 +1,153 @@
-"""Scores the options of all questions of a prompt together: the head of llama.cpp's type "clef".
-
-In: the normalised vectors of a prompt's tokens (T, D) float32, from the engine. Out: a score for each option.
-
-    memory = hidden W_memory                                     of each token (T, W)
-    option = context + lexical + question, each projected        of each option: means over its tokens (O, W)
-    option += attend(option, memory) + feedforward               in each routing block
-    field  = question + summary of its options + end + type      of each question (Q, W)
-    field += attend(field, field) + attend(field, memory) + feedforward      in each joint block
-    score  = s0 prior + s2 (s1 cos(field, option) + scorer(field, option))
-
-``lexical`` is the mean of the option's rows in the output embedding. ``prior`` is its cosine with the question's mean
-vector plus the vector of the last token. The head runs in NumPy in float32, because it has few rows, except for the
-products with ``memory``, which cost a small part of the model's own. A prompt's scores depend on this prompt alone, so
-they have the same bits in any batch.
-
-Dimensions: T tokens, D model width, W head width, Q questions, O options.
-
-Source: ``build_head`` in llama.cpp's src/models/clef.cpp.
-"""
+"""Models that score the options of all questions of a prompt together: llama.cpp's types "clef" and "lfm2-d1-omni"."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.decide.answers import Scores
-from pellucid.decide.prompts import QuestionSpans
+from pellucid.decide.prompts import (
+    DecisionModel,
+    DecisionPrompt,
+    QuestionSpans,
+    Reading,
+    ScoredOptions,
+    ScoringModel,
+    mark_scores,
+    replaced,
+    without_special,
+)
+from pellucid.decide.questions import TYPES, Content, Question, Scores
+from pellucid.errors import InvalidRequest, TemplateError
+from pellucid.errors.messages import shown
 from pellucid.model.config import Config
-from pellucid.model.joint_head import HIDDEN_NORM, joint_head, joint_shapes
+from pellucid.model.decision_heads import HIDDEN_NORM, joint_head, joint_shapes
 from pellucid.model.slot_reader import SlotReader
 from pellucid.model.weight_map import Slot
+from pellucid.trace.edits import Edit
 from pellucid.util.probabilities import softmax
 from pellucid.weights.checkpoint import Checkpoint
+
+# The prompt of llama.cpp's type "lfm2-d1-omni" (d1-omni), for a state that is text.
+#
+#     [cls] state question ([mask] option)*, with control tokens between them
+#
+# The template writes the prompt in pieces, which are tokenized one by one. The texts of options and of the question
+# have a limit, and the state gets the tokens that are left. The model also reads pictures and sounds, which are refused
+# here.
+#
+# Source: ``fill_task_d1omni`` in llama.cpp's tools/server/server-decision.cpp.
+
+TOKENS = 16384
+"""Maximum number of tokens of a prompt in the model's training."""
+START = "<<d1omni:"
+SEPARATOR, STATE, QUESTION, OPTION = (f"{START}{name}>>" for name in ("sep", "state", "question", "option"))
+"""Marks: between the pieces of the prompt, and at the start of the pieces whose length is limited."""
+GIVEN = {"sep": SEPARATOR, "mark_state": STATE, "mark_question": QUESTION, "mark_option": OPTION}
+
+
+class OmniOptions(ScoredOptions):
+    """The prompts and scores of the type "lfm2-d1-omni"."""
+
+    explains = True
+
+    def __init__(self, model: DecisionModel) -> None:
+        """Find the token of the marks of options.
+
+        Raises:
+            UnsupportedModel: the model does not score options at marks.
+            FileFormatError: the file names no mask token.
+        """
+        super().__init__(model)
+        model.needs(model.spec.decision is not None, "lfm2 with decision blocks")
+        self.mark = model.token("mask", model.tokenizer.mask_id)
+
+    def printed(self, content: Any) -> Any:
+        """A content without control tokens and the marks of pieces."""
+        return replaced(without_special(content), lambda text: text.replace(START, "<<d1omni "))
+
+    def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt:
+        """The prompt of the question ``number``.
+
+        Raises:
+            InvalidRequest: the options do not fit into ``TOKENS``.
+            TemplateError: the template fails, or writes another layout.
+        """
+        question, count = questions[number], len(questions[number].options)
+        values = self.printed(self.model.variables(state, questions, number))
+        parts, marks = self.model.tokenizer.encode_template(
+            self.model.template, {**values, "audio": False}, tuple(GIVEN.values()), GIVEN
+        )
+        budget = max(96, min(24 * count + 32, TOKENS // 2))
+        limits = {QUESTION: max(16, budget), OPTION: max(2, (budget - 3 * count) // count)}
+        before, middle, after = list[int](), None, list[int]()
+        for kind, ids in pieces(parts, marks, SEPARATOR):
+            if kind == STATE and middle is None:
+                middle = ids
+            elif kind == STATE:
+                raise TemplateError("the decision template writes more than one state")
+            else:
+                (before if middle is None else after).extend(ids[: limits.get(kind, len(ids))])
+        if middle is None or parts[0]:
+            raise TemplateError("the decision template must write the state as a piece, after a separator")
+        room = max(0, TOKENS - len(before) - len(after))
+        ids = [*before, *middle[:room], *after][:TOKENS]
+        positions = tuple(at for at, token in enumerate(ids) if token == self.mark)
+        if len(positions) != count:
+            raise InvalidRequest(
+                f"questions.{shown(question.id)} has {count:,} options, of which {len(positions):,} fit into the "
+                f"{TOKENS:,} tokens that the model reads: offer fewer options"
+            )
+        return DecisionPrompt(ids, (Reading(number, positions[0], marks=positions),), TYPES.index(question.type))
+
+    def scores(
+        self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
+    ) -> list[list[Scores]]:
+        """The scores at the marks."""
+        return mark_scores(model, prompts, edits)
+
+
+def pieces(parts: Sequence[list[int]], marks: Sequence[str], separator: str) -> list[tuple[str, list[int]]]:
+    """The pieces of a template's text after the first: the mark at the start of each ("": none), and its tokens.
+
+    ``marks`` are between the ``parts``.
+
+    Raises:
+        TemplateError: a mark is not at the start of a piece.
+    """
+    found = list[tuple[str, list[int]]]()
+    for mark, ids in zip(marks, parts[1:]):
+        if mark == separator:
+            found.append(("", ids))
+        elif found and found[-1] == ("", []):
+            found[-1] = (mark, ids)
+        else:
+            raise TemplateError(f"the decision template writes {shown(mark)} inside a piece, not at its start")
+    return found
+
+
+# Scores the options of all questions of a prompt together: the head of llama.cpp's type "clef".
+#
+# In: the normalised vectors of a prompt's tokens (T, D) float32, from the engine. Out: a score for each option.
+#
+#     memory = hidden W_memory                                     of each token (T, W)
+#     option = context + lexical + question, each projected        of each option: means over its tokens (O, W)
+#     option += attend(option, memory) + feedforward               in each routing block
+#     field  = question + summary of its options + end + type      of each question (Q, W)
+#     field += attend(field, field) + attend(field, memory) + feedforward      in each joint block
+#     score  = s0 prior + s2 (s1 cos(field, option) + scorer(field, option))
+#
+# ``lexical`` is the mean of the option's rows in the output embedding. ``prior`` is its cosine with the question's mean
+# vector plus the vector of the last token. The head runs in NumPy in float32, because it has few rows, except for the
+# products with ``memory``, which cost a small part of the model's own. A prompt's scores depend on this prompt alone,
+# so they have the same bits in any batch.
+#
+# Dimensions: T tokens, D model width, W head width, Q questions, O options.
+#
+# Source: ``build_head`` in llama.cpp's src/models/clef.cpp.
 
 Rows = NDArray[np.float32]
 TINY = 1e-12
@@ -68,9 +181,7 @@ class JointScorer:
         asked = np.stack([hidden[slice(*one.instructions)].mean(0) for one in questions])
         lexical = np.stack([self._embeddings(ids[slice(*span)]).mean(0) for span in spans])
         memory, end = self._projected(hidden, "memory"), hidden[-1]
-        options = self._projected(
-            np.stack([hidden[slice(*span)].mean(0) for span in spans]), "option_context"
-        )
+        options = self._projected(np.stack([hidden[slice(*span)].mean(0) for span in spans]), "option_context")
         options += self._projected(lexical, "option_lexical")
         options += self._projected(asked, "option_question")[owner]
         options = self._routed(options, memory)

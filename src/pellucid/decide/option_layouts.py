@@ -20,26 +20,25 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.decide.answers import Scores
-from pellucid.decide.joint_scores import JointScorer
-from pellucid.decide.omni_options import OmniOptions, pieces
-from pellucid.decide.prompts import DecisionPrompt, QuestionSpans, Reading, with_sorted_keys
-from pellucid.decide.questions import TYPES, Content, Question, QuestionType
-from pellucid.decide.scored_options import (
+from pellucid.decide.joint_scores import JointScorer, OmniOptions, pieces
+from pellucid.decide.prompts import (
     DecisionModel,
+    DecisionPrompt,
+    QuestionSpans,
+    Reading,
     ScoredOptions,
     ScoringModel,
     mark_scores,
     replaced,
+    with_sorted_keys,
     without_special,
 )
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.decide.questions import TYPES, Content, Question, QuestionType, Scores
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.errors import FileFormatError, InvalidRequest, TemplateError
 from pellucid.errors.messages import shown
-from pellucid.model.decision_blocks import LAYA, OMNI
-from pellucid.model.joint_head import CLEF
+from pellucid.model.decision_heads import CLEF, KEV, LAYA, OMNI
 from pellucid.model.outputs import Dense
-from pellucid.model.pointer_head import KEV
 from pellucid.trace.edits import Edit
 
 # The prompt and the scores of llama.cpp's type "clef": one prompt for all questions of a request.
@@ -81,16 +80,10 @@ class JointOptions(ScoredOptions):
         asked = [self.model.variables(state, questions, at) for at in range(len(questions))]
         names = ("id", "type", "instructions", "options")
         values = with_sorted_keys(
-            {
-                "state": state,
-                "questions": [{name: own[name] for name in names} for own in asked],
-                "images": [],
-            }
+            {"state": state, "questions": [{name: own[name] for name in names} for own in asked], "images": []}
         )
         values = replaced(values, lambda text: text.replace(START, "<<clef "))
-        parts, marks = self.model.tokenizer.encode_template(
-            self.model.template, values, tuple(GIVEN.values()), GIVEN
-        )
+        parts, marks = self.model.tokenizer.encode_template(self.model.template, values, tuple(GIVEN.values()), GIVEN)
         ids, spans = list(parts[0]), list[list[tuple[int, int]]]()
         for kind, piece in pieces(parts, marks, SEPARATOR):
             start = len(ids)
@@ -194,9 +187,7 @@ class MarkedOptions(ScoredOptions):
             TemplateError: the template wrote another layout.
         """
         marks = [at for at, token in enumerate(ids) if token == self.mark]
-        end = (
-            next((at for at in range(marks[-1], len(ids)) if ids[at] == self.separator), -1) if marks else -1
-        )
+        end = next((at for at in range(marks[-1], len(ids)) if ids[at] == self.separator), -1) if marks else -1
         laid_out = len(marks) == count and marks[0] >= 2 and ids[marks[0] - 1] == self.separator
         if not laid_out or not 0 <= end < len(ids) - 1 or ids[-1] != self.separator:
             raise TemplateError(
@@ -221,7 +212,7 @@ class MarkedOptions(ScoredOptions):
 #
 #     score of an option = q · k / sqrt(P)      q: of the prompt's last token; k: of the token <|box_end|> of the option
 #
-# The head gives the query and the key of a token, each with P values (``model/pointer_head.py``). All contents are
+# The head gives the query and the key of a token, each with P values (``model/decision_heads.py``). All contents are
 # texts: objects and lists become indented lines.
 #
 # Sources: ``fill_task`` and ``decision_kev_render`` in llama.cpp's tools/server/server-decision.cpp, ``send_decision``
@@ -249,9 +240,7 @@ class PointedOptions(ScoredOptions):
         end = model.tokenizer.vocabulary.ids.get(END)
         if end is None or end not in model.tokenizer.vocabulary.special_ids:
             raise FileFormatError(
-                model.checkpoint.path,
-                "tokenizer.ggml.tokens",
-                f"has no control token {END}: the prompt needs it",
+                model.checkpoint.path, "tokenizer.ggml.tokens", f"has no control token {END}: the prompt needs it"
             )
         self.end = end
 
@@ -312,9 +301,7 @@ def rendered(value: Any, indent: int = 0) -> str:
     if not isinstance(value, dict):
         return json.dumps(value)
     lines = (
-        f"{pad}{key}:\n{rendered(one, indent + 1)}"
-        if isinstance(one, (dict, list))
-        else f"{pad}{key}: {rendered(one)}"
+        f"{pad}{key}:\n{rendered(one, indent + 1)}" if isinstance(one, (dict, list)) else f"{pad}{key}: {rendered(one)}"
         for key, one in value.items()
     )
     return "\n".join(lines)
@@ -326,9 +313,4 @@ class OptionLayout(Protocol):
     def __call__(self, model: DecisionModel) -> ScoredOptions: ...
 
 
-LAYOUTS: Mapping[str, OptionLayout] = {
-    LAYA: MarkedOptions,
-    OMNI: OmniOptions,
-    KEV: PointedOptions,
-    CLEF: JointOptions,
-}
+LAYOUTS: Mapping[str, OptionLayout] = {LAYA: MarkedOptions, OMNI: OmniOptions, KEV: PointedOptions, CLEF: JointOptions}

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.encoders.model import EncoderModel
+from pellucid.encoders.tasks import EncoderModel
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize import Tokenizer

@@ -14,9 +14,9 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.engine.block_programs import Borders
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.probe import EngineProbe, raise_of, refuse_changed
+from pellucid.engine.programs import Borders
 from pellucid.errors import CacheFull
 from pellucid.plan.traced_plan import Watch
 from pellucid.runtime.batch import Chunk
@@ -95,9 +95,7 @@ class EditedCopies:
         if self._base is None:
             self._table = BlockTable()
             self._runner.cache.release(table, tokens=ids)
-        return outputs[0], {
-            part: [np.concatenate(rows) for rows in zip(*(own[part] for own in kept))] for part in keep
-        }
+        return outputs[0], {part: [np.concatenate(rows) for rows in zip(*(own[part] for own in kept))] for part in keep}
 
     def _prefix(self, most: int) -> BlockTable:
         """A block table with at most the first ``most`` tokens of the prompt, without its last token."""
@@ -120,9 +118,7 @@ class EditedCopies:
             step.append(copy)
         return step, copies[len(step) :]
 
-    def _run_step(
-        self, part: int, copies: Sequence[_Copy], received: Borders
-    ) -> Generator[Outputs, None, None]:
+    def _run_step(self, part: int, copies: Sequence[_Copy], received: Borders) -> Generator[Outputs, None, None]:
         """Run copies from a part on. If the cache has too few pages for all of them, they run in several steps."""
         try:
             outputs = self._outputs(part, copies, received)
@@ -149,10 +145,7 @@ class EditedCopies:
         chunk_of: Callable[[_Copy], Chunk] = partial(_next_chunk, ids, most)
         while True:
             chunks = [chunk_of(copy) for copy in copies]
-            rows = [
-                np.concatenate([own[one.table.length :][: len(one.tokens)] for one in chunks])
-                for own in received
-            ]
+            rows = [np.concatenate([own[one.table.length :][: len(one.tokens)] for one in chunks]) for own in received]
             outputs, _ = self._runner.forward_parts(chunks, part, rows)
             if copies[0].table.length == len(ids):
                 return outputs

@@ -1,4 +1,4 @@
-"""Checks the texts of an encoder, and turns them into token ids and types. ``inputs.py`` adds prompts."""
+"""The input of an encoder: checks texts, and turns them into token ids and types."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from pellucid.engine.encoder_input import EncoderInput
 from pellucid.errors import ContextOverflow, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.model.outputs import Task
@@ -16,6 +15,22 @@ from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.encoding import Encoding, Side, Truncation
 from pellucid.util import checks
 from pellucid.util.checks import token_id
+
+# The input of an encoder.
+
+
+class EncoderInput(Struct, frozen=True):
+    """The token ids of a text or of a pair of texts, and the types of the tokens (None: all 0).
+
+    If the model does not pool, the outputs are rows of the tokens from ``first_output`` on.
+    """
+
+    ids: list[int]
+    types: list[int] | None = None
+    first_output: int = 0
+
+
+# Checks the texts of an encoder, and turns them into token ids and types. ``inputs.py`` adds prompts.
 
 # Only the beginning of a long text is encoded first, to detect a text that is far too long. The beginning has this many
 # characters per token of the context.
@@ -166,9 +181,7 @@ class EncoderInputs(Struct, frozen=True):
         if self.spec.generates:
             self.check_task("embed")
 
-    def pairs(
-        self, pairs: Sequence[tuple[str, str]], truncate: bool = False, prompt: str = ""
-    ) -> list[EncoderInput]:
+    def pairs(self, pairs: Sequence[tuple[str, str]], truncate: bool = False, prompt: str = "") -> list[EncoderInput]:
         """The token ids and types of pairs of texts.
 
         With ``truncate``, the longer text of a pair is cut first. ``prompt`` is put before the first text
@@ -232,9 +245,7 @@ class EncoderInputs(Struct, frozen=True):
         """
         checks.text("text", text)
         if self._overflows(text):
-            raise self._too_long(
-                f"{len(text):,} characters, more than {self.context:,} tokens", truncates=False
-            )
+            raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens", truncates=False)
         encoding = self.tokenizer.encode_with_offsets(text)
         if len(encoding) > self.context:
             raise self._too_long(f"{len(encoding):,} tokens", truncates=False)

@@ -18,19 +18,30 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from pellucid.engine.cache_manager import CacheManager
-from pellucid.engine.draft import DraftModel
-from pellucid.engine.job import DEFAULT_SCHEDULING, MAX_UNREAD, Job, SchedulingOptions
+from pellucid.engine.job import (
+    DEFAULT_SCHEDULING,
+    MAX_UNREAD,
+    Abort,
+    BetweenSteps,
+    Job,
+    Message,
+    Ready,
+    Results,
+    Resume,
+    SchedulingOptions,
+    Settle,
+    Stop,
+    Submit,
+    copied,
+)
 from pellucid.engine.jobs import Jobs
-from pellucid.engine.messages import Abort, BetweenSteps, Message, Ready, Resume, Settle, Stop, Submit
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.probe import RequestTracer
-from pellucid.engine.reading import ReadingTask
-from pellucid.engine.results import Results, copied
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.engine.source import SourceSequence
-from pellucid.engine.state import EngineState
-from pellucid.engine.step_times import StepTimes, counts
-from pellucid.engine.task import ChunkOutput, ScheduledChunk, Task
+from pellucid.engine.speculation import DraftModel
+from pellucid.engine.state import EngineState, StepTimes, counts
+from pellucid.engine.task import ChunkOutput, ReadingTask, ScheduledChunk, Task
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.runtime.executor import FORKED
 from pellucid.runtime.memory import release_heap
@@ -120,11 +131,7 @@ class Engine:
             )
 
     def run(
-        self,
-        task: Task[T],
-        scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
-        *,
-        max_unread: int = MAX_UNREAD,
+        self, task: Task[T], scheduling: SchedulingOptions = DEFAULT_SCHEDULING, *, max_unread: int = MAX_UNREAD
     ) -> Iterator[T]:
         """Start a task at the first iteration, and yield its results. The task ends when the iteration ends."""
         with closing(self.submit(task, scheduling, max_unread=max_unread)) as results:
@@ -193,10 +200,7 @@ class Engine:
     def pages_in_use(self) -> int:
         """Number of pages in block tables of tasks. Pages that only the prefix cache holds count as free."""
         own = [one for job in self._jobs for one in list(job.task.sequences())]
-        return sum(
-            self.cache.pages_of(one.table for one in own if one.encodes is encodes)
-            for encodes in (False, True)
-        )
+        return sum(self.cache.pages_of(one.table for one in own if one.encodes is encodes) for encodes in (False, True))
 
     @property
     def _caches(self) -> list[CacheManager]:
@@ -293,7 +297,7 @@ class Engine:
     def schedule(self) -> list[ScheduledChunk]:
         """Choose the chunks of the next step.
 
-        Returns no chunks if no task can run now, if a reading (``reading.py``) runs in place of a step, or if a task
+        Returns no chunks if no task can run now, if a reading (``task.py``) runs in place of a step, or if a task
         failed.
         """
         if self._read(alone=False):

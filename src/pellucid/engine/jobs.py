@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
-from pellucid.engine.job import Job
-from pellucid.engine.messages import Abort, Message, Ready, Resume
-from pellucid.engine.results import End, copied, put_results
+from pellucid.engine.job import Abort, End, Job, Message, Ready, Resume, copied, put_results
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.task import Task, Wait
 from pellucid.errors import DeadlinePassed, InvalidRequest, QueueFull

@@ -12,18 +12,10 @@ from msgspec import structs
 
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
-from pellucid.engine.job import MAX_UNREAD, SchedulingOptions
+from pellucid.engine.job import MAX_UNREAD, Results, SchedulingOptions
 from pellucid.engine.output import Generation, TokenOutput
 from pellucid.engine.probe import EngineProbe, RequestTracer
-from pellucid.engine.request import (
-    PromptOutput,
-    Request,
-    RequestOptions,
-    SequenceOutput,
-    run_together,
-    unused_edits,
-)
-from pellucid.engine.results import Results
+from pellucid.engine.request import PromptOutput, Request, RequestOptions, SequenceOutput, run_together, unused_edits
 from pellucid.engine.source import with_source
 from pellucid.engine.task import Task
 from pellucid.engine.tasks.generation import GenerationTask, PromptSequence
@@ -89,11 +81,7 @@ class LocalRequest(Request):
         if self.watching is not None:
             most, first_output = len(ids) + limit - 1, self._prompt.first_output  # the last token is not read
             self._probes = self.watching.begin(
-                ids,
-                len(chains),
-                most=most,
-                first_output=first_output,
-                source=source.probe if source else None,
+                ids, len(chains), most=most, first_output=first_output, source=source.probe if source else None
             )
             self._prompt.probe = self._probes[0]
         # A recurrent state cannot be rolled back to reject draft tokens.
@@ -141,13 +129,7 @@ class LocalRequest(Request):
         if self._tokens is None:
             self._begin()
             self._tokens = _run(
-                self._engine,
-                self._work,
-                self._task,
-                self._scheduling,
-                self.outputs,
-                self.watching,
-                self.on_end,
+                self._engine, self._work, self._task, self._scheduling, self.outputs, self.watching, self.on_end
             )
         return self._tokens
 
@@ -182,9 +164,7 @@ class LocalRequest(Request):
         return self._task.speculation
 
     def start(
-        self,
-        on_token: Callable[[TokenOutput], object] | None = None,
-        on_begin: Callable[[], object] | None = None,
+        self, on_token: Callable[[TokenOutput], object] | None = None, on_begin: Callable[[], object] | None = None
     ) -> None:
         """Start the request. The engine's thread collects the outputs and calls the two functions.
 
@@ -313,9 +293,7 @@ def _run(
         on_end(unused_edits(watching, task.prompt.tokens, outputs))
 
 
-def _add(
-    task: GenerationTask, outputs: list[SequenceOutput], token: TokenOutput, start: float
-) -> TokenOutput:
+def _add(task: GenerationTask, outputs: list[SequenceOutput], token: TokenOutput, start: float) -> TokenOutput:
     """Add a token to the output of its sequence. Stops the sequence if ``until`` returns True."""
     token = outputs[token.sequence].add_or_stop(token, time.perf_counter() - start)
     if token.finish_reason == "until":

@@ -12,28 +12,30 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pellucid.engine.block_programs import BlockPrograms, Borders, rows_of_border
-from pellucid.engine.cache_manager import CacheManager
-from pellucid.engine.compile_kernels import compile_kernels
-from pellucid.engine.context_memory import pages_of, rows_of, scratch_bytes
-from pellucid.engine.data_parallel import DataParallel
-from pellucid.engine.head_program import HeadProgram, checked_vectors
-from pellucid.engine.setup_program import run_setup
+from pellucid.engine.cache_manager import CacheManager, pages_of, rows_of, scratch_bytes
+from pellucid.engine.programs import (
+    BlockPrograms,
+    Borders,
+    DataParallel,
+    HeadProgram,
+    checked_vectors,
+    compile_kernels,
+    rows_of_border,
+    run_setup,
+)
 from pellucid.engine.traced_program import BoundProgram, TracedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.weight_map import Model
-from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
+from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, load_weights, places
 from pellucid.plan.pipeline_stages import Stage
 from pellucid.plan.plan import At, Plan
-from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import ALONE_TOKENS, Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import Executor, Program
-from pellucid.runtime.memory import address
-from pellucid.runtime.placement import Placement
+from pellucid.runtime.memory import Placement, address
 from pellucid.runtime.prefix_cache import default_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
@@ -47,7 +49,7 @@ class ModelRunner:
 
     With ``executor`` the model shares the threads of another model. With a ``stage`` the runner runs only this pipeline
     stage of the plan; call ``forward_stage`` instead of ``forward``. ``pin`` selects the cores of each thread
-    (``runtime/placement.py``). The prefix cache may take ``cache_memory`` bytes (default: ``default_bytes``). Keys and
+    (``runtime/memory.py``). The prefix cache may take ``cache_memory`` bytes (default: ``default_bytes``). Keys and
     values may take ``kv_memory`` bytes, if one context needs no more (default: a quarter of the machine's memory).
     ``cache_of`` makes the cache manager.
 
@@ -120,9 +122,7 @@ class ModelRunner:
         self._parallel: DataParallel | None = None
         if limits.joint:
             alone = replace(together, tokens=ALONE_TOKENS, outputs=ALONE_TOKENS)
-            self._parallel = DataParallel(
-                plan, alone, executor, self._arrays, partial(make_step, alone, 1), bound
-            )
+            self._parallel = DataParallel(plan, alone, executor, self._arrays, partial(make_step, alone, 1), bound)
         if plan.setup:
             run_setup(plan.setup, self._arrays, self.executor, scratch, bound)
         # Seconds of each pipeline stage. Empty unless this is the runner of all stages (``cluster/staged_runner.py``).
@@ -183,9 +183,7 @@ class ModelRunner:
                 self.encoder.forward(sources)
                 chunks = [chunk for chunk in chunks if not chunk.encodes]
             if any(chunk.encoder is None for chunk in chunks):
-                raise InvalidRequest(
-                    "the decoder's tokens attend to a source: encode a source first (Chunk.encodes)"
-                )
+                raise InvalidRequest("the decoder's tokens attend to a source: encode a source first (Chunk.encodes)")
             if not chunks:
                 return np.empty((0, self.width), np.float32)
         # The pages of the sources must not change during the step.
@@ -254,11 +252,7 @@ class ModelRunner:
         return self._parts
 
     def forward_parts(
-        self,
-        chunks: Sequence[Chunk],
-        first: int,
-        received: Sequence[NDArray[np.float32]],
-        keep: Collection[int] = (),
+        self, chunks: Sequence[Chunk], first: int, received: Sequence[NDArray[np.float32]], keep: Collection[int] = ()
     ) -> tuple[NDArray[np.float32], dict[int, Borders]]:
         """Run one step from the part ``first`` of ``block_programs`` on, which gets the rows ``received``.
 
@@ -277,9 +271,7 @@ class ModelRunner:
                 self.cache.kv.begin(chunk.table)
             arrays = self._arrays.by_name
             # In a step with one row each thread may read its own copy of the row.
-            for rows, own in zip(
-                parts.received(first, self.threads if tokens == 1 else tokens, arrays), received
-            ):
+            for rows, own in zip(parts.received(first, self.threads if tokens == 1 else tokens, arrays), received):
                 rows[:] = own
             begin = partial(self.executor.step_in_parts, step=self._step.record)
             output = partial(self._fresh_output, rows=outputs)
@@ -341,9 +333,7 @@ class ModelRunner:
                 made = self._fresh_output(self._head.bound, made_rows)
                 self.executor.run(self._head.bound.program, self._step.record)
             found.append(made[:made_rows, : self.width])
-        return (
-            found[0] if len(found) == 1 else np.concatenate([np.empty((0, self.width), np.float32), *found])
-        )
+        return found[0] if len(found) == 1 else np.concatenate([np.empty((0, self.width), np.float32), *found])
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Run one step operation by operation. Returns the seconds of each operation, in the order of the plan.
@@ -357,9 +347,7 @@ class ModelRunner:
         """
         check_step(chunks, self._together)
         if self.encoder:
-            raise InvalidRequest(
-                f"{shown(self.spec.name)}: the steps of an encoder-decoder cannot be profiled"
-            )
+            raise InvalidRequest(f"{shown(self.spec.name)}: the steps of an encoder-decoder cannot be profiled")
         records = self._base.program.records
         with self.cache.lock:
             self._refuse_if_closed()

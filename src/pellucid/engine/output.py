@@ -13,10 +13,9 @@ from msgspec import Struct
 from pellucid.errors.messages import brief
 from pellucid.receipts.receipt import Receipt
 from pellucid.sample.beams import Node
-from pellucid.sample.chain import Draw
+from pellucid.sample.chain import Draw, TokenTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep, options_of
-from pellucid.sample.token_trace import TokenTrace
 
 
 class TokenOutput(Struct, frozen=True):
@@ -140,9 +139,7 @@ class Generation:
             "seed": self.seed,
             "chain": [{"name": step.name, **step_options(step)} for step in self.chain],
             "logprobs": None if self.logprobs is None else logprobs_as_dict(self.logprobs),
-            "prompt_logprobs": None
-            if self.prompt_logprobs is None
-            else logprobs_as_dict(self.prompt_logprobs),
+            "prompt_logprobs": None if self.prompt_logprobs is None else logprobs_as_dict(self.prompt_logprobs),
             "trace": None if self.trace is None else [asdict(token) for token in self.trace],
             "receipt": None if self.receipt is None else self.receipt.as_dict(),
             "probe_scores": None if self.probe_scores is None else dict(self.probe_scores),

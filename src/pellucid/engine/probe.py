@@ -1,13 +1,20 @@
-"""The interface of a trace for a request: probes for its sequences. ``trace/`` implements it."""
+"""The interface of a trace for a request: probes for its sequences; a prompt that runs with a probe of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest, KernelError
-from pellucid.runtime.batch import Probe
+from pellucid.runtime.batch import Chunk, Probe
+from pellucid.runtime.cache import BlockTable
 from pellucid.sample.candidates import DAMAGED
+
+# The interface of a trace for a request: probes for its sequences. ``trace/`` implements it.
 
 ProbeScores: TypeAlias = "tuple[dict[str, float], str | None]"
 """The scores of linear probes at one position, by name, and the first name whose score is above its limit, if any."""
@@ -123,6 +130,30 @@ def blame_edits(probe: Probe | None, error: KernelError) -> None:
 def refuse_changed(probe: Probe | None, found: str, error: KernelError | None = None) -> None:
     """Raise InvalidRequest if a sequence has edits, because the edits caused ``found``."""
     if edited := getattr(probe, "edited", ""):
-        raise InvalidRequest(
-            f"{found} because of the request's edits ({edited}): use smaller edits"
-        ) from error
+        raise InvalidRequest(f"{found} because of the request's edits ({edited}): use smaller edits") from error
+
+
+# Runs a prompt with a probe of its own, in the engine's thread, between the steps of requests.
+
+
+def probed_run(
+    runner: ModelRunner, ids: Sequence[int], probe: Probe, first_output: int
+) -> Generator[NDArray[np.float32], None, None]:
+    """Yield the outputs (n, V) from position ``first_output`` on, step by step (n may be 0).
+
+    Raises:
+        InvalidRequest: an edit of the probe fails.
+        CacheFull: no pages are left.
+    """
+    limits = runner.limits.together
+    table = BlockTable(scaled=limits.is_scaled(len(ids)))
+    try:
+        while table.length < len(ids):
+            start = table.length
+            stop = min(start + limits.tokens, len(ids), max(first_output, start) + limits.outputs)
+            chunk = Chunk(table, ids[start:stop], max(0, stop - max(first_output, start)), probe=probe)
+            outputs = runner.forward([chunk])
+            raise_of(probe)
+            yield outputs
+    finally:
+        runner.cache.release(table)

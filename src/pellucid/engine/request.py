@@ -18,10 +18,9 @@ from pellucid.engine.probe import RequestTracer
 from pellucid.receipts.issuer import ReceiptIssuer
 from pellucid.receipts.receipt import ModelIdentity, Receipt
 from pellucid.runtime.cached_sequence import CachedSequence
-from pellucid.sample.chain import SEED_BITS, Chain
+from pellucid.sample.chain import SEED_BITS, Chain, TokenTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 from pellucid.sample.options import Options
-from pellucid.sample.token_trace import TokenTrace
 
 
 class RequestOptions(Struct, frozen=True):
@@ -108,9 +107,7 @@ class SequenceOutput:
         if not self.ids:
             self.first, self.prefill_seconds = seconds, token.model_seconds
         self.ids.append(token.id)
-        if (
-            token.digest is not None
-        ):  # before the finish reason, after which another thread may make the receipt
+        if token.digest is not None:  # before the finish reason, after which another thread may make the receipt
             self.digests.append(token.digest)
         self.times.append(seconds)
         self.texts.append(token.text)
@@ -214,9 +211,7 @@ class Request(ABC):
                 timings=Timings(prefill.queue, one.prefill_seconds, one.first, one.total, one.model),
                 seed=None if one.chain.greedy else one.chain.seed & ((1 << SEED_BITS) - 1),
                 chain=one.chain.steps,
-                logprobs=None
-                if self.options.logprobs is None
-                else joined(one.logprobs, self.options.logprobs),
+                logprobs=None if self.options.logprobs is None else joined(one.logprobs, self.options.logprobs),
                 prompt_logprobs=prefill.logprobs,
                 trace=one.trace if self.options.watch else None,
                 receipt=self._receipt(one, prompt),
@@ -239,9 +234,7 @@ class Request(ABC):
         return self.results()[0]
 
 
-def unused_edits(
-    watching: RequestTracer | None, prompt: Sequence[int], outputs: Sequence[SequenceOutput]
-) -> list[str]:
+def unused_edits(watching: RequestTracer | None, prompt: Sequence[int], outputs: Sequence[SequenceOutput]) -> list[str]:
     """As ``Request.unused_edits``, for functions that must hold no reference to the request."""
     if watching is None:
         return []

@@ -2,14 +2,14 @@
 
 A step has a token budget. Decode rows come first. They are one token of each decoding sequence, and the forced or draft
 tokens after this token. Prompts share the rest of the budget. The target duration of a step limits the number of prompt
-tokens (``step_times.py``). Prompts have this order:
+tokens (``state.py``). Prompts have this order:
 
 1. Prompts of jobs with higher priority come first.
-2. At equal priority, the client that has used the least machine time comes first (``fairness.py``).
+2. At equal priority, the client that has used the least machine time comes first (``job.py``).
 3. Among the prompts of a client, the prompt with the fewest unread tokens comes first, so that a short prompt does not
    wait for a long prompt. The oldest prompt gets at least a quarter of the prompts' budget, so that it does not starve.
 
-Readings (``reading.py``) run between steps. At most one reading runs after each step, when it is its client's turn.
+Readings (``task.py``) run between steps. At most one reading runs after each step, when it is its client's turn.
 
 When a job needs pages and too few are free, another job is preempted and loses its pages. The preempted job is a job
 that waits for its reader. If no job waits, it is the newest eligible job. An eligible job has a lower priority, is a
@@ -25,11 +25,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 
 from pellucid.engine.cache_manager import CacheManager
-from pellucid.engine.fairness import FairShares
-from pellucid.engine.job import Job
-from pellucid.engine.reading import ReadingTask
-from pellucid.engine.step_times import StepTimes
-from pellucid.engine.task import ScheduledChunk
+from pellucid.engine.job import FairShares, Job
+from pellucid.engine.state import StepTimes
+from pellucid.engine.task import ReadingTask, ScheduledChunk
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.batch import StepLimits
@@ -44,11 +42,7 @@ class Scheduler:
     """Holds the jobs and plans the steps. ``sources`` is the cache of an encoder's sources."""
 
     def __init__(
-        self,
-        cache: CacheManager,
-        limits: StepLimits,
-        step_times: StepTimes,
-        sources: CacheManager | None = None,
+        self, cache: CacheManager, limits: StepLimits, step_times: StepTimes, sources: CacheManager | None = None
     ) -> None:
         self._cache, self._limits, self._step_times = cache, limits, step_times
         self._sources = sources or cache
@@ -190,11 +184,7 @@ class Scheduler:
                 if page in reading:
                     self._release(sequence)
                     continue
-                most = (
-                    sequence.unread_tokens
-                    if sequence.in_one_step
-                    else min(room, most, sequence.unread_tokens)
-                )
+                most = sequence.unread_tokens if sequence.in_one_step else min(room, most, sequence.unread_tokens)
                 added = self._add(step, job, sequence, most, shortages)
                 room -= added
                 if added and page is not None:
@@ -253,12 +243,7 @@ class Scheduler:
             sequence.table = self._cache.find_prefix(sequence.tokens, most, scaled=sequence.table.scaled)
 
     def _add(
-        self,
-        step: _StepBudget,
-        job: Job,
-        sequence: CachedSequence,
-        most: int,
-        shortages: dict[Job, CacheFull],
+        self, step: _StepBudget, job: Job, sequence: CachedSequence, most: int, shortages: dict[Job, CacheFull]
     ) -> int:
         """Add a sequence's next tokens to the step, if they fit and pages are free. Returns the number of tokens."""
         most = min(most, step.tokens)
@@ -266,9 +251,7 @@ class Scheduler:
             most = min(most, self._limits.unscaled - sequence.table.length)
         if not most or not step.sequences or (sequence.in_one_step and most < sequence.unread_tokens):
             return 0
-        chunk = sequence.chunk(
-            _to_page_border(sequence, most) if self._cache.has_states else most, step.outputs
-        )
+        chunk = sequence.chunk(_to_page_border(sequence, most) if self._cache.has_states else most, step.outputs)
         if not chunk.tokens:
             return 0
         while True:
@@ -304,9 +287,7 @@ class Scheduler:
             # Clients converge to equal numbers of jobs in the cache, and do not preempt each other in turn.
             return jobs[one.client] > own - later
 
-        return next((one for one in others if one.paused), None) or next(
-            (one for one in others if may_lose(one)), None
-        )
+        return next((one for one in others if one.paused), None) or next((one for one in others if may_lose(one)), None)
 
     def _preempt(self, job: Job) -> None:
         """Release a job's pages to the prefix cache, which keeps the pages until their memory is needed."""

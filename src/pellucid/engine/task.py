@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -49,9 +49,7 @@ class Task(Protocol[T_co]):
         """All sequences that may have pages."""
         ...
 
-    def process(
-        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[T_co | Wait]:
+    def process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T_co | Wait]:
         """Process the outputs of a sequence's tokens from a step of ``seconds`` seconds, and yield the results.
 
         ``outputs`` has no rows if the chunk requested none. After a `Wait` the engine iterates again when the job has
@@ -70,3 +68,47 @@ class ScheduledChunk(Struct, frozen=True):
     task: Task[Any]
     sequence: CachedSequence
     chunk: Chunk
+
+
+# Readings: tasks without sequences that use the model between steps, such as profiles and projections.
+#
+# A reading runs in turns, and a turn should take no longer than a step. The scheduler charges readings to their client,
+# so that a client with many readings slows other clients no more than a client that generates text.
+
+T = TypeVar("T")
+
+
+class ReadingTask(Generic[T]):
+    """A task whose results come from the generator ``turns``.
+
+    Each turn runs the generator to its next result, in the engine's thread.
+    """
+
+    def __init__(self, turns: Generator[T, None, None]) -> None:
+        self._turns, self.done = turns, False
+
+    def turn(self) -> Iterator[T]:
+        """Run one turn, and yield its result. At the generator's end it yields no result, and the task is done."""
+        for result in self._turns:
+            yield result
+            return
+        self.done = True
+
+    def begin(self, waited: float) -> None:
+        """As in ``Task``."""
+
+    def runnable(self) -> Sequence[CachedSequence]:
+        """No sequences."""
+        return ()
+
+    def sequences(self) -> Sequence[CachedSequence]:
+        """No sequences."""
+        return ()
+
+    def process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[Any]:
+        """No results: a reading has no tokens."""
+        return iter(())
+
+    def close(self) -> None:
+        """Close the generator, so that it releases its resources."""
+        self._turns.close()

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.draft import DraftGain, DraftModel, DraftSequence
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.probe import ProbeScores, scores_at
-from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain, PromptLookup
-from pellucid.engine.step_times import StepTimes
+from pellucid.engine.speculation import MAX_DRAFT_TOKENS, DraftGain, DraftModel, DraftSequence, LookupGain, PromptLookup
+from pellucid.engine.state import StepTimes
 from pellucid.engine.task import Wait
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD, CachedSequence
-from pellucid.sample.chain import Draw, Sampler
+from pellucid.sample.chain import Draw, Sampler, of_draw
 from pellucid.sample.logprobs import TokenLogprobs, of_token
 from pellucid.sample.options import Options
-from pellucid.sample.token_trace import of_draw
 from pellucid.tokenize import Tokenizer
 
 if TYPE_CHECKING:
@@ -108,9 +106,7 @@ class TextSequence(CachedSequence):
         yield Wait(job)
         self.waits = False
 
-    def _output(
-        self, draw: Draw, seconds: float, digest: bytes | None, scores: ProbeScores | None
-    ) -> TokenOutput:
+    def _output(self, draw: Draw, seconds: float, digest: bytes | None, scores: ProbeScores | None) -> TokenOutput:
         """Detokenize a token, check the stop criteria, and return the token output."""
         token, held = draw.token, ""
         reason: str | None
@@ -237,9 +233,7 @@ class TextSequence(CachedSequence):
         if found or not self._draft_sequence or not self._draft_gain:
             return found
         if most := self._draft_gain.most(costs, max(step_times.rows - self._rows, 0)):
-            proposed = self._draft_sequence.propose(
-                self.tokens, most, self._draft_gain.least(costs), costs[0]
-            )
+            proposed = self._draft_sequence.propose(self.tokens, most, self._draft_gain.least(costs), costs[0])
             if proposed is not None:
                 found, self._computed_drafts = proposed, self._draft_sequence.computed
         return found

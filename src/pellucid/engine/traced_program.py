@@ -16,8 +16,15 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.engine.traced_patterns import PatternPause, StepPatterns, TracedPatterns
-from pellucid.engine.traced_rows import ProbeRows, SiteRecords, address_of, table
+from pellucid.engine.traced_rows import (
+    PatternPause,
+    ProbeRows,
+    SiteRecords,
+    StepPatterns,
+    TracedPatterns,
+    address_of,
+    table,
+)
 from pellucid.kernels.core.record import float_word
 from pellucid.plan.bind import places
 from pellucid.plan.plan import At, Plan
@@ -84,8 +91,7 @@ class TracedProgram:
             own = [
                 site
                 for site in sites
-                if site.kind == "tap"
-                and self._source.operations[watch.taps[site.number].operation].rows == rows
+                if site.kind == "tap" and self._source.operations[watch.taps[site.number].operation].rows == rows
             ]
             own.sort(key=lambda site: site.number)
             widths = [watch.taps[site.number].count for site in own]
@@ -93,9 +99,7 @@ class TracedProgram:
                 records = np.array([site.record for site in own])
                 yield _TapGroup(rows, records, np.cumsum([0, *widths])[:-1], sum(widths))
 
-    def run(
-        self, chunks: Sequence[Chunk], begin: BeginStep, arrays: dict[str, NDArray[Any]], cache: KVCache
-    ) -> None:
+    def run(self, chunks: Sequence[Chunk], begin: BeginStep, arrays: dict[str, NDArray[Any]], cache: KVCache) -> None:
         """Run a step with the probes' edits, and pass the recorded values to the probes.
 
         ``begin`` begins the step. ``arrays`` are the buffers by name.
@@ -103,9 +107,7 @@ class TracedProgram:
         keep: list[Any] = []
         parts = list(self._parts(chunks))
         blocks = [self._begin_taps(number, own, keep) for number, own in enumerate(parts)]
-        steps = [
-            StepPatterns(patterns, own, self._records, keep) for patterns, own in zip(self._patterns, parts)
-        ]
+        steps = [StepPatterns(patterns, own, self._records, keep) for patterns, own in zip(self._patterns, parts)]
         pauses: list[_Pause] = [
             *(pause for number, own in enumerate(parts) for pause in self._begin_edits(number, own, keep)),
             *(pause for step in steps for pause in step.pauses()),
@@ -172,9 +174,7 @@ class TracedProgram:
             records[group.records, words["out_stride"]] = 4 * group.width
         return made
 
-    def _begin_edits(
-        self, number: int, parts: Sequence[ProbeRows], keep: list[Any]
-    ) -> Iterator[_ColumnPause]:
+    def _begin_edits(self, number: int, parts: Sequence[ProbeRows], keep: list[Any]) -> Iterator[_ColumnPause]:
         """Set the entries of a watch's edits. Yields the edits that pause the step."""
         for site in self._edits[number]:
             if self._watches[number].edits[site.number].paused:
@@ -198,9 +198,7 @@ class TracedProgram:
         keep.append(entries_of)
         self._records.set(site, entries=address(entries_of))
 
-    def _pause(
-        self, site: Site, parts: Sequence[ProbeRows], arrays: dict[str, NDArray[Any]], keep: list[Any]
-    ) -> None:
+    def _pause(self, site: Site, parts: Sequence[ProbeRows], arrays: dict[str, NDArray[Any]], keep: list[Any]) -> None:
         """Get the changes of a value from the probes, while the step is paused before the edit."""
         edit = self._watches[site.watch].edits[site.number]
         op = self._source.operations[edit.operation]

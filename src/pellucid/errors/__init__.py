@@ -19,7 +19,7 @@
     └── KernelError (RuntimeError)    a kernel did not compile or reported a failure: a bug in Pellucid
 
 Errors also derive from the built-in exception that a Python programmer expects, so ``except ValueError`` works. The
-functions in ``messages.py`` shorten quoted text in messages.
+functions in ``job.py`` shorten quoted text in messages.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.loading import load
-from pellucid.model.block_sizes import block_sizes
+from pellucid.model.describe import block_sizes
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit, ablate, add, replace, scale
 from pellucid.trace.transformer_lens_names import hooks_of, names_of_blocks
@@ -56,9 +56,7 @@ def bridge(model: str | Path | LLM, **options: Any) -> Any:
     """
     if isinstance(model, LLM):
         if options:
-            raise InvalidRequest(
-                f"{', '.join(options)}: the model is loaded: give the options to pellucid.load"
-            )
+            raise InvalidRequest(f"{', '.join(options)}: the model is loaded: give the options to pellucid.load")
         return _bridge(PellucidDriver(model))
     llm = load(model, **options)
     try:
@@ -132,9 +130,7 @@ class PellucidDriver:
             raise NotImplementedError(f"{', '.join(given)}: the driver of Pellucid takes token ids alone")
         ids = _ids(input_ids)
         if attention_mask is not None and not np.all(_array(attention_mask)):
-            raise InvalidRequest(
-                "attention_mask: has zeros, but sequences have no padding: run each length by itself"
-            )
+            raise InvalidRequest("attention_mask: has zeros, but sequences have no padding: run each length by itself")
         if unknown := [name for name in capture if name not in self._hooks]:
             raise InvalidRequest(f"capture={brief(unknown[0])}: the model has no such hook")
         tokens = ids.shape[1]
@@ -144,13 +140,9 @@ class PellucidDriver:
             points["logits"] = LOGITS
         names = [f"{point}[tokens=0:{tokens}]" for point in dict.fromkeys(points.values())]
         with self._llm.trace(*names, edits=edits) as trace:
-            made = self._llm.generate(
-                ids.tolist(), max_new_tokens=max_new_tokens, temperature=0, ignore_eos=True
-            )
+            made = self._llm.generate(ids.tolist(), max_new_tokens=max_new_tokens, temperature=0, ignore_eos=True)
         if trace.dropped:
-            raise InvalidRequest(
-                "capture: the values do not fit into 1 GiB: capture fewer hooks, or fewer tokens"
-            )
+            raise InvalidRequest("capture: the values do not fit into 1 GiB: capture fewer hooks, or fewer tokens")
         arrays = {point: trace[point] for point in dict.fromkeys(points.values())}
         return ForwardResult(
             logits=arrays[LOGITS] if return_logits else None,

@@ -67,10 +67,7 @@ def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) 
     }
     rows = counts[op.rows]
     integers = any(isinstance(p, PackedLayout) and not p.is_float for _, p in op.kernel.parameters)
-    return Cost(
-        weight_bytes(op, rows) + _cached_bytes(runner, op, chunks),
-        op.multiply_adds * rows if integers else 0,
-    )
+    return Cost(weight_bytes(op, rows) + _cached_bytes(runner, op, chunks), op.multiply_adds * rows if integers else 0)
 
 
 def weight_bytes(op: Operation, rows: int) -> int:
@@ -148,9 +145,7 @@ def attention_costs(plan: Plan) -> list[AttentionCost]:
                 heads = int(op.fields["heads"])  # type: ignore[arg-type]
                 multiply_adds = heads * (shape.head_dim + shape.value_dim)
                 by_window[shape.window] = AttentionCost(
-                    shape.window,
-                    before.nbytes + token_bytes(shape),
-                    before.multiply_adds + multiply_adds,
+                    shape.window, before.nbytes + token_bytes(shape), before.multiply_adds + multiply_adds
                 )
     return list(by_window.values())
 

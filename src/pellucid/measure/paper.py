@@ -29,8 +29,7 @@ from pellucid.runtime.cache_layout import LayerShape
 from pellucid.testing import planned_model
 from pellucid.testing.random_model import WithoutData
 from pellucid.weights.catalogue import find
-from pellucid.weights.quant.format import Format
-from pellucid.weights.quant.registry import lookup
+from pellucid.weights.quant.format import Format, lookup
 from pellucid.weights.safetensors import INDEX_NAME, weight_files
 
 FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")
@@ -75,11 +74,7 @@ class PaperModel:
             for layer, count in kinds.items()
         ]
         latent = any(layer.latent for layer in self.spec.attentions)
-        more = (
-            "; a key is the latent vector and the rotated part, a value is the latent vector"
-            if latent
-            else ""
-        )
+        more = "; a key is the latent vector and the rotated part, a value is the latent vector" if latent else ""
         return " and ".join(parts) + more
 
     @property
@@ -117,9 +112,7 @@ class PaperModel:
 @lru_cache(maxsize=1)
 def paper_shapes() -> Mapping[str, Mapping[str, Any]]:
     """The shapes by name."""
-    shapes: dict[str, Mapping[str, Any]] = json.loads(
-        Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
-    )
+    shapes: dict[str, Mapping[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return shapes
 
 
@@ -154,10 +147,7 @@ def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None
         entry = paper_shapes()[name]
         source = entry["source"]
         model = planned_model(
-            entry["family"],
-            tied=entry.get("tied", True),
-            metadata=entry.get("metadata"),
-            shape=entry["shape"],
+            entry["family"], tied=entry.get("tied", True), metadata=entry.get("metadata"), shape=entry["shape"]
         )
     shapes, form = expected_shapes(model.spec), entry.get("form", DEFAULT_FORMAT)
     layouts = {slot: _format(slot, shape, form).packed for slot, shape in shapes.items() if len(shape) > 1}
@@ -170,9 +160,7 @@ def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None
         plan,
         parameters=sum(map(prod, shapes.values())),
         active=sum(_active(model.spec, slot, shape) for slot, shape in shapes.items()),
-        file_bytes={
-            name: sum(_bytes(slot, shape, name) for slot, shape in shapes.items()) for name in FORMATS
-        },
+        file_bytes={name: sum(_bytes(slot, shape, name) for slot, shape in shapes.items()) for name in FORMATS},
     )
 
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost
-from pellucid.measure.roofs import Roofs
-from pellucid.measure.rounds import REST, machine_rates
+from pellucid.measure.roofs import REST, Roofs, machine_rates
 from pellucid.measure.suite import placeholder_ids, prefill, temporary_tables
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
@@ -150,11 +149,7 @@ def profile_turns(
 
 
 def _profile(
-    runner: ModelRunner,
-    what: str,
-    chunks: list[Chunk],
-    seconds: list[NDArray[np.float64]],
-    rates: list[Rates],
+    runner: ModelRunner, what: str, chunks: list[Chunk], seconds: list[NDArray[np.float64]], rates: list[Rates]
 ) -> Profile:
     """The profile of a step from the seconds of its operations in each repetition, and the rates of each round."""
     operations = runner.plan.operations

@@ -1,17 +1,35 @@
-"""The measured limits of this machine: bytes read and int8 multiply-adds per second."""
+"""The machine and its measured limits: bytes and int8 multiply-adds per second, measured in rounds beside workloads."""
 
 from __future__ import annotations
 
+import os
+import platform
+import statistics
 import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 
+from pellucid import __version__
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.kernels.core import isa
 from pellucid.kernels.core.definitions import KernelKey, definition
-from pellucid.kernels.core.library import CompileProgress, shared
+from pellucid.kernels.core.host import host
+from pellucid.kernels.core.library import CompileProgress, cache_folder, shared
+from pellucid.kernels.core.objects import installed
 from pellucid.kernels.ops import roof
+from pellucid.measure.cost import Cost, Rates, step_cost, total
+from pellucid.measure.suite import Workload, placeholder_ids, temporary_tables
+from pellucid.runtime.batch import Chunk
 from pellucid.runtime.executor import Executor, Program, table
-from pellucid.runtime.memory import aligned
-from pellucid.runtime.placement import Placement
+from pellucid.runtime.memory import Placement, aligned, may_place
+from pellucid.runtime.processors import Processors, core_count, machine_bytes, processors
+
+# The measured limits of this machine: bytes read and int8 multiply-adds per second.
 
 # More than any cache holds. A larger buffer is read at the same rate.
 MAX_BYTES = 2 << 30
@@ -33,11 +51,7 @@ class Roofs:
     """
 
     def __init__(
-        self,
-        threads: int,
-        nbytes: int,
-        progress: CompileProgress | None = None,
-        placement: Placement | None = None,
+        self, threads: int, nbytes: int, progress: CompileProgress | None = None, placement: Placement | None = None
     ) -> None:
         self.threads, self._placement = threads, placement or Placement(threads)
         self._addresses = shared().load([READ, roof.multiply_key()], progress)
@@ -81,3 +95,153 @@ class Roofs:
     def close(self) -> None:
         """Stop the threads."""
         self._executor.close()
+
+
+# Rounds: every workload runs once per round, right after its roof, so that other load affects all figures equally.
+
+REST = 0.02
+"""Seconds between two measurements, because idle threads spin for a while before they release their core."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The units per second of a workload, and the machine's rates, by round."""
+
+    workload: Workload
+    cost: Cost
+    per_second: tuple[float, ...]
+    rates: tuple[Rates, ...]
+
+    @property
+    def median(self) -> float:
+        """The median of the units per second."""
+        return statistics.median(self.per_second)
+
+    @property
+    def spread(self) -> float:
+        """Half of the interquartile range, relative to the median."""
+        if len(self.per_second) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.per_second, n=4, method="inclusive")
+        return (high - low) / 2 / self.median
+
+    @property
+    def roof(self) -> float:
+        """The median over the rounds of the maximum units per second at the machine's rates."""
+        return statistics.median(self._roofs)
+
+    @property
+    def bound(self) -> str:
+        """The resource that sets the roof: "memory" or "int8"."""
+        return statistics.mode(self.cost.bound(rates) for rates in self.rates)
+
+    @property
+    def share(self) -> float:
+        """The median over the rounds of the reached share of the roof."""
+        return statistics.median(mine / roof for mine, roof in zip(self.per_second, self._roofs))
+
+    @property
+    def _roofs(self) -> list[float]:
+        return [self.workload.count / self.cost.seconds(rates) for rates in self.rates]
+
+
+def measure(
+    runner: ModelRunner, workloads: Sequence[Workload], rounds: int, progress: CompileProgress | None = None
+) -> list[Figure]:
+    """Measure each workload ``rounds`` times. ``progress`` is called before each measurement."""
+    steps = [[step_cost(runner, step) for step in workload.steps(runner)] for workload in workloads]
+    costs = [total(each) for each in steps]
+    sizes = [cost.nbytes // len(each) for cost, each in zip(costs, steps)]
+    speeds: list[list[float]] = [[] for _ in workloads]
+    rates: list[list[Rates]] = [[] for _ in workloads]
+    placement = runner.executor.placement
+    with closing(Roofs(runner.threads, max(sizes), placement=placement)) as roofs, placement.bound():
+        for number in range(rounds):
+            for i, workload in enumerate(workloads):
+                if progress:
+                    progress(number * len(workloads) + i, rounds * len(workloads), workload.what)
+                rates[i].append(machine_rates(roofs, sizes[i]))
+                wake_threads(runner)
+                speeds[i].append(workload.count / workload.seconds(runner))
+    return [
+        Figure(workload, cost, tuple(speed), tuple(rate))
+        for workload, cost, speed, rate in zip(workloads, costs, speeds, rates)
+    ]
+
+
+def machine_rates(roofs: Roofs, nbytes: int, *, fastest: bool = False) -> Rates:
+    """Measure the machine's current rates, with a buffer of ``nbytes``: means, or with ``fastest`` maxima."""
+    time.sleep(REST)
+    return Rates(roofs.read(nbytes, fastest=fastest), roofs.multiply(fastest=fastest))
+
+
+def wake_threads(runner: ModelRunner) -> None:
+    """Let other threads become idle, and wake the runner's threads, so that they run when the next step begins."""
+    time.sleep(REST)
+    with temporary_tables(runner, 1) as (sequence,):
+        runner.forward([Chunk(sequence, placeholder_ids(runner, 1), 0)])
+
+
+# The machine that the kernels run on: processor, memory, instruction set, folder of compiled kernels, versions.
+
+VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16", "fp16", "sve")
+
+
+def facts() -> dict[str, Any]:
+    """Facts about the machine, in display order: name → text, integer or list of words.
+
+    Raises:
+        InvalidRequest: ``PELLUCID_ISA`` names an instruction set that is unknown or not available.
+    """
+    usable = processors()
+    chosen, folder = isa.choose(), cache_folder()
+    features = sorted(name for name in host().features if name.startswith(VECTORS))
+    return {
+        "cpu": cpu_name(),
+        "cores": _cores(usable),
+        "processors": os.cpu_count() or 1,
+        "usable processors": usable.usable,
+        "memory nodes": _nodes(usable),
+        "threads": usable.threads,
+        "memory": _memory(),
+        "instructions": f"{chosen.name} ({chosen.description})",
+        "kernels for": isa.target().name,
+        "possible": [known.name for known in isa.possible()],
+        "features": features,
+        "kernels": str(folder),
+        "kernels installed": len(installed()),
+        "kernels compiled": len(list(folder.glob("*.o"))),
+        "pellucid": __version__,
+        "python": platform.python_version(),
+        **{package: _version(package) for package in ("numpy", "numba", "llvmlite")},
+        "system": platform.platform(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_name() -> str:
+    """The vendor's name of the processor, or the name of its architecture."""
+    return host().name or host().machine
+
+
+def _cores(usable: Processors) -> int | str:
+    """The number of cores, with the number of efficiency cores if there are any."""
+    slow = sum(core.efficiency for core in usable.cores)
+    count = core_count() or len(usable.cores)
+    return f"{count} (with {slow} efficiency cores)" if slow else count
+
+
+def _nodes(usable: Processors) -> int | str:
+    """The number of memory (NUMA) nodes, with a remark if this process cannot place weights on a node."""
+    count = len(usable.nodes)
+    return f"{count} (this process may not place memory on them)" if count > 1 and not may_place() else count
+
+
+def _memory() -> str:
+    return f"{size / 1e9:.1f} GB" if (size := machine_bytes()) else "unknown"

@@ -107,9 +107,7 @@ class ServerLoad:
             words = max(self.prompt.draw(rng), 1)
             text = " ".join([*shared[:words], *(rng.choice(WORDS) for _ in range(words - self.shared))])
             content = (
-                {"prompt": text}
-                if self.api == "completions"
-                else {"messages": [{"role": "user", "content": text}]}
+                {"prompt": text} if self.api == "completions" else {"messages": [{"role": "user", "content": text}]}
             )
             yield {
                 "model": self.model,
@@ -304,6 +302,4 @@ def models_of(url: str, key: str | None) -> list[str]:
         return [model["id"] for model in response.json()["data"]]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {shown(str(error))}"
-        raise InvalidRequest(
-            f"{shown(url)} has no server with OpenAI's API ({problem}): start one there"
-        ) from error
+        raise InvalidRequest(f"{shown(url)} has no server with OpenAI's API ({problem}): start one there") from error

@@ -202,9 +202,7 @@ def suite(spec: ModelSpec, context: int, options: SuiteOptions) -> tuple[list[Wo
         InvalidRequest: a chosen value does not fit into the context or a step, or nothing is left to measure.
     """
     if spec.encoder:
-        raise InvalidRequest(
-            f"{shown(spec.name)} is an encoder-decoder: only its requests can be timed, not its steps"
-        )
+        raise InvalidRequest(f"{shown(spec.name)} is an encoder-decoder: only its requests can be timed, not its steps")
     notes: list[str] = []
     chosen = (_text_workloads if spec.generates else _sentence_workloads)(context, options, notes)
     if not chosen:
@@ -213,9 +211,7 @@ def suite(spec: ModelSpec, context: int, options: SuiteOptions) -> tuple[list[Wo
 
 
 def _text_workloads(context: int, options: SuiteOptions, notes: list[str]) -> list[Workload]:
-    chosen: list[Workload] = [
-        PrefillWorkload(n) for n in _lengths("prompt", options.prompts, PROMPTS, context, notes)
-    ]
+    chosen: list[Workload] = [PrefillWorkload(n) for n in _lengths("prompt", options.prompts, PROMPTS, context, notes)]
     if context < 2:
         notes.append("a context of 1 token has no space for a second token: decode is left out")
         return chosen
@@ -234,9 +230,7 @@ def _text_workloads(context: int, options: SuiteOptions, notes: list[str]) -> li
             continue
         least = f"{batch} sequences of {depth + tokens:,} tokens need a context of {needed * PAGE:,}"
         if options.batches is not None:
-            raise InvalidRequest(
-                f"batch={batch}: {least}; the context is {context:,}: use fewer or shorter sequences"
-            )
+            raise InvalidRequest(f"batch={batch}: {least}; the context is {context:,}: use fewer or shorter sequences")
         notes.append(f"{least}: left out")
     return chosen
 
@@ -244,9 +238,7 @@ def _text_workloads(context: int, options: SuiteOptions, notes: list[str]) -> li
 def _sentence_workloads(context: int, options: SuiteOptions, notes: list[str]) -> list[Workload]:
     for name, chosen in (("depth", options.depths), ("tokens", options.tokens)):
         if chosen is not None:
-            raise InvalidRequest(
-                f"{name} needs a model that generates text: use prompt and batch for sentences"
-            )
+            raise InvalidRequest(f"{name} needs a model that generates text: use prompt and batch for sentences")
     lengths = _lengths("prompt", options.prompts, (SENTENCE, context), context, notes)
     batches = (SENTENCES,) if options.batches is None else options.batches
     short = min(SENTENCE, context)

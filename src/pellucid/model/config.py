@@ -105,9 +105,7 @@ class Config(Struct, frozen=True):
             key, default, lambda v: type(v) is int and 1 <= v <= limit, f"a whole number from 1 to {limit:,}"
         )
 
-    def number(
-        self, key: str, default: float = _MISSING, *, low: float = 0.0, high: float = MAX_NUMBER
-    ) -> float:
+    def number(self, key: str, default: float = _MISSING, *, low: float = 0.0, high: float = MAX_NUMBER) -> float:
         """A number above ``low`` and at most ``high``."""
 
         def check(v: Any) -> bool:
@@ -126,11 +124,7 @@ class Config(Struct, frozen=True):
         if required and not self.has(key):
             raise self.error(key, f"missing; it must be a whole number from 0 to {limit:,}")
         value = self.value(key)
-        return (
-            0
-            if value is False or (type(value) is int and value == 0)
-            else int(self.count(key, 0, limit=limit))
-        )
+        return 0 if value is False or (type(value) is int and value == 0) else int(self.count(key, 0, limit=limit))
 
     def optional_number(self, key: str, default: float = 0.0) -> float:
         """A positive number; 0 if the value is 0 or null (such as: no soft-cap); ``default`` if the key is absent."""
@@ -159,9 +153,7 @@ class Config(Struct, frozen=True):
         value = self.value(key)
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (type(token) is int and -1 <= token < vocabulary):
-                raise self.error(
-                    key, f"is {brief(token)}; it must be a token id, from 0 to {vocabulary - 1:,}"
-                )
+                raise self.error(key, f"is {brief(token)}; it must be a token id, from 0 to {vocabulary - 1:,}")
 
     def token(self, key: str, vocabulary: int) -> int | None:
         """A token id below ``vocabulary``; None if the value is absent or -1."""
@@ -192,9 +184,7 @@ class Config(Struct, frozen=True):
 
         def check(v: Any) -> bool:
             valid = isinstance(v, (list, np.ndarray)) and len(v) == count
-            return valid and all(
-                isinstance(item, (bool, int, np.bool_, np.integer)) and item in (0, 1) for item in v
-            )
+            return valid and all(isinstance(item, (bool, int, np.bool_, np.integer)) and item in (0, 1) for item in v)
 
         value = self._checked(key, None, check, f"a list of {count} numbers that are 0 or 1")
         return None if value is None else [bool(item) for item in value]
@@ -257,9 +247,7 @@ class Config(Struct, frozen=True):
         """A list of positive numbers."""
 
         def check(v: Any) -> bool:
-            return isinstance(v, list) and all(
-                type(item) in (int, float) and 0 < item <= MAX_NUMBER for item in v
-            )
+            return isinstance(v, list) and all(type(item) in (int, float) and 0 < item <= MAX_NUMBER for item in v)
 
         return [float(item) for item in self._checked(key, _MISSING, check, "a list of positive numbers")]
 
@@ -278,8 +266,7 @@ class Config(Struct, frozen=True):
         value, other_value = self.value(key), other.value(other_key)
         if value is not None and other_value is not None and value != other_value:
             raise self.error(
-                key,
-                f"is {brief(value)}, but {other.name(other_key)} is {brief(other_value)}: remove one of the two",
+                key, f"is {brief(value)}, but {other.name(other_key)} is {brief(other_value)}: remove one of the two"
             )
 
     def choice(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:

@@ -23,24 +23,16 @@ from msgspec.structs import replace
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
-from pellucid.model.gguf_outputs import POOLING, RANK, gguf_dense, gguf_labels
-from pellucid.model.joint_head import CLEF, joint_head, joint_outputs
+from pellucid.model.decision_heads import CLEF, KEV, joint_head, joint_outputs, pointer_head
+from pellucid.model.gguf_encoder import POOLING, RANK, gguf_dense, gguf_labels
 from pellucid.model.output_heads import TASKS, HeadLayer, Heads, OutputParts, TaskHead
 from pellucid.model.outputs import Dense, Pooling, PoolingKind, Task, UnitLength
-from pellucid.model.pointer_head import KEV, pointer_head
-from pellucid.model.read_outputs import read_outputs
-from pellucid.model.rerankers import (
-    gguf_prompt,
-    logit_score,
-    pair_settings,
-    prompt_of_classifier,
-    published_reranker,
-)
-from pellucid.model.sentence_modules import is_cross_encoder, sentence_modules
+from pellucid.model.rerankers import gguf_prompt, logit_score, pair_settings, prompt_of_classifier, published_reranker
+from pellucid.model.sentence_modules import is_cross_encoder, read_outputs, sentence_modules
 from pellucid.model.spec import Block, ModelSpec, ShortConvolution
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.sentence_modules import read_modules
+from pellucid.weights.json_files import read_modules
 
 # Reads the outputs of a GGUF file: pooling, dense layers and the head of a classifier, with the names of llama.cpp.
 
@@ -64,9 +56,7 @@ def gguf_decoder_outputs(
         if not causal:
             raise config.error("attention.causal", f"is false; it must be true for the decision type {kind}")
         joint = kind == CLEF
-        return spec, joint_outputs(joint_head(checkpoint, config)) if joint else pointer_head(
-            checkpoint, config
-        )
+        return spec, joint_outputs(joint_head(checkpoint, config)) if joint else pointer_head(checkpoint, config)
     if not causal:
         spec = two_sided(config, spec, 2, True)
     stated = config.count_choice("pooling_type", {**POOLING, RANK: "rank"})
@@ -84,9 +74,7 @@ def gguf_decoder_outputs(
     return spec, None
 
 
-def _dense(
-    checkpoint: Checkpoint, config: Config, spec: ModelSpec
-) -> tuple[tuple[Dense, ...], dict[str, Slot]]:
+def _dense(checkpoint: Checkpoint, config: Config, spec: ModelSpec) -> tuple[tuple[Dense, ...], dict[str, Slot]]:
     """The dense layers after pooling, dense_2 and dense_3: the modules 2_Dense and 3_Dense of EmbeddingGemma."""
     layers, slots, width = list[Dense](), dict[str, Slot](), spec.embedding.width
     for number in count(2):
@@ -101,9 +89,7 @@ def _dense(
     return tuple(layers), slots
 
 
-def _classifier(
-    checkpoint: Checkpoint, config: Config, model: Model, causal: bool, architecture: str
-) -> OutputParts:
+def _classifier(checkpoint: Checkpoint, config: Config, model: Model, causal: bool, architecture: str) -> OutputParts:
     """The head of a classifier: one linear layer. Its first label is the relevance of a document, as in llama.cpp."""
     if f"{CLASSIFIER}.weight" not in checkpoint.tensors:
         return published_reranker(config, model, architecture.removesuffix("vl"))
@@ -132,12 +118,7 @@ TWO_SIDED_KEYS: Mapping[str, bool] = {
     "bidirectional": True,
 }
 """Keys of config.json → the value that lets tokens see later tokens."""
-POOLINGS: Mapping[str, PoolingKind] = {
-    "avg": "mean",
-    "weighted_avg": "weighted",
-    "cls": "cls",
-    "last": "last",
-}
+POOLINGS: Mapping[str, PoolingKind] = {"avg": "mean", "weighted_avg": "weighted", "cls": "cls", "last": "last"}
 """Values of the key ``pooling`` of NVIDIA's models."""
 
 
@@ -173,9 +154,7 @@ def as_encoder(checkpoint: Checkpoint, config: Config, model: Model) -> Model:
     )
 
 
-def _config_outputs(
-    checkpoint: Checkpoint, config: Config, model: Model, model_type: str
-) -> OutputParts | None:
+def _config_outputs(checkpoint: Checkpoint, config: Config, model: Model, model_type: str) -> OutputParts | None:
     """The outputs by ``config.json`` and the files beside it; None: the model generates text."""
     spec, asked = model.spec, config.task
     stated = _stated_task(checkpoint, config)
@@ -200,9 +179,7 @@ def _config_outputs(
     if parts.task != "classify":
         return parts
     if model_type in TWO_SIDED_TYPES and config.number("temperature", 1.0) != 1:
-        raise UnsupportedModel(
-            f"{checkpoint.path.name}: temperature, a divisor of the scores, is not supported"
-        )
+        raise UnsupportedModel(f"{checkpoint.path.name}: temperature, a divisor of the scores, is not supported")
     pools = any(module.kind == "Pooling" for module in read_modules(checkpoint.path) or [])
     if parts.pooling and parts.pooling.kind == "last" and not pools:
         padding = config.token("pad_token_id", spec.embedding.vocabulary)
@@ -295,8 +272,6 @@ def two_sided(config: Config, spec: ModelSpec, divisor: int, centered: bool) -> 
         return replace(block, attention=attention, recurrent=recurrent)
 
     def refused(layer: str) -> UnsupportedModel:
-        return UnsupportedModel(
-            f"{config.path.name}: tokens see later tokens, which is not supported with {layer}"
-        )
+        return UnsupportedModel(f"{config.path.name}: tokens see later tokens, which is not supported with {layer}")
 
     return replace(spec, blocks=tuple(map(block_of, spec.blocks)))

@@ -1,12 +1,14 @@
-"""Describes the parts of a spec in words."""
+"""A spec in words, and the sizes of a model and of its blocks as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pellucid.model.positions import Learned
 from pellucid.model.spec import (
     Activation,
+    Block,
     DeltaNet,
     FeedForward,
     Mamba,
@@ -16,6 +18,77 @@ from pellucid.model.spec import (
     Recurrent,
     ShortConvolution,
 )
+
+# The sizes of a model and of its blocks as plain values, for programs that draw a model from its spec.
+
+
+def block_sizes(spec: ModelSpec) -> list[dict[str, Any]]:
+    """The sizes of each block.
+
+    ``width`` is the width D of the residual stream. ``heads``, ``kv_heads``, ``head_width`` and ``value_width`` are 0
+    without attention, ``experts`` and ``active_experts`` 0 without a mixture, ``hidden`` (the width of the feed-forward
+    or of an expert) 0 without either, ``window`` and ``softcap`` 0 without a limit. ``parallel``: attention and
+    feed-forward read the same residual stream. ``scale`` (of attention scores) and ``causal`` are left out without
+    attention, ``activation`` and ``gated`` without a feed-forward. ``cross`` has sizes of the attention to a source.
+    """
+    return [
+        {"width": spec.embedding.width, **_attention(block), **_cross(block), **_feedforward(block)}
+        for block in spec.blocks
+    ]
+
+
+def _attention(block: Block) -> dict[str, Any]:
+    kind = block.attention
+    sizes: dict[str, Any] = {
+        "heads": kind.heads if kind else 0,
+        "kv_heads": kind.kv_heads if kind else 0,
+        "head_width": kind.head_dim if kind else 0,
+        "value_width": kind.value_dim if kind else 0,
+        "window": kind.window if kind else 0,
+        "softcap": kind.softcap if kind else 0.0,
+        "recurrent": block.recurrent is not None,
+        "parallel": block.is_parallel,
+    }
+    return {**sizes, "scale": kind.scale, "causal": kind.causal} if kind else sizes
+
+
+def _cross(block: Block) -> dict[str, Any]:
+    names = ("heads", "kv_heads", "softcap", "scale")
+    return {"cross": {name: getattr(block.cross, name) for name in names}} if block.cross else {}
+
+
+def _feedforward(block: Block) -> dict[str, Any]:
+    kind = block.feedforward
+    mixture = kind if isinstance(kind, Mixture) else None
+    inner: FeedForward | None = kind.expert if isinstance(kind, Mixture) else kind
+    sizes: dict[str, Any] = {
+        "mixture": mixture is not None,
+        "experts": mixture.router.experts if mixture else 0,
+        "active_experts": mixture.router.chosen if mixture else 0,
+        "hidden": inner.width if inner else 0,
+    }
+    if inner:
+        sizes |= {"activation": inner.activation, "gated": inner.gated}
+    return sizes
+
+
+def model_sizes(spec: ModelSpec) -> dict[str, Any]:
+    """Numbers of a whole model: ``norm`` and ``norm_epsilon`` of its norms, and the factor of its embeddings.
+
+    With a head: ``logit_scale`` and ``logit_softcap`` (0: not capped). The norm is left out if the blocks have several.
+    """
+    norms = {(block.norm.kind, block.norm.eps) for block in spec.blocks}
+    if spec.final_norm:
+        norms.add((spec.final_norm.kind, spec.final_norm.eps))
+    sizes: dict[str, Any] = {"embedding_factor": spec.embedding.scale}
+    if len(norms) == 1:
+        ((sizes["norm"], sizes["norm_epsilon"]),) = norms
+    if spec.head:
+        sizes |= {"logit_scale": spec.head.scale, "logit_softcap": spec.head.softcap}
+    return sizes
+
+
+# Describes the parts of a spec in words.
 
 PLACEMENTS: Mapping[Placement, str] = {
     "pre": "{} norms before",
@@ -34,16 +107,12 @@ ACTIVATIONS: Mapping[Activation, str] = {
     "clamped_silu": "clamped SiLU",
 }
 
-RECURRENT: Mapping[type, str] = {
-    DeltaNet: "Gated DeltaNet",
-    Mamba: "Mamba-2",
-    ShortConvolution: "short convolutions",
-}
+RECURRENT: Mapping[type, str] = {DeltaNet: "Gated DeltaNet", Mamba: "Mamba-2", ShortConvolution: "short convolutions"}
 
 
 def parts(spec: ModelSpec) -> list[str]:
     """The parts of a model in words, in the order of computation."""
-    inside = [*_attention(spec), *_recurrent(spec), *_feedforward(spec)]
+    inside = [*_describe_attention(spec), *_recurrent(spec), *_describe_feedforward(spec)]
     encoder = ["encoder and decoder"] if spec.encoder else []
     return [*encoder, *_positions(spec), *_blocks(spec), *inside, *_head(spec)]
 
@@ -94,7 +163,7 @@ def _blocks(spec: ModelSpec) -> Iterator[str]:
         yield "scaled outputs of blocks"
 
 
-def _attention(spec: ModelSpec) -> Iterator[str]:
+def _describe_attention(spec: ModelSpec) -> Iterator[str]:
     kinds = spec.attentions
     for has, words in (
         (any(kind.bias for kind in kinds), "biases of queries, keys and values"),
@@ -122,7 +191,7 @@ def _recurrent(spec: ModelSpec) -> Iterator[str]:
         yield f"{kind} beside attention" if beside else f"{kind} in most layers"
 
 
-def _feedforward(spec: ModelSpec) -> Iterator[str]:
+def _describe_feedforward(spec: ModelSpec) -> Iterator[str]:
     kinds = [block.feedforward for block in spec.blocks if block.feedforward]
     mixture = next((kind for kind in kinds if isinstance(kind, Mixture)), None)
     if mixture is None:

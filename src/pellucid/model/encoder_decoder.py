@@ -43,9 +43,7 @@ def refuse_heads(config: Config) -> None:
             )
 
 
-def first_tokens(
-    checkpoint: Checkpoint, config: Config, vocabulary: int, default: int | None = None
-) -> tuple[int]:
+def first_tokens(checkpoint: Checkpoint, config: Config, vocabulary: int, default: int | None = None) -> tuple[int]:
     """The token that the decoder reads before the answer, as a tuple.
 
     It is ``decoder_start_token_id`` or else ``bos_token_id``, of generation_config.json or else of config.json.
@@ -125,12 +123,8 @@ class StandardEncoderDecoder(Struct, frozen=True):
         # Copies of the shared embedding, and the sinusoids of older files of M2M-100.
         unused = (r"(model\.)?(en|de)coder\.embed_(tokens\.weight|positions\.weights)",)
         sides = {"layers": "layers", "heads": "attention_heads", "feed_forward": "ffn_dim"}
-        keys = {meaning: f"encoder_{key},decoder_{key}" for meaning, key in sides.items()} | {
-            "width": "d_model"
-        }
-        return Family(
-            self.name, safetensors={self.model_type or self.name: self.from_config}, unused=unused, keys=keys
-        )
+        keys = {meaning: f"encoder_{key},decoder_{key}" for meaning, key in sides.items()} | {"width": "d_model"}
+        return Family(self.name, safetensors={self.model_type or self.name: self.from_config}, unused=unused, keys=keys)
 
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""
@@ -140,9 +134,7 @@ class StandardEncoderDecoder(Struct, frozen=True):
         vocabulary, positions = config.count("vocab_size"), config.count("max_position_embeddings")
         config.check_count("decoder_vocab_size", vocabulary, "because encoder and decoder share a vocabulary")
         norm = Norm("layer", 1e-5)
-        scale = (
-            config.count("d_model") ** 0.5 if config.flag("scale_embedding", self.scale_embedding) else 1.0
-        )
+        scale = config.count("d_model") ** 0.5 if config.flag("scale_embedding", self.scale_embedding) else 1.0
         embedding = Embedding(
             vocabulary, config.count("d_model"), scale=scale, norm=norm if self.embedding_norm else None
         )

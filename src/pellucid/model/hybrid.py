@@ -11,13 +11,7 @@ from pellucid.model.config import Config
 from pellucid.model.spec import Mamba, ModelSpec, Norm, Recurrent
 from pellucid.model.tensor_names import TensorNames, places
 
-KINDS = {
-    "linear_attention": True,
-    "mamba": True,
-    "conv": True,
-    "full_attention": False,
-    "attention": False,
-}
+KINDS = {"linear_attention": True, "mamba": True, "conv": True, "full_attention": False, "attention": False}
 """Names in ``layer_types`` → True for recurrent layers. Older and newer configurations use different names."""
 
 
@@ -101,8 +95,7 @@ def config_mamba(
     head_dim = width // heads if automatic else config.count(head_dim_key)
     if width and head_dim * heads != width:
         raise config.error(
-            heads_key,
-            f"is {heads} and a head has {head_dim} values; the product must be the inner width, {width:,}",
+            heads_key, f"is {heads} and a head has {head_dim} values; the product must be the inner width, {width:,}"
         )
     return Mamba(
         heads=heads,
@@ -122,9 +115,7 @@ def _limits(config: Config) -> tuple[float, float]:
     """The lower and upper limit of a token's step size."""
     low, high = config.number_tuple("time_step_limit", (0.0, math.inf))
     if low > high:
-        raise config.error(
-            "time_step_limit", f"is {low:g} to {high:g}: the first must not be above the second"
-        )
+        raise config.error("time_step_limit", f"is {low:g} to {high:g}: the first must not be above the second")
     return low, high
 
 

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.util.probabilities import sigmoid, softmax
 
 Task = Literal["generate", "embed", "sparse", "tokens", "classify", "tag", "answer", "fill", "decide"]
 """The meaning of a model's outputs:
@@ -115,3 +119,14 @@ class PairPrompt(Struct, frozen=True):
     template: str = ""
     instruction: str = ""
     generation_prompt: bool = False
+
+
+# Scores of labels, from the logits of a classifier.
+
+
+def scores_of(labels: Labels, logits: NDArray[np.float32]) -> list[float]:
+    """The scores (N,) of logits (N,)."""
+    if labels.scale == "none":
+        of_words = labels.relevant is not None and len(logits) == 2
+        return list(map(float, logits - logits[::-1] if of_words else logits))
+    return list(map(float, (softmax if labels.scale == "softmax" else sigmoid)(logits)))

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
-from pellucid.model.decision_head import HeadedPart, is_headed
+from pellucid.model.decision_heads import HeadedPart, is_headed
 from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import Family, architectures, family_of
 from pellucid.model.outputs import Task
@@ -24,9 +24,8 @@ from pellucid.model.text_part import TABLE, TextPart
 from pellucid.model.unread_keys import check_unread
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.companions import refuse_companion
 from pellucid.weights.mxfp4_checkpoint import METHOD
-from pellucid.weights.quantized_folders import refuse_quantized
+from pellucid.weights.refusals import refuse_companion, refuse_quantized
 
 NEAR = 0.8
 """Minimum similarity of an unknown architecture and the name that the error suggests, from 0 to 1."""
@@ -64,7 +63,7 @@ def read_model(
 
 
 def _read_headed(checkpoint: Checkpoint, parent: Config) -> Model:
-    """The model of a decision model with a head of its own (``decision_head.py``)."""
+    """The model of a decision model with a head of its own (``decision_heads.py``)."""
     text = HeadedPart(checkpoint)
     config = text.config(parent)
     _check_quantization(config)
@@ -113,9 +112,7 @@ def _architecture(checkpoint: Checkpoint, config: Config) -> tuple[str, Family]:
     return architecture, family
 
 
-def _read(
-    checkpoint: Checkpoint, config: Config, change: Callable[[Model], Model] = lambda model: model
-) -> Model:
+def _read(checkpoint: Checkpoint, config: Config, change: Callable[[Model], Model] = lambda model: model) -> Model:
     gguf = checkpoint.kind == "gguf"
     architecture, family = _architecture(checkpoint, config)
     _check_quantization(config)
@@ -161,30 +158,22 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
             )
         for source in sources:
             if source.tensor not in checkpoint.tensors:
-                raise FileFormatError(
-                    checkpoint.path, source.tensor, f"tensor missing; the model needs it as {slot}"
-                )
+                raise FileFormatError(checkpoint.path, source.tensor, f"tensor missing; the model needs it as {slot}")
         tensors = [checkpoint.tensors[source.tensor] for source in sources]
         shapes = [shape_of(tensor, source) for tensor, source in zip(tensors, sources)]
         joined, needed, wrong = _joined(shapes), shape, tensors[0]
         of_experts = len(shape) == 3 or sources[0].flat
         if of_experts and len(shapes) == shape[0] and len(shapes[0]) == len(shape) - 1:  # a source per expert
             needed = shape[1:]
-            wrong, joined = next(
-                (pair for pair in zip(tensors, shapes) if pair[1] != needed), (wrong, needed)
-            )
+            wrong, joined = next((pair for pair in zip(tensors, shapes) if pair[1] != needed), (wrong, needed))
         elif shape == (1, *joined):  # a file may store a matrix of one row as a vector
             joined = shape
         if joined != needed:
             one_tensor = len(sources) == 1 and sources[0].rows is None
             has = (
-                f"tensor has shape {wrong.shape}"
-                if one_tensor
-                else f"{slot}: its tensors together have shape {joined}"
+                f"tensor has shape {wrong.shape}" if one_tensor else f"{slot}: its tensors together have shape {joined}"
             )
-            raise FileFormatError(
-                checkpoint.path, wrong.name, f"{has}; the model needs {needed}", wrong.offset
-            )
+            raise FileFormatError(checkpoint.path, wrong.name, f"{has}; the model needs {needed}", wrong.offset)
 
 
 def _joined(shapes: Sequence[Shape]) -> Shape:
@@ -205,9 +194,7 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: 
             used.setdefault(source.tensor, []).append(source.columns or source.rows)
     for source in model.ignored:
         used.setdefault(source.tensor, []).append(source.rows)
-    silent, reported = (
-        re.compile("|".join(patterns) or r"(?!)") for patterns in (family.unused, family.skipped)
-    )
+    silent, reported = (re.compile("|".join(patterns) or r"(?!)") for patterns in (family.unused, family.skipped))
     layers, mtp_layers = _layer_pattern(model), _mtp_layers(checkpoint, model)
 
     def skipped(name: str) -> bool:
@@ -215,9 +202,7 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: 
         return reported.fullmatch(name) is not None or (layer is not None and int(layer[1]) in mtp_layers)
 
     others = [
-        name
-        for name in checkpoint.tensors
-        if not (name in used or name in config.tensors or silent.fullmatch(name))
+        name for name in checkpoint.tensors if not (name in used or name in config.tensors or silent.fullmatch(name))
     ]
     reported_names = [name for name in others if skipped(name)]
     if reported_names:
@@ -269,9 +254,7 @@ def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
     layers_in_file = max(numbers - _mtp_layers(checkpoint, model), default=-1) + 1
     if layers_in_file > layers:
         raise FileFormatError(
-            checkpoint.path,
-            model.layer_count,
-            f"is {layers}, but the file has tensors of {layers_in_file:,} layers",
+            checkpoint.path, model.layer_count, f"is {layers}, but the file has tensors of {layers_in_file:,} layers"
         )
 
 
@@ -284,9 +267,7 @@ next token (DeepSeek-AI 2024, DeepSeek-V3, section 2.2).
 def _mtp_layers(checkpoint: Checkpoint, model: Model) -> set[int]:
     """Numbers of the layers for multi-token prediction, which are not loaded."""
     pattern, layers = _layer_pattern(model), len(model.spec.blocks)
-    numbers = {
-        int(match[1]) for name in checkpoint.tensors if MTP_TENSOR in name and (match := pattern.match(name))
-    }
+    numbers = {int(match[1]) for name in checkpoint.tensors if MTP_TENSOR in name and (match := pattern.match(name))}
     return numbers & set(range(layers, layers + model.mtp_layers))
 
 

@@ -97,17 +97,13 @@ def published_reranker(config: Config, model: Model, model_type: str) -> OutputP
                 f"{config.path.name}: task=classify: the vocabulary has no token {shown(word)}, which a reranker of "
                 f"the type {shown(model_type)} needs"
             )
-    return word_head(
-        config, model, words, [token for token in ids if token is not None], known[model_type].prompt
-    )
+    return word_head(config, model, words, [token for token in ids if token is not None], known[model_type].prompt)
 
 
 def prompt_of_classifier(model_type: str, labels: Labels | None) -> PairPrompt | None:
     """The prompt of a classifier that is a reranker by its type and its only label; None: it reads plain pairs."""
     reranker = RERANKERS.get(model_type)
-    ranks = (
-        reranker is not None and reranker.classifies and labels is not None and labels.relevance is not None
-    )
+    ranks = reranker is not None and reranker.classifies and labels is not None and labels.relevance is not None
     return reranker.prompt if reranker is not None and ranks else None
 
 
@@ -125,9 +121,7 @@ def logit_score(checkpoint: Checkpoint, config: Config, model: Model, folder: st
     if ids[0] is None:
         raise own.error("true_token_id", "missing; it must be a token id")
     names = [f"token {token}" for token in ids if token is not None]
-    parts = word_head(
-        config, model, names, [token for token in ids if token is not None], pair_settings(checkpoint)
-    )
+    parts = word_head(config, model, names, [token for token in ids if token is not None], pair_settings(checkpoint))
     return with_settings(checkpoint, config, parts)
 
 

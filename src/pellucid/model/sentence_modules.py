@@ -1,9 +1,4 @@
-"""Reads the modules of sentence-transformers: what follows the body of a sentence encoder.
-
-``modules.json`` in the model's folder lists the modules in order. Each has a folder with a ``config.json``, and some
-have weights there, which ``weights/safetensors.py`` adds to the tensors of the model.
-Source: https://sbert.net/docs/package_reference/sentence_transformer/models.html
-"""
+"""Reads the outputs of an encoder: the modules of sentence-transformers, a head, or plain pooling."""
 
 from __future__ import annotations
 
@@ -12,11 +7,12 @@ from collections.abc import Mapping
 from typing import get_args
 
 import msgspec
+from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.model.config import MAX_DIMENSION, Config
-from pellucid.model.output_heads import OutputParts
+from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_head
 from pellucid.model.outputs import (
     Dense,
     Labels,
@@ -25,13 +21,19 @@ from pellucid.model.outputs import (
     PoolingKind,
     Scale,
     Similarity,
+    Task,
     UnitLength,
 )
 from pellucid.model.spec import Norm
 from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.json_files import read_json
-from pellucid.weights.sentence_modules import BODIES, Module, read_modules, unknown_module
+from pellucid.weights.json_files import BODIES, Module, read_json, read_modules, unknown_module
+
+# Reads the modules of sentence-transformers: what follows the body of a sentence encoder.
+#
+# ``modules.json`` in the model's folder lists the modules in order. Each has a folder with a ``config.json``, and some
+# have weights there, which ``weights/safetensors.py`` adds to the tensors of the model.
+# Source: https://sbert.net/docs/package_reference/sentence_transformer/models.html
 
 FLAGS: Mapping[str, PoolingKind] = {
     "pooling_mode_cls_token": "cls",
@@ -107,9 +109,7 @@ def sentence_modules(checkpoint: Checkpoint, config: Config, width: int) -> Outp
         elif kind == "LayerNorm":
             number = len(layers)
             layers.append(LAYER_NORM)
-            slots |= {
-                f"output.{number}.{part}": Slot(f"{module.path}/norm.{part}") for part in ("weight", "bias")
-            }
+            slots |= {f"output.{number}.{part}": Slot(f"{module.path}/norm.{part}") for part in ("weight", "bias")}
         elif kind == "Normalize":
             layers.append(UnitLength())
         elif kind == "MultiVectorMask":
@@ -179,9 +179,7 @@ def with_settings(checkpoint: Checkpoint, config: Config, parts: OutputParts) ->
                 f"{place.path}: {place.name(key)} {brief(path)} is not supported (known: {', '.join(SCALES)} of torch)"
             )
         of_words = labels.relevant is not None and len(labels.names) == 2
-        scale: Scale = (
-            "softmax" if of_words and name == "Sigmoid" else SCALES[name]
-        )  # of the difference of logits
+        scale: Scale = "softmax" if of_words and name == "Sigmoid" else SCALES[name]  # of the difference of logits
         labels = msgspec.structs.replace(labels, scale=scale)
     return msgspec.structs.replace(parts, labels=labels, prompts=read_prompts(checkpoint))
 
@@ -293,3 +291,53 @@ def _dense(config: Config) -> Dense:
         )
     config.refuse("use_residual", False)
     return Dense(config.count("out_features"), ACTIVATIONS[name], config.flag("bias", True))
+
+
+# Reads the outputs of an encoder: the modules of sentence-transformers, a head, or plain pooling.
+
+
+def read_outputs(
+    checkpoint: Checkpoint,
+    config: Config,
+    heads: Heads,
+    width: int,
+    norm: Norm,
+    activation: OutputActivation,
+    prefix: str = "",
+    task: Task | None = None,
+    pooling: PoolingKind = "mean",
+) -> OutputParts:
+    """The outputs of an encoder with rows of ``width`` values.
+
+    ``modules.json`` of sentence-transformers has precedence over the class in ``architectures``, because a sentence
+    encoder may be saved with a class that has another head. ``norm`` and ``activation`` are those of the blocks.
+    ``prefix`` precedes the names of tensors in ``heads``. ``task`` is the task of a model without modules (None: the
+    task that the file states), and ``pooling`` is the pooling of a sentence encoder that states none.
+
+    Raises:
+        UnsupportedModel: the family has no head for the task, or a module is not implemented.
+        FileFormatError: a file is damaged, or labels are missing.
+    """
+    of_modules = config.task in ("", "embed", "sparse", "tokens")
+    modules = sentence_modules(checkpoint, config, width) if of_modules else None
+    if modules is not None and modules.task != "sparse":
+        return modules
+    sparse = modules.pooling if modules is not None else None
+    if modules is None and config.task == "sparse":  # older SPLADE models have no modules.json
+        sparse = Pooling("max", of_logits=True)
+    found: Task = "fill"
+    head = heads.get(found)
+    if sparse is None:
+        found, head = (task, heads.get(task)) if task else stated_head(config, heads)
+    if found == "embed":
+        layers = (UnitLength(),)
+        return OutputParts("embed", Pooling(pooling), layers, matryoshka=matryoshka(config, width))
+    if head is None:
+        known = ", ".join(key for key in heads if key in get_args(Task))
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: the family has no head for the task {found!r} (known: embed, {known})"
+        )
+    own = read_head(checkpoint, config, found, head, width, norm, activation, prefix)
+    if sparse is not None:  # the sparse vector pools the logits of the masked language model
+        return replace(own, task="sparse", pooling=sparse, max_active=modules.max_active if modules else 0)
+    return with_settings(checkpoint, config, own) if found == "classify" else own

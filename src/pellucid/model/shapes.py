@@ -175,9 +175,7 @@ def sublayers(block: Block) -> list[str]:
     return [part for part in (mixer, cross, last) if part]
 
 
-def _attention(
-    name: str, attention: Attention, width: int, source_width: int = 0
-) -> Iterator[tuple[str, Shape]]:
+def _attention(name: str, attention: Attention, width: int, source_width: int = 0) -> Iterator[tuple[str, Shape]]:
     """The slots of an attention. Keys and values of cross attention are projections of rows of ``source_width``."""
     seen = source_width or width
     if attention.latent:
@@ -188,16 +186,8 @@ def _attention(
     for part, rows, columns, bias in (
         ("q", heads, width, attention.bias),
         *([("gate", attended, width, attention.bias)] if attention.gate else []),
-        *(
-            []
-            if attention.shared is not None
-            else [("k", kv_heads, seen, attention.bias and attention.key_bias)]
-        ),
-        *(
-            []
-            if attention.shared is not None or attention.keys_as_values
-            else [("v", values, seen, attention.bias)]
-        ),
+        *([] if attention.shared is not None else [("k", kv_heads, seen, attention.bias and attention.key_bias)]),
+        *([] if attention.shared is not None or attention.keys_as_values else [("v", values, seen, attention.bias)]),
         ("output", width, attended, attention.output_bias),
     ):
         yield f"{name}.{part}.weight", (rows, columns)
@@ -214,9 +204,7 @@ def _attention(
         all_heads = attention.qk_norm_whole
         yield from _norm(f"{name}.q_norm", attention.qk_norm, heads if all_heads else attention.head_dim)
         if attention.shared is None:
-            yield from _norm(
-                f"{name}.k_norm", attention.qk_norm, kv_heads if all_heads else attention.head_dim
-            )
+            yield from _norm(f"{name}.k_norm", attention.qk_norm, kv_heads if all_heads else attention.head_dim)
     if attention.v_norm and attention.shared is None:
         yield from _norm(f"{name}.v_norm", attention.v_norm, attention.value_dim)
     if attention.relative and attention.relative.own:
@@ -294,9 +282,7 @@ def _rates(name: str, heads: int) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.rate.bias", (heads,)
 
 
-def _feedforward(
-    name: str, kind: FeedForward, width: int, experts: Shape = ()
-) -> Iterator[tuple[str, Shape]]:
+def _feedforward(name: str, kind: FeedForward, width: int, experts: Shape = ()) -> Iterator[tuple[str, Shape]]:
     for part in ("gate", "up", "down") if kind.gated else ("up", "down"):
         rows, columns = (width, kind.width) if part == "down" else (kind.width, width)
         yield f"{name}.{part}.weight", (*experts, rows, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import prod
@@ -13,15 +14,45 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import shown
-from pellucid.model.smoothing import factors
 from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.pack import decode_blocks, stored_as
-from pellucid.weights.quant.format import Format
-from pellucid.weights.quant.formats.q8_0 import Q8_0
-from pellucid.weights.quant.registry import lookup
-from pellucid.weights.quant.to_bf16 import BF16_PAIRS, to_bf16
-from pellucid.weights.quant.to_q8_0 import to_q8_0
+from pellucid.weights.quant.convert import BF16_PAIRS, to_bf16, to_q8_0
+from pellucid.weights.quant.format import Format, lookup
+from pellucid.weights.quant.formats.simple import Q8_0
+
+# Factors that share the rounding error between activations and weights of 8 bits (Xiao et al. 2023, SmoothQuant).
+#
+# A block of 32 values has one scale, so a column with large activations makes the other columns of its block coarse.
+# The product stays the same if the activations of a column are divided by a factor and its weights multiplied by the
+# factor:
+#
+#     factor = (|norm weight| + |norm bias|)^(1/4) / (root mean square of the column's weights)^(3/4)
+#
+# SmoothQuant measures the size of activations on texts. Here the norm before the product estimates it, so the weights,
+# which are known, have the larger exponent (docs/decisions/0052-encoders-throughput.md has the figures).
+
+LARGEST = 64.0  # limit of a factor and of its inverse
+
+
+def factors(norm: NDArray[np.float32], bias: NDArray[np.float32], matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The factor of each column, (D,), from a norm's weight and bias (D,) and the matrix (N, D). Their mean is 1.
+
+    Columns without a finite factor, such as columns of zeros, have 1. All operations are exact or correctly rounded,
+    so that the factors have the same bits on all processors.
+    """
+    with np.errstate(all="ignore"):
+        # A sum over rows adds in the order of the rows. A sum of neighbours would depend on the width of registers.
+        weights = np.sqrt(np.add.reduce(np.square(matrix.astype(np.float64)), axis=0) / len(matrix))
+        sizes = np.abs(norm.astype(np.float64)) + np.abs(bias.astype(np.float64))
+        found = np.sqrt(np.sqrt(sizes / weights) / weights)
+        found = np.where(np.isfinite(found) & (found > 0), found, np.nan)
+        usable = found[~np.isnan(found)]
+        if not len(usable):
+            return np.ones(len(found), np.float32)
+        found = np.clip(found / (math.fsum(usable) / len(usable)), 1 / LARGEST, LARGEST)
+        return np.where(np.isnan(found), 1.0, found).astype(np.float32)
+
 
 Shape = tuple[int, ...]
 CONVERSIONS: Mapping[str, tuple[Format, Callable[[NDArray[np.float32]], NDArray[np.uint8]]]] = {
@@ -44,19 +75,13 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
     if source.flat:
         if len(shape) not in (1, 2):
             raise FileFormatError(
-                tensor.path,
-                tensor.name,
-                f"tensor has shape {shape}; it must have one or two dimensions",
-                tensor.offset,
+                tensor.path, tensor.name, f"tensor has shape {shape}; it must have one or two dimensions", tensor.offset
             )
         shape = (prod(shape),)
     if source.joined:
         if len(shape) != 3:
             raise FileFormatError(
-                tensor.path,
-                tensor.name,
-                f"tensor has shape {shape}; it must have three dimensions",
-                tensor.offset,
+                tensor.path, tensor.name, f"tensor has shape {shape}; it must have three dimensions", tensor.offset
             )
         shape = (shape[0], shape[1] * shape[2])
     if source.transpose:
@@ -213,9 +238,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
         """The two matrices of the adapter: (N, R) for the rows of the part, and (R, D)."""
         adapter, source = self.source.adapter, self.source
         assert adapter
-        left, right = (
-            SlotReader(self.checkpoint, (slot,)).values() for slot in (adapter.left, adapter.right)
-        )
+        left, right = (SlotReader(self.checkpoint, (slot,)).values() for slot in (adapter.left, adapter.right))
         start, stop = source.rows or (0, len(left))
         return left[start : stop : source.step].astype(np.float64), right.astype(np.float64)
 
@@ -236,9 +259,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
         """The factor of each column (``Slot.smoothing``)."""
         smoothing = self.source.smoothing
         assert smoothing
-        norm, matrix = (
-            SlotReader(self.checkpoint, slots).values() for slots in (smoothing.norm, smoothing.matrix)
-        )
+        norm, matrix = (SlotReader(self.checkpoint, slots).values() for slots in (smoothing.norm, smoothing.matrix))
         bias = SlotReader(self.checkpoint, smoothing.bias).values() if smoothing.bias else np.zeros_like(norm)
         return factors(norm, bias, matrix)
 

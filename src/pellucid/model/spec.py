@@ -28,14 +28,7 @@ from pellucid.model.outputs import (
     Task,
     UnitLength,
 )
-from pellucid.model.positions import (
-    Learned,
-    QueryScale,
-    RelativeBuckets,
-    RelativePositions,
-    Rotary,
-    Sinusoidal,
-)
+from pellucid.model.positions import Learned, QueryScale, RelativeBuckets, RelativePositions, Rotary, Sinusoidal
 
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
 BUCKETS_CONTEXT = 1 << 17

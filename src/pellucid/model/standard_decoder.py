@@ -6,7 +6,7 @@ The defaults are the values of Llama: attention and a gated feed-forward with RM
 Tensors have the names of llama.cpp in GGUF and of transformers in safetensors. For differences that data cannot
 express, a family has functions that change the finished spec: ``gguf_change`` and ``config_change`` read metadata,
 ``gguf_tensors_change`` reads the table of tensors. Families that differ more have their own readers (Gemma 4, BERT),
-which use functions of ``gguf_metadata.py`` and ``rotary_metadata.py``.
+which use functions of ``metadata.py`` and ``metadata.py``.
 """
 
 from __future__ import annotations
@@ -19,21 +19,17 @@ from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
-from pellucid.model.gguf_metadata import gguf_attention, gguf_of_layers, gguf_vocabulary
+from pellucid.model.metadata import (
+    SlidingWindows,
+    gguf_attention,
+    gguf_of_layers,
+    gguf_vocabulary,
+    rope_parameters,
+    rotary_dims,
+)
 from pellucid.model.outputs import Head
 from pellucid.model.positions import Learned, Pairing, Rotary
-from pellucid.model.rotary_metadata import rope_parameters, rotary_dims
-from pellucid.model.sliding_windows import SlidingWindows
-from pellucid.model.spec import (
-    Activation,
-    Attention,
-    Block,
-    Embedding,
-    FeedForward,
-    ModelSpec,
-    Norm,
-    Placement,
-)
+from pellucid.model.spec import Activation, Attention, Block, Embedding, FeedForward, ModelSpec, Norm, Placement
 from pellucid.model.standard_mixture import FeedForwards, StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames
 from pellucid.model.weight_map import Model
@@ -194,9 +190,7 @@ class StandardDecoder(Struct, frozen=True):
         }
         return Family(
             self.name,
-            gguf=dict.fromkeys((self.architecture or self.name, *self.gguf_also), self.from_gguf)
-            if own
-            else {},
+            gguf=dict.fromkeys((self.architecture or self.name, *self.gguf_also), self.from_gguf) if own else {},
             safetensors=dict.fromkeys((self.model_type or self.name, *self.also), self.from_config),
             unused=self.unused,
             skipped=self.skipped,
@@ -221,14 +215,8 @@ class StandardDecoder(Struct, frozen=True):
         further = own.optional_count("nextn_predict_layers") if self.mtp_layers else 0
         layers = own.count("block_count", limit=MAX_LAYERS) - further
         if layers < 1:
-            raise own.error(
-                "nextn_predict_layers", f"is {further}; it must be below block_count = {layers + further}"
-            )
-        widths = (
-            _widths(own, width_key, layers)
-            if self.width_by_layer
-            else [gguf_of_layers(own, width_key)] * layers
-        )
+            raise own.error("nextn_predict_layers", f"is {further}; it must be below block_count = {layers + further}")
+        widths = _widths(own, width_key, layers) if self.width_by_layer else [gguf_of_layers(own, width_key)] * layers
         dense = FeedForward(widths[0], self.activation, self.gated, present(f"blk.0.{up}.bias"))
         spec = self._spec(
             name=config.text("general.name", self.name),
@@ -243,9 +231,7 @@ class StandardDecoder(Struct, frozen=True):
             if self.mixture
             else [replace(dense, width=width) for width in widths],
             norm=replace(self.norm, eps=own.number(epsilon)),
-            head_norm=present("blk.0.attn_q_norm.weight")
-            if isinstance(self.head_norm, str)
-            else self.head_norm,
+            head_norm=present("blk.0.attn_q_norm.weight") if isinstance(self.head_norm, str) else self.head_norm,
             head=Head(tied=not present("output.weight"), bias=present("output.bias")),
         )
         spec = self.windows.from_gguf(own, spec) if self.windows else spec
@@ -256,9 +242,7 @@ class StandardDecoder(Struct, frozen=True):
         """Read ``config.json``."""
         config, keys = config.with_aliases(self.aliases), {**KEYS, **self.keys}
         if self.default_rope_parameters and not (config.has("rope_parameters") or config.has("rope_scaling")):
-            config = replace(
-                config, values={**config.values, "rope_parameters": self.default_rope_parameters}
-            )
+            config = replace(config, values={**config.values, "rope_parameters": self.default_rope_parameters})
         keys.setdefault("output_bias", keys["bias"])
 
         def count(meaning: str, default: int | None = None) -> int:
@@ -285,9 +269,7 @@ class StandardDecoder(Struct, frozen=True):
             if self.partial or self.rotated != 1:
                 dims = rotary_dims(config, head_dim, self.rotated, part_key)
             rotary = Rotary(base, dims, self.pairing, scaling)
-        layers = (
-            self.layer_count(config) if self.layer_count else config.count(keys["layers"], limit=MAX_LAYERS)
-        )
+        layers = self.layer_count(config) if self.layer_count else config.count(keys["layers"], limit=MAX_LAYERS)
         if self.width_by_layer:
             widths = _widths(config, keys["feed_forward"], layers)
         else:
@@ -312,12 +294,9 @@ class StandardDecoder(Struct, frozen=True):
             if self.mixture
             else [replace(dense, width=width) for width in widths],
             norm=replace(
-                self.norm,
-                eps=config.number(keys["norm_eps"], self.norm.eps) if keys["norm_eps"] else self.norm.eps,
+                self.norm, eps=config.number(keys["norm_eps"], self.norm.eps) if keys["norm_eps"] else self.norm.eps
             ),
-            head_norm=config.flag(self.head_norm, False)
-            if isinstance(self.head_norm, str)
-            else self.head_norm,
+            head_norm=config.flag(self.head_norm, False) if isinstance(self.head_norm, str) else self.head_norm,
             head=Head(tied_head(checkpoint, config, default=self.tied), bias=self.head_bias),
         )
         spec = self.windows.from_config(config, spec, self.base) if self.windows else spec

@@ -1,32 +1,68 @@
-"""One reader for encoders with the structure of BERT. The differences between their families are data.
-
-    BERT = StandardEncoder("bert", names=bert_names("bert"), heads=HEADS).family()
-
-The defaults are the values of BERT: attention to both sides and a feed-forward without gate, each with biases and a
-norm after it, and learned positions. The vectors of token, position and type are added and normalized.
-"""
+"""One reader for encoders with the structure of BERT. The differences between their families are data."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
-from pellucid.model.gguf_metadata import gguf_attention, gguf_vocabulary
-from pellucid.model.gguf_outputs import gguf_outputs
+from pellucid.model.gguf_encoder import gguf_outputs
+from pellucid.model.metadata import gguf_attention, gguf_vocabulary
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
 from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Learned
-from pellucid.model.read_outputs import read_outputs
+from pellucid.model.sentence_modules import read_outputs
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm, Placement
 from pellucid.model.tensor_names import TensorNames
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
+
+# Parts of the readers of encoders that several families share.
+
+
+def head_sizes(config: Config) -> tuple[int, int]:
+    """The number of heads H, and the width K of a head."""
+    heads = config.divisor("num_attention_heads", "hidden_size")
+    return heads, config.count("hidden_size") // heads
+
+
+def bidirectional(config: Config, **fields: Any) -> Attention:
+    """Attention without a causal mask. ``fields`` are further fields of the attention."""
+    heads, head_dim = head_sizes(config)
+    return Attention(heads, heads, head_dim, head_dim**-0.5, causal=False, **fields)
+
+
+def encoder_model(
+    checkpoint: Checkpoint,
+    config: Config,
+    body: ModelSpec,
+    names: TensorNames,
+    heads: Heads,
+    activation: OutputActivation,
+    norm: Norm | None = None,
+) -> Model:
+    """The model of a config.json: ``body`` with its outputs, filled by tensors with ``names``.
+
+    ``heads`` have the names that the tensors have in files of a class with a head. ``norm`` is the norm of heads, by
+    default the norm of the blocks. Other arguments as in ``read_outputs``.
+    """
+    width, norm = body.embedding.width, norm or body.blocks[0].norm
+    outputs = read_outputs(checkpoint, config, heads, width, norm, activation)
+    slots = names.found_in(checkpoint.tensors).slots(body)
+    return Model(outputs.of(body), {**slots, **outputs.slots}, config.name("num_hidden_layers"))
+
+
+# One reader for encoders with the structure of BERT. The differences between their families are data.
+#
+#     BERT = StandardEncoder("bert", names=bert_names("bert"), heads=HEADS).family()
+#
+# The defaults are the values of BERT: attention to both sides and a feed-forward without gate, each with biases and a
+# norm after it, and learned positions. The vectors of token, position and type are added and normalized.
 
 Slots: TypeAlias = Mapping[str, Slot | tuple[Slot, ...]]
 
@@ -170,9 +206,7 @@ class StandardEncoder(Struct, frozen=True):
             narrow=narrow,
             narrow_sum=bool(narrow),
         )
-        attention = Attention(
-            heads, heads, head_dim, head_dim**-0.5, causal=False, bias=True, output_bias=True
-        )
+        attention = Attention(heads, heads, head_dim, head_dim**-0.5, causal=False, bias=True, output_bias=True)
         feedforward = FeedForward(config.count(keys["feed_forward"]), activation, gated=False, bias=True)  # type: ignore[arg-type]
         layers = config.count(keys["layers"], limit=MAX_LAYERS)
         shared = self.layer_names(config, layers) if self.layer_names else None
@@ -223,8 +257,7 @@ class StandardEncoder(Struct, frozen=True):
             context=positions,
             embedding=Embedding(gguf_vocabulary(checkpoint, own), width, types=types, norm=norm),
             position=Learned(positions),
-            blocks=(Block(attention, feedforward, norm, self.placement),)
-            * own.count("block_count", limit=MAX_LAYERS),
+            blocks=(Block(attention, feedforward, norm, self.placement),) * own.count("block_count", limit=MAX_LAYERS),
         )
         outputs, names = gguf_outputs(checkpoint, own), self.gguf_names.found_in_gguf(checkpoint.tensors)
         slots = {**names.slots(spec), **outputs.slots}
@@ -234,9 +267,7 @@ class StandardEncoder(Struct, frozen=True):
         """The heads, with ``width`` columns in the narrow layers."""
 
         def layers_of(head: TaskHead) -> tuple[HeadLayer, ...]:
-            return tuple(
-                replace(one, width=width) if one.name in self.narrow_layers else one for one in head.layers
-            )
+            return tuple(replace(one, width=width) if one.name in self.narrow_layers else one for one in head.layers)
 
         return {key: replace(head, layers=layers_of(head)) for key, head in self.heads.items()}
 

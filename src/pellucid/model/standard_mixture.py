@@ -118,9 +118,7 @@ class StandardMixture(Struct, frozen=True):
             return [dense] * layers
         limit_experts(config, EXPERTS[0], experts, layers)
         width = config.count(keys["width"]) if keys["width"] else dense.width
-        shared_width = (
-            config.optional_count(keys["shared_width"], required=True) if keys["shared_width"] else 0
-        )
+        shared_width = config.optional_count(keys["shared_width"], required=True) if keys["shared_width"] else 0
         if keys["shared"]:
             shared_width = width * config.optional_count(keys["shared"], required=True)
         router = self._router(
@@ -140,10 +138,7 @@ class StandardMixture(Struct, frozen=True):
         first = config.optional_count(keys["dense"], required=True) if keys["dense"] else 0
         sparse = [layer >= first for layer in range(layers)]
         if self.sparse_step:
-            step, without = (
-                config.count("decoder_sparse_step", 1),
-                config.number_set("mlp_only_layers", layers),
-            )
+            step, without = (config.count("decoder_sparse_step", 1), config.number_set("mlp_only_layers", layers))
             sparse = [layer not in without and (layer + 1) % step == 0 for layer in range(layers)]
         return [mixture if has_experts else dense for has_experts in sparse]
 
@@ -152,8 +147,7 @@ class StandardMixture(Struct, frozen=True):
     ) -> Router:
         if groups > 1 and (experts % groups or kept > groups or chosen > kept * (experts // groups)):
             raise config.error(
-                key,
-                f"is {groups}, of which {kept} are used: {chosen} of {experts} experts do not fit into them",
+                key, f"is {groups}, of which {kept} are used: {chosen} of {experts} experts do not fit into them"
             )
         return Router(
             experts,
@@ -177,8 +171,7 @@ def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
     """Refuse a total of experts that no real model has, because each expert takes memory for tensor names and slots."""
     if experts * layers > MAX_EXPERTS_OF_MODEL:
         raise config.error(
-            key,
-            f"is {experts:,} in {layers:,} layers; the limit for all layers is {MAX_EXPERTS_OF_MODEL:,} experts",
+            key, f"is {experts:,} in {layers:,} layers; the limit for all layers is {MAX_EXPERTS_OF_MODEL:,} experts"
         )
 
 
@@ -190,9 +183,7 @@ def _experts(config: Config, optional: bool, count_optional: bool) -> int:
         return 0
     if not stated:
         first, *others = EXPERTS
-        raise config.error(
-            first, f"missing, and so are {' and '.join(others)}: one of them must be a whole number"
-        )
+        raise config.error(first, f"missing, and so are {' and '.join(others)}: one of them must be a whole number")
     for key in stated[1:]:
         config.check_equal(stated[0], config, key)
     return (

@@ -90,10 +90,7 @@ class TensorNames(Struct, frozen=True):
 
     def with_experts(self, gate_up: str, down: str, *, transposed: bool = False) -> TensorNames:
         """A copy with one tensor for gates and up-projections of all experts, and one for their down-projections."""
-        experts = self | {
-            "feedforward.experts.gate,up.weight": gate_up,
-            "feedforward.experts.down.weight": down,
-        }
+        experts = self | {"feedforward.experts.gate,up.weight": gate_up, "feedforward.experts.down.weight": down}
         more = places("feedforward.experts.gate,up,down") if transposed else ()
         return replace(experts, transposed=self.transposed.union(more))
 
@@ -188,9 +185,7 @@ def _rows(slots: Slots, shared: Iterable[tuple[str, Shape]]) -> dict[str, Slot]:
     return parts
 
 
-def _rows_by_group(
-    spec: ModelSpec, slots: Slots, shared: Iterable[tuple[str, Shape]]
-) -> dict[str, tuple[Slot, ...]]:
+def _rows_by_group(spec: ModelSpec, slots: Slots, shared: Iterable[tuple[str, Shape]]) -> dict[str, tuple[Slot, ...]]:
     """The slots that share a tensor, each with its range of rows in every group of heads."""
     groups = _group_count(spec, [name for name, _ in shared])
     sizes = {name: shape[0] // groups for name, shape in shared}
@@ -242,9 +237,7 @@ def _group_count(spec: ModelSpec, slots: Sequence[str]) -> int:
 
 def _of_experts(source: Slot, experts: int) -> tuple[Slot, ...]:
     """The tensors of all experts. Their names differ only in the number of the expert."""
-    return tuple(
-        replace(source, tensor=source.tensor.replace("{}", str(expert))) for expert in range(experts)
-    )
+    return tuple(replace(source, tensor=source.tensor.replace("{}", str(expert))) for expert in range(experts))
 
 
 def _rows_by_expert(

@@ -52,12 +52,8 @@ class TextPart:
         self.original: dict[str, str] = {}
         for name, own in named.items():
             if own and (other := self.original.setdefault(own, name)) != name:
-                raise FileFormatError(
-                    checkpoint.path, name, f"is the same tensor of the text model as {shown(other)}"
-                )
-        self.tensors: Mapping[str, Tensor] = {
-            own: checkpoint.tensors[name] for own, name in self.original.items()
-        }
+                raise FileFormatError(checkpoint.path, name, f"is the same tensor of the text model as {shown(other)}")
+        self.tensors: Mapping[str, Tensor] = {own: checkpoint.tensors[name] for own, name in self.original.items()}
         self.others = [name for name, own in named.items() if not own]
 
     def config(self, parent: Config) -> Config:

@@ -36,9 +36,7 @@ def only(*values: Any) -> Neutral:
 
 def same_as(*keys: str) -> Neutral:
     """Rule: a value equal to the value of any of the ``keys`` is neutral."""
-    return lambda value, config: any(
-        _plain(value) and value == config.values.get(config.prefix + k) for k in keys
-    )
+    return lambda value, config: any(_plain(value) and value == config.values.get(config.prefix + k) for k in keys)
 
 
 def every(kind: Any) -> Neutral:
@@ -65,9 +63,7 @@ def _no_window(value: Any, config: Config) -> bool:
 
 def _no_pattern(value: Any, config: Config) -> bool:
     """True if the model has no window. The pattern of sliding layers then has no effect."""
-    windows = (
-        config.values.get(config.prefix + key) for key in ("sliding_window", "attention.sliding_window")
-    )
+    windows = (config.values.get(config.prefix + key) for key in ("sliding_window", "attention.sliding_window"))
     return all(window is None or _no_window(window, config) for window in windows)
 
 
@@ -225,7 +221,7 @@ GGUF_HARMLESS = re.compile(
     r"decision\.(type|max_head_tokens|temperature\..+)"
 )
 """Harmless keys of GGUF, without the architecture. Keys about experts have no effect without experts. Keys about
-decisions are read when questions are asked (``decide/decision_format.py``)."""
+decisions are read when questions are asked (``decide/labels.py``)."""
 
 GGUF_CHANGING: dict[str, Neutral] = {
     **_table(

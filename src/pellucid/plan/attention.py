@@ -17,8 +17,7 @@ from pellucid.plan.cached_attention import (
     write_cache,
 )
 from pellucid.plan.feedforward import apply
-from pellucid.plan.heads import place, regroup
-from pellucid.plan.norm import norm
+from pellucid.plan.norm import norm, place, regroup
 from pellucid.plan.plan import At, Operation, Value, Weights
 from pellucid.plan.position import rotate, scale_queries
 from pellucid.runtime.cache_layout import LayerShape
@@ -53,9 +52,7 @@ def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Late
         builder.point(source, "the latent vector of the queries of all heads, normalised")
     q_plain = builder.linear(f"{stage}.q", source, heads * latent.plain_dim, "q", letters="H K", parts=heads)
     builder.point(q_plain, "the part of the queries that has no position")
-    q_rotary = builder.linear(
-        f"{stage}.q_rotary", source, heads * rotated, "q_rotary", letters="H K", parts=heads
-    )
+    q_rotary = builder.linear(f"{stage}.q_rotary", source, heads * rotated, "q_rotary", letters="H K", parts=heads)
     builder.point(q_rotary, ROTARY_INPUT.format("queries"), name=f"{stage}.q_rotary_input")
     latent_vector = builder.linear(f"{stage}.latent", x, rank, "latent", bias=kind.bias)
     builder.point(latent_vector, "the latent vector of the keys and values of all heads")
@@ -78,9 +75,7 @@ def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Late
     cached = builder.cached(shape)
     write_cache(builder, stage, kind, shape, cached, k, v)
     attended = attend(builder, stage, cached, shape, kind, q, rank)
-    builder.point(
-        attended, "the output of each head, in the space of the latent vectors", name=f"{stage}.latent_heads"
-    )
+    builder.point(attended, "the output of each head, in the space of the latent vectors", name=f"{stage}.latent_heads")
     attended = regroup(builder, f"{stage}.heads", attended, heads, value, rank)
     gathered = _by_head(builder, f"{stage}.v_up", attended, heads, rank, kind.value_dim, "gathered", "H V")
     builder.point(gathered, HEADS, name=f"{stage}.heads")
@@ -90,15 +85,7 @@ def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Late
 
 
 def _by_head(
-    builder: Builder,
-    stage: str,
-    x: str,
-    count: int,
-    width: int,
-    features: int,
-    out: str,
-    letters: str,
-    stride: int = 0,
+    builder: Builder, stage: str, x: str, count: int, width: int, features: int, out: str, letters: str, stride: int = 0
 ) -> str:
     """Multiply each head of x (T, count, width) by its matrix in the slot ``stage``.weight (count, features, width).
 
@@ -147,9 +134,7 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     if kind.chunked and not (kind.causal and kind.window):
         raise UnsupportedModel(f"{stage}: attention in chunks must be causal and have a window")
     if kind.disentangled and (kind.heads != kind.kv_heads or not builder.spec.relative):
-        raise UnsupportedModel(
-            f"{stage}: relative positions need their vectors, and as many key/value heads as heads"
-        )
+        raise UnsupportedModel(f"{stage}: relative positions need their vectors, and as many key/value heads as heads")
     if kind.latent:
         return latent_attention(builder, stage, kind, kind.latent, x, out)
     shape = _cached_shape(builder, stage, kind)
@@ -206,11 +191,7 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
 
 def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape, x: str) -> dict[str, str]:
     """The buffers of queries, keys and values by name. A block that shares keys and values has only queries."""
-    widths = {
-        "q": kind.heads * kind.head_dim,
-        "k": kind.kv_heads * kind.head_dim,
-        "v": kind.kv_heads * kind.value_dim,
-    }
+    widths = {"q": kind.heads * kind.head_dim, "k": kind.kv_heads * kind.head_dim, "v": kind.kv_heads * kind.value_dim}
     names = "q" if kind.shared is not None else "qk" if kind.keys_as_values else "qkv"
     projected = {}
     for name in names:
@@ -224,9 +205,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
             parts=kind.heads if name == "q" else kind.kv_heads,
             activation_bits=builder.sensitive_bits if name == "v" else 0,
         )
-        builder.point(
-            projected[name], NOUNS[name] if name == "v" else f"{NOUNS[name]}, before rotary positions"
-        )
+        builder.point(projected[name], NOUNS[name] if name == "v" else f"{NOUNS[name]}, before rotary positions")
     if kind.keys_as_values and kind.shared is None:
         heads, width = kind.kv_heads, shape.value_dim
         v = builder.buffer("v", heads * width)

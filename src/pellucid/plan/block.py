@@ -12,25 +12,17 @@ from pellucid.errors import UnsupportedModel
 from pellucid.model.spec import Block, DeltaNet, FeedForward, Mamba, Mixture, ShortConvolution
 from pellucid.plan.attention import attention
 from pellucid.plan.builder import Builder
-from pellucid.plan.convolution import add_convolution
-from pellucid.plan.cross_attention import cross_attention
-from pellucid.plan.feedforward import feedforward
-from pellucid.plan.mixture import mixture
+from pellucid.plan.cached_attention import cross_attention
+from pellucid.plan.embedding import add_convolution
+from pellucid.plan.feedforward import feedforward, mixture
 from pellucid.plan.norm import norm
-from pellucid.plan.per_layer import block_scalar, per_layer_block
-from pellucid.plan.recurrent.delta_net import delta_net
-from pellucid.plan.recurrent.mamba import mamba
-from pellucid.plan.recurrent.short_convolution import short_convolution
-from pellucid.plan.streams import correct, laurel, predict, spread
+from pellucid.plan.recurrent import delta_net, mamba, short_convolution
+from pellucid.plan.streams import block_scalar, correct, laurel, per_layer_block, predict, spread
 
 Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""
 
-RECURRENT: Mapping[type, Callable[..., str]] = {
-    DeltaNet: delta_net,
-    Mamba: mamba,
-    ShortConvolution: short_convolution,
-}
+RECURRENT: Mapping[type, Callable[..., str]] = {DeltaNet: delta_net, Mamba: mamba, ShortConvolution: short_convolution}
 
 
 class Sublayer(Struct, frozen=True):
@@ -57,22 +49,15 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
         _sequential(builder, layer, kind, x, groups)
     if layer == 0 and builder.spec.convolution:
         add_convolution(builder, x)
-    return builder.point(
-        x, "the residual stream after the block", name=builder.named(f"blocks.{layer}.residual")
-    )
+    return builder.point(x, "the residual stream after the block", name=builder.named(f"blocks.{layer}.residual"))
 
 
 def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
     """The attention and the recurrent layer of a block, which read the same input."""
     sublayers = []
     if kind.attention is not None:
-        stage, scale = (
-            builder.named(f"blocks.{layer}.attention"),
-            kind.residual_scale * kind.attention.output_scale,
-        )
-        sublayers.append(
-            Sublayer("attention", stage, partial(attention, builder, layer, kind.attention), scale)
-        )
+        stage, scale = (builder.named(f"blocks.{layer}.attention"), kind.residual_scale * kind.attention.output_scale)
+        sublayers.append(Sublayer("attention", stage, partial(attention, builder, layer, kind.attention), scale))
     if kind.recurrent is not None:
         stage, inside = builder.named(f"blocks.{layer}.recurrent"), RECURRENT[type(kind.recurrent)]
         scale = kind.residual_scale * getattr(kind.recurrent, "output_scale", 1.0)

@@ -1,6 +1,6 @@
 """The builder of plans: buffers by name, operations in order, and the matrix product.
 
-The functions of ``embedding.py`` to ``outputs.py`` append unfused operations to the builder. The passes then
+The functions of ``tasks.py`` to ``outputs.py`` append unfused operations to the builder. The passes then
 optimize the list of operations.
 """
 
@@ -134,9 +134,7 @@ class Builder:
         self._views[name] = None if activation_bits else View(1, count, count, width, letters)
         return name
 
-    def view(
-        self, name: str, letters: str, parts: int, count: int, stride: int = 0, places: str = ""
-    ) -> None:
+    def view(self, name: str, letters: str, parts: int, count: int, stride: int = 0, places: str = "") -> None:
         """Declare the view of a row of a buffer: ``parts`` times ``count`` values, with a stride of ``stride`` values.
 
         The stride is by default ``count``. ``letters`` names the dimensions, such as "H K"; "" keeps the names. If
@@ -209,22 +207,14 @@ class Builder:
         kernel = KernelKey("quantize", activation_bits=activation_bits, **(SMOOTHED if smoothing else {}))
         factors: Value = Vector(smoothing) if smoothing else 0
         return self._operand(
-            x,
-            f"{stage}_quantize",
-            kernel,
-            f"q{activation_bits}",
-            activation_bits,
-            replicated=0,
-            factors=factors,
+            x, f"{stage}_quantize", kernel, f"q{activation_bits}", activation_bits, replicated=0, factors=factors
         )
 
     def rounded(self, x: str, stage: str) -> str:
         """The buffer of x in bfloat16."""
         return self._operand(x, f"{stage}_round", KernelKey("to_bf16"), "q_bf16", 0)
 
-    def _operand(
-        self, x: str, stage: str, kernel: KernelKey, suffix: str, activation_bits: int, **more: Value
-    ) -> str:
+    def _operand(self, x: str, stage: str, kernel: KernelKey, suffix: str, activation_bits: int, **more: Value) -> str:
         """The buffer of x as the operand of a product, which ``kernel`` writes. It has a ``suffix`` that begins with q.
 
         Emits the operation only if x has changed since the last call, or the operand has other fields ``more``.
@@ -340,9 +330,7 @@ class Builder:
             "out": At(a),
             "rows": ROW_COUNT[rows],
         }
-        self.emit(
-            Operation(stage, KernelKey("add"), fields, (a, b), (a,), f"({LETTER[rows]}, {width})", rows=rows)
-        )
+        self.emit(Operation(stage, KernelKey("add"), fields, (a, b), (a,), f"({LETTER[rows]}, {width})", rows=rows))
         return a
 
     def scale(self, stage: str, x: str, factor: float, about: str = "") -> str:

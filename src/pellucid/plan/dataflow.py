@@ -147,9 +147,7 @@ class _Trail:
             return PointSource(point.name, kernel, "", 0, 0, inputs, main.stage)
         if before is not None and before.kind != "pattern":
             return PointSource(point.name, "", "", 0, 0, inputs, point.name)
-        return PointSource(
-            point.name, kernel, main.shape, main.weight_bytes, main.multiply_adds, inputs, main.stage
-        )
+        return PointSource(point.name, kernel, main.shape, main.weight_bytes, main.multiply_adds, inputs, main.stage)
 
     def _write(self, op: Operation, names: list[str], by_write: Mapping[int, str]) -> None:
         """Note the points that an operation's buffers hold: its own points ``names``, or the points that it reads."""

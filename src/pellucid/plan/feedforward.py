@@ -1,11 +1,16 @@
-"""Feed-forward: up-projection, activation function and down-projection of each token. (T, D) → (T, D)."""
+"""Feed-forward of each token, dense or as a mixture of experts. (T, D) → (T, D)."""
 
 from __future__ import annotations
 
+from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.model.spec import FeedForward
-from pellucid.plan.builder import ROW_COUNT, Builder, tiles
-from pellucid.plan.plan import At, Operation, Value
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.model.spec import FeedForward, Mixture, Router
+from pellucid.plan.builder import NO_BIAS, ROW_COUNT, Builder, tiles
+from pellucid.plan.norm import norm
+from pellucid.plan.plan import At, Operation, Value, Vector, Weights
+
+# Feed-forward: up-projection, activation function and down-projection of each token. (T, D) → (T, D).
 
 GATE = "the gate of each neuron, before the activation"
 UP = "the up-projection, which the gates multiply"
@@ -13,13 +18,7 @@ NEURONS = "the neurons, before the activation"
 
 
 def feedforward(
-    builder: Builder,
-    stage: str,
-    kind: FeedForward,
-    x: str,
-    out: str,
-    activation_bits: int = 0,
-    first_bits: int = 0,
+    builder: Builder, stage: str, kind: FeedForward, x: str, out: str, activation_bits: int = 0, first_bits: int = 0
 ) -> str:
     """out = down(f(gate x) * up x), or down(f(up x)), without the residual addition.
 
@@ -30,9 +29,7 @@ def feedforward(
     def linear(part: str, x: str, width: int, out: str, letters: str = "F") -> str:
         bits = activation_bits if part == "down" else first_bits
         bias = kind.bias or (kind.output_bias and part == "down")
-        return builder.linear(
-            f"{stage}.{part}", x, width, out, bias=bias, activation_bits=bits, letters=letters
-        )
+        return builder.linear(f"{stage}.{part}", x, width, out, bias=bias, activation_bits=bits, letters=letters)
 
     hidden, up = linear("gate" if kind.gated else "up", x, kind.width, "hidden"), ""
     builder.point(hidden, GATE if kind.gated else NEURONS)
@@ -62,14 +59,7 @@ def activate(builder: Builder, stage: str, kind: FeedForward, x: str, up: str, s
 
 
 def apply(
-    builder: Builder,
-    stage: str,
-    function: str,
-    x: str,
-    up: str,
-    shape: str,
-    limit: float = 0.0,
-    sharpness: float = 0.0,
+    builder: Builder, stage: str, function: str, x: str, up: str, shape: str, limit: float = 0.0, sharpness: float = 0.0
 ) -> None:
     """x = f(x) * up, or f(x) without ``up``. ``function`` is the name of f in ``kernels/ops/activation.py``."""
     width, reads, rows = builder.width_of(x), (x, up) if up else (x,), builder.buffers[x].rows
@@ -86,3 +76,221 @@ def apply(
     kernel = KernelKey("activation", kind=function, activation_bits=8)
     partitions = dict.fromkeys(reads, tiles(width))
     builder.emit(Operation(stage, kernel, fields, reads, (x,), shape, rows=rows, partitions=partitions))
+
+
+# Mixture of experts: a router chooses experts for each token, and their outputs are summed. (T, D) → (T, D).
+#
+# The tokens of a step are grouped by expert: the weights of an expert are read once for all tokens that chose it, and
+# experts without tokens are not read. With C chosen experts per token, T * C rows run through the experts. A buffer
+# (T, C * F) holds these rows, ordered by expert.
+
+
+def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, residual: str) -> str:
+    """out = sum of the outputs of the chosen experts and of the shared expert, without the residual addition.
+
+    Router and experts read x. In a mixture with its own norms, router and experts read two norms of ``residual``
+    instead.
+    """
+    router, expert = kind.router, kind.expert
+    for part in (expert, kind.shared or expert):
+        if (part.gate_scale, part.output_scale) != (1.0, 1.0) or part.sparsity or part.output_bias:
+            raise UnsupportedModel(
+                f"{stage}: experts with a gate scale, an output scale, sparse gates or only an output bias are not "
+                "supported"
+            )
+    about = "the residual stream, normalised for the {}"
+    seen = _own_norm(builder, f"{stage}.router_norm", kind, residual, "routed", about.format("router")) or x
+    _route(builder, stage, router, seen)
+    _group(builder, stage, router)
+    seen = _own_norm(builder, f"{stage}.experts_norm", kind, residual, "routed", about.format("experts")) or x
+    first, shape = "gate" if expert.gated else "up", f"(T, {router.chosen}, {expert.width})"
+    hidden, up = _experts(builder, stage, first, kind, seen, "hidden", expert.width, gathered=True), ""
+    neurons = "gate of each neuron" if expert.gated else "neurons before the activation"
+    builder.point(hidden, f"the {neurons} of the chosen experts")
+    if expert.gated:
+        up = _experts(builder, stage, "up", kind, seen, "up", expert.width, gathered=True)
+        builder.point(up, "the up-projection of the chosen experts")
+    if kind.input_weights:
+        for rows, name in ((hidden, "first projection"), (up, "up-projection")):
+            if rows:
+                _weigh(builder, f"{stage}.experts.{rows}_weighed", router, rows, expert.width)
+                builder.point(rows, f"the {name} of the chosen experts, times their weights")
+    activate(builder, f"{stage}.experts.hidden", expert, hidden, up, shape)
+    builder.point(hidden, "the neurons of the chosen experts after the activation")
+    width = builder.spec.embedding.width
+    results = _experts(builder, stage, "down", kind, hidden, "results", width, gathered=False)
+    builder.point(results, "the result of each chosen expert, before its weight", name=f"{stage}.experts.output")
+    shared = gate = ""
+    if kind.shared:
+        shared = builder.buffer("shared", builder.count_of(x))
+        feedforward(builder, f"{stage}.shared", kind.shared, x, shared)
+        builder.point(shared, "the result of the shared expert, before its gate or norm")
+    if kind.shared_gate:
+        gate = builder.linear(f"{stage}.shared_gate", x, 1, "shared_gate")
+        builder.point(gate, "the gate of the shared expert, before the sigmoid")
+    if kind.norms is None:
+        return _combine(builder, stage, kind, results, shared, gate, out)
+    if gate:
+        raise UnsupportedModel(f"{stage}: a shared expert with a gate and a norm is not supported")
+    _combine(builder, stage, kind, results, "", "", out)
+    about = "the sum of the chosen experts' results, before its norm"
+    builder.point(out, about, name=f"{stage}.experts_output")
+    _own_norm(
+        builder, f"{stage}.experts_post_norm", kind, out, out, "the sum of the chosen experts' results, normalised"
+    )
+    if shared:
+        about = "the result of the shared expert, normalised"
+        _own_norm(builder, f"{stage}.shared_post_norm", kind, shared, shared, about)
+        builder.add(f"{stage}.sum", out, shared)
+    return out
+
+
+def _own_norm(builder: Builder, stage: str, kind: Mixture, x: str, out: str, about: str) -> str:
+    """Emit out = norm(x) and return out. Return "" if the mixture has no norms of its own."""
+    return builder.point(norm(builder, stage, kind.norms, x, out), about) if kind.norms else ""
+
+
+def _choice_stride(router: Router) -> int:
+    """Bytes from the choices of one token to the choices of the next, in buffers (T, C)."""
+    return 4 * round_up(router.chosen, ROWS)
+
+
+def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
+    """Choose the experts of each token, and compute their weights."""
+    experts, chosen = router.experts, router.chosen
+    scores = builder.linear(f"{stage}.router", x, experts, "scores", bias=router.bias, letters="E")
+    builder.point(scores, "the router's score of each expert")
+    builder.scale(
+        f"{stage}.router_scale", scores, router.output_scale, "the router's score of each expert, times a factor"
+    )
+    keys = builder.buffer("keys", experts + router.groups)
+    ids = builder.buffer("chosen", chosen, letters="C", dtype="int32")
+    weights = builder.buffer("weights", chosen, letters="C")
+    fields: dict[str, Value] = {
+        "scores": At(scores),
+        "experts": experts,
+        "stride": 4 * builder.width_of(scores),
+        "keys": At(keys),
+        "keys_stride": 4 * builder.width_of(keys),
+        "correction": Vector(f"{stage}.correction.bias") if router.correction else 0,
+        "groups": router.groups,
+        "kept": router.kept,
+        "chosen": chosen,
+        "normalize": int(router.normalize),
+        "factor": router.scale,
+        "factors": Vector(f"{stage}.expert_scale.weight") if router.expert_scale else 0,
+        "ids": At(ids),
+        "weights": At(weights),
+        "choice_stride": _choice_stride(router),
+        "rows": ROW_COUNT["tokens"],
+    }
+    kernel = KernelKey("route", kind=router.score, group_best=router.group_best)
+    reads, writes, shape = (scores,), (ids, weights, scores, keys), f"(T, {experts}) → (T, {chosen})"
+    builder.emit(Operation(f"{stage}.route", kernel, fields, reads, writes, shape))
+    about = "the chosen experts"
+    builder.point(ids, about, name=f"{stage}.experts", unit="expert")
+    builder.point(weights, "the weights of the chosen experts", name=f"{stage}.expert_weights")
+
+
+def _group(builder: Builder, stage: str, router: Router) -> None:
+    """Group the choices of all tokens by expert."""
+    runs = builder.buffer("runs", router.experts + 1, "once", dtype="int32")
+    sources = builder.buffer("sources", router.chosen, dtype="int32")
+    places = builder.buffer("places", router.chosen, dtype="int32")
+    fields: dict[str, Value] = {
+        "ids": At("chosen"),
+        "choice_stride": _choice_stride(router),
+        "experts": router.experts,
+        "chosen": router.chosen,
+        "runs": At(runs),
+        "sources": At(sources),
+        "places": At(places),
+        "rows": ROW_COUNT["tokens"],
+    }
+    writes, shape = (runs, sources, places), f"(T, {router.chosen}) → ({router.experts} runs)"
+    builder.emit(Operation(f"{stage}.group", KernelKey("group"), fields, ("chosen",), writes, shape))
+
+
+def _experts(
+    builder: Builder, stage: str, part: str, kind: Mixture, x: str, out: str, features: int, *, gathered: bool
+) -> str:
+    """out (T, C * features): the product of each row with the matrix of its expert.
+
+    With ``gathered``, x has a row for each token, (T, D). Otherwise x has a row for each chosen expert, (T, C * F).
+    """
+    slot, router, bias = f"{stage}.experts.{part}", kind.router, kind.expert.bias
+    packed, rows = builder.layouts[f"{slot}.weight"], round_up(features, ROWS)
+    width = builder.width_of(x) // (1 if gathered else router.chosen)
+    builder.buffer(out, router.chosen * rows)
+    builder.view(out, "C F" if gathered else "C D", router.chosen, features, places="places")
+    fields: dict[str, Value] = {
+        "weights": Weights(f"{slot}.weight", router.experts),
+        "experts": router.experts,
+        "expert_bytes": packed.matrix_bytes(rows, width),
+        "groups": rows // ROWS,
+        "group_bytes": packed.group_bytes(width),
+        "columns": width,
+        "runs": At("runs"),
+        "sources": At("sources"),
+        "out": At(out),
+        "out_stride": 4 * rows,
+        "addend": Vector(f"{slot}.bias") if bias else NO_BIAS,
+        "addend_expert": 4 * rows if bias else 0,
+        "addend_group": 4 * ROWS if bias else 0,
+        "replicated": 0,
+        "rows": ROW_COUNT["tokens"],
+    }
+    kernel, source, fields["x_stride"] = builder.product("matmul_experts", slot, x, packed, width, gathered=gathered)
+    fields["x"] = At(source)
+    builder.emit(
+        Operation(
+            slot,
+            kernel,
+            fields,
+            (source, "runs", "sources"),
+            (out,),
+            f"(T, {router.chosen} of {router.experts}, {width}) x ({features}, {width})ᵀ",
+            weight_bytes=router.chosen * packed.matrix_bytes(rows, width),
+            multiply_adds=router.chosen * features * width,
+        )
+    )
+    return out
+
+
+def _weigh(builder: Builder, stage: str, router: Router, x: str, features: int) -> None:
+    """Multiply x (T, C, features) by the weight of each chosen expert."""
+    width = builder.width_of(x) // router.chosen
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "width": width,
+        "chosen": router.chosen,
+        "places": At("places"),
+        "weights": At("weights"),
+        "choice_stride": _choice_stride(router),
+        "rows": ROW_COUNT["tokens"],
+    }
+    shape = f"(T, {router.chosen}, {features})"
+    builder.emit(Operation(stage, KernelKey("weigh"), fields, (x, "places", "weights"), (x,), shape))
+
+
+def _combine(builder: Builder, stage: str, kind: Mixture, results: str, shared: str, gate: str, out: str) -> str:
+    width, router = builder.width_of(out), kind.router
+    weights = "" if kind.input_weights else "weights"
+    fields: dict[str, Value] = {
+        "results": At(results),
+        "width": width,
+        "chosen": router.chosen,
+        "places": At("places"),
+        "weights": At(weights) if weights else 0,
+        "choice_stride": _choice_stride(router),
+        "shared": At(shared) if shared else 0,
+        "gate": At(gate) if gate else 0,
+        "bias": Vector(f"{stage}.experts_output.bias") if kind.output_bias else 0,
+        "out": At(out),
+        "rows": ROW_COUNT["tokens"],
+    }
+    reads = tuple(name for name in (results, "places", weights, shared, gate) if name)
+    partitions = dict.fromkeys((name for name in (shared, out) if name), tiles(width))
+    kernel, shape = KernelKey("combine"), f"(T, {router.chosen}, {width}) → (T, {width})"
+    builder.emit(Operation(f"{stage}.combine", kernel, fields, reads, (out,), shape, partitions=partitions))
+    return out

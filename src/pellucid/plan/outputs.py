@@ -25,9 +25,7 @@ def select_rows(builder: Builder, x: str) -> str:
     elif pooling.kind == "cls":
         x = _pick(builder, x, "sequences", StepRecord.at.first_row)
     if pooling is not None and pooling.picks:
-        builder.point(
-            x, f"the vector of the {'first' if pooling.kind == 'cls' else 'last'} token", name="pool"
-        )
+        builder.point(x, f"the vector of the {'first' if pooling.kind == 'cls' else 'last'} token", name="pool")
     return join_streams(builder, x) if builder.spec.altup else x
 
 
@@ -83,9 +81,7 @@ def pool(builder: Builder, x: str, kind: str, out: str, about: str) -> str:
     builder.buffer(out, builder.count_of(x), "sequences", letters=letters)
     fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(out)}
     shape = f"(T, {width}) → (B, {width})"
-    builder.emit(
-        Operation("pool", KernelKey("pool", kind=kind), fields, (x,), (out,), shape, rows="sequences")
-    )
+    builder.emit(Operation("pool", KernelKey("pool", kind=kind), fields, (x,), (out,), shape, rows="sequences"))
     return builder.point(out, about)
 
 

@@ -34,9 +34,7 @@ def optimize(plan: Plan) -> Plan:
     used = {name for op in operations for name in (*op.reads, *op.writes)}
     buffers = {name: buffer for name, buffer in picked.buffers.items() if name in used}
     setup = plan.setup and replace(plan.setup, plan=optimize(plan.setup.plan))
-    return replace(
-        plan, operations=tuple(place_barriers(operations)), buffers=buffers, setup=setup, source=plan
-    )
+    return replace(plan, operations=tuple(place_barriers(operations)), buffers=buffers, setup=setup, source=plan)
 
 
 def pick_early(plan: Plan) -> Plan:
@@ -109,9 +107,7 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
             partitions = dict(before.partitions)
             if before.writes[0] in partitions:  # the blocks have the same partition as the rows
                 partitions[op.writes[0]] = partitions[before.writes[0]]
-            out[-1] = replace(
-                fused, kernel=kernel, writes=(*before.writes, *op.writes), partitions=partitions
-            )
+            out[-1] = replace(fused, kernel=kernel, writes=(*before.writes, *op.writes), partitions=partitions)
         else:
             out.append(op)
     return out

@@ -51,9 +51,7 @@ def cut(plan: Plan, count: int) -> list[Stage]:
     """
     source = plan.source or plan
     if plan.encoder:
-        raise InvalidRequest(
-            "an encoder-decoder cannot be cut into stages, because a step runs a whole source"
-        )
+        raise InvalidRequest("an encoder-decoder cannot be cut into stages, because a step runs a whole source")
     if source.buffers[source.output].rows != "outputs":
         raise InvalidRequest("a sentence encoder cannot be cut into stages, because a step runs a whole text")
     starts = _starts(source.operations)
@@ -165,9 +163,7 @@ def _borders(before: Sequence[Operation], after: Sequence[Operation]) -> tuple[B
     return tuple(Border(name, width) for name, width in _needed(before, after) if name not in repeated)
 
 
-def _balanced(
-    operations: Sequence[Operation], starts: Sequence[int], places: Sequence[int], count: int
-) -> list[int]:
+def _balanced(operations: Sequence[Operation], starts: Sequence[int], places: Sequence[int], count: int) -> list[int]:
     """The first block of every stage except the first stage. Minimizes the bytes of weights of the largest stage."""
     ends = [*starts[1:], len(operations)]
     sizes = [sum(op.weight_bytes for op in operations[a:b]) for a, b in zip(starts, ends)]

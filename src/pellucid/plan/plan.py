@@ -106,9 +106,7 @@ class CacheGroup(Struct, frozen=True):
     of_source: bool = False
 
 
-Value: TypeAlias = (
-    int | float | At | Weights | Vector | Constant | Fill | Cache | CacheGroup | ScoreBias | PageBytes
-)
+Value: TypeAlias = int | float | At | Weights | Vector | Constant | Fill | Cache | CacheGroup | ScoreBias | PageBytes
 
 
 BEYOND = 15

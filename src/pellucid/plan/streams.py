@@ -1,17 +1,80 @@
-"""Several residual streams (AltUp), and a learned residual beside attention (Laurel).
-
-A block computes only the active stream. All streams are predicted before the block, and corrected after the block.
-(Baykal et al. 2023, AltUp; Gemma Team 2025, Gemma 3n)
-"""
+"""Other inputs of a block: several residual streams (AltUp), learned residuals (Laurel), per-layer embeddings."""
 
 from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.model.spec import AltUp, Block
+from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.model.spec import AltUp, Block, PerLayer
 from pellucid.plan.builder import ROW_COUNT, Builder
-from pellucid.plan.heads import place
-from pellucid.plan.norm import norm
+from pellucid.plan.embedding import lookup
+from pellucid.plan.feedforward import apply
+from pellucid.plan.norm import norm, place, regroup
 from pellucid.plan.plan import At, Operation, Value, Vector
+
+# Per-layer embeddings (Gemma Team 2025, Gemma 3n): a token has a vector for each block.
+#
+# The vectors of all blocks are computed together, before the first block.
+
+
+def per_layer_embeddings(builder: Builder, x: str) -> None:
+    """Compute the vectors of all blocks, (T, L P), from the token ids and the embedding x."""
+    kind, layers = builder.spec.per_layer, len(builder.spec.blocks)
+    if kind is None:
+        return
+    vectors = builder.buffer("per_layer", layers * kind.width)
+    builder.linear("per_layer.project", x, layers * kind.width, vectors)
+    builder.point(vectors, "the vectors of all layers, projected from the embedding")
+    builder.scale(
+        "per_layer.project_scale",
+        vectors,
+        kind.projection_scale,
+        "the vectors of all layers, projected from the embedding, times a factor",
+    )
+    norm_kind = builder.spec.blocks[0].norm
+    # norm needs each part padded to whole SIMD vectors.
+    padded = round_up(kind.width, ROWS)
+    parts = regroup(builder, "per_layer.parts", vectors, layers, kind.width, padded)
+    slot, letters = "per_layer.norm", "L P"
+    norm(builder, slot, norm_kind, parts, parts=layers, count=kind.width, letters=letters)
+    builder.point(parts, "the vectors of all layers, projected from the embedding, normalised by layer")
+    table = builder.buffer("per_layer.table", layers * kind.width)
+    slot, index = "per_layer.embed", StepRecord.at.token_ids
+    lookup(builder, slot, f"{slot}.weight", table, index=index, factor=kind.scale, limit=kind.vocabulary)
+    builder.point(table, "the token's row of the matrix of embeddings of all layers")
+    if parts != vectors:
+        place(builder, "per_layer.join", parts, layers, padded, vectors, kind.width)
+    builder.add("per_layer.sum", vectors, table)
+    builder.point(vectors, "the embeddings of all layers: the projected vectors plus the token's row")
+    builder.scale("per_layer.sum_scale", vectors, kind.sum_scale, "the embeddings of all layers, times a factor")
+
+
+def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, x: str) -> str:
+    """out = norm(project(f(gate x) * per-layer embedding of this block)), without the residual addition."""
+    stage = f"blocks.{layer}.per_layer"
+    gate = builder.linear(f"{stage}.gate", x, kind.width, "per_layer.gate", letters="P")
+    builder.point(gate, "the gate of the layer's embedding, before the activation")
+    embedding = builder.buffer("per_layer.own", kind.width)
+    place(builder, f"{stage}.vector", "per_layer", 1, kind.width, embedding, kind.width, start=layer * kind.width)
+    apply(builder, f"{stage}.hidden", kind.activation, gate, embedding, f"(T, {kind.width})")
+    builder.point(gate, "the layer's embedding, gated")
+    out = builder.linear(f"{stage}.project", gate, builder.count_of(x), "out")
+    builder.point(out, "the layer's gated embedding, projected to the width of the model")
+    norm(builder, f"{stage}.norm", block.norm, out)
+    return builder.point(out, "the layer's gated embedding, as it is added to the residual stream")
+
+
+def block_scalar(builder: Builder, layer: int, x: str) -> None:
+    """Multiply x by the scalar weight of the block."""
+    stage = f"blocks.{layer}.scalar"
+    builder.in_place(stage, "scale_by", x, factor=Vector(f"{stage}.weight"))
+    builder.point(x, "the residual stream, times the block's scalar")
+
+
+# Several residual streams (AltUp), and a learned residual beside attention (Laurel).
+#
+# A block computes only the active stream. All streams are predicted before the block, and corrected after the block.
+# (Baykal et al. 2023, AltUp; Gemma Team 2025, Gemma 3n)
 
 STREAMS, PREDICTED = "streams", "predicted"
 
@@ -29,9 +92,7 @@ def spread_streams(builder: Builder, x: str) -> None:
         projected = builder.linear(f"{at}.project", x, width, "projected")
         builder.point(projected, "the embedding, projected for this stream")
         _match(builder, f"{at}.match", projected, x)
-        place(
-            builder, f"{at}.place", projected, 1, width, streams, whole, offset=stream * builder.width_of(x)
-        )
+        place(builder, f"{at}.place", projected, 1, width, streams, whole, offset=stream * builder.width_of(x))
     _view(builder, kind, streams, x)
 
 
@@ -119,10 +180,7 @@ def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> No
     builder.add(f"{stage}.residual", x, out)
     builder.point(x, "the residual stream with the learned residual added")
     builder.scale(
-        f"{stage}.scale",
-        x,
-        2**-0.5,
-        "the residual stream with the learned residual, divided by the square root of 2",
+        f"{stage}.scale", x, 2**-0.5, "the residual stream with the learned residual, divided by the square root of 2"
     )
 
 
@@ -139,10 +197,7 @@ def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, 
     routes = builder.linear(f"{slot}_router", routed, kind.streams, "modalities", slot=router)
     builder.point(routes, "the scores of the streams")
     builder.scale(
-        f"{slot}_scale",
-        routes,
-        1 / builder.spec.embedding.width,
-        "the scores of the streams, divided by the width",
+        f"{slot}_scale", routes, 1 / builder.spec.embedding.width, "the scores of the streams, divided by the width"
     )
     builder.softcap(f"{slot}_tanh", routes, 1.0)
     builder.point(routes, "the scores of the streams, after a tanh")
@@ -167,12 +222,7 @@ def _match(builder: Builder, stage: str, x: str, like: str) -> None:
 
 
 def _emit(
-    builder: Builder,
-    stage: str,
-    kernel: str,
-    fields: dict[str, Value],
-    reads: tuple[str, ...],
-    writes: tuple[str, ...],
+    builder: Builder, stage: str, kernel: str, fields: dict[str, Value], reads: tuple[str, ...], writes: tuple[str, ...]
 ) -> None:
     shape = f"(T, {fields['count']}, {fields['width']})"
     builder.emit(Operation(stage, KernelKey(kernel), fields, reads, writes, shape))

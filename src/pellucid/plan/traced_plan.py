@@ -134,9 +134,7 @@ def traced_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]]
             "edit": watch.edits,
             "tap": watch.taps,
             "pattern": watch.patterns,
-            "remade": [
-                PatternTap(edit.operation, edit.first, edit.count, edit.raw) for edit in watch.pattern_edits
-            ],
+            "remade": [PatternTap(edit.operation, edit.first, edit.count, edit.raw) for edit in watch.pattern_edits],
             "mix": watch.pattern_edits,
         }
         for kind, own in parts.items():

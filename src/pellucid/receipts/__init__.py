@@ -1,4 +1,4 @@
 """Receipts: small records of a run that any machine can replay.
 
-``receipt_check.py`` replays a receipt.
+``receipts/check.py`` replays a receipt.
 """

@@ -1,27 +1,164 @@
-"""Makes the receipts of a request's answers."""
+"""Makes the receipts of a request's answers: the hashes of the model, the edits, the chain of tokens."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
-from pellucid.receipts.edit_record import EditLike, edit_records
-from pellucid.receipts.receipt import (
-    EditRecord,
-    ModelIdentity,
-    Receipt,
-    ReceiptRequest,
-    canonical,
-    issued,
-)
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.plan.plan import Plan
+from pellucid.receipts.receipt import EditRecord, ModelIdentity, Receipt, ReceiptRequest, canonical, issued
 from pellucid.receipts.signature import Signer
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.options import Options
 from pellucid.sample.step import options_of as options_of_step
+from pellucid.tokenize import Tokenizer
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.hashes import tensor_hash
+from pellucid.weights.sources.source import DownloadProgress
+
+# The edits of a request in its receipt, and back.
+
+
+class EditLike(Protocol):
+    """The part of ``trace.edits.Edit`` that a receipt records."""
+
+    @property
+    def where(self) -> str: ...
+    @property
+    def factor(self) -> float: ...
+    @property
+    def values(self) -> Any: ...
+    @property
+    def function(self) -> Any: ...
+
+
+def edit_records(edits: Sequence[EditLike]) -> list[EditRecord]:
+    """The records of edits. An array is recorded by its hash.
+
+    Raises:
+        InvalidRequest: an edit has a function, which cannot be replayed.
+    """
+    records = []
+    for edit in edits:
+        if edit.function is not None:
+            raise InvalidRequest(
+                f"edits of {brief(edit.where)}: a receipt cannot hold a function: give values, or leave receipt out"
+            )
+        value = values = None
+        if edit.values is not None:
+            array = np.asarray(edit.values, "<f4")
+            if array.ndim:
+                shape = repr(array.shape).encode()
+                values = hashlib.sha256(shape + np.ascontiguousarray(array).tobytes()).hexdigest()
+            else:
+                value = repr(float(array))
+        records.append(EditRecord(edit.where, repr(float(edit.factor)), value, values))
+    return records
+
+
+# The hashes that identify a model in a receipt: of its weights, its tokenizer and its plan.
+
+# An import of the package would count as an import of everything in it.
+PELLUCID_VERSION: str = sys.modules["pellucid"].__version__
+
+
+def plan_hash(plan: Plan) -> str:
+    """SHA-256 (hexadecimal) of everything in a plan that bits depend on.
+
+    Hashes the operations before the passes with their kernels and numbers, the buffers with their activation bits, the
+    layers in the cache with their dtypes, and all constants. Instruction set and number of threads have no effect.
+    """
+    whole = plan.source or plan
+    parts = [
+        [[op.stage, op.kernel, op.fields, op.reads, op.writes, op.rows] for op in whole.operations],
+        whole.buffers,
+        whole.constants,
+        whole.layers,
+        whole.tables,
+        whole.output,
+        [plan_hash(plan.setup.plan), plan.setup.rows] if plan.setup else None,
+        plan_hash(plan.encoder) if plan.encoder else None,
+    ]
+    return hashlib.sha256(json.dumps(_plain(parts)).encode("ascii")).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A part of a plan as lists and numbers."""
+    if isinstance(value, Struct):
+        return [type(value).__name__, *map(_plain, astuple(value))]
+    if isinstance(value, KernelKey):
+        return [value.name, *sorted([name, str(own)] for name, own in value.parameters)]
+    if isinstance(value, Mapping):
+        return [[name, _plain(one)] for name, one in value.items()]
+    if isinstance(value, (list, tuple)):
+        return list(map(_plain, value))
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a plan holds {type(value).__name__}")
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 (hexadecimal) of a vocabulary: the bytes and the type of each token, and the tokens that end a text."""
+    digest, vocabulary = hashlib.sha256(), tokenizer.vocabulary
+    for token in vocabulary.tokens:
+        piece = token.encode("utf-8", "surrogatepass")
+        digest.update(len(piece).to_bytes(4, "little") + piece)
+    digest.update(vocabulary.types)
+    digest.update(json.dumps([tokenizer.bos_id, sorted(tokenizer.eos_ids)]).encode("ascii"))
+    return digest.hexdigest()
+
+
+class ModelIdentifier:
+    """Computes the identity of a loaded model at the first call, and keeps it. Any thread may call it.
+
+    ``context``, ``precise``, ``kv_cache`` and ``activations`` are the options that the model was loaded with.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        plan: Plan,
+        context: int,
+        precise: bool,
+        kv_cache: str | None,
+        activations: int | None = None,
+    ) -> None:
+        self._checkpoint, self._tokenizer, self._plan = checkpoint, tokenizer, plan
+        self._loaded = context, precise, kv_cache, activations
+        self._lock = Lock()
+        self._found: ModelIdentity | None = None
+
+    def __call__(self, progress: DownloadProgress | None = None) -> ModelIdentity:
+        """The identity. ``progress`` observes the reading of the weights. Raises: as ``tensor_hash``."""
+        with self._lock:
+            if self._found is None:
+                path = self._checkpoint.path
+                name = path.stem if self._checkpoint.kind == "gguf" else path.name
+                self._found = ModelIdentity(
+                    name[:256],
+                    PELLUCID_VERSION,
+                    tensor_hash(self._checkpoint, progress),
+                    tokenizer_hash(self._tokenizer),
+                    plan_hash(self._plan),
+                    *self._loaded,
+                )
+            return self._found
+
+
+# Makes the receipts of a request's answers.
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -50,7 +187,7 @@ class ReceiptIssuer:
         signer: Signer | None = None,
     ) -> None:
         self._options = {
-            name: _plain(name, value)
+            name: _issuer_plain(name, value)
             for name, value in options.items()
             if name not in WITHOUT_EFFECT and value is not None
         }
@@ -133,7 +270,7 @@ def options_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _plain(name: str, value: Any) -> Any:
+def _issuer_plain(name: str, value: Any) -> Any:
     """An option as JSON values. Raises InvalidRequest."""
     if name == "logit_bias" and isinstance(value, Mapping):
         # Pairs keep ids and texts apart, and texts of numbers have infinity. JSON has neither.

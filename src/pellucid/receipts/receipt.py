@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, reason
 from pellucid.receipts.signature import Signature, Signer, signature_is_valid
-from pellucid.weights.files import ModelFile
+from pellucid.weights.checkpoint import ModelFile
 from pellucid.weights.json_files import parse_json
 
 VERSION = 1
@@ -157,9 +157,7 @@ class Receipt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
             receipt = convert(value, cls)
             if receipt.as_dict() != value:
                 own = receipt.as_dict()
-                other = next(
-                    (name for name in value if name not in own or own[name] != value[name]), "a field"
-                )
+                other = next((name for name in value if name not in own or own[name] != value[name]), "a field")
                 problem = f"{other}: its type or its base64 text is not as a receipt writes it"
             elif len(receipt.links) != LINK * (len(receipt.tokens) + 1):
                 problem = f"links has {len(receipt.links):,} bytes for {len(receipt.tokens):,} tokens"
@@ -188,9 +186,7 @@ class Receipt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
         file = ModelFile(path)
         try:
             if file.size > MAX_BYTES:
-                raise FileFormatError(
-                    path, "file", f"{file.size:,} bytes are above the limit of {MAX_BYTES:,}"
-                )
+                raise FileFormatError(path, "file", f"{file.size:,} bytes are above the limit of {MAX_BYTES:,}")
             found = parse_json(path, "file", file.read(0, file.size), 0)
         finally:
             file.close()
@@ -227,9 +223,7 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
-def issued(
-    draft: Receipt, run: Iterable[tuple[int, bytes]], text: str, signer: Signer | None = None
-) -> Receipt:
+def issued(draft: Receipt, run: Iterable[tuple[int, bytes]], text: str, signer: Signer | None = None) -> Receipt:
     """The receipt ``draft`` with the tokens and digests of its run, its ``text``, its hashes and a signature."""
     last = draft.header
     links, tokens = [last[:LINK]], list[int]()

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.runtime.cache_layout import MAX_SNAPSHOTS, SLACK, CachedLayer, groups_of
-from pellucid.runtime.placement import Placement
-from pellucid.runtime.pool import Pool
+from pellucid.runtime.cache_layout import MAX_SNAPSHOTS, SLACK, CachedLayer, Pool, groups_of
+from pellucid.runtime.memory import Placement
 
 NONE = -1
 SPARE_BYTES = 64 << 20
@@ -80,9 +79,7 @@ class KVCache:
             than are free.
     """
 
-    def __init__(
-        self, layers: Iterable[CachedLayer], pages: Sequence[int], placement: Placement | None = None
-    ) -> None:
+    def __init__(self, layers: Iterable[CachedLayer], pages: Sequence[int], placement: Placement | None = None) -> None:
         self.layers = tuple(layers)
         self.groups = groups_of(self.layers)
         self.reclaim: Callable[[Mapping[int, int]], None] = lambda needed: None

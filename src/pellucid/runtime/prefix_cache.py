@@ -105,12 +105,7 @@ class PrefixCache:
         return sum(common for _, common in self._matches(ids, max_tokens))
 
     def insert(
-        self,
-        table: BlockTable,
-        tokens: Sequence[int],
-        *,
-        grows: bool = False,
-        path: list[_Node] | None = None,
+        self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False, path: list[_Node] | None = None
     ) -> None:
         """Add the pages of a block table to the tree. ``tokens`` begin with its tokens. The table does not change.
 
@@ -136,9 +131,7 @@ class PrefixCache:
             self._add_state(node, table.state)
         for snapshot in table.snapshots:
             last = snapshot.length // PAGE
-            for index in range(
-                min((blocks.first for blocks in snapshot.windows.values()), default=last), last
-            ):
+            for index in range(min((blocks.first for blocks in snapshot.windows.values()), default=last), last):
                 self._add_pages(path[index], index, snapshot.windows)
             self._add_state(path[last - 1], snapshot.state)
         self._mark_used(node)
@@ -297,9 +290,9 @@ class PrefixCache:
         heapq.heapify(leaves)
         while leaves and not enough():
             _, _, node = heapq.heappop(leaves)
-            if any(
-                page != NONE and self._cache.pools[at].shared(page) for at, page in enumerate(node.pages)
-            ) and (group is None or not self._has_unused(node, group)):
+            if any(page != NONE and self._cache.pools[at].shared(page) for at, page in enumerate(node.pages)) and (
+                group is None or not self._has_unused(node, group)
+            ):
                 continue
             parent = node.parent
             self._remove(node)

@@ -65,9 +65,7 @@ class BeamOptions:
         beams = whole("num_beams", self.num_beams, 1, MAX_BEAMS)
         checked: dict[str, Any] = {
             "num_beams": beams,
-            "num_return_sequences": whole(
-                "num_return_sequences", self.num_return_sequences, 1, beams, "or more beams"
-            ),
+            "num_return_sequences": whole("num_return_sequences", self.num_return_sequences, 1, beams, "or more beams"),
             "num_beam_groups": whole("num_beam_groups", self.num_beam_groups, 1, beams, "at most num_beams"),
             "length_penalty": real("length_penalty", self.length_penalty, -10, 10),
             "diversity_penalty": real("diversity_penalty", self.diversity_penalty, 0, 1000),
@@ -75,9 +73,7 @@ class BeamOptions:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise InvalidRequest(
-                f'early_stopping={brief(self.early_stopping)}: must be True, False or "never"'
-            )
+            raise InvalidRequest(f'early_stopping={brief(self.early_stopping)}: must be True, False or "never"')
         if not isinstance(self.do_sample, bool):
             raise InvalidRequest(f"do_sample={brief(self.do_sample)}: must be True or False")
         if beams % self.num_beam_groups:
@@ -90,9 +86,7 @@ class BeamOptions:
                 "a penalty above 0, and a penalty needs groups"
             )
         if self.do_sample and self.num_beam_groups > 1:
-            raise InvalidRequest(
-                "do_sample=True: groups of beams are not sampled; remove do_sample or the groups"
-            )
+            raise InvalidRequest("do_sample=True: groups of beams are not sampled; remove do_sample or the groups")
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> BeamOptions:
@@ -273,9 +267,7 @@ class BeamSearch:
 
     def _log_softmax(self, row: NDArray[np.float32]) -> Candidates:
         where = f"token {self._steps}"
-        return self._sampler.without_padding(
-            Candidates.of(Candidates.of(row, where).log_probabilities(), where)
-        )
+        return self._sampler.without_padding(Candidates.of(Candidates.of(row, where).log_probabilities(), where))
 
     def _candidates(
         self, group: _Group, beams: list[int], first: list[Candidates], used: list[int]

@@ -25,7 +25,7 @@ from pellucid.kernels.logits.mask import MaskRecord
 from pellucid.kernels.logits.softmax import BLOCK, SoftmaxRecord
 from pellucid.kernels.logits.spread import SpreadRecord
 from pellucid.kernels.logits.top import TopRecord
-from pellucid.runtime.call import Call
+from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 
 Ints = NDArray[np.int64]
@@ -89,9 +89,7 @@ class Candidates(Struct, frozen=True, dict=True):
         # Every token needs both values. They are set directly, because a cached property takes a lock.
         candidates.__dict__.update(best=best, highest=float(raw[best]))
         if not math.isfinite(candidates.highest):  # argmax finds a NaN before all numbers
-            raise KernelError(
-                f"{where}: the logit of id {candidates.best} is {candidates.highest}: {DAMAGED}"
-            )
+            raise KernelError(f"{where}: the logit of id {candidates.best} is {candidates.highest}: {DAMAGED}")
         return candidates
 
     def __len__(self) -> int:
@@ -118,9 +116,7 @@ class Candidates(Struct, frozen=True, dict=True):
 
     def exponents(self, positions: Ints | slice = slice(None)) -> Floats:
         """Logits minus the highest logit, float64: the logarithms of ``weights``."""
-        return np.asarray(
-            (self.raw[positions].astype(np.float64) - self.highest) / self.temperature, np.float64
-        )
+        return np.asarray((self.raw[positions].astype(np.float64) - self.highest) / self.temperature, np.float64)
 
     @cached_property
     def sums(self) -> Sums:
@@ -317,9 +313,7 @@ class Candidates(Struct, frozen=True, dict=True):
         return Candidates(ids, raw, self.temperature, self.ranked)
 
 
-def fewest(
-    ordered: Callable[[int], Ints], weights: Callable[[Ints], Floats], count: int, mass: float
-) -> Ints:
+def fewest(ordered: Callable[[int], Ints], weights: Callable[[Ints], Floats], count: int, mass: float) -> Ints:
     """The fewest of ``count`` positions, taken in a given order, whose weights sum to ``mass``.
 
     ``ordered(k)`` returns the first k positions. The search starts with a small k, which is usually enough. If rounding

@@ -84,9 +84,7 @@ def recommended(checkpoint: Checkpoint, *, sources: bool = False) -> dict[str, A
         options[option] = value
     steps = owners()
     of_steps = {name: steps[name] for name in options if name in steps}
-    if any(
-        step.alone and options[name] for name, step in of_steps.items()
-    ):  # such a step replaces the other cuts
+    if any(step.alone and options[name] for name, step in of_steps.items()):  # such a step replaces the other cuts
         cuts = {name for name, step in of_steps.items() if step.kind == "cut" and not step.alone}
         options = {name: value for name, value in options.items() if name not in cuts}
     elif options.keys() & {"top_k", "top_p"}:

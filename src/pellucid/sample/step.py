@@ -25,7 +25,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates
+from pellucid.util.checks import token_id
 from pellucid.util.registry import discover_classes, file_of
 
 if TYPE_CHECKING:
@@ -92,9 +95,7 @@ class TokenCounts:
         for token in tokens:
             position = self._index.setdefault(token, len(self._index))
             if position == len(self._ids):
-                self._ids, self._counts = (
-                    np.concatenate([x, np.zeros_like(x)]) for x in (self._ids, self._counts)
-                )
+                self._ids, self._counts = (np.concatenate([x, np.zeros_like(x)]) for x in (self._ids, self._counts))
             self._ids[position] = token
             self._counts[position] += 1
 
@@ -186,9 +187,7 @@ class SamplerStep:
     def __post_init__(self) -> None:
         for option in fields(self):
             if "check" in option.metadata:
-                object.__setattr__(
-                    self, option.name, option.metadata["check"](option.name, getattr(self, option.name))
-                )
+                object.__setattr__(self, option.name, option.metadata["check"](option.name, getattr(self, option.name)))
 
     @property
     def idle(self) -> bool:
@@ -278,3 +277,40 @@ def owners() -> Mapping[str, type[SamplerStep]]:
 def options_of(step: type[SamplerStep]) -> dict[str, Any]:
     """A step's options: name → dataclass field."""
     return {option.name: option for option in fields(step) if "check" in option.metadata}
+
+
+# Conversion of words in options to tokens of a vocabulary.
+
+
+def token_sequences(context: RequestContext, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
+    """The token sequences of an entry. A text has two: its tokens at the beginning of a text, and after a space.
+
+    Raises:
+        InvalidRequest: an id is outside the vocabulary.
+    """
+    if isinstance(entry, str):
+        ways = (context.tokenizer.encode(text, add_special=False) for text in (entry, f" {entry}"))
+        return list(dict.fromkeys(tuple(ids) for ids in ways))
+    ids = (entry,) if isinstance(entry, int) else entry
+    return [tuple(token_id(name, token, context.vocabulary) for token in ids)]
+
+
+def single_token(context: RequestContext, name: str, entry: int | str) -> int:
+    """The single token of an entry.
+
+    Raises:
+        InvalidRequest: a text is not exactly one token, or an id is outside the vocabulary.
+    """
+    if not isinstance(entry, str):
+        return token_sequences(context, name, entry)[0][0]
+    ids = context.tokenizer.encode(entry, add_special=False)
+    if len(ids) != 1:
+        raise InvalidRequest(
+            f"{name} holds {brief(entry)}, which is {len(ids)} tokens ({brief(ids)}): give the ids instead"
+        )
+    return ids[0]
+
+
+def split_entries(text: str) -> list[Any]:
+    """Split command line text at commas: digits become ids, other parts stay texts."""
+    return [int(part) if part.strip().isdigit() else part for part in text.split(",") if part]

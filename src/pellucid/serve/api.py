@@ -6,10 +6,11 @@ import asyncio
 import base64
 import hashlib
 import json
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,10 @@ from starlette.responses import Response, StreamingResponse
 from pellucid.errors import (
     BodyTooLong,
     CacheFull,
+    ContextOverflow,
     DeadlinePassed,
     InvalidRequest,
+    ModelNotFound,
     NotFound,
     PellucidError,
     QueueFull,
@@ -29,15 +32,67 @@ from pellucid.errors import (
     UnsupportedTask,
 )
 from pellucid.errors.messages import reason
-from pellucid.serve.error_details import ErrorForm, error_details
+from pellucid.serve.apis.responses_store import ResponseStore
 from pellucid.serve.live_requests import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.request_body import BodyType, F, RequestBody
 from pellucid.serve.request_spans import RequestSpan, RequestSpans
-from pellucid.serve.responses.response_store import ResponseStore
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.registry import discover
+
+# Details of an error that programs read besides its HTTP status: a code, and the name of the wrong field.
+
+CODES: Sequence[tuple[type[Exception], str]] = (
+    (ContextOverflow, "context_length_exceeded"),
+    (ModelNotFound, "model_not_found"),
+    (QueueFull, "server_is_overloaded"),
+    (CacheFull, "server_is_overloaded"),
+    (DeadlinePassed, "request_timeout"),
+)
+"""OpenAI's code for each error class. The first class that matches applies."""
+UNKNOWN = re.compile(r"unknown option '([^']+)'")
+MISSING = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*) is missing")
+FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*)(?:=|:| has | is empty| does not | must )")
+"""Beginning of a message about a wrong field."""
+
+
+@dataclass(frozen=True)
+class ErrorDetails:
+    """OpenAI's ``code`` for an error, and ``param``, the name of the wrong field."""
+
+    code: str | None = None
+    param: str | None = None
+
+
+NO_DETAILS = ErrorDetails()
+
+
+class ErrorForm(Protocol):
+    """Builds error bodies in an API's form."""
+
+    def __call__(self, status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
+        """Error body of a response with this status."""
+        ...
+
+
+def error_details(error: Exception, schema: Mapping[str, Any] | None) -> ErrorDetails:
+    """Code and field of an error, for a request whose body has this schema."""
+    code = next((code for kind, code in CODES if isinstance(error, kind)), None)
+    schema = schema or {"properties": {}, "required": []}
+    if isinstance(error, ContextOverflow):
+        texts = [name for name in schema["required"] if name != "model"]
+        return ErrorDetails(code, texts[0] if texts else None)
+    if not isinstance(error, InvalidRequest):
+        return ErrorDetails(code)
+    message = str(error)
+    if match := UNKNOWN.match(message):
+        return ErrorDetails("unknown_parameter", match[1])
+    for pattern, kind in ((MISSING, "missing_required_parameter"), (FIELD, "invalid_value")):
+        if (match := pattern.match(message)) and re.split(r"[.\[]", match[1])[0] in schema["properties"]:
+            return ErrorDetails(kind, match[1])
+    return ErrorDetails(code)
+
 
 T = TypeVar("T")
 Events: TypeAlias = "AsyncGenerator[dict[str, Any], None]"
@@ -102,9 +157,7 @@ def error_form(path: str) -> ErrorForm:
         if any(route.partition(" ")[2] == path for route in api.routes):
             return api.error
     known = path if path.startswith("/") else "/"
-    matching = (
-        (prefix, api) for api in known_apis().values() for prefix in api.prefixes if known.startswith(prefix)
-    )
+    matching = ((prefix, api) for api in known_apis().values() for prefix in api.prefixes if known.startswith(prefix))
     return max(matching, key=lambda one: len(one[0]))[1].error
 
 
@@ -286,9 +339,7 @@ DATA_SSE = StreamForm(SSE, _data, b"data: [DONE]\n\n")
 """Server-sent events of OpenAI's completions APIs. Events have only data, and the last event is [DONE]."""
 NAMED_SSE = StreamForm(SSE, _named)
 """Server-sent events whose name is their ``type``."""
-TOGETHER_SSE = StreamForm(
-    SSE, lambda event: b"".join(map(_named, event.get("events", [event]))), repeatable=False
-)
+TOGETHER_SSE = StreamForm(SSE, lambda event: b"".join(map(_named, event.get("events", [event]))), repeatable=False)
 """As ``NAMED_SSE``, for streams that differ in each run. {"events": [...]} are several events in one write."""
 JSON_LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
 """Newline-delimited JSON: a line for each event."""

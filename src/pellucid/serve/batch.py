@@ -6,7 +6,7 @@
 
 Requests run concurrently. Answers are written in the order of the requests, and each answer is on disk as soon as its
 request has ended (``serve/batch_output.py``). A killed batch therefore resumes with the requests that have no answer.
-The id of an answer has hashes of its request, the model and the options (``serve/batch_answer_id.py``).
+The id of an answer has hashes of its request, the model and the options (``serve/batch_output.py``).
 """
 
 from __future__ import annotations
@@ -21,19 +21,26 @@ from typing import Any
 from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
-from pellucid.serve.api import status_of
-from pellucid.serve.batch_answer_id import DIGITS, AnswerId, hash_of
-from pellucid.serve.batch_output import EARLY, STANDARD, BatchOutput, is_failed, lines_of, title
-from pellucid.serve.cohere.ranking import RANKING, RankingRequest
-from pellucid.serve.error_details import error_details
+from pellucid.serve.api import error_details, status_of
+from pellucid.serve.apis.cohere import RANKING, RankingRequest
+from pellucid.serve.apis.openai_chat import CHAT, ChatRequest
+from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, EmbeddingRequest
+from pellucid.serve.apis.openai_parts import error_body
+from pellucid.serve.apis.vllm import SCORE, ScoreRequest
+from pellucid.serve.batch_output import (
+    DIGITS,
+    EARLY,
+    STANDARD,
+    AnswerId,
+    BatchOutput,
+    hash_of,
+    is_failed,
+    lines_of,
+    title,
+)
 from pellucid.serve.generation_response import Generating
-from pellucid.serve.openai.chat_completions import CHAT, ChatRequest
-from pellucid.serve.openai.completions import COMPLETION, CompletionRequest
-from pellucid.serve.openai.embeddings import EMBEDDING, EmbeddingRequest
-from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
-from pellucid.serve.vllm.scoring import SCORE, ScoreRequest
 from pellucid.util.paths import refuse_same
 
 LONGEST_ID = 512

@@ -1,25 +1,12 @@
-"""The output file of a batch: answers in the order of the requests, each on disk as soon as its request has ended.
-
-An answer that is ready too early for this order goes to a second file: ``OUT.early`` for the output ``OUT``. The answer
-moves to the output when all answers before it are written. A kill therefore loses no finished answer, a slow request
-does not block other requests, and a waiting answer takes only a few numbers in memory. If complete answers waited in
-memory, a kill would lose them, and a limit on their number would stop the batch behind one slow request.
-
-A kill at any time leaves files that can be read again:
-
-- An answer counts when its line is on disk.
-- ``OUT.early`` is emptied after all its answers are in the output on disk.
-- An unfinished last line is cut off, if it begins like an answer.
-- An answer in both files counts once.
-- Lines of the output never move.
-
-The output ``-`` is standard output. Its early answers wait in a temporary file, and nothing can be resumed.
-"""
+"""The output file of a batch: answers in the order of the requests, each with an id, on disk as soon as it is
+complete."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,9 +14,69 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from msgspec import Struct
+
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, reason
-from pellucid.serve.batch_answer_id import PREFIX, AnswerId
+from pellucid.load_options import LoadOptions
+
+# The id of an answer of a batch. It binds the answer to its request, to the model and to the options.
+#
+# A resumed batch compares the ids in its output with the ids that it would write. So a file never mixes the answers of
+# different models, options or requests.
+
+PREFIX = "batch_req_"
+DIGITS = 12  # hexadecimal digits of each hash
+_ID = re.compile(rf"{PREFIX}([0-9a-f]{{{DIGITS}}})-([0-9a-f]{{{DIGITS}}})-([0-9a-f]{{{DIGITS}}})")
+_WITHOUT_EFFECT = {"threads", "pin", "cache_memory", "draft", "pulls", "dictionaries"}
+"""Fields of LoadOptions that change no answer."""
+
+
+class AnswerId(Struct, frozen=True):
+    """Hashes of what an answer depends on. The id as a text is ``str(answer_id)``."""
+
+    request: str
+    model: str
+    options: str
+
+    @classmethod
+    def parse(cls, text: Any) -> AnswerId | None:
+        """The id with this text; None if the text is no id."""
+        match = _ID.fullmatch(text) if isinstance(text, str) else None
+        return cls(*match.groups()) if match else None
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.request}-{self.model}-{self.options}"
+
+
+def hash_of(value: Any) -> str:
+    """A hash of a JSON value. The order of keys counts, because it can change a prompt."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:DIGITS]
+
+
+def options_hash(options: LoadOptions, vectors: str = "") -> str:
+    """A hash of the options that can change an answer, and of registered vectors (``RegisteredVectors.digest``)."""
+    names = [name for name in LoadOptions.__struct_fields__ if name not in _WITHOUT_EFFECT]
+    control = {"vectors": vectors} if vectors else {}
+    return hash_of({name: getattr(options, name) for name in names} | control)
+
+
+# The output file of a batch: answers in the order of the requests, each on disk as soon as its request has ended.
+#
+# An answer that is ready too early for this order goes to a second file: ``OUT.early`` for the output ``OUT``. The
+# answer moves to the output when all answers before it are written. A kill therefore loses no finished answer, a slow
+# request does not block other requests, and a waiting answer takes only a few numbers in memory. If complete answers
+# waited in memory, a kill would lose them, and a limit on their number would stop the batch behind one slow request.
+#
+# A kill at any time leaves files that can be read again:
+#
+# - An answer counts when its line is on disk.
+# - ``OUT.early`` is emptied after all its answers are in the output on disk.
+# - An unfinished last line is cut off, if it begins like an answer.
+# - An answer in both files counts once.
+# - Lines of the output never move.
+#
+# The output ``-`` is standard output. Its early answers wait in a temporary file, and nothing can be resumed.
 
 STANDARD = "-"  # standard input or output
 LONGEST_LINE = 64 << 20  # bytes
@@ -114,9 +161,7 @@ def answered(path: Path, requests: Mapping[str, str] | None = None) -> dict[str,
             raise InvalidRequest(f"{path.name}, line {number:,}: is not an answer of a batch: {_REMEDY}")
         if requests is not None and requests.get(custom) != answer_id.request:
             what = "another request" if custom in requests else "a request that the batch does not have"
-            raise InvalidRequest(
-                f"{path.name}, line {number:,}: {brief(custom)} is the answer to {what}: {_REMEDY}"
-            )
+            raise InvalidRequest(f"{path.name}, line {number:,}: {brief(custom)} is the answer to {what}: {_REMEDY}")
         found[custom] = WrittenAnswer(number, begins, len(raw), answer_id, is_failed(line))
     return found
 
@@ -157,13 +202,9 @@ class BatchOutput:
         elif not self.is_stdout:
             done, early = answered(path, requests), answered(self._early_path, requests)
         self._turns, self._next = [name for name in requests if name not in done], 0
-        self._early = {
-            name: (early[name].begins, early[name].length) for name in self._turns if name in early
-        }
+        self._early = {name: (early[name].begins, early[name].length) for name in self._turns if name in early}
         waiting = {name: early[name] for name in self._early}
-        self._begun = [(path, one) for one in done.values()] + [
-            (self._early_path, one) for one in waiting.values()
-        ]
+        self._begun = [(path, one) for one in done.values()] + [(self._early_path, one) for one in waiting.values()]
         self.failed = sum(one.failed for _, one in self._begun)
         with self.opened():  # also before the work, so that a file that cannot be written is an early error
             self.write({})
@@ -175,10 +216,7 @@ class BatchOutput:
             InvalidRequest: the message has the first line that differs.
         """
         for path, answer in self._begun:
-            differs = {
-                "another model": answer.id.model != model,
-                "other options": answer.id.options != options,
-            }
+            differs = {"another model": answer.id.model != model, "other options": answer.id.options != options}
             if any(differs.values()):
                 what = " and ".join(name for name, different in differs.items() if different)
                 raise InvalidRequest(

@@ -162,8 +162,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse data that is not HTTP. Called by uvicorn."""
         self.refuse(
-            400,
-            "the request is not valid HTTP/1.1, its length is ambiguous, or its headers are too long: correct it",
+            400, "the request is not valid HTTP/1.1, its length is ambiguous, or its headers are too long: correct it"
         )
 
     def refuse(self, status: int, message: str) -> None:
@@ -183,11 +182,7 @@ class Connection(H11Protocol):
 
     def _answer(self, status: int, message: str) -> None:
         body = json.dumps(error_form("/")(status, message)).encode()
-        headers = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(body))),
-            ("connection", "close"),
-        ]
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         response = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase)
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             if data := self.conn.send(event):
@@ -207,10 +202,7 @@ class Connection(H11Protocol):
         self._late = None
         if self.is_idle:
             seconds = self._connections.seconds
-            self.refuse(
-                408,
-                f"no request arrived within {seconds:g} s: send it sooner, or raise --read-timeout",
-            )
+            self.refuse(408, f"no request arrived within {seconds:g} s: send it sooner, or raise --read-timeout")
 
 
 def _backlog(most: int) -> int:

@@ -1,27 +1,34 @@
-"""The texts of requests to encoders, for all APIs: prompts, truncation, token ids, and the task of the model."""
+"""Requests to encoders, for all APIs: prompts, truncation, token ids, numbers of vectors, and the response."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
-from pellucid.encoders.model import EncoderModel
-from pellucid.encoders.pair_prompts import prompt_for
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.encoders.ranking import prompt_for
+from pellucid.encoders.tasks import EncoderModel, unit_length
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.inputs import Inputs, several
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
-from pellucid.model.outputs import Task
+from pellucid.model.outputs import Task, UnitLength
 from pellucid.model.spec import ModelSpec
-from pellucid.serve.request_body import listed_texts
+from pellucid.serve.api import ClientCall, Route, json_response
+from pellucid.serve.request_body import BodyType, ModelFields, RequestBody, listed_texts
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.encoding import Side
 from pellucid.trace.edits import Edit
+
+# The texts of requests to encoders, for all APIs: prompts, truncation, token ids, and the task of the model.
 
 ROUTES: Mapping[Task, str] = {
     "generate": "POST /v1/completions",
@@ -64,9 +71,7 @@ class TruncatingModel:
         """As in ``EncoderModel``."""
         return self.model.tokenizer
 
-    def encode(
-        self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
-    ) -> list[NDArray[np.float32]]:
+    def encode(self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None) -> list[NDArray[np.float32]]:
         """As in ``EncoderModel``."""
         return self.model.encode(texts, edits)
 
@@ -110,7 +115,7 @@ def prompt_of_name(model: EncoderModel, name: str | None) -> str:
 def prompt_of_purpose(model: EncoderModel, purpose: str | None) -> str:
     """The name of the prompt for a purpose: the name of a prompt itself, or a word of ``PURPOSES``.
 
-    A model without a prompt for it reads the text as it is (``encoders/pair_prompts.py``).
+    A model without a prompt for it reads the text as it is (``encoders/ranking.py``).
     """
     if not purpose or purpose in dict(model.spec.prompts):
         return purpose or ""
@@ -151,9 +156,71 @@ def _encoded(inputs: Inputs, text: TextInput, truncate: bool, prompt: str) -> li
     if isinstance(text, str):
         return inputs.sentences([text], truncate, prompt)[0]
     if prompt:
-        raise InvalidRequest(
-            f"the prompt {brief(prompt)} goes before a text, not before token ids: send texts"
-        )
+        raise InvalidRequest(f"the prompt {brief(prompt)} goes before a text, not before token ids: send texts")
     if truncate and len(text) > inputs.context:
         text = text[: inputs.context] if inputs.cut == "right" else text[-inputs.context :]
     return inputs.sentence_ids(text)
+
+
+# Routes of requests to encoders: a response follows when all texts of the request are encoded.
+
+M = TypeVar("M", bound=ModelFields)
+
+
+def encoder_route(
+    summary: str,
+    body_type: BodyType[M],
+    answer: Callable[[RequestBody[M], ServedModel, str, str], Mapping[str, Any] | list[Any]],
+) -> Route:
+    """A route whose response ``answer`` computes from the body, the model, its name and the number of the request."""
+
+    async def run(call: ClientCall) -> Response:
+        body = await call.read(body_type)
+        name = call.model(body.fields.model)
+        async with call.use(name) as llm:
+            return json_response(await run_in_threadpool(answer, body, llm, name, call.number))
+
+    return Route(run, summary, body_type)
+
+
+# Vectors in the number formats of responses: floats, bytes, bits, base64.
+#
+# Bytes and bits are of each vector alone, so a vector has the same bits in every batch.
+
+VectorFormat: TypeAlias = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
+
+
+def formatted(vectors: NDArray[np.float32], form: VectorFormat) -> list[Any]:
+    """The vectors (B, N) for JSON.
+
+    - "float": numbers; "base64": base64 of the little-endian float32
+    - "int8": x * 127 / max|x|, rounded; "uint8": the same plus 128
+    - "ubinary": a bit for each component, 1 if it is above 0, eight in a byte with the first highest; "binary": the
+      same minus 128. Source: ``quantize_embeddings`` in sentence-transformers
+    """
+    if form == "float":
+        return list(vectors.tolist())
+    if form == "base64":
+        return [base64.b64encode(one.astype("<f4").tobytes()).decode() for one in vectors]
+    if form in ("binary", "ubinary"):
+        packed = np.packbits(vectors > 0, axis=1).astype(np.int64)
+        return list((packed - 128 if form == "binary" else packed).tolist())
+    values = vectors.astype(np.float64)
+    largest = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-30)
+    steps = np.rint(values / largest * 127).astype(np.int64)
+    return list((steps + 128 if form == "uint8" else steps).tolist())
+
+
+def of_unit_length(
+    model: EncoderModel, vectors: NDArray[np.float32], field: str, wanted: bool | None
+) -> NDArray[np.float32]:
+    """The vectors, scaled to length 1 if ``wanted``; None: as the model makes them.
+
+    Raises:
+        InvalidRequest: ``wanted`` is False, and the model itself scales its vectors.
+    """
+    layers = model.spec.output
+    scaled = bool(layers) and isinstance(layers[-1], UnitLength)
+    if wanted is False and scaled:
+        raise InvalidRequest(f"{field}=False: the model itself scales its vectors to length 1: leave it out")
+    return unit_length(vectors) if wanted and not scaled else vectors

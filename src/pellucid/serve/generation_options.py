@@ -16,8 +16,7 @@ from pellucid.sample import checking
 from pellucid.sample.options import CHECKS, Options, check_of
 from pellucid.sample.recommended import with_recommended
 from pellucid.sample.step import steps
-from pellucid.serve.closed_schema import closed
-from pellucid.serve.json_schema import Schema, closed_object
+from pellucid.serve.json_schema import Schema, closed, closed_object
 from pellucid.trace.control_vector import MAX_SCALE
 from pellucid.util.checks import real
 
@@ -34,12 +33,7 @@ ALIASES: Mapping[str, str] = {
 """Option names of llama.cpp's and vLLM's clients, which every API accepts."""
 ABSENT: Mapping[str, Sequence[Any]] = {"n_predict": (-1,)}
 """Names of options, with the values that count as an absent field."""
-STRUCTURED: Mapping[str, str] = {
-    "json": "json_schema",
-    "regex": "regex",
-    "choice": "choices",
-    "grammar": "grammar",
-}
+STRUCTURED: Mapping[str, str] = {"json": "json_schema", "regex": "regex", "choice": "choices", "grammar": "grammar"}
 """Option for each key of vLLM's ``structured_outputs``."""
 MAX_BIAS = 100.0
 TEXT: Schema = {"type": "string"}
@@ -75,10 +69,7 @@ CONTROL_SCHEMAS: Mapping[str, Schema] = {
         "the limit ends the text.",
         "anyOf": [
             {"type": "array", "items": {"type": "string"}},
-            {
-                "type": "object",
-                "additionalProperties": closed_object({"stop_above": {"type": "number"}}),
-            },
+            {"type": "object", "additionalProperties": closed_object({"stop_above": {"type": "number"}})},
         ],
     },
 }

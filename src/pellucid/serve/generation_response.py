@@ -10,15 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.engine.request import Request
-from pellucid.serve.api import (
-    SSE,
-    ClientCall,
-    Events,
-    StreamForm,
-    event_stream,
-    json_response,
-    with_event_ids,
-)
+from pellucid.serve.api import SSE, ClientCall, Events, StreamForm, event_stream, json_response, with_event_ids
 from pellucid.serve.live_requests import HEADER, LiveRequest
 from pellucid.serve.served_model import ServedModel
 

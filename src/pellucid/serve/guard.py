@@ -60,17 +60,11 @@ class AccessRules:
         for key in [*self.keys, *self.admins]:
             if not key or key != key.strip():
                 # The message does not show the key, because logs keep messages.
-                what = (
-                    "begins or ends with white space, which requests cannot send"
-                    if key.strip()
-                    else "is empty"
-                )
+                what = "begins or ends with white space, which requests cannot send" if key.strip() else "is empty"
                 raise InvalidRequest(f"a key of the server {what}: give another key")
             secret_value("a key of the server", key)
         for host in self.hosts:
-            if not HOST.fullmatch(
-                f"[{host}]" if ":" in host else host
-            ):  # an IPv6 address, or a name without a port
+            if not HOST.fullmatch(f"[{host}]" if ":" in host else host):  # an IPv6 address, or a name without a port
                 raise InvalidRequest(
                     f"allow_host={brief(host)}: must be a name or an address without a port, such as models.example"
                 )
@@ -159,11 +153,7 @@ class Guard:
             )
         if origin is not None and origin_host != host and origin not in rules.origins:
             return 403, f"origin {brief(origin)} is not allowed: start the server with --allow-origin"
-        if (
-            headers.get("sec-fetch-site") == "cross-site"
-            and origin not in rules.origins
-            and not _is_open(path)
-        ):
+        if headers.get("sec-fetch-site") == "cross-site" and origin not in rules.origins and not _is_open(path):
             # Requests for images and links on another site's page have no header Origin.
             return 403, "requests from other sites are not allowed: start the server with --allow-origin"
         if rules.keys and not _is_open(path) and rules.key(headers) is None:
@@ -179,10 +169,7 @@ def _malformed(scope: Scope) -> tuple[int, str] | None:
     if not path.startswith("/"):
         return 400, f"{scope['method']} {brief(path)}: the target must be a path that begins with /"
     if len(hosts) > 1 or any(host and not HOST.fullmatch(host) for host in hosts):
-        return (
-            400,
-            f"host {brief(', '.join(hosts))} is not valid: send one name or address of the server",
-        )
+        return (400, f"host {brief(', '.join(hosts))} is not valid: send one name or address of the server")
     return None
 
 
@@ -209,9 +196,7 @@ class _Body:
             with fail_after(self._left) as scope:
                 message = await self._receive()
         except TimeoutError:
-            raise DeadlinePassed(
-                "the body did not arrive in time: send it faster, or raise --read-timeout"
-            ) from None
+            raise DeadlinePassed("the body did not arrive in time: send it faster, or raise --read-timeout") from None
         self._left = scope.deadline - current_time() + len(message.get("body", b"")) / SLOWEST
         self._more = message.get("more_body", False)
         return message

@@ -66,11 +66,7 @@ REASONS: Mapping[str, Sequence[str]] = {
     "a sentence encoder has no generation options": ("options",),
     "the engine has no slots": ("id_slot",),
     "a full context is not shifted: the text ends": ("n_keep", "n_discard"),
-    "it could only end a text earlier; use `n_predict` and `stop`": (
-        "t_max_prompt_ms",
-        "t_max_predict_ms",
-        "n_indent",
-    ),
+    "it could only end a text earlier; use `n_predict` and `stop`": ("t_max_prompt_ms", "t_max_predict_ms", "n_indent"),
     "it configures internals of llama.cpp": ("backend_sampling", "sse_ping_interval", "adaptive_decay"),
 }
 """Fields by reason. A dot separates the names of nested objects; ``[]`` stands for each item of a list."""

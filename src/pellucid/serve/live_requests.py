@@ -108,9 +108,7 @@ class LiveRequests:
         """Running requests that the viewer may see."""
         return [one for one in self._running.values() if viewer.sees(one)]
 
-    async def when_running(
-        self, number: str, viewer: Viewer, wait: float, begin: Callable[[LiveRequest], T]
-    ) -> T:
+    async def when_running(self, number: str, viewer: Viewer, wait: float, begin: Callable[[LiveRequest], T]) -> T:
         """Call ``begin`` with the request ``number`` and return the result.
 
         If the request does not run yet, waits for it, and calls ``begin`` before it starts.

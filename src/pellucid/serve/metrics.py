@@ -16,15 +16,9 @@ from pellucid.engine.request import Request
 from pellucid.engine.state import ReplicaStates
 from pellucid.serve.pool import ModelPool
 
-SHORT = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5),
-    *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0),
-)
+SHORT = (*(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5), *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0))
 GAPS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-WHOLE = (
-    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0),
-    *(15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0),
-)
+WHOLE = (*(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0), *(15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0))
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 HISTOGRAMS = (
     ("vllm:time_to_first_token_seconds", "Time from a request to its first token.", SHORT),
@@ -45,14 +39,7 @@ COUNTERS = (
     ("vllm:spec_decode_num_draft_tokens", "Tokens that speculative decoding proposed."),
     ("vllm:spec_decode_num_accepted_tokens", "Proposed tokens that were accepted."),
 )
-REASONS = {
-    "stop": "stop",
-    "until": "stop",
-    "probe": "stop",
-    "length": "length",
-    "time": "length",
-    None: "abort",
-}
+REASONS = {"stop": "stop", "until": "stop", "probe": "stop", "length": "length", "time": "length", None: "abort"}
 
 
 class Metrics:
@@ -65,20 +52,12 @@ class Metrics:
             name: Histogram(name, text, labels, buckets=buckets, registry=self._registry)
             for name, text, buckets in HISTOGRAMS
         }
-        self._counters = {
-            name: Counter(name, text, labels, registry=self._registry) for name, text in COUNTERS
-        }
+        self._counters = {name: Counter(name, text, labels, registry=self._registry) for name, text in COUNTERS}
         self._ended = Counter(
-            "vllm:request_success",
-            "Requests that have ended.",
-            [*labels, "finished_reason"],
-            registry=self._registry,
+            "vllm:request_success", "Requests that have ended.", [*labels, "finished_reason"], registry=self._registry
         )
         self._http = Counter(
-            "pellucid:http_requests",
-            "Responses by route and status.",
-            ["route", "status"],
-            registry=self._registry,
+            "pellucid:http_requests", "Responses by route and status.", ["route", "status"], registry=self._registry
         )
         self._registry.register(_Engines(models))
 
@@ -151,10 +130,7 @@ class _Engines(Collector):
         }
         families: dict[str, Metric] = {
             **{name: GaugeMetricFamily(name, text, labels=["model_name"]) for name, text in gauges.items()},
-            **{
-                name: CounterMetricFamily(name, text, labels=["model_name"])
-                for name, text in counters.items()
-            },
+            **{name: CounterMetricFamily(name, text, labels=["model_name"]) for name, text in counters.items()},
         }
         for model in self._models.loaded:
             if (llm := self._models.llm(model)) is None:

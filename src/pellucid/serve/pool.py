@@ -1,12 +1,14 @@
-"""Loads the models of a server at their first use, and unloads the least recently used model if memory is short."""
+"""Loads the models of a server at their first use, and unloads the least recently used; names of models in requests."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -15,7 +17,63 @@ from starlette.concurrency import run_in_threadpool
 from pellucid.errors import CacheFull, InvalidRequest, ModelNotFound, QueueFull
 from pellucid.errors.messages import brief
 from pellucid.serve.served_model import ServedModel
-from pellucid.weights.sources.source import DownloadProgress
+from pellucid.weights.catalogue import find
+from pellucid.weights.gguf import SPLIT_NAME
+from pellucid.weights.sources.source import DownloadProgress, source_of
+
+# Names of models in requests. Short names stay unchanged. Files and folders are named without their path.
+
+ENDINGS = (".gguf", ".safetensors")
+
+
+def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
+    """Map names in requests to models: first ``models`` in their order, then additional models of ``aliases``.
+
+    An alias is "NAME=MODEL", or "NAME" for the first of ``models``. Without an alias, a file is named by its stem and
+    a folder by its name, without the path.
+
+    Raises:
+        InvalidRequest: an alias is malformed, two models would have one name, or a file does not exist.
+    """
+    given = dict[str, str]()
+    for alias in aliases:
+        name, equals, model = alias.partition("=")
+        model = model or ("" if equals or not models else models[0])
+        if not name.strip() or not model:
+            raise InvalidRequest(f"--alias {brief(alias)}: must be NAME=FILE, such as chat=models/some.gguf")
+        if given.setdefault(model, name) != name:
+            raise InvalidRequest(f"--alias: {brief(model)} is named {given[model]} and {name}: a model has one name")
+    served = dict[str, str]()
+    for model in dict.fromkeys([*models, *given]):
+        if not model:
+            raise InvalidRequest("MODEL is empty: give the path of a file, or the name of a model")
+        usual = _usual_name(model)
+        name = given.get(model, usual)
+        if name in served:
+            raise InvalidRequest(
+                f"{brief(served[name])} and {brief(model)} would both be called {brief(name)}: "
+                f"name one of them, --alias NAME={brief(model)[1:-1]}"
+            )
+        served[name] = model
+    return served
+
+
+def _usual_name(model: str) -> str:
+    if find(model) is not None:
+        return model
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve().name or model
+    if not os.path.lexists(path) and model.endswith(ENDINGS) and source_of(model) is None:
+        # Raised when the server starts, because an error during a request would show the path to a client.
+        raise InvalidRequest(f"there is no file {brief(model)}: give the path of a file, or the name of a model")
+    if os.path.lexists(path):
+        split = SPLIT_NAME.fullmatch(path.name)
+        return split["stem"] if split else path.stem
+    return model
+
+
+# Loads the models of a server at their first use, and unloads the least recently used model if memory is short.
 
 T = TypeVar("T")
 Pull: TypeAlias = "Callable[[str, DownloadProgress], str]"
@@ -117,9 +175,7 @@ class ModelPool:
         this number of seconds.
         """
         late = time.monotonic() - idle
-        names = [
-            name for name, one in self._loaded.items() if not idle or (not one.users and one.used < late)
-        ]
+        names = [name for name, one in self._loaded.items() if not idle or (not one.users and one.used < late)]
         return sorted(names, key=lambda name: self._loaded[name].used)
 
     async def unload(self, name: str) -> bool:
@@ -202,11 +258,7 @@ class ModelPool:
 
         async def unload() -> None:
             async with self._lock:
-                if (
-                    self._loaded.get(name) is served
-                    and not served.users
-                    and (served.expires_in or 0.0) < SLACK
-                ):
+                if self._loaded.get(name) is served and not served.users and (served.expires_in or 0.0) < SLACK:
                     del self._loaded[name]
                     await run_in_threadpool(served.llm.close)
 

@@ -23,15 +23,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.generation_options import ABSENT, checked_options
 from pellucid.serve.ignored_fields import ignored_schema
-from pellucid.serve.json_schema import (
-    Schema,
-    alternatives,
-    cleaned,
-    closed_object,
-    described,
-    expected,
-    schema_of,
-)
+from pellucid.serve.json_schema import Schema, alternatives, cleaned, closed_object, described, expected, schema_of
 
 MAX_CHOICES = 64
 MAX_LOGPROBS = 20
@@ -142,9 +134,7 @@ class BodyType(Generic[F]):
         """JSON schema of the body."""
         rules, own = self.rules, schema_of(self.struct)
         renamed = {name: rules.options[option] for name, option in rules.renamed.items() if rules.options}
-        only = {
-            name: {"const": value, "description": "No other value."} for name, value in rules.only.items()
-        }
+        only = {name: {"const": value, "description": "No other value."} for name, value in rules.only.items()}
         ignored = {name: ignored_schema(name) for name in sorted(rules.ignored)}
         properties = {**rules.options, **renamed, **only, **own["properties"]}
         for path, about in ignored.items():
@@ -177,9 +167,7 @@ class BodyType(Generic[F]):
             return RequestBody(msgspec.convert(fields, self.struct), options, body, rules)
         except ValidationError as error:
             raise self._wrong(str(error), fields) from None
-        except (
-            UnicodeEncodeError
-        ):  # JSON can escape a lone surrogate, which msgspec cannot compare with a known text
+        except UnicodeEncodeError:  # JSON can escape a lone surrogate, which msgspec cannot compare with a known text
             raise InvalidRequest(
                 f"{next(filter(lambda name: _has_surrogates(fields[name]), fields))} has a lone surrogate: send valid "
                 "Unicode"
@@ -194,9 +182,7 @@ class BodyType(Generic[F]):
         for step in re.findall(r"[^.\[\]]+", path):
             here = alternatives(schema, value)
             value = value[int(step)] if isinstance(value, list) else value.get(step)
-            inner = [
-                one["items"] if "items" in one else one.get("properties", {}).get(step, {}) for one in here
-            ]
+            inner = [one["items"] if "items" in one else one.get("properties", {}).get(step, {}) for one in here]
             schema = inner[0] if len(inner) == 1 else {"anyOf": [one for one in inner if one]}
         where = f"{path}." if path else ""
         if match := MISSING.fullmatch(message):
@@ -214,10 +200,6 @@ class BodyType(Generic[F]):
 
         known, where = schema.get("properties", {}), f"{path}." if path else ""
         near = get_close_matches(name[:100], known, 3, 0.5)
-        others = (
-            f"it may have {', '.join(known)}"
-            if where
-            else "GET /openapi.json shows all fields of this request"
-        )
+        others = f"it may have {', '.join(known)}" if where else "GET /openapi.json shows all fields of this request"
         hint = f"did you mean {' or '.join(where + one for one in near)}?" if near else others
         return InvalidRequest(f"unknown option {brief(where + name)}: {hint}")

@@ -52,9 +52,7 @@ def request_spans(environment: Mapping[str, str]) -> RequestSpans | None:
     protocol = next(((name, environment[name]) for name in PROTOCOLS if environment.get(name)), None)
     if protocol and protocol[1] != PROTOCOL:
         name, value = protocol
-        _print(
-            f"{name}={brief(value)}: Pellucid sends traces as {PROTOCOL} only, so it sends none: change {name}"
-        )
+        _print(f"{name}={brief(value)}: Pellucid sends traces as {PROTOCOL} only, so it sends none: change {name}")
         return None
     try:
         return RequestSpans(_provider())
@@ -109,9 +107,7 @@ class RequestSpans:
         self._provider, self._extract = provider, extract
         self._tracer = provider.get_tracer("pellucid", pellucid.__version__)
 
-    def span(
-        self, request: HTTPRequest, model: str, status_of: Callable[[BaseException], int]
-    ) -> RequestSpan:
+    def span(self, request: HTTPRequest, model: str, status_of: Callable[[BaseException], int]) -> RequestSpan:
         """The span of a request that arrives now, as a context manager. It continues the trace of the client.
 
         ``model`` is the name of the model that answers. ``status_of`` returns the HTTP status of an error.
@@ -229,9 +225,7 @@ class RequestSpan:
             "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
         }
         self._child("prefill", context, waited, first, counts)
-        for one, (proposed, accepted) in zip(
-            group.outputs, group.speculation or [(0, 0)] * len(group.outputs)
-        ):
+        for one, (proposed, accepted) in zip(group.outputs, group.speculation or [(0, 0)] * len(group.outputs)):
             if one.ids:
                 end = self._begun + int(one.total * NANOSECONDS)
                 self._child("decode", context, first, end, _decode_counts(one, proposed, accepted))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from pellucid.decide.answers import Decisions
 from pellucid.decide.decider import Decider
-from pellucid.encoders.model import EncoderModel
+from pellucid.decide.questions import Decisions
+from pellucid.encoders.tasks import EncoderModel
 from pellucid.engine.inputs import PromptInput
 from pellucid.engine.output import Beams
 from pellucid.engine.request import Request
@@ -52,9 +52,7 @@ class ModelElsewhere(EncoderModel, Protocol):
         **options: Any,
     ) -> tuple[Request, TraceStream]: ...
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams: ...
-    def watch(
-        self, group: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
-    ) -> TraceStream: ...
+    def watch(self, group: Request, names: Sequence[str], limit: int, notify: Callable[[], object]) -> TraceStream: ...
     @property
     def decider(self) -> Decider: ...
     def decide(self, state: Any, questions: Mapping[str, Any], *, explain: bool = False) -> Decisions: ...

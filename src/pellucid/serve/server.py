@@ -28,7 +28,7 @@ from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool, Pull
 from pellucid.serve.request_spans import request_spans
 from pellucid.serve.served_model import ServedModel
-from pellucid.util.garbage_collection import collect_requests
+from pellucid.util.interpreter import collect_requests
 
 # Shutdown of a server: requests that outlast the shutdown timeout get an error in their API's form.
 
@@ -136,9 +136,7 @@ def serve(
             raise
         models.put(names[0], llm)
         if isinstance(llm, LLM):
-            said[0] += (
-                f" (prefix cache of up to {llm.runner.cache.prefixes.limit / 1e9:.1f} GB: --cache-memory)"
-            )
+            said[0] += f" (prefix cache of up to {llm.runner.cache.prefixes.limit / 1e9:.1f} GB: --cache-memory)"
     app = create_app(models, rules, settings.read_timeout, spans)
     run_app(app, said, listening, settings, ready)
 

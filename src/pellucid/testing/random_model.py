@@ -24,8 +24,7 @@ from pellucid.model.weight_map import Model, Slot
 from pellucid.testing.byte_tokens import BOS, SMALLEST, gguf_tokenizer, json_tokenizer
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.format import Format
-from pellucid.weights.quant.registry import lookup
+from pellucid.weights.quant.format import Format, lookup
 from pellucid.weights.written import Written, write_gguf, write_safetensors
 
 SHAPE: Mapping[str, int] = {
@@ -167,9 +166,7 @@ def random_model(
     if kind == "safetensors":  # safetensors gives a convolution an extra dimension of size 1
         tensors = {name: _as_convolution(name, tensor) for name, tensor in tensors.items()}
     if kind == "gguf":
-        tokens = {
-            key: value for key, value in file_metadata.items() if key.startswith(("tokenizer.", "general."))
-        }
+        tokens = {key: value for key, value in file_metadata.items() if key.startswith(("tokenizer.", "general."))}
         extra = {f"{file_metadata['general.architecture']}.{key}" for key in more}
         kept = {key: file_metadata[key] for key in file_metadata if key in config.read or key in extra}
         write_gguf(path, tokens | kept, tensors)
@@ -184,11 +181,7 @@ def random_model(
 
 
 def planned_model(
-    family: str,
-    *,
-    tied: bool = True,
-    metadata: Mapping[str, Any] | None = None,
-    shape: Mapping[str, int] | None = None,
+    family: str, *, tied: bool = True, metadata: Mapping[str, Any] | None = None, shape: Mapping[str, int] | None = None
 ) -> Model:
     """The model that `random_model` would write, without weights. Raises the errors of `random_model`."""
     known = known_families().get(family)
@@ -239,9 +232,7 @@ def _find(family: str, kind: str) -> tuple[str, Family]:
     known = known_families().get(family)
     if known and known.readers(kind):
         return next(iter(known.readers(kind))), known
-    raise InvalidRequest(
-        f"family {family!r} is not known for {kind} (known: {', '.join(sorted(by_architecture))})"
-    )
+    raise InvalidRequest(f"family {family!r} is not known for {kind} (known: {', '.join(sorted(by_architecture))})")
 
 
 def _kinds(family: Family, layers: int) -> list[str]:
@@ -249,18 +240,14 @@ def _kinds(family: Family, layers: int) -> list[str]:
     return [family.pattern[layer % len(family.pattern)] for layer in range(layers)] if family.pattern else []
 
 
-def _gguf_metadata(
-    name: str, family: Family, dims: Mapping[str, int], more: Mapping[str, Any]
-) -> dict[str, Any]:
+def _gguf_metadata(name: str, family: Family, dims: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {
         key: dims[dimension] for dimension, key in {**GGUF_KEYS, **STATE_KEYS, **LATENT_KEYS}.items()
     }
     own |= {"ssm.inner_size": dims["state_heads"] * dims["state_value"], "shortconv.l_cache": dims["taps"]}
     if family.kv_by_layer:
         kinds = _kinds(family, dims["layers"])
-        own["attention.head_count_kv"] = [
-            dims["kv_heads"] if kind == "full_attention" else 0 for kind in kinds
-        ]
+        own["attention.head_count_kv"] = [dims["kv_heads"] if kind == "full_attention" else 0 for kind in kinds]
         if "mlp" in kinds:
             own["feed_forward_length"] = [dims["feed_forward"] if kind == "mlp" else 0 for kind in kinds]
     if "sliding_attention" in family.pattern:

@@ -6,7 +6,7 @@
     added tokens    stages/added_tokens.py  raw text → text and added tokens, which are matched whole
     normalizer      stages/normalize.py     text → text (stages/precompiled_charsmap.py: SentencePiece's rules)
     pre-tokenizer   stages/pretokenize.py   text → pre-tokens (patterns/published.py: the published patterns)
-    model           kinds/                  pre-token → ids, one file per kind of vocabulary
+    model           kinds/                  pre-token → ids, the kinds of vocabulary
     post-processor  stages/postprocess.py   ids → ids with special tokens around them
     decoder         stages/decode.py        ids → text, all at once or as a stream
 """

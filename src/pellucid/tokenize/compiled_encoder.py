@@ -19,16 +19,16 @@ from pellucid.kernels.core.background import background_compiler
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.text.pieces import PART
 from pellucid.kernels.text.rewrite import RULES
-from pellucid.tokenize.compiled.compiled_pipeline import CompiledPipeline, SpanIds
-from pellucid.tokenize.compiled.compiled_stages import (
+from pellucid.tokenize.compiled.compiled_pipeline import (
     AddedTokenStage,
+    CompiledPipeline,
     CompiledStage,
     NormalizeStage,
     ReplaceStage,
+    SpanIds,
     SplitStage,
 )
-from pellucid.tokenize.compiled.form_tables import form_table
-from pellucid.tokenize.compiled.rewrite_table import RewriteTable, rewrite_tables
+from pellucid.tokenize.compiled.rewrite_table import RewriteTable, form_table, rewrite_tables
 from pellucid.tokenize.encoding import Columns
 from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.stages.added_tokens import AddedTokens
@@ -64,9 +64,7 @@ def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
 
     True for a model without a compiled form.
     """
-    return model.kernel is None or background_compiler().ready(
-        (model.kernel, *STAGE_KERNELS), compiles=compiles
-    )
+    return model.kernel is None or background_compiler().ready((model.kernel, *STAGE_KERNELS), compiles=compiles)
 
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:
@@ -115,9 +113,7 @@ class CompiledEncoder:
 
     @staticmethod
     def _in_halves(
-        encode: Callable[[Sequence[str], bool], list[NDArray[np.int32]]],
-        texts: Sequence[str],
-        parse_special: bool,
+        encode: Callable[[Sequence[str], bool], list[NDArray[np.int32]]], texts: Sequence[str], parse_special: bool
     ) -> list[NDArray[np.int32]]:
         """Apply ``encode`` to each half of the texts, so that fewer texts fall back to Python."""
         half = len(texts) // 2
@@ -129,10 +125,7 @@ class CompiledEncoder:
 
     @staticmethod
     def over_threads(
-        encode: Callable[[Sequence[str], bool], list[T]],
-        texts: Sequence[str],
-        parse_special: bool,
-        threads: int | None,
+        encode: Callable[[Sequence[str], bool], list[T]], texts: Sequence[str], parse_special: bool, threads: int | None
     ) -> list[T]:
         """Apply ``encode`` or ``lists`` to many texts, in batches over ``threads`` threads (None: one per core)."""
         batches = list(_batches(texts))
@@ -280,9 +273,7 @@ def _utf8(text: str) -> bytes:
 def _normalize_stages(encoder: Encoder, parse_special: bool) -> list[CompiledStage] | None:
     """The stages before the pre-tokenizer; None if Python must run them."""
     stages = _rewrite_stages([] if encoder.normalizer is None else [(encoder.normalizer, False)])
-    added = [
-        _added_token_stages(tokens, parse_special) for tokens in (encoder.added, encoder.normalized_added)
-    ]
+    added = [_added_token_stages(tokens, parse_special) for tokens in (encoder.added, encoder.normalized_added)]
     if stages is None or None in added:
         return None
     before, after = added
@@ -316,12 +307,7 @@ def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:
     if not isinstance(step, Split) or not isinstance(replaced, Replace) or replaced.is_pattern:
         return False
     looks_for = step.pattern.removeprefix("\\")
-    return (
-        looks_for == replaced.old
-        and len(looks_for) == 1
-        and looks_for not in replaced.new
-        and not step.invert
-    )
+    return looks_for == replaced.old and len(looks_for) == 1 and looks_for not in replaced.new and not step.invert
 
 
 def _pretokenize_stages(steps: Sequence[Stage], replaced: Normalizer | None) -> list[CompiledStage] | None:

@@ -128,9 +128,7 @@ class Encoder:
             for token, start, stop in self.model.spans(pre_token.text):
                 yield token, *pre_token.span(start, stop)
 
-    def pre_tokens(
-        self, text: str, parse_special: bool, mark: str = ""
-    ) -> Iterator[tuple[AlignedText, int | None]]:
+    def pre_tokens(self, text: str, parse_special: bool, mark: str = "") -> Iterator[tuple[AlignedText, int | None]]:
         """The pre-tokens and added tokens of a text in order; the id is None for a pre-token."""
         for part, index in self.parts(text, parse_special):
             if index is not None:

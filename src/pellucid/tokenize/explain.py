@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pellucid.tokenize.encoder import Encoder
+    from pellucid.tokenize.encoding import Token
     from pellucid.tokenize.stages.aligned import AlignedText
-    from pellucid.tokenize.token_table import Token
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,7 @@ def explain(encoder: Encoder, text: str, parse_special: bool, around: Sequence[T
     """Explain a text; ``around`` are its tokens together with the special tokens around it."""
     parts = encoder.pre_tokens(text, parse_special)
     pre_tokens = tuple(_pre_token(encoder, part, index) for part, index in parts)
-    tokens = tuple(
-        ExplainedToken(t.id, t.text, encoder.token_bytes(t.id), t.start, t.end, t.special) for t in around
-    )
+    tokens = tuple(ExplainedToken(t.id, t.text, encoder.token_bytes(t.id), t.start, t.end, t.special) for t in around)
     normalized = "".join(part.text for part, _ in encoder.parts(text, parse_special))
     return Explanation(text, normalized, _stages(encoder), pre_tokens, tokens)
 

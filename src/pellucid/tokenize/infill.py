@@ -1,8 +1,4 @@
-"""Fill in the middle (FIM): prompts from the text before and after a gap, for models trained to fill the gap.
-
-Source: Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle". The prompt is prefix,
-suffix, middle ("PSM"), each after its control token. Codestral has the suffix first and no token for the middle.
-"""
+"""Gaps in a text: prompts to fill in the middle (FIM), and the masks of masked language models."""
 
 from __future__ import annotations
 
@@ -12,6 +8,30 @@ from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize.tokenizer import Tokenizer
+
+# The masks of a text, where a masked language model fills in tokens.
+
+
+def masks_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """The positions of the masks among token ids.
+
+    Raises:
+        InvalidRequest: there is no mask, or the tokenizer has no mask token.
+    """
+    mask = tokenizer.mask_id
+    if mask is None:
+        raise InvalidRequest("the model's tokenizer names no mask token: no token can be filled in")
+    places = [place for place, token in enumerate(ids) if token == mask]
+    if not places:
+        name = tokenizer.vocabulary.tokens[mask]
+        raise InvalidRequest(f"the text has no mask: write {name} where a token is to be filled in")
+    return places
+
+
+# Fill in the middle (FIM): prompts from the text before and after a gap, for models trained to fill the gap.
+#
+# Source: Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle". The prompt is prefix,
+# suffix, middle ("PSM"), each after its control token. Codestral has the suffix first and no token for the middle.
 
 
 class InfillTokens(Struct, frozen=True):
@@ -75,9 +95,7 @@ def infill_prompt(
     def part(token: str, text: str) -> list[int]:
         return [*([ids[token]] if token in ids else []), *tokenizer.encode(text, add_special=False)]
 
-    prompt = [
-        token for token in tokenizer.encode("") if token not in tokenizer.eos_ids
-    ]  # BOS, if the model has it
+    prompt = [token for token in tokenizer.encode("") if token not in tokenizer.eos_ids]  # BOS, if the model has it
     if files:
         prompt += part(known.repository, "repository\n")
         for name, text in files:

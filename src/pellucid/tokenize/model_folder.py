@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.tokenize.files import sentencepiece, sentencepiece_layout, tiktoken, vocab_files
+from pellucid.tokenize.files import sentencepiece, sentencepiece_layout, vocab_files
 from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
 from pellucid.tokenize.files.sidecar import Json, Sidecar
 from pellucid.tokenize.files.tokenizer_classes import (
@@ -23,9 +23,9 @@ from pellucid.tokenize.files.tokenizer_classes import (
     VOCAB_JSON_SENTENCEPIECE,
     VOCAB_TXT,
 )
-from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import json_models, known_kinds, sentencepiece_models
 
 FILES = "tokenizer.json, vocab.json with merges.txt, tekken.json, *.tiktoken, *.model, vocab.txt"
 
@@ -65,12 +65,7 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 def _reader(path: Path) -> Reader | None:
     """The reader of a tokenizer file; None for other files."""
-    if path.name in (
-        "tokenizer_config.json",
-        "config.json",
-        "special_tokens_map.json",
-        "generation_config.json",
-    ):
+    if path.name in ("tokenizer_config.json", "config.json", "special_tokens_map.json", "generation_config.json"):
         return None
     if path.name == "vocab.json":
         has_merges = (path.parent / "merges.txt").is_file()
@@ -84,17 +79,17 @@ def _reader(path: Path) -> Reader | None:
             else None
         )
     head = _head(path)
-    if tiktoken.is_tekken(head):
+    if vocab_files.is_tekken(head):
         return lambda path, sidecar: from_file(
-            path, tiktoken.tekken_sidecar(sidecar), json_models(), tiktoken.read_tekken
+            path, vocab_files.tekken_sidecar(sidecar), json_models(), vocab_files.read_tekken
         )
     if path.suffix == ".json":
         return lambda path, sidecar: from_file(path, sidecar, json_models())
     _refuse_rwkv(path)
     if path.suffix == ".txt":
         return _of_spec(vocab_files.read_vocab_txt, VOCAB_TXT, "BertTokenizer")
-    if path.suffix == ".tiktoken" or tiktoken.is_tiktoken(head):
-        return lambda path, sidecar: from_file(path, sidecar, json_models(), tiktoken.read_tiktoken)
+    if path.suffix == ".tiktoken" or vocab_files.is_tiktoken(head):
+        return lambda path, sidecar: from_file(path, sidecar, json_models(), vocab_files.read_tiktoken)
     return _sentencepiece if ".model" in path.name or path.suffix == ".spm" or _PROTO.match(head) else None
 
 
@@ -106,7 +101,7 @@ _RWKV = re.compile(rb"\d+ b?(['\"]).*\1 \d+\r?\n")
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(tiktoken.HEAD)
+        return file.read(vocab_files.HEAD)
 
 
 def _refuse_rwkv(path: Path) -> None:
@@ -127,17 +122,7 @@ def _of_spec(read: Callable[[Path, Sidecar], Json], file: str, default: str) -> 
     return read_file
 
 
-REFUSED = (
-    "Barthez",
-    "BertGeneration",
-    "BigBird",
-    "FNet",
-    "Reformer",
-    "RemBert",
-    "Seamless",
-    "Speech",
-    "XLNet",
-)
+REFUSED = ("Barthez", "BertGeneration", "BigBird", "FNet", "Reformer", "RemBert", "Seamless", "Speech", "XLNet")
 """Beginnings of the names of tokenizer classes that change a SentencePiece file in ways that are not implemented."""
 ADDS_BOS_EOS = {"LlamaTokenizer": (True, False), "GemmaTokenizer": (True, False)}
 """Tokenizer classes that add BOS or EOS to texts unless the config says otherwise."""
@@ -145,12 +130,8 @@ ADDS_BOS_EOS = {"LlamaTokenizer": (True, False), "GemmaTokenizer": (True, False)
 
 def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
     kind, known = sidecar.kind or "", sidecar.known
-    if kind.startswith(REFUSED) or (
-        known is not None and known.file not in (SENTENCEPIECE, VOCAB_JSON_SENTENCEPIECE)
-    ):
-        raise UnsupportedModel(
-            f"{path.name} of a {kind} is not implemented; save the tokenizer as tokenizer.json"
-        )
+    if kind.startswith(REFUSED) or (known is not None and known.file not in (SENTENCEPIECE, VOCAB_JSON_SENTENCEPIECE)):
+        raise UnsupportedModel(f"{path.name} of a {kind} is not implemented; save the tokenizer as tokenizer.json")
     file = sentencepiece.read(path.read_bytes(), path)
     models = sentencepiece_models()
     if known is None:

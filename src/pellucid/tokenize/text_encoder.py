@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize.encoder import Encoder
-from pellucid.tokenize.encoding import Encoding, Padding, SliceableT, Truncation, combined
+from pellucid.tokenize.encoding import Encoding, Padding, SliceableT, TokenTable, Truncation, combined
 from pellucid.tokenize.stages.postprocess import Template
-from pellucid.tokenize.token_table import TokenTable
 from pellucid.util import checks
 
 if TYPE_CHECKING:
@@ -36,12 +35,7 @@ class TextEncoder(Encoder):
     """The stages of a tokenizer with the public methods that encode texts."""
 
     def encode(
-        self,
-        text: str,
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
+        self, text: str, *, add_special: bool = True, parse_special: bool = False, truncation: Truncation | None = None
     ) -> list[int]:
         """Return the ids of a text.
 
@@ -102,12 +96,7 @@ class TextEncoder(Encoder):
         return list(map(self.post_processor.array, ids)) if add_special else ids
 
     def encode_with_offsets(
-        self,
-        text: str,
-        *,
-        add_special: bool = True,
-        parse_special: bool = False,
-        truncation: Truncation | None = None,
+        self, text: str, *, add_special: bool = True, parse_special: bool = False, truncation: Truncation | None = None
     ) -> Encoding:
         """Return the ids of a text with the offsets and the type of each id; otherwise like ``encode``.
 
@@ -154,10 +143,7 @@ class TextEncoder(Encoder):
         pairs = [_pair(pair) for pair in checks.items("pairs", pairs, "pairs of texts")]
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         ids = dict(
-            zip(
-                texts,
-                self.encode_batch(texts, add_special=False, parse_special=parse_special, threads=threads),
-            )
+            zip(texts, self.encode_batch(texts, add_special=False, parse_special=parse_special, threads=threads))
         )
         found, added = list[tuple[list[int], list[int]]](), self.post_processor.added(True)
         for pair in pairs:

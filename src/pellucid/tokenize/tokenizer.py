@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize.encoding import Padding, Truncation
-from pellucid.tokenize.stages.characters import CharacterGroup, CharacterGrouper, groups
-from pellucid.tokenize.stages.decode import PieceBytes, StreamDecoder
+from pellucid.tokenize.stages.decode import CharacterGroup, CharacterGrouper, PieceBytes, StreamDecoder, groups
 from pellucid.tokenize.text_encoder import TextEncoder
 from pellucid.util import checks
 
@@ -85,9 +84,7 @@ class Tokenizer(TextEncoder):
         template = self.post_processor.with_token(self.languages[self.source_language], new)
         found = replace(self, source_language=code, post_processor=template)
         # All other stages are the same, so the copy shares their compiled code.
-        found.__dict__.update(
-            {key: self.__dict__[key] for key in ("_compiled", "_seen") if key in self.__dict__}
-        )
+        found.__dict__.update({key: self.__dict__[key] for key in ("_compiled", "_seen") if key in self.__dict__})
         return found
 
     def explain(self, text: str, *, parse_special: bool = False) -> Explanation:
@@ -95,9 +92,7 @@ class Tokenizer(TextEncoder):
         from pellucid.tokenize.explain import explain
 
         text = checks.string("text", text)
-        return explain(
-            self, text, parse_special, self.encode_with_offsets(text, parse_special=parse_special).tokens
-        )
+        return explain(self, text, parse_special, self.encode_with_offsets(text, parse_special=parse_special).tokens)
 
     def piece(self, token: int) -> str:
         """The text of a single token, which may be a control token. A byte that is no character becomes ``<0xE4>``."""
@@ -228,9 +223,7 @@ class Tokenizer(TextEncoder):
 
         guarded, mark = guard_values(values, [*self.vocabulary.special_tokens, *marks])
         text, pattern = fill(guarded), "|".join(map(re.escape, marks)) or "(?!)"
-        return [self._encode_text(part, True, mark) for part in re.split(pattern, text)], re.findall(
-            pattern, text
-        )
+        return [self._encode_text(part, True, mark) for part in re.split(pattern, text)], re.findall(pattern, text)
 
     def _rendered(
         self,

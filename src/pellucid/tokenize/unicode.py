@@ -215,10 +215,7 @@ def cased() -> list[int]:
 def full_folds() -> dict[int, tuple[int, ...]]:
     """Characters whose case folding has several letters ("ß") → these letters."""
     entries = (entry.split("=") for entry in _lines()["fold.full"].split())
-    return {
-        int(code, 16): tuple(small(int(letter, 16)) for letter in letters.split("."))
-        for code, letters in entries
-    }
+    return {int(code, 16): tuple(small(int(letter, 16)) for letter in letters.split(".")) for code, letters in entries}
 
 
 @cache

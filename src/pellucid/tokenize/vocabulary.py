@@ -1,22 +1,138 @@
-"""The vocabulary: the piece and the token type of each id.
-
-In: the pieces of a file, one per id, and their types. Out: id → piece, piece → id, and the ids of control tokens. The
-types and their numbers come from SentencePiece's ``ModelProto.SentencePiece.Type``. GGUF stores them unchanged under
-``tokenizer.ggml.token_type``.
-"""
+"""The vocabulary: the piece and the token type of each id, and the ids of pieces."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.tokenize.piece_ids import PieceIds
 from pellucid.util.checks import is_whole
+
+# Piece → id of a large vocabulary, without a dictionary until many pieces have been looked up.
+#
+# It takes 120 ms to create 262,144 strings and a dictionary of them, but a short text looks up only a hundred pieces.
+# ``PieceIds`` instead searches for the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces, by bisection.
+# The sorted CRC-32s are stored in the cache of parsed vocabularies (``parsed_cache.py``).
+
+# Maximum number of pieces with the same hash. A lookup compares these pieces one by one. More than this number do not
+# occur by chance, so the file was probably made to slow down the lookup: its vocabulary is not cached.
+MAX_EQUAL_HASHES = 8
+# Maximum number of different pieces that are looked up by hash, which takes 3 µs for each piece. Beyond this number the
+# lookups would take longer than building a dictionary of 10^5 pieces, so the dictionary is built.
+MAX_LOOKUPS = 20_000
+# Hashes with equal bits above the lowest 16 form a group.
+_SHIFT = 16
+
+
+class PieceIds(Mapping[str, int]):
+    """A mapping from piece to id. All pieces are different.
+
+    ``cached`` has the arrays that :meth:`to_cache` returned. Ids in ``without`` are left out.
+    """
+
+    def __init__(
+        self, tokens: Sequence[str], cached: Mapping[str, memoryview], without: frozenset[int] = frozenset()
+    ) -> None:
+        self._tokens, self._cached, self._without = tokens, cached, without
+        self._hashes, self._order, self._groups = cached["hashes"], cached["order"], cached["groups"]
+        self._all: dict[str, int] | None = None
+        self._known: dict[str, int | None] = {}
+
+    @staticmethod
+    def to_cache(tokens: Sequence[str]) -> dict[str, memoryview] | None:
+        """The arrays of a vocabulary, or None if more than ``MAX_EQUAL_HASHES`` pieces have the same hash.
+
+        ``hashes`` (n,) uint32 has the hashes of the pieces, ascending. ``order`` (n,) int32 has the ids of the pieces
+        in the order of ``hashes``. ``groups`` (65537,) int32 has the index in ``hashes`` where each group of hashes
+        with the same upper 16 bits starts.
+        """
+        import numpy as np
+
+        hashes = np.array([crc32(piece.encode()) for piece in tokens], np.uint32)
+        order = np.argsort(hashes, kind="stable").astype(np.int32)
+        ascending = hashes[order]
+        if (ascending[MAX_EQUAL_HASHES:] == ascending[:-MAX_EQUAL_HASHES]).any():
+            return None
+        groups = np.searchsorted(ascending >> _SHIFT, np.arange((1 << 32 - _SHIFT) + 1)).astype(np.int32)
+        return {"hashes": ascending.data, "order": order.data, "groups": groups.data}
+
+    def without(self, ids: frozenset[int]) -> PieceIds:
+        """A copy without these ids."""
+        return PieceIds(self._tokens, self._cached, self._without | ids)
+
+    def get(self, piece: str, default: Any = None) -> Any:
+        """The id of a piece, or the default."""
+        if self._all is not None:
+            return self._all.get(piece, default)
+        try:
+            index = self._known[piece]
+        except KeyError:
+            if len(self._known) >= MAX_LOOKUPS:
+                return self._dictionary().get(piece, default)
+            index = self._known[piece] = self._search(piece)
+        return default if index is None else index
+
+    def _search(self, piece: str) -> int | None:
+        try:
+            hashed = crc32(piece.encode())
+        except (UnicodeEncodeError, AttributeError):  # a surrogate, or not a string
+            return None
+        group = hashed >> _SHIFT
+        end = self._groups[group + 1]
+        at = bisect_left(self._hashes, hashed, self._groups[group], end)
+        while at < end and self._hashes[at] == hashed:
+            index: int = self._order[at]
+            if self._tokens[index] == piece:
+                return None if index in self._without else index
+            at += 1
+        return None
+
+    def __getitem__(self, piece: str) -> int:
+        index: int | None = self.get(piece)
+        if index is None:
+            raise KeyError(piece)
+        return index
+
+    def __contains__(self, piece: object) -> bool:
+        return isinstance(piece, str) and self.get(piece) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dictionary())
+
+    def __len__(self) -> int:
+        return len(self._tokens) - len(self._without)
+
+    def _dictionary(self) -> dict[str, int]:
+        if self._all is None:
+            pieces = dict(zip(self._tokens, range(len(self._tokens))))
+            for index in self._without:
+                del pieces[self._tokens[index]]
+            self._all = pieces
+        return self._all
+
+
+# An on-disk cache of parsed large vocabularies, next to the compiled kernels.
+#
+# In: the bytes of a file, or of the part of the file that is parsed. Out: the arrays parsed from the bytes, if they are
+# cached. The name of an entry is a hash of the bytes and of the parsing code, so entries are never out of date. An
+# entry that is damaged, or that another user may have written (``util/trusted_files.py``), counts as missing. A failed
+# write is only a warning. The cache keeps the MAX_FILES most recently used entries.
+
+# Minimum number of bytes of a cached file. Smaller files are parsed each time.
+
+
+# The vocabulary: the piece and the token type of each id.
+#
+# In: the pieces of a file, one per id, and their types. Out: id → piece, piece → id, and the ids of control tokens. The
+# types and their numbers come from SentencePiece's ``ModelProto.SentencePiece.Type``. GGUF stores them unchanged under
+# ``tokenizer.ggml.token_type``.
 
 
 class TokenType(IntEnum):
@@ -105,9 +221,7 @@ class Vocabulary:
         for index in self.of_type(TokenType.BYTE):
             match = re.fullmatch("<0x([0-9A-F]{2})>", self.tokens[index])
             if not match:
-                raise FileFormatError(
-                    path, field, f"byte token {index} is called {brief(self.tokens[index])}"
-                )
+                raise FileFormatError(path, field, f"byte token {index} is called {brief(self.tokens[index])}")
             table[index] = int(match[1], 16)
         return table
 
@@ -143,7 +257,5 @@ def checked_id(token_id: int, size: int) -> int:
     if not is_whole(token_id):
         raise InvalidRequest(f"token id {brief(token_id)}: must be a whole number from 0 to {size - 1:,}")
     if not 0 <= token_id < size:
-        raise InvalidRequest(
-            f"token id {brief(int(token_id))} is outside the vocabulary; ids go from 0 to {size - 1}"
-        )
+        raise InvalidRequest(f"token id {brief(int(token_id))} is outside the vocabulary; ids go from 0 to {size - 1}")
     return int(token_id)

@@ -32,16 +32,14 @@ if TYPE_CHECKING:
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.graphs.build import attribution_graph
     from pellucid.trace.graphs.interventions import check_graph
-    from pellucid.trace.graphs.promoted import promoted_tokens
-    from pellucid.trace.lenses.ablation import ablation_sweep, knockout_sweep
+    from pellucid.trace.graphs.targets import promoted_tokens
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.difference import difference
     from pellucid.trace.lenses.features import features, top_examples
     from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
-    from pellucid.trace.lenses.label_lens import label_lens
-    from pellucid.trace.lenses.logit_lens import logit_lens
+    from pellucid.trace.lenses.logit_lens import label_lens, logit_lens
     from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
-    from pellucid.trace.lenses.patching import causal_trace, patch_sweep, path_patch
+    from pellucid.trace.lenses.patching import ablation_sweep, causal_trace, knockout_sweep, patch_sweep, path_patch
     from pellucid.trace.lenses.relevance import relevance
     from pellucid.trace.lenses.sweep import sweep
     from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability
@@ -114,15 +112,13 @@ _LAZY = {
     "lenses.features": ("features", "top_examples"),
     "backward.jacobian_lens": ("JacobianLens",),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),
-    "lenses.label_lens": ("label_lens",),
-    "lenses.logit_lens": ("logit_lens",),
+    "lenses.logit_lens": ("label_lens", "logit_lens"),
     "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
     "backward.gradients": ("attribution_patch", "gradients", "integrated_gradients"),
     "graphs.build": ("attribution_graph",),
     "graphs.interventions": ("check_graph",),
-    "graphs.promoted": ("promoted_tokens",),
-    "lenses.ablation": ("ablation_sweep", "knockout_sweep"),
-    "lenses.patching": ("causal_trace", "patch_sweep", "path_patch"),
+    "graphs.targets": ("promoted_tokens",),
+    "lenses.patching": ("ablation_sweep", "causal_trace", "knockout_sweep", "patch_sweep", "path_patch"),
     "lenses.relevance": ("relevance",),
     "lenses.sweep": ("sweep",),
     "lenses.targets": ("divergence", "log_probability", "logit_difference", "probability"),

@@ -24,7 +24,7 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.plan.points import Point
 from pellucid.trace.edits import Edit, add
-from pellucid.trace.vector_file import check_ending, read_vectors, write_vectors
+from pellucid.trace.linear_probe import check_ending, read_vectors, write_vectors
 from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ class ControlVector:
         if not isinstance(other, ControlVector):
             return NotImplemented
         if self.width != other.width:
-            raise InvalidRequest(
-                f"control vectors of widths {self.width:,} and {other.width:,} cannot be added"
-            )
+            raise InvalidRequest(f"control vectors of widths {self.width:,} and {other.width:,} cannot be added")
         total = dict(self.directions)
         for layer, values in other.directions.items():
             total[layer] = total[layer] + values if layer in total else values
@@ -113,13 +111,9 @@ class ControlVector:
         """Raise InvalidRequest if a model with these points has another width, or lacks a layer."""
         for layer in self.directions:
             if (point := points.get(f"blocks.{layer}.residual")) is None:
-                raise InvalidRequest(
-                    f"the vector has a direction for layer {layer}, which the model does not have"
-                )
+                raise InvalidRequest(f"the vector has a direction for layer {layer}, which the model does not have")
             if point.view.count != self.width:
-                raise InvalidRequest(
-                    f"the vector has width {self.width:,}, and the model has {point.view.count:,}"
-                )
+                raise InvalidRequest(f"the vector has width {self.width:,}, and the model has {point.view.count:,}")
 
     @classmethod
     def open(cls, path: str | Path) -> ControlVector:
@@ -131,9 +125,7 @@ class ControlVector:
         """
         file = read_vectors(path)
         if (kind := file.metadata.get("general.architecture")) is None:
-            raise FileFormatError(
-                path, "general.architecture", "is missing: the file holds no control vector"
-            )
+            raise FileFormatError(path, "general.architecture", "is missing: the file holds no control vector")
         if kind != ARCHITECTURE:
             raise FileFormatError(path, "general.architecture", f"is {brief(kind)}, not {ARCHITECTURE!r}")
         directions, first = dict[int, NDArray[np.float32]](), int(Path(path).suffix == ".gguf")
@@ -206,9 +198,7 @@ class ControlVector:
         for layer, rows in zip(chosen, differences):
             direction = rows.mean(0) if method == "mean" else _principal(rows)
             if not direction.any():
-                raise InvalidRequest(
-                    f"layer {layer}: positive and negative prompts do not differ: give other prompts"
-                )
+                raise InvalidRequest(f"layer {layer}: positive and negative prompts do not differ: give other prompts")
             directions[layer] = direction.astype(np.float32)
         return cls(directions, llm.spec.family)
 

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
-from pellucid.sample.chain import Draw
-from pellucid.sample.token_trace import TokenTrace, likeliest
+from pellucid.sample.chain import Draw, TokenTrace, likeliest
 from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded
 from pellucid.trace.lenses import attribution, token_contributions
 from pellucid.trace.lenses.attribution import Attribution
@@ -138,9 +137,7 @@ class PromptExplanation:
             "position": self.position,
             "layers": self.layers.as_dict(),
             "attribution": None if self.attribution is None else self.attribution.as_dict(),
-            "token_contributions": None
-            if (by_token := self.token_contributions) is None
-            else by_token.as_dict(),
+            "token_contributions": None if (by_token := self.token_contributions) is None else by_token.as_dict(),
             "heads": [asdict(head) for head in self.heads],
             "patterns": [pattern.tolist() for pattern in self.patterns],
             "alternatives": [asdict(alternative) for alternative in self.alternatives],
@@ -159,7 +156,7 @@ class PromptExplanation:
         return replace(run, notes=[*self.notes, *run.notes]).html()
 
     def _repr_html_(self) -> str:
-        from pellucid.trace.explanation_html import sections
+        from pellucid.trace.explanation_report import sections
 
         return sections(self)
 
@@ -180,9 +177,7 @@ def explain(
             ``generate``.
     """
     if not model.spec.generates:
-        raise InvalidRequest(
-            "an encoder generates no text that could be explained: use pellucid points, or embed"
-        )
+        raise InvalidRequest("an encoder generates no text that could be explained: use pellucid points, or embed")
     top, heads = whole("top", top, 1, MOST_TOP), whole("heads", heads, 0, 1000)
     step = whole("step", step, 1, MOST_STEP)
     first = len(model.spec.start if model.spec.encoder else model.tokenizer.encode(prompt)) - 1
@@ -273,9 +268,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _pieces(
-    sequence: SequenceTrace, name: str, ids: Sequence[int], pieces: Sequence[str]
-) -> list[ExplainedPiece]:
+def _pieces(sequence: SequenceTrace, name: str, ids: Sequence[int], pieces: Sequence[str]) -> list[ExplainedPiece]:
     if not ids:
         return []
     rows = sequence[name][: len(ids)].astype(np.float64)
@@ -309,10 +302,7 @@ def _heads(
             for (_, layer, part, _), rows in patterns
             for head, row in enumerate(rows)
         ]
-        chosen = [
-            ExplainedHead(layer, head, None, [], cross)
-            for _, layer, head, cross in sorted(sharp, reverse=True)
-        ]
+        chosen = [ExplainedHead(layer, head, None, [], cross) for _, layer, head, cross in sorted(sharp, reverse=True)]
     return [replace(head, looked_at=_looked_at(sequence, head, last)) for head in chosen[:count]]
 
 

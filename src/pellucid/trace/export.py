@@ -106,9 +106,7 @@ class Exportable:
         found = self.labelled(name) if name else self.labelled()
         if len(found) != 1:
             names = ", ".join(brief(part.name) for part in found[:5])
-            raise InvalidRequest(
-                f"{method}: there are {len(found):,} values: give the name of one, such as {names}"
-            )
+            raise InvalidRequest(f"{method}: there are {len(found):,} values: give the name of one, such as {names}")
         return found[0]
 
 
@@ -143,9 +141,7 @@ def labelled_part(
         others = source_pieces if point.mask and point.mask.cross else texts
         keys = part.keys.listed(len(others)) if part.keys else np.arange(shape[2])
         queries = _positions("token", "T", tokens[: shape[1]], texts)
-        return LabelledArray(
-            part.name, values, (head, queries, _positions("key", "T'", keys[: shape[2]], others))
-        )
+        return LabelledArray(part.name, values, (head, queries, _positions("key", "T'", keys[: shape[2]], others)))
     if point.kind == "output" or point.rows == "sequences":
         rows = numbered("number", "N", shape[0])
         return LabelledArray(part.name, values, (rows, *(numbered("dim", "C", size) for size in shape[1:])))
@@ -170,8 +166,7 @@ def values_named(values: Mapping[str, LabelledArray], names: Sequence[str]) -> l
 def stacked(parts: Sequence[LabelledArray], values: NDArray[Any]) -> LabelledArray:
     """The values of several sequences, (B, ...), padded to the longest."""
     longest = [
-        max((part.axes[at] for part in parts), key=lambda axis: len(axis.labels))
-        for at in range(values.ndim - 1)
+        max((part.axes[at] for part in parts), key=lambda axis: len(axis.labels)) for at in range(values.ndim - 1)
     ]
     axes = []
     for at, axis in enumerate(longest):
@@ -296,11 +291,7 @@ def _heat(part: LabelledArray, ax: Any) -> Any:
     signed = bool((values[np.isfinite(values)] < 0).any())
     drawn = np.where(np.isfinite(values), values, np.nan)
     image = ax.imshow(
-        drawn,
-        cmap="RdBu" if signed else "Blues",
-        vmin=-largest if signed else 0.0,
-        vmax=largest,
-        aspect="auto",
+        drawn, cmap="RdBu" if signed else "Blues", vmin=-largest if signed else 0.0, vmax=largest, aspect="auto"
     )
     for axis, ticks, label, rotation in (
         (part.axes[0], ax.set_yticks, ax.set_ylabel, 0),
@@ -311,9 +302,7 @@ def _heat(part: LabelledArray, ax: Any) -> Any:
         label(axis.name)
     for (row, column), text in np.ndenumerate(part.more.get("text", np.empty((0, 0)))):
         colour = "white" if abs(drawn[row, column]) > LIGHT_TEXT * largest else "black"
-        ax.text(
-            column, row, visible(text), color=colour, ha="center", va="center", fontsize=7, parse_math=False
-        )
+        ax.text(column, row, visible(text), color=colour, ha="center", va="center", fontsize=7, parse_math=False)
     ax.figure.colorbar(image, ax=ax)
     ax.set_title(part.name)
     return ax

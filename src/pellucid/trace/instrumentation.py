@@ -17,9 +17,8 @@ from pellucid.plan.points import Point, RowKind
 from pellucid.plan.traced_plan import ColumnEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry
 from pellucid.sample.candidates import Candidates
-from pellucid.trace.edit_reach import reach_of
+from pellucid.trace.edit_reach import bind_pattern, grouped, reach_of
 from pellucid.trace.edits import ColumnRun, Edit, columns_of, edit_error, rows_of, spans_of
-from pellucid.trace.pattern_edits import bind_pattern, grouped
 from pellucid.trace.positions import EVERY, Positions, TokenTexts
 from pellucid.trace.selection import Selection, select
 
@@ -131,9 +130,7 @@ class Instrumentation:
                 self.edits += _bound(part, edit) if edit.function is None else _called(part, edit)
         self.edits += self._readers(edits)
         self.pattern_edits = list(
-            grouped(
-                bind_pattern(part, edit) for part, edit in edits if part.point.kind in ("pattern", "scores")
-            )
+            grouped(bind_pattern(part, edit) for part, edit in edits if part.point.kind in ("pattern", "scores"))
         )
         self.first_changed = min((part.tokens.start for part, _ in edits), default=None)
         self.calls = any(edit.function is not None for _, edit in edits)
@@ -154,16 +151,12 @@ class Instrumentation:
             StateTap(one.point.write, one.point.part, one.point.view.count)
             for one in (bound.selected for bound in self.state_edits)
         ]
-        self.watch = Watch(
-            tuple(taps), tuple(patterns), tuple(changes), pattern_changes, tuple(states), tuple(changed)
-        )
+        self.watch = Watch(tuple(taps), tuple(patterns), tuple(changes), pattern_changes, tuple(states), tuple(changed))
         self.tokens = range(
             min((part.tokens.start for part in in_plan), default=0),
             max((part.tokens.stop for part in in_plan), default=0),
         )
-        self.first_output = min(
-            (part.tokens.start for part in in_plan if part.point.rows == "outputs"), default=None
-        )
+        self.first_output = min((part.tokens.start for part in in_plan if part.point.rows == "outputs"), default=None)
 
     def resolve(self, prompt: TokenTexts, source: TokenTexts | None) -> Instrumentation:
         """The instrumentation of a sequence with this prompt. Raises InvalidRequest if it lacks a selected position."""
@@ -219,9 +212,7 @@ def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
     values, broadcast = (None, True) if edit.values is None else rows_of(selected, edit, edit.values)
     runs = columns_of(selected)
     if len(runs) > MOST_RUNS:
-        reason = (
-            f"{len(runs):,} runs of columns; the limit is {MOST_RUNS:,}: use call, which takes any columns"
-        )
+        reason = f"{len(runs):,} runs of columns; the limit is {MOST_RUNS:,}: use call, which takes any columns"
         raise edit_error(edit.where, reason)
     bound, done = list[BoundEdit](), 0
     for run in runs:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point, View
+from pellucid.sample.chain import TokenTrace
 from pellucid.sample.step import steps
-from pellucid.sample.token_trace import TokenTrace
 
 STEP_COLUMNS = ("removed", "left", "removed_mass", "moved", "entropy_before", "entropy_after")
-"""The columns of a sampler step's point (``sample/step_trace.py``)."""
+"""The columns of a sampler step's point (``sample/logprobs.py``)."""
 
 
 class Outputs(Protocol):
@@ -81,24 +81,14 @@ def _output_points() -> Iterator[OutputPoint]:
 
 CHAIN: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
     ("entropy", "the entropy of the model's distribution", lambda token: token.entropy, "nats"),
-    (
-        "probability",
-        "the chosen token's probability in the model",
-        lambda token: token.probability,
-        "probability",
-    ),
+    ("probability", "the chosen token's probability in the model", lambda token: token.probability, "probability"),
     (
         "final_probability",
         "the chosen token's probability after the chain",
         lambda token: token.final_probability,
         "probability",
     ),
-    (
-        "rank",
-        "the chosen token's rank in the model's distribution",
-        lambda token: token.rank,
-        "1 is the likeliest",
-    ),
+    ("rank", "the chosen token's rank in the model's distribution", lambda token: token.rank, "1 is the likeliest"),
     (
         "number",
         "the random number of the draw, NaN if none was drawn",
@@ -110,12 +100,7 @@ CHAIN: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
 
 
 def _output(
-    name: str,
-    about: str,
-    values: Callable[[Outputs], Any],
-    unit: str = "",
-    dtype: str = "float32",
-    columns: int = 0,
+    name: str, about: str, values: Callable[[Outputs], Any], unit: str = "", dtype: str = "float32", columns: int = 0
 ) -> OutputPoint:
     view = View(1, columns or 1, columns or 1, columns or 1, "C" if columns else "")
     point = Point(name, about, view, rows="outputs", kind="output", dtype=dtype, unit=unit)

@@ -53,10 +53,7 @@ class RelativeRange(Struct, frozen=True):
         return range(start, stop, self.step)
 
 
-WORDS = {
-    "prompt": RelativeRange(0, 0, 1, (False, True)),
-    "generated": RelativeRange(0, None, 1, (True, False)),
-}
+WORDS = {"prompt": RelativeRange(0, 0, 1, (False, True)), "generated": RelativeRange(0, None, 1, (True, False))}
 """Words for the tokens before the prompt's end and after it."""
 
 
@@ -189,9 +186,7 @@ def parse(where: str, key: str, value: str) -> Positions:
     if len(texts) > MOST_PARTS:
         raise InvalidRequest(f"point={brief(where)}: {len(texts)} ranges; the limit is {MOST_PARTS}")
     parts = tuple(_part(where, key, text.strip()) for text in texts)
-    refuse_twice(
-        f"point={brief(where)}: {key}={brief(value)}", [part for part in parts if isinstance(part, range)]
-    )
+    refuse_twice(f"point={brief(where)}: {key}={brief(value)}", [part for part in parts if isinstance(part, range)])
     return Positions(parts, brief(value))
 
 
@@ -241,9 +236,7 @@ def _quoted(where: str, key: str, text: str) -> str:
     except ValueError:
         found = ""
     if not inside or not found:
-        raise InvalidRequest(
-            f"point={brief(where)}: {key}={brief(text)}: the text in quotes is empty or not closed"
-        )
+        raise InvalidRequest(f"point={brief(where)}: {key}={brief(text)}: the text in quotes is empty or not closed")
     return str(found)
 
 

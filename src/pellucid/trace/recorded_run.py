@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, reason
-from pellucid.model.block_sizes import block_sizes, model_sizes
+from pellucid.model.describe import block_sizes, model_sizes
 from pellucid.model.positions import Rotary
 from pellucid.model.shapes import ENCODER
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.dataflow import dataflow
 from pellucid.plan.plan import DistanceTable, KeyTable, Plan
 from pellucid.trace.selection import Selection
-from pellucid.weights.files import ModelFile
+from pellucid.weights.checkpoint import ModelFile
 from pellucid.weights.json_files import parse_json
 from pellucid.weights.safetensors import header_of, read_table
 
@@ -55,7 +55,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     that had an effect, and ``edits`` describes the edits. ``model`` identifies the model (``identity``), ``shape``
     describes it (``shape_of``). ``parts`` has the ``first`` token, the ``heads`` and the ``dims`` of each array that
     holds only a part of its point. ``question`` is the prompt as text. ``characters`` lists the characters that span
-    several tokens: [first, stop, text] (``tokenize/stages/characters.py``). ``answers`` holds responses of the server
+    several tokens: [first, stop, text] (``tokenize/stages/decode.py``). ``answers`` holds responses of the server
     for the page: [path, body, response]. ``notes`` are remarks for readers.
 
     As a mapping, the run holds the recorded arrays by point name: (T, ...), with a row for each token that was read, or
@@ -91,9 +91,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The recorded array of a point. Raises InvalidRequest if the run has no array of this name."""
         if name not in self.arrays:
-            raise InvalidRequest(
-                f"point={brief(name)}: the run has no such array; it has {', '.join(list(self)[:5])}"
-            )
+            raise InvalidRequest(f"point={brief(name)}: the run has no such array; it has {', '.join(list(self)[:5])}")
         return self.arrays[name]
 
     __eq__ = object.__eq__
@@ -129,9 +127,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
         """Yield the contents of the run's file, in parts."""
         facts = {name: getattr(self, name) for name in FIELDS}
         metadata = {KEY: json.dumps({"version": VERSION, **facts})}
-        yield header_of(
-            {name: (NAMES[values.dtype], values.shape) for name, values in self.arrays.items()}, metadata
-        )
+        yield header_of({name: (NAMES[values.dtype], values.shape) for name, values in self.arrays.items()}, metadata)
         for values in self.arrays.values():
             yield np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
 
@@ -139,9 +135,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
         """Return the page of ``pellucid look`` with this run, as a self-contained HTML file."""
         from pellucid.web.bundle import page_of_run
 
-        return page_of_run(
-            f"{self.model.get('name')}: {brief(self.text)}", "this report", b"".join(self._bytes())
-        )
+        return page_of_run(f"{self.model.get('name')}: {brief(self.text)}", "this report", b"".join(self._bytes()))
 
     def _repr_html_(self) -> str:
         """The page of ``html()`` inside a notebook (Jupyter, marimo), without a server or a connection."""
@@ -168,9 +162,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             arrays = {}
             for name, tensor in table.items():
                 if tensor.format not in TYPES:
-                    raise FileFormatError(
-                        path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
-                    )
+                    raise FileFormatError(path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32")
                 _check_shape(path, name, tensor.shape, len(run.pieces), len(run.source))
                 raw = file.read(tensor.offset, tensor.nbytes)
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
@@ -242,7 +234,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     ``position`` is the kind of position encoding: "rotary", "added", "alibi", "relative" or "none". ``slopes`` are the
     ALiBi slopes of the heads. ``tokens`` is the size of the vocabulary, which may be smaller than the number of logits.
     ``angles`` maps the point of each table of angles to the blocks that rotate by this table. ``blocks`` and ``facts``
-    are sizes of the blocks and of the model (``model/block_sizes.py``), and ``graph`` is the dataflow between its
+    are sizes of the blocks and of the model (``model/describe.py``), and ``graph`` is the dataflow between its
     points (``plan/dataflow.py``). ``encoder`` has the sizes of the blocks of an encoder-decoder's encoder.
     """
     tables = [table for table in plan.tables.values() if isinstance(table, (DistanceTable, KeyTable))]

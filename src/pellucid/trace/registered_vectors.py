@@ -20,8 +20,7 @@ from pellucid.errors.messages import brief, reason
 from pellucid.plan.points import Point
 from pellucid.trace.control_vector import MAX_SCALE, ControlVector, total
 from pellucid.trace.edits import Edit, listed
-from pellucid.trace.linear_probe import LinearProbe, listed_probes
-from pellucid.trace.vector_file import ENDINGS, read_vectors
+from pellucid.trace.linear_probe import ENDINGS, LinearProbe, listed_probes, read_vectors
 from pellucid.util.checks import real
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
@@ -71,9 +70,7 @@ class RegisteredVectors:
                     f"{brief(path.name)}: a name has letters, digits, '.', '_' and '-': rename the file"
                 )
             if path.stem in vectors.keys() | probes.keys():
-                raise InvalidRequest(
-                    f"{brief(path.name)}: two files are called {path.stem}: rename one of them"
-                )
+                raise InvalidRequest(f"{brief(path.name)}: two files are called {path.stem}: rename one of them")
             if path.suffix == ".gguf" or "general.architecture" in read_vectors(path).metadata:
                 vectors[path.stem] = ControlVector.open(path)
             else:
@@ -100,9 +97,7 @@ class RegisteredVectors:
             found.update(repr((name, list(vector.directions))).encode())
             found.update(b"".join(values.tobytes() for values in vector.directions.values()))
         for name, probe in sorted(self.probes.items()):
-            found.update(
-                repr((name, probe.point, probe.bias, probe.sigmoid)).encode() + probe.weights.tobytes()
-            )
+            found.update(repr((name, probe.point, probe.bias, probe.sigmoid)).encode() + probe.weights.tobytes())
         found.update(repr(sorted(self.guards.items())).encode() if self.guards else b"")
         return found.hexdigest()
 
@@ -151,17 +146,14 @@ class RegisteredVectors:
         if not isinstance(probes, (list, tuple)):
             return probes
         return [
-            _registered("probes", probe, self.probes, "probes") if isinstance(probe, str) else probe
-            for probe in probes
+            _registered("probes", probe, self.probes, "probes") if isinstance(probe, str) else probe for probe in probes
         ]
 
     def _limited(self, name: Any, limits: Any) -> LinearProbe:
         probe: LinearProbe = _registered("probes", name, self.probes, "probes")
         limits = {} if limits is None else limits
         if not isinstance(limits, Mapping) or not limits.keys() <= {"stop_above"}:
-            raise InvalidRequest(
-                f"probes.{name}={brief(limits)}: must be an object with stop_above, or empty"
-            )
+            raise InvalidRequest(f"probes.{name}={brief(limits)}: must be an object with stop_above, or empty")
         above = limits.get("stop_above")
         return probe if above is None else probe.stopping(above)
 

@@ -92,10 +92,7 @@ class RequestTrace:
         else:
             of_source = None if source is None else TokenTexts(source.tokens(), self._piece)
             own = self._instrumentation.resolve(TokenTexts(ids, self._piece), of_source)
-            tokens, last = (
-                None if of_source is None else len(of_source.ids),
-                len(ids) if most is None else most,
-            )
+            tokens, last = (None if of_source is None else len(of_source.ids), len(ids) if most is None else most)
             for reach in own.reaches:
                 reach.refuse(len(ids), last, first_output, tokens)
             for part in own.selected:

@@ -147,9 +147,7 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
                 raise InvalidRequest(f"point={brief(text)}: {point.name} has no dims: its rows are tokens")
             dims = _numbers(text, "dims", values["dims"], point.view.count)
         if "tokens" in values and point.rows == "sequences":
-            raise InvalidRequest(
-                f"point={brief(text)}: {point.name} has one value for each text: leave the tokens out"
-            )
+            raise InvalidRequest(f"point={brief(text)}: {point.name} has one value for each text: leave the tokens out")
         tokens = parse(text, "tokens", values["tokens"]) if "tokens" in values else EVERY
         keys = parse(text, "keys", values["keys"]) if "keys" in values else None
         if keys and point.kind not in ("pattern", "scores"):
@@ -247,9 +245,7 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
     for part in parts:
         span = _range(text, key, part, size)
         if not len(span):
-            raise InvalidRequest(
-                f"point={brief(text)}: {key}={brief(part)}: there are {size:,} {key}, numbered from 0"
-            )
+            raise InvalidRequest(f"point={brief(text)}: {key}={brief(part)}: there are {size:,} {key}, numbered from 0")
         twice = next((number for number in span if number in numbers), None)
         if twice is not None:
             raise InvalidRequest(

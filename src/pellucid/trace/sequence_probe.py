@@ -17,13 +17,20 @@ from pellucid.errors import PellucidError
 from pellucid.plan.traced_plan import Watch
 from pellucid.runtime.batch import EditEntry, PatternChange
 from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
-from pellucid.trace.calls import CallContext, CalledRows, run_function
-from pellucid.trace.edit_reach import EditReach
-from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of, shape_of
+from pellucid.trace.edit_reach import BoundPatternEdit, EditReach, padded_change
+from pellucid.trace.edits import (
+    CallContext,
+    CalledRows,
+    Edit,
+    edit_error,
+    pattern_rows,
+    rows_of,
+    run_function,
+    shape_of,
+)
 from pellucid.trace.instrumentation import BoundCall, BoundEdit, Instrumentation, RecordedPart, part_of
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import array_of
-from pellucid.trace.pattern_edits import BoundPatternEdit, padded_change
 from pellucid.trace.positions import EVERY, Positions
 from pellucid.trace.selection import Selection
 
@@ -137,11 +144,7 @@ class SequenceProbe:
 
     def chunk_end(self, start: int) -> int | None:
         """As in ``Probe``."""
-        ends = [
-            int(own[0]) + 1
-            for edit in self.instrumentation.state_edits
-            if len(own := edit.tokens.next(start))
-        ]
+        ends = [int(own[0]) + 1 for edit in self.instrumentation.state_edits if len(own := edit.tokens.next(start))]
         return min(ends, default=None)
 
     def changed_state(
@@ -222,9 +225,7 @@ class SequenceProbe:
                 blocks.append(block)
                 continue
             rest = [range(known.start, positions.start), range(positions.stop, known.stop)]
-            copies = [
-                (part, values[part.start - known.start : part.stop - known.start].copy()) for part in rest
-            ]
+            copies = [(part, values[part.start - known.start : part.stop - known.start].copy()) for part in rest]
             del block, _, values  # releases their bytes of the budget
             for part, copy in copies:
                 if len(part) and (budget := self._take(copy.nbytes)):
@@ -290,11 +291,7 @@ class SequenceProbe:
         return entries
 
     def called_pattern(
-        self,
-        number: int,
-        positions: NDArray[np.int64],
-        tokens: NDArray[np.int64],
-        rows: NDArray[np.float32],
+        self, number: int, positions: NDArray[np.int64], tokens: NDArray[np.int64], rows: NDArray[np.float32]
     ) -> PatternChange | None:
         """As in ``Probe``. Exceptions are as in ``called``."""
         heads, (_, _, keys) = self.instrumentation.pattern_edits[number], rows.shape
@@ -344,14 +341,7 @@ class SequenceProbe:
             reads = {name: self._reading(name, selected) for name in edit.reads}
             read = {name: part[np.isin(at, positions[new])] for name, (at, part) in reads.items()}
             context = CallContext(
-                selected,
-                self.number,
-                positions[new],
-                tokens[new].tolist(),
-                self.prompt,
-                self.state,
-                self.piece,
-                read,
+                selected, self.number, positions[new], tokens[new].tolist(), self.prompt, self.state, self.piece, read
             )
             try:
                 known.keep(positions[new], run_function(edit, values[new], context, checked))
@@ -428,9 +418,7 @@ class SequenceProbe:
         return pattern if selected.keys is None else pattern[:, :, selected.keys.listed(keys)]
 
 
-def _expanded(
-    bound: BoundPatternEdit, columns: NDArray[np.int64], keys: int, result: Any
-) -> NDArray[np.float32]:
+def _expanded(bound: BoundPatternEdit, columns: NDArray[np.int64], keys: int, result: Any) -> NDArray[np.float32]:
     """The result of a function for some ``columns`` as rows (n or 1, heads, keys)."""
     selected, shape = structs.replace(bound.selected, keys=None), np.shape(result)
     heads = len(selected.heads)

@@ -112,10 +112,7 @@ class SequenceTrace(Exportable):
         """As in ``Exportable``."""
         parts = [self._trace.part(name) for name in names] if names else self._trace.selected
         pieces, source = self.pieces, self.source_pieces
-        return [
-            labelled_part(self._probe.selected(part), self._probe.array(part), pieces, source)
-            for part in parts
-        ]
+        return [labelled_part(self._probe.selected(part), self._probe.array(part), pieces, source) for part in parts]
 
     def at(self, name: str, position: int) -> NDArray[Any]:
         """The value of a point at a position, or the row (H, T') of a pattern. Raises InvalidRequest.

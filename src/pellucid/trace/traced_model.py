@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import shared
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.kernels.matmul.product import MatmulRecord
 from pellucid.model.encoder_weights import without_conversions
 from pellucid.model.slot_reader import SlotReader, shape_of
 from pellucid.model.spec import ModelSpec, Norm
@@ -22,12 +26,93 @@ from pellucid.model.weight_map import Model
 from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
-from pellucid.runtime.executor import Executor
+from pellucid.runtime.executor import Executor, Program, table
+from pellucid.runtime.memory import address, aligned
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.row_product import RowProduct
 from pellucid.trace.trace import SequenceTrace, Trace
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.pack import prepare
+from pellucid.weights.quant.format import lookup
+
+# The product x Wᵀ in float32, with the same bits whatever other rows of x and W are computed with it.
+#
+# A BLAS library promises no such bits: its kernels, and so their order of summation, depend on the shape of the
+# operands and on the processor. This module calls the engine's own kernel, which adds the columns in ascending order
+# with fused multiply-adds for each row of x and of W (``kernels/matmul/floats.py``).
+
+PADDED = 4096
+"""Maximum number of rows of x that are copied at once, with padding."""
+SMALL = 1 << 20
+"""Number of multiplications below which a meeting of threads takes longer than the product."""
+
+
+class RowProduct:
+    """The matrix W (N, D) float32, packed. ``name`` is for errors. Several threads may call."""
+
+    def __init__(self, rows: NDArray[np.float32], name: str = "a dictionary") -> None:
+        self.count, self.width = rows.shape
+        form = lookup("F32", name)
+        stored = np.ascontiguousarray(rows, np.float32).view(np.uint8).reshape(-1)
+
+        def read(start: int, out: NDArray[np.uint8]) -> None:
+            out[:] = stored[start : start + len(out)]
+
+        packing = prepare(form, (self.count, self.width, 4), read)
+        for piece in packing.pieces:
+            piece()
+        self._matrix = packing.matrix
+        key = KernelKey("matmul_float", packed=form.packed)
+        self._run, self._kernel = shared().function(key), shared().load([key])[key]
+        self._zeros = aligned(4 * ROWS).view(np.float32)
+        self._zeros[:] = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed matrix."""
+        return int(self._matrix.data.nbytes)
+
+    def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Some rows of W, (n, D)."""
+        groups = self._matrix.data.view(np.float32).reshape(-1, self._matrix.columns, ROWS)
+        return np.ascontiguousarray(groups[numbers // ROWS, : self.width, numbers % ROWS])
+
+    def __call__(self, x: NDArray[np.float32], team: Executor | None = None) -> NDArray[np.float32]:
+        """The product (n, N) of ``x`` (n, D), on the threads of a ``team``. The bits do not depend on the team."""
+        columns, wide = self._matrix.columns, round_up(self.count, ROWS)
+        most = min(len(x), PADDED)
+        rows = aligned(4 * most * columns).view(np.float32).reshape(most, columns)
+        rows[:, self.width :] = 0
+        out = aligned(4 * len(x) * wide).view(np.float32).reshape(len(x), wide)
+        for first in range(0, len(x), PADDED):
+            own = x[first : first + PADDED]
+            rows[: len(own), : self.width] = own
+            self._multiply(rows[: len(own)], out[first : first + PADDED], team)
+        return out[:, : self.count]
+
+    def _multiply(self, x: NDArray[np.float32], out: NDArray[np.float32], team: Executor | None) -> None:
+        fields = {
+            "weights": self._matrix.address,
+            "groups": self._matrix.groups,
+            "group_bytes": self._matrix.packed.group_bytes(x.shape[1]),
+            "columns": x.shape[1],
+            "x": address(x),
+            "x_stride": 4 * x.shape[1],
+            "out": address(out),
+            "out_stride": 4 * out.shape[1],
+            "rows": 0,
+            "addend": address(self._zeros),
+            "addend_group": 0,
+            "addend_row": 0,
+            "replicated": 0,
+        }
+        step = np.array([len(x)], np.int64)
+        if team is None or len(x) * self.count * self.width < SMALL:
+            words = np.array(MatmulRecord.pack(fields), np.int64)
+            self._run(address(words), address(step), 0, 1)
+        else:
+            team.run(Program(table([MatmulRecord.pack(fields, self._kernel, 0)]), (x, out)), step)
+
 
 NEXT_TOKEN = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
 """The options of a request that reads its prompt."""
@@ -37,7 +122,7 @@ TOGETHER = 32
 """Maximum number of copies of a prompt that run at the same time."""
 MOST_SUMMED = 1 << 15
 """Maximum number of rows of a matrix whose products are summed in order, in float32. BLAS rounds less."""
-ROWS = 4096
+WEIGHT_ROWS = 4096
 """Number of rows of the embedding matrix that are dequantized at once."""
 
 
@@ -62,9 +147,7 @@ class TracedModel(OpenedModel, Protocol):
     def plan(self) -> Plan: ...
     @property
     def points(self) -> dict[str, Point]: ...
-    def trace(
-        self, *points: str, edits: Sequence[Any] = (), budget: int = ...
-    ) -> AbstractContextManager[Trace]: ...
+    def trace(self, *points: str, edits: Sequence[Any] = (), budget: int = ...) -> AbstractContextManager[Trace]: ...
     @property
     def inputs(self) -> Any: ...
     @property
@@ -289,9 +372,7 @@ def read(
         else:
             model.generate(prompt, edits=list(edits), **NEXT_TOKEN)
     if trace.dropped:
-        raise InvalidRequest(
-            f"budget={trace.budget:,}: the values of the prompt do not fit: give a shorter prompt"
-        )
+        raise InvalidRequest(f"budget={trace.budget:,}: the values of the prompt do not fit: give a shorter prompt")
     return trace.sequences[0]
 
 
@@ -305,8 +386,7 @@ def read_copies(
     for first in range(0, len(copies), TOGETHER):
         with model.trace(*dict.fromkeys(points)) as trace:
             requests = [
-                model.request(prompt, edits=list(edits), **NEXT_TOKEN)
-                for edits in copies[first : first + TOGETHER]
+                model.request(prompt, edits=list(edits), **NEXT_TOKEN) for edits in copies[first : first + TOGETHER]
             ]
             for request in requests:
                 request.start()
@@ -328,7 +408,5 @@ def token_of(model: OpenedModel, token: int | str) -> int:
     ids = model.tokenizer.encode(token, add_special=False)
     if len(ids) != 1:
         pieces = [model.tokenizer.piece(part) for part in ids]
-        raise InvalidRequest(
-            f"token={token!r}: the text is {len(ids)} tokens, {pieces}: give one of them, or an id"
-        )
+        raise InvalidRequest(f"token={token!r}: the text is {len(ids)} tokens, {pieces}: give one of them, or an id")
     return ids[0]

@@ -42,9 +42,7 @@ BEFORE = Hook(
     ("blocks.N-1.residual", "embed.norm", "position", "embed.widen", "embed"),
     unless=(*SEVERAL_STREAMS, "decision.norm"),
 )
-MIDDLE = Hook(
-    ("blocks.N.recurrent.residual", "blocks.N.attention.residual"), unless=SEVERAL_STREAMS, is_middle=True
-)
+MIDDLE = Hook(("blocks.N.recurrent.residual", "blocks.N.attention.residual"), unless=SEVERAL_STREAMS, is_middle=True)
 AFTER = Hook(("blocks.N.residual",), unless=SEVERAL_STREAMS)
 QUERIES = Hook(("blocks.N.attention.q",), unless=(*LATENT, *GATED))
 KEYS, VALUES = Hook(("blocks.N.attention.k",)), Hook(("blocks.N.attention.v",))
@@ -65,18 +63,14 @@ HOOKS: Mapping[str, Hook] = {
     "blocks.N.attn.k.hook_out": KEYS,
     "blocks.N.attn.hook_v": VALUES,
     "blocks.N.attn.v.hook_out": VALUES,
-    "blocks.N.attn.hook_rot_q": Hook(
-        ("blocks.N.attention.q_scale", "blocks.N.attention.q_rotary"), unless=LATENT
-    ),
+    "blocks.N.attn.hook_rot_q": Hook(("blocks.N.attention.q_scale", "blocks.N.attention.q_rotary"), unless=LATENT),
     "blocks.N.attn.hook_rot_k": Hook(("blocks.N.attention.k_rotary",), unless=LATENT),
     "blocks.N.attn.hook_attn_scores": Hook(("blocks.N.attention.scores",)),
     "blocks.N.attn.hook_pattern": Hook(("blocks.N.attention.pattern",)),
     "blocks.N.attn.hook_z": HEADS,
     "blocks.N.attn.o.hook_in": HEADS,
     "blocks.N.attn.hook_out": Hook(("blocks.N.attention.output",)),
-    "blocks.N.hook_attn_out": Hook(
-        ("blocks.N.attention.post_norm", "blocks.N.attention.output"), unscaled=True
-    ),
+    "blocks.N.hook_attn_out": Hook(("blocks.N.attention.post_norm", "blocks.N.attention.output"), unscaled=True),
     "blocks.N.ln1_post.hook_out": Hook(("blocks.N.attention.post_norm",)),
     "blocks.N.hook_resid_mid": MIDDLE,
     "blocks.N.ln2.hook_out": Hook(("blocks.N.feedforward.norm",)),
@@ -87,12 +81,8 @@ HOOKS: Mapping[str, Hook] = {
     "blocks.N.mlp.hook_post": HIDDEN,
     "blocks.N.mlp.out.hook_in": HIDDEN,
     # TransformerLens has the shared expert alone.
-    "blocks.N.mlp.hook_out": Hook(
-        ("blocks.N.feedforward.output",), unless=("blocks.N.feedforward.shared_post_norm",)
-    ),
-    "blocks.N.hook_mlp_out": Hook(
-        ("blocks.N.feedforward.post_norm", "blocks.N.feedforward.output"), unscaled=True
-    ),
+    "blocks.N.mlp.hook_out": Hook(("blocks.N.feedforward.output",), unless=("blocks.N.feedforward.shared_post_norm",)),
+    "blocks.N.hook_mlp_out": Hook(("blocks.N.feedforward.post_norm", "blocks.N.feedforward.output"), unscaled=True),
     "blocks.N.ln2_post.hook_out": Hook(("blocks.N.feedforward.post_norm",)),
     "blocks.N.hook_resid_post": AFTER,
     "blocks.N.hook_out": AFTER,
@@ -101,9 +91,7 @@ HOOKS: Mapping[str, Hook] = {
     "unembed.hook_out": LOGITS,
     "hook_unembed": LOGITS,
 }
-COPIES = (
-    "it is a copy of the residual stream for one reader: edit hook_resid_pre, hook_resid_mid or ln1.hook_out"
-)
+COPIES = "it is a copy of the residual stream for one reader: edit hook_resid_pre, hook_resid_mid or ln1.hook_out"
 ABSENT: Mapping[str, str] = {
     "hook_pos_embed": "the position is added to the embedding at once: position has the sum",
     "hook_result": "the output of a single head is not computed: hook_z has the heads before the output matrix, and "
@@ -152,11 +140,7 @@ def _point(points: Mapping[str, Point], hook: Hook, block: int) -> str | None:
         return None
     names = (_of_block(name, block) for name in hook.points)
     point = next((points[name] for name in names if name in points), None)
-    if (
-        point is None
-        or (hook.unscaled and point.scaled)
-        or (hook.is_middle and not _is_middle(points, point))
-    ):
+    if point is None or (hook.unscaled and point.scaled) or (hook.is_middle and not _is_middle(points, point)):
         return None
     return point.name
 

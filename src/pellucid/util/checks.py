@@ -27,9 +27,7 @@ def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
             ``hint``.
     """
     if not is_whole(value) or not low <= value <= high:
-        raise InvalidRequest(
-            f"{name}={brief(value)}: must be a whole number from {low:,} to {high:,}{_suffix(hint)}"
-        )
+        raise InvalidRequest(f"{name}={brief(value)}: must be a whole number from {low:,} to {high:,}{_suffix(hint)}")
     return int(value)
 
 

@@ -42,9 +42,7 @@ def shade(value: float, maximum: float) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> str:
     """An HTML table. Numbers are aligned to the right. A cell may be a pair (text, style)."""
-    head = "".join(
-        f'<th scope="col" style="{CELL.format(align="left")}">{escaped(one)}</th>' for one in columns
-    )
+    head = "".join(f'<th scope="col" style="{CELL.format(align="left")}">{escaped(one)}</th>' for one in columns)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     caption_html = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return f'<table style="{STYLE}">{caption_html}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -64,8 +62,7 @@ def heat(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], labe
     finite = np.abs(values[np.isfinite(values)])
     maximum = float(finite.max(initial=0.0))
     head = "".join(
-        f'<th scope="col" style="writing-mode:vertical-rl;padding:2px 0">{escaped(one)}</th>'
-        for one in columns
+        f'<th scope="col" style="writing-mode:vertical-rl;padding:2px 0">{escaped(one)}</th>' for one in columns
     )
     body = "".join(
         f'<tr><th scope="row" style="text-align:right;padding-right:6px">{escaped(name)}</th>'

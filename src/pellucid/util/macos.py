@@ -17,10 +17,7 @@ class VmStatistics(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_uint32) for name in ("free", "active", "inactive", "wired")),
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("zero_fill", "reactivations", "pageins", "pageouts", "faults")
-        ),
+        *((name, ctypes.c_uint64) for name in ("zero_fill", "reactivations", "pageins", "pageouts", "faults")),
         *((name, ctypes.c_uint64) for name in ("copy_on_write", "lookups", "hits", "purges")),
         *((name, ctypes.c_uint32) for name in ("purgeable", "speculative")),
     ]
@@ -31,14 +28,8 @@ class ProcessUsage(ctypes.Structure):
 
     _fields_ = [
         ("uuid", ctypes.c_uint8 * 16),
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("user_time", "system_time", "idle_wakeups", "interrupt_wakeups")
-        ),
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("pageins", "wired_bytes", "resident_bytes", "footprint_bytes")
-        ),
+        *((name, ctypes.c_uint64) for name in ("user_time", "system_time", "idle_wakeups", "interrupt_wakeups")),
+        *((name, ctypes.c_uint64) for name in ("pageins", "wired_bytes", "resident_bytes", "footprint_bytes")),
         *((name, ctypes.c_uint64) for name in ("started", "exited")),
     ]
 

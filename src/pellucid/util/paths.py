@@ -150,9 +150,7 @@ def output_lock(name: str, path: Path) -> Iterator[None]:
                 lock.touch()  # filelock waits if it cannot create the file
                 held.enter_context(file_lock(lock, refuse))
             except OSError as error:
-                raise InvalidRequest(
-                    f"{name}={brief(str(path))}: cannot be written: {reason(error)}"
-                ) from error
+                raise InvalidRequest(f"{name}={brief(str(path))}: cannot be written: {reason(error)}") from error
             held.push(lambda *_: _forget(lock))
         yield
 

@@ -56,9 +56,7 @@ def find(package: str, kind: type[T], names: Callable[[T], Sequence[str]], name:
     return by_name[name] if name in by_name else discover(package, kind, names).get(name)
 
 
-def discover_classes(
-    package: str, base: type[T], names: Callable[[type[T]], Sequence[str]]
-) -> dict[str, type[T]]:
+def discover_classes(package: str, base: type[T], names: Callable[[type[T]], Sequence[str]]) -> dict[str, type[T]]:
     """Subclasses of ``base`` that a package's modules define, by each of their names, in order of the modules.
 
     Raises:
@@ -89,9 +87,7 @@ def _objects(module: ModuleType, kind: type[T]) -> Iterable[T]:
 
 
 def _by_name(
-    modules: Sequence[ModuleType],
-    declared: Callable[[ModuleType], Iterable[T]],
-    names: Callable[[T], Sequence[str]],
+    modules: Sequence[ModuleType], declared: Callable[[ModuleType], Iterable[T]], names: Callable[[T], Sequence[str]]
 ) -> dict[str, T]:
     """The declarations of modules, by each of their names. Raises TypeError if two declarations share a name."""
     registered: dict[str, tuple[T, ModuleType]] = {}
@@ -100,7 +96,5 @@ def _by_name(
             for name in names(value):
                 first, its_module = registered.setdefault(name, (value, module))
                 if first is not value:  # an object that another module imports is not a duplicate
-                    raise TypeError(
-                        f"{name!r} is declared twice: in {file_of(its_module)} and {file_of(module)}"
-                    )
+                    raise TypeError(f"{name!r} is declared twice: in {file_of(its_module)} and {file_of(module)}")
     return {name: value for name, (value, _) in registered.items()}

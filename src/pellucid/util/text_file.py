@@ -43,9 +43,7 @@ class TextFile:
         self.path, self.asked_field, self.field = path, field, FIELD if field is None else field
         kind = FOLDER if path.is_dir() else path.suffix.lower()
         if kind not in READERS:
-            raise InvalidRequest(
-                f"file={brief(str(path))}: its name must end with {', '.join(list(READERS)[1:])}"
-            )
+            raise InvalidRequest(f"file={brief(str(path))}: its name must end with {', '.join(list(READERS)[1:])}")
         if kind in (FOLDER, ".txt") and field is not None:
             what = "a folder" if kind == FOLDER else "a .txt file"
             raise InvalidRequest(f"field={brief(field)}: {what} has no fields: leave it out")
@@ -98,9 +96,7 @@ class TextFile:
         """
         count = sum(1 for _ in self.texts())
         if not count:
-            raise InvalidRequest(
-                f"{one_line(str(self.path))}: has no texts: give a file with at least one text"
-            )
+            raise InvalidRequest(f"{one_line(str(self.path))}: has no texts: give a file with at least one text")
         return count
 
     def sha256(self) -> str:
@@ -129,9 +125,7 @@ class TextList:
         for number in range(start, len(self._texts)):
             text = self._texts[number]
             if not isinstance(text, str) or not text:
-                raise InvalidRequest(
-                    f"text {number:,}: {brief(text)} is not a text: give at least 1 character"
-                )
+                raise InvalidRequest(f"text {number:,}: {brief(text)} is not a text: give at least 1 character")
             yield f"text {number:,}", text
 
 
@@ -171,9 +165,7 @@ def _not_utf8(path: Path, place: str) -> InvalidRequest:
 
 
 def _folder(path: Path, field: str) -> Records:
-    files = {
-        own.relative_to(path).as_posix(): own for own in path.rglob("*") if own.suffix.lower() in IN_FOLDERS
-    }
+    files = {own.relative_to(path).as_posix(): own for own in path.rglob("*") if own.suffix.lower() in IN_FOLDERS}
     for name, file in sorted(files.items()):
         if not file.is_file():
             continue

@@ -7,7 +7,7 @@ its contents if two conditions hold:
    links resolved), and nobody else can write to them. There are three exceptions. A folder above the file may be like
    ``/tmp``, where others can add files but cannot replace this user's files. A group may write if it is the owner's
    private group, with no other member. If this user owns a folder that nobody else can enter, the folders above this
-   folder are not checked. On Windows the same is asked of owners and access control lists (``access_lists.py``), and
+   folder are not checked. On Windows the same is asked of owners and access control lists (``windows.py``), and
    administrators count as root.
 2. Pellucid wrote these contents under this name: the file begins with the HMAC-SHA-256 of its name and its contents.
    The key is random. The first process that writes a file creates the key in ``<home>/cache.key``.
@@ -30,17 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pellucid.errors.messages import reason
-from pellucid.util.paths import (
-    NO_HOME,
-    NOWHERE,
-    STAGING,
-    VARIABLE,
-    home,
-    make_folder,
-    move,
-    staged,
-    user_cache,
-)
+from pellucid.util.paths import NO_HOME, NOWHERE, STAGING, VARIABLE, home, make_folder, move, staged, user_cache
 
 KEY_NAME = "cache.key"
 KEY_BYTES = DIGEST_BYTES = 32
@@ -64,9 +54,7 @@ class TrustedFolder:
             except OSError as error:
                 problems.append(f"{_with_path(error)}; its files are not used")
         if problems:
-            where = (
-                f"kept in {self._folders[0].root} instead" if self._folders else "made for this process only"
-            )
+            where = f"kept in {self._folders[0].root} instead" if self._folders else "made for this process only"
             _warn(f"{problems[0]}, and compiled kernels and vocabularies are {where}")
 
     @property
@@ -108,8 +96,7 @@ class TrustedFolder:
                 place.write(name, content, most)
             except OSError as error:
                 problem = (
-                    problem
-                    or f"compiled kernels and vocabularies cannot be kept in {place.path}: {_with_path(error)}"
+                    problem or f"compiled kernels and vocabularies cannot be kept in {place.path}: {_with_path(error)}"
                 )
             else:
                 if problem:
@@ -206,9 +193,7 @@ def _trusted_path(folder: Path) -> str | None:
         one = above
 
 
-def _check_permissions(
-    path: str, status: os.stat_result, *, sticky: bool = False, unmapped: bool = False
-) -> None:
+def _check_permissions(path: str, status: os.stat_result, *, sticky: bool = False, unmapped: bool = False) -> None:
     """Raise `Untrusted` if another user owns a file or may write to it. On Windows ``_check_access`` does so."""
     if not hasattr(os, "geteuid"):
         return
@@ -224,7 +209,7 @@ def _check_access(path: str, descriptor: int | None = None, *, above: bool = Fal
 
     ``descriptor`` is the open file. In a folder ``above``, others may add files, but not replace this user's files.
     """
-    from pellucid.util import access_lists as lists  # only Windows needs it, and it takes milliseconds
+    from pellucid.util import windows as lists
 
     sddl = lists.sddl_of_path(path) if descriptor is None else lists.sddl_of_file(descriptor)
     for other in lists.others_with(lists.REPLACE if above else lists.CHANGE, sddl, lists.user_sid()):

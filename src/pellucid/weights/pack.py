@@ -21,10 +21,9 @@ from pellucid.kernels.core.library import shared
 from pellucid.kernels.matmul.pack import PackRecord
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
 from pellucid.runtime.memory import address, aligned
-from pellucid.util.waits import join
+from pellucid.util.interpreter import join
 from pellucid.weights.checkpoint import Checkpoint, Tensor
-from pellucid.weights.quant.format import BlockFields, Format
-from pellucid.weights.quant.registry import lookup
+from pellucid.weights.quant.format import BlockFields, Format, lookup
 
 T = TypeVar("T")
 # Values per piece of work: few enough that all threads get pieces, enough to hide Python's overhead.
@@ -79,9 +78,7 @@ def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     return values
 
 
-def _scales(
-    packed: PackedLayout, fields: BlockFields
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+def _scales(packed: PackedLayout, fields: BlockFields) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """The scale and the minimum of every ``sub`` columns, float32. The minimum is None if the format has no minima."""
     own = fields.scale_fields[-2:] if packed.minimum else fields.scale_fields[-1:]
     if packed.scale == "e8m0":
@@ -185,9 +182,7 @@ def prepare(
         words = np.array(PackRecord.pack(where), np.int64)
         native(address(words), 0, 0, 1)
 
-    return Packing(
-        matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, groups_per_piece)]
-    )
+    return Packing(matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, groups_per_piece)])
 
 
 def pack(packings: Iterable[Packing], threads: int) -> None:

@@ -25,10 +25,8 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
 from pellucid.util.paths import is_file_name
-from pellucid.weights.checkpoint import Tensor
-from pellucid.weights.files import FileCheckpoint, ModelFile
-from pellucid.weights.json_files import MAX_JSON, parse_json, read_json
-from pellucid.weights.sentence_modules import read_modules
+from pellucid.weights.checkpoint import FileCheckpoint, ModelFile, Tensor
+from pellucid.weights.json_files import MAX_JSON, parse_json, read_json, read_modules
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -129,9 +127,7 @@ def read_table(path: Path, file: ModelFile) -> tuple[dict[str, Tensor], Any]:
         raise FileFormatError(path, "header length", f"needs 8 bytes but the file has {file.size}", 0)
     length = int.from_bytes(file.read(0, 8), "little")
     if length > MAX_JSON:
-        raise FileFormatError(
-            path, "header length", f"{length:,} is above the limit of {MAX_JSON:,} bytes", 0
-        )
+        raise FileFormatError(path, "header length", f"{length:,} is above the limit of {MAX_JSON:,} bytes", 0)
     if length > file.size - 8:
         problem = f"{length:,} but {file.size - 8:,} bytes remain; the file is truncated or damaged"
         raise FileFormatError(path, "header length", problem, 0)
@@ -139,9 +135,7 @@ def read_table(path: Path, file: ModelFile) -> tuple[dict[str, Tensor], Any]:
     header = parse_json(path, "header", file.read(8, length), 8)
     metadata = header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
-        raise FileFormatError(
-            path, "header", f"{len(header):,} tensors are above the limit of {MAX_TENSORS:,}", 8
-        )
+        raise FileFormatError(path, "header", f"{len(header):,} tensors are above the limit of {MAX_TENSORS:,}", 8)
     table = {name: _tensor(path, name, record, start) for name, record in header.items()}
     _check_contiguous(path, table, start, file.size)
     return table, metadata
@@ -175,16 +169,12 @@ def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:
         raise FileFormatError(path, f"{field} dtype", f"{shown(str(dtype))} is unknown; known are {known}", 8)
     if not _sizes(shape) or len(shape) > MAX_RANK or math.prod(n or 1 for n in shape) >= 1 << 60:
         # A size of 0 would make the product 0, so it counts as 1.
-        raise FileFormatError(
-            path, f"{field} shape", f"must be at most {MAX_RANK} sizes with a product below 2^60", 8
-        )
+        raise FileFormatError(path, f"{field} shape", f"must be at most {MAX_RANK} sizes with a product below 2^60", 8)
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FileFormatError(path, f"{field} data_offsets", "must be two ascending byte offsets", 8)
     total_bits, (begin, end) = math.prod(shape) * bits, offsets
     if total_bits != (end - begin) * 8:
-        problem = (
-            f"{dtype} of shape {shape} takes {total_bits / 8:,g} bytes but data_offsets span {end - begin:,}"
-        )
+        problem = f"{dtype} of shape {shape} takes {total_bits / 8:,g} bytes but data_offsets span {end - begin:,}"
         raise FileFormatError(path, field, problem, 8)
     return Tensor(name, tuple(shape), dtype, path, start + begin, end - begin)
 
@@ -201,9 +191,7 @@ def _check_contiguous(path: Path, table: dict[str, Tensor], start: int, size: in
         field = f"tensor {shown(tensor.name)} data_offsets"
         if tensor.offset != end:
             how = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
-            raise FileFormatError(
-                path, field, f"{how}: begins at {tensor.offset:,}, not {end:,}", tensor.offset
-            )
+            raise FileFormatError(path, field, f"{how}: begins at {tensor.offset:,}, not {end:,}", tensor.offset)
         end = tensor.offset + tensor.nbytes
         if end > size:
             problem = f"reaches {end - size:,} bytes past the end of the file, which is truncated or damaged"
@@ -254,9 +242,7 @@ def _of_modules(folder: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]
             named = {f"{module.path}/{name}": tensor for name, tensor in table.items()}
             tensors |= {name: replace(tensor, name=name) for name, tensor in named.items()}
         elif (inside / "pytorch_model.bin").is_file():
-            problem = (
-                "holds PyTorch (pickle) weights, which are not read: save the model again as safetensors"
-            )
+            problem = "holds PyTorch (pickle) weights, which are not read: save the model again as safetensors"
             raise FileFormatError(inside, "folder", problem)
     return tensors
 

@@ -1,6 +1,6 @@
 """The models on this machine, and `resolve`, which returns the path of a model by its name.
 
-    <home>/models/<name>/…             the complete files of one model, with a manifest (``manifest.py``)
+    <home>/models/<name>/…             the complete files of one model, with a manifest (``hashes.py``)
     <home>/staging/<name>/             the unfinished files of a pull; an interruption leaves them for the next pull
     <home>/locks/<name>.lock           held during a pull, so that two processes do not pull the same model
 
@@ -26,11 +26,10 @@ from pellucid.errors import FileFormatError, ModelNotFound, SourceError
 from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.paths import NO_HOME, NOWHERE, home, make_folder, move
 from pellucid.weights.catalogue import CatalogueModel, find, not_found
-from pellucid.weights.fetching import fetch_model
-from pellucid.weights.manifest import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
+from pellucid.weights.fetching import fetch_model, locked, staging
+from pellucid.weights.hashes import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
 from pellucid.weights.sources.schemes.local import unreadable
 from pellucid.weights.sources.source import SCHEME, DownloadProgress, Silent, Source, source_of, sources
-from pellucid.weights.staging import locked, staging
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -72,9 +71,7 @@ class PullPolicy(Enum):
 
     NEVER = 0  # a model that the store does not have raises an error
     IF_MISSING = 1  # only if the store does not have the model
-    ALWAYS = (
-        2  # also if the store has the model: hashes the files of catalogue models, fetches other models again
-    )
+    ALWAYS = 2  # also if the store has the model: hashes the files of catalogue models, fetches other models again
 
 
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
@@ -170,9 +167,7 @@ def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, policy: P
         except SourceError as error:
             damaged = [f"{file.name} {file.problem}" for file in checked if file.problem]
             if damaged:
-                raise type(error)(
-                    f"the stored copy of {model.name} is damaged ({damaged[0]}), and {error}"
-                ) from error
+                raise type(error)(f"the stored copy of {model.name} is damaged ({damaged[0]}), and {error}") from error
             raise
         if before is not None and intact:
             origin = list(dict.fromkeys([*before.source.split(", "), *origin]))

@@ -16,9 +16,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, STRING, TENSOR_TYPES
-from pellucid.weights.quant.format import Format
-from pellucid.weights.quant.registry import lookup
+from pellucid.weights.gguf_values import ARRAY, BOOL, NUMBER_TYPES, STRING, TENSOR_TYPES
+from pellucid.weights.quant.format import Format, lookup
 
 ALIGNMENT = 32
 SAFETENSORS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -52,9 +51,7 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Wr
     offset = 0
     for name, tensor in tensors.items():
         dims = tensor.shape[::-1]
-        head += _string(name) + struct.pack(
-            f"<I{len(dims)}QIQ", len(dims), *dims, codes[tensor.form.name], offset
-        )
+        head += _string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, codes[tensor.form.name], offset)
         offset += tensor.nbytes + _padding(tensor.nbytes)
     with open(path, "wb") as file:
         file.write(head + bytes(_padding(len(head))))
@@ -63,9 +60,7 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Wr
             file.write(bytes(_padding(tensor.nbytes)))
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Written], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Written], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file. ``metadata`` is the ``__metadata__`` of its header."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -109,9 +104,7 @@ def _value(value: Any) -> tuple[int, bytes]:
         kind = "<f4" if isinstance(value, float) else "<u4" if value >= 0 else "<i4"
         return numbers[kind], np.array(value, kind).tobytes()
     if isinstance(value, np.ndarray):
-        code = (
-            BOOL if value.dtype == np.bool_ else numbers[value.dtype.newbyteorder("<").str.replace("|", "<")]
-        )
+        code = BOOL if value.dtype == np.bool_ else numbers[value.dtype.newbyteorder("<").str.replace("|", "<")]
         return ARRAY, struct.pack("<IQ", code, value.size) + value.tobytes()
     items = [_value(item) for item in value]
     code = items[0][0] if items else STRING

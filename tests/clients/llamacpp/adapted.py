@@ -53,9 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     def make_request(self: Any, method: str, path: str, data: Any = None, *more: Any, **named: Any) -> Any:
         return request(self, method, path, with_defaults(self, path, data), *more, **named)
 
-    def make_stream_request(
-        self: Any, method: str, path: str, data: Any = None, *more: Any, **named: Any
-    ) -> Any:
+    def make_stream_request(self: Any, method: str, path: str, data: Any = None, *more: Any, **named: Any) -> Any:
         return stream(self, method, path, with_defaults(self, path, data), *more, **named)
 
     kind.make_request, kind.make_stream_request = make_request, make_stream_request

@@ -27,17 +27,7 @@ VALUES = (
     *("port", "host", "model", "model-url", "hf-repo", "hf-file", "alias", "ctx-size", "parallel", "threads"),
     *("api-key", "chat-template-file", "model-draft"),
 )
-FLAGS = (
-    "kv-unified",
-    "offline",
-    "jinja",
-    "no-jinja",
-    "no-slots",
-    "slots",
-    "embedding",
-    "reranking",
-    "cont-batching",
-)
+FLAGS = ("kv-unified", "offline", "jinja", "no-jinja", "no-slots", "slots", "embedding", "reranking", "cont-batching")
 
 
 def main() -> None:
@@ -49,9 +39,7 @@ def main() -> None:
     asked, others = parser.parse_known_args()
     print("passed over:", *others, file=sys.stderr)
     python = os.environ["PELLUCID_PYTHON"]
-    wanted = " ".join(
-        filter(None, [asked.hf_repo, asked.hf_file, asked.model, asked.model_url, asked.alias])
-    ).lower()
+    wanted = " ".join(filter(None, [asked.hf_repo, asked.hf_file, asked.model, asked.model_url, asked.alias])).lower()
     name = next(model for word, model in INSTEAD if word in wanted)
     folder = Path(tempfile.mkdtemp(prefix="llama-server-"))
     alias = sorted((asked.alias or "model").split(","))[0]
@@ -72,9 +60,7 @@ def main() -> None:
 def resolved(python: str, name: str) -> str:
     """The path of a model of the catalogue."""
     code = "import sys; from pellucid.weights.store import resolve; print(resolve(sys.argv[1]))"
-    return subprocess.run(
-        [python, "-c", code, name], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run([python, "-c", code, name], capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -51,10 +51,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
         ({"machines": [{**GOOD, "read_gb_per_s": 20}]}, "multiply_gmac_per_s is missing"),
         ({"machines": [{**GOOD, "color": "red"}]}, "'color'"),
         ({"machines": [GOOD, GOOD]}, "the same name"),
-        (
-            {"machines": [{**GOOD, "name": str(n)} for n in range(33)]},
-            "lists 33 kinds of machines; the limit is 32",
-        ),
+        ({"machines": [{**GOOD, "name": str(n)} for n in range(33)]}, "lists 33 kinds of machines; the limit is 32"),
         (" " * (1 << 20) + "{}", "has more than 1,048,576 bytes"),
         ({"machines": [GOOD], "link": 3}, "link=3"),
         ({"machines": [GOOD], "link": {"gbit_per_s": 0}}, "link.gbit_per_s=0"),
@@ -119,9 +116,7 @@ def test_any_document_is_read_or_refused(tmp_path_factory: pytest.TempPathFactor
 def test_a_plan_on_machines(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "machines.json"
     rates = {"read_gb_per_s": 50, "multiply_gmac_per_s": 1000}
-    path.write_text(
-        json.dumps({"machines": [{**GOOD, **rates}, {**GOOD, **rates, "name": "s", "memory_gb": 24}]})
-    )
+    path.write_text(json.dumps({"machines": [{**GOOD, **rates}, {**GOOD, **rates, "name": "s", "memory_gb": 24}]}))
     made = command("plan", "llama-3-70b", "--machines", str(path), "--context", "4096", "--json")
     found = json.loads(made.out)
     assert {(one["machines"], one["replicas"], one["stages"]) for one in found["layouts"]} == {
@@ -132,9 +127,7 @@ def test_a_plan_on_machines(command: Command, tmp_path: Path) -> None:
     shown = command("plan", "llama-3-70b", "--machines", str(path), "--context", "4096")
     assert "recommended: 3 replicas of a" in shown.out
     divided = command("plan", "gpt3-175b", "--machines", str(path), "--context", "2048")
-    assert (
-        "recommended: 3 stages of a: 3 machines have memory for a larger batch (5 sequences)" in divided.out
-    )
+    assert "recommended: 3 stages of a: 3 machines have memory for a larger batch (5 sequences)" in divided.out
     assert " with 3 " in divided.out
     for arguments, said in (
         (["--machines", str(tmp_path / "none.json")], "cannot be read"),

@@ -19,7 +19,7 @@ from pellucid.capacity.simulated_replica import ReplicaCapacity, SimulatedReplic
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Replay, Traffic
 from pellucid.engine.job import Job
-from pellucid.engine.step_times import StepTimes
+from pellucid.engine.state import StepTimes
 from pellucid.llm import LLM
 from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import Chunk, StepLimits
@@ -65,9 +65,7 @@ def real_steps(llm: LLM, rounds: Sequence[Asked]) -> list[list[int]]:
     return steps
 
 
-def simulated_steps(
-    room: ReplicaCapacity, rounds: Sequence[Asked], monkeypatch: pytest.MonkeyPatch
-) -> list[list[int]]:
+def simulated_steps(room: ReplicaCapacity, rounds: Sequence[Asked], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     steps, real = list[list[int]](), replica_module.SimulatedStep.__init__
 
     def watched(self: object, scheduled: Sequence[object], *more: object) -> None:
@@ -111,9 +109,7 @@ def test_steps_are_those_of_an_engine(family: str, tmp_path: Path, monkeypatch: 
         assert real_steps(llm, rounds) == simulated_steps(size.replica_capacity(0), rounds, monkeypatch)
 
 
-def run(
-    traffic: Traffic | Replay, replicas: int, ahead: bool, room: ReplicaCapacity = ROOM, **how: float
-) -> Outcome:
+def run(traffic: Traffic | Replay, replicas: int, ahead: bool, room: ReplicaCapacity = ROOM, **how: float) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         if not ahead:
             patch.setattr(SimulatedReplica, "_equal_steps", lambda self, scheduled: 1)

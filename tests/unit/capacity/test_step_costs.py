@@ -14,14 +14,7 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid.capacity import step_costs
-from pellucid.capacity.layouts import (
-    PROCESS_BYTES,
-    ModelSize,
-    fewest_stages,
-    layouts,
-    recommended,
-    stage_bytes,
-)
+from pellucid.capacity.layouts import PROCESS_BYTES, ModelSize, fewest_stages, layouts, recommended, stage_bytes
 from pellucid.capacity.machines import Link, Machine, Machines
 from pellucid.capacity.step_costs import (
     INT8_SHARE,
@@ -57,9 +50,7 @@ def work(name: str = "llama-3-70b") -> PlanWork:
 
 def sized(name: str, context: int = 8192) -> ModelSize:
     found = paper_model(name)
-    return ModelSize(
-        name, found.spec, found.plan, step_limits(found.spec, context), found.file_bytes[found.form]
-    )
+    return ModelSize(name, found.spec, found.plan, step_limits(found.spec, context), found.file_bytes[found.form])
 
 
 def machine(gigabytes: float, count: int = 1, read: float = 50.0, multiply: float = 1000.0) -> Machine:
@@ -92,11 +83,7 @@ def test_another_machine_is_as_fast_as_its_roofs() -> None:
     twice = COSTS.on(Rates(100e9, 2000e9), here, work())
     assert twice.rows[1] == pytest.approx(COSTS.rows[1] / 2)
     assert twice.prompts[64] == pytest.approx(COSTS.prompts[64] / 2)
-    assert (twice.request, twice.server_step, twice.server_row) == (
-        COSTS.request,
-        COSTS.server_step,
-        COSTS.server_row,
-    )
+    assert (twice.request, twice.server_step, twice.server_row) == (COSTS.request, COSTS.server_step, COSTS.server_row)
     # A single sequence is bound by reading weights, so faster arithmetic does not help.
     units = COSTS.on(Rates(50e9, 4000e9), here, work())
     assert units.rows[1] == pytest.approx(COSTS.rows[1])
@@ -116,9 +103,7 @@ def test_stages_add_hops_and_share_long_prompts() -> None:
 def test_a_model_on_paper_reaches_the_usual_parts() -> None:
     found = paper_model("llama-3-70b")
     costs = work().estimated(machine(100))
-    assert costs.rows[1] == pytest.approx(
-        1 / found.decode(Rates(MEMORY_SHARE * 50e9, INT8_SHARE * 1e12)), rel=0.01
-    )
+    assert costs.rows[1] == pytest.approx(1 / found.decode(Rates(MEMORY_SHARE * 50e9, INT8_SHARE * 1e12)), rel=0.01)
 
 
 def test_a_step_of_a_model_on_paper_reads_keys_and_values() -> None:
@@ -138,9 +123,7 @@ def test_a_step_of_a_model_on_paper_reads_keys_and_values() -> None:
 def test_layers_with_a_window_see_no_more() -> None:
     costs = work("gpt-oss-20b").estimated(machine(100, multiply=1e9))
     layer, fast = 8 * (64 + 64) * 2, MEMORY_SHARE * 50e9
-    assert costs.step(2, 2 * 1000, 0, 0) - costs.step(2, 0, 0, 0) == pytest.approx(
-        2 * 12 * layer * (1000 + 128) / fast
-    )
+    assert costs.step(2, 2 * 1000, 0, 0) - costs.step(2, 0, 0, 0) == pytest.approx(2 * 12 * layer * (1000 + 128) / fast)
     assert costs.next_step(2, 2 * 1000) == pytest.approx(2 * 12 * layer / fast)
     assert costs.next_step(2, 2 * 100) == pytest.approx(2 * 24 * layer / fast)
     here = Rates(50e9, 1e18)
@@ -151,9 +134,7 @@ def test_layers_with_a_window_see_no_more() -> None:
 def test_many_texts_are_as_many_as_there_is_room_for() -> None:
     model = sized("gpt3-175b", 2048)
     small, large = machine(130), machine(1000)
-    (first, *_), (last, *_) = (
-        layouts(model, Machines((one,)), [model.work.estimated(one)]) for one in (small, large)
-    )
+    (first, *_), (last, *_) = (layouts(model, Machines((one,)), [model.work.estimated(one)]) for one in (small, large))
     assert (first.depth, last.depth, last.sequences) == (1024, 1024, 16)
     assert first.cached_tokens is not None
     assert first.sequences == first.cached_tokens // 1025 < 16
@@ -164,9 +145,7 @@ def test_many_texts_are_as_many_as_there_is_room_for() -> None:
 
 def test_a_model_that_fits_nowhere_is_refused_without_cutting_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cuts = list[int]()
-    monkeypatch.setattr(
-        "pellucid.capacity.layouts.stage_bytes", lambda model, stages: cuts.append(stages) or 7
-    )
+    monkeypatch.setattr("pellucid.capacity.layouts.stage_bytes", lambda model, stages: cuts.append(stages) or 7)
     model = sized("llama-3-70b")
     with pytest.raises(InvalidRequest, match="cannot be divided"):
         fewest_stages(model, machine(0.5))
@@ -244,15 +223,11 @@ def llama_steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[StepCosts, li
 
 
 @pytest.mark.parametrize(("share", "busy"), [(0.5, True), (0.97, False), (1.4, False)])
-def test_a_busy_machine_is_noticed(
-    share: float, busy: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_busy_machine_is_noticed(share: float, busy: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The processor time of the threads during steps is compared with the time of the steps."""
     from pellucid.testing import random_model
 
-    clock = SimpleNamespace(
-        perf_counter=time.perf_counter, process_time=lambda: 2 * share * time.perf_counter()
-    )
+    clock = SimpleNamespace(perf_counter=time.perf_counter, process_time=lambda: 2 * share * time.perf_counter())
     monkeypatch.setattr(step_costs, "time", clock)
     monkeypatch.setattr(step_costs, "ROUNDS", 1)
     monkeypatch.setattr(step_costs, "NOISE_TOTAL", 0.2)

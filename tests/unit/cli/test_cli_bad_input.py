@@ -70,9 +70,7 @@ def nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    OPTIONS,
-    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+    ("arguments", "message"), OPTIONS, ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else ""
 )
 @pytest.mark.parametrize("name", ["run", "chat"])
 def test_an_option_out_of_range(
@@ -95,14 +93,7 @@ def test_an_unknown_model(command: Command, name: str) -> None:
     assert "there is no file or folder 'nowhere.gguf'" in command(name, "nowhere.gguf", *text).refusal
     assert "no source 'foo'; known are hf:" in command(name, "foo:bar", *text).refusal
     assert "no model is called ''" in command(name, "", *text).refusal
-    for hostile in (
-        "a\nb\x1b[31m\r\t",
-        "./a\nb\x1b[31m",
-        "pypi:a\nb",
-        "hf:a\nb/c\x00",
-        "\udcff\udcfe",
-        "x" * 5000,
-    ):
+    for hostile in ("a\nb\x1b[31m\r\t", "./a\nb\x1b[31m", "pypi:a\nb", "hf:a\nb/c\x00", "\udcff\udcfe", "x" * 5000):
         assert len(command(name, hostile, *text).refusal) < 400
 
 
@@ -172,9 +163,7 @@ def test_an_architecture_that_is_not_known(command: Command, tmp_path: Path, arc
 def test_prompts(command: Command, tiny: str) -> None:
     assert "text='': must be a text of at least 1 character" in command("run", tiny, "").refusal
     long = "to see that it rains in the east"
-    assert (
-        "the context is 16 and must hold the answer" in command("run", tiny, long, "--context", "16").refusal
-    )
+    assert "the context is 16 and must hold the answer" in command("run", tiny, long, "--context", "16").refusal
     assert "the context is 128" in command("run", tiny, long * 100).refusal
     assert "text='': must be" in pellucid("run", tiny, "-").refusal
     assert "text='': must be" in pellucid("run", tiny).refusal
@@ -184,9 +173,7 @@ def test_what_a_model_is_not_made_for(command: Command, tiny: str, mute: str, en
     assert "no chat template" in command("chat", mute, "hi").refusal
     assert "makes sentence vectors, not text" in command("chat", encoder, "hi").refusal
     assert "makes sentence vectors, not text" in command("run", encoder, "hi").refusal
-    said = (
-        "makes text, not sentence vectors: use pellucid run, or load minilm, or give this model --task embed"
-    )
+    said = "makes text, not sentence vectors: use pellucid run, or load minilm, or give this model --task embed"
     assert said in command("embed", tiny, "hi").refusal
     assert "or give this model --task classify" in command("rerank", tiny, "a", "b").refusal
     assert "text='': must be a text" in command("embed", encoder, "a", "").refusal
@@ -217,9 +204,7 @@ def test_command_lines(command: Command, arguments: tuple[str, ...], message: st
     assert message in command(*arguments).refusal
 
 
-def test_a_store_that_cannot_be_written(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_cannot_be_written(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "file" / "home"))
     assert "set PELLUCID_HOME to use another folder" in command("pull", "smollm2").refusal
@@ -254,9 +239,7 @@ def test_a_home_is_a_path_of_any_kind(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a working directory that can be deleted")
-def test_a_home_below_a_working_directory_that_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_below_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -287,9 +270,7 @@ def test_a_user_without_a_home_folder(
     assert command("pull", tiny).answer == f"{tiny}\n"
     assert command("list").code == command("verify").code == 0
     monkeypatch.setattr(trusted_files, "_warned", False)
-    with pytest.warns(
-        RuntimeWarning, match=f"{remedy}; until then no file is kept, and compiled kernels and voc"
-    ):
+    with pytest.warns(RuntimeWarning, match=f"{remedy}; until then no file is kept, and compiled kernels and voc"):
         folder = trusted_files.TrustedFolder("kernels/x")
     assert (folder.path, folder.keeps, folder.has("a"), folder.read("a")) == (None, False, False, None)
     folder.write("a", b"content")
@@ -312,9 +293,7 @@ def test_a_home_that_cannot_be_for_a_model_that_lies_elsewhere(
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a folder that not even root can write to")
-def test_a_home_that_cannot_be_written_to(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_that_cannot_be_written_to(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PELLUCID_HOME", "/proc/self/home")
     assert "cannot write the store /proc/self/home: " in command("pull", "smollm2").refusal
     assert command("verify").answer == ""

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from support.command import Command
 
-from pellucid.cli.commands import chat
+from pellucid.cli.commands import run
 from pellucid.cli.conversation import converse
 from pellucid.errors import ContextOverflow, ModelNotFound
-from pellucid.tokenize.chat import template_process
+from pellucid.tokenize.chat import template
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 
@@ -56,10 +56,7 @@ def talk(scribe: Scribe, monkeypatch: pytest.MonkeyPatch, stdin: io.StringIO) ->
 def test_the_conversation_is_kept(scribe: Scribe, monkeypatch: pytest.MonkeyPatch) -> None:
     talk(scribe, monkeypatch, io.StringIO("a\n \n b \n"))
     user = [{"role": "user", "content": text} for text in ("a", "b")]
-    assert scribe.asked == [
-        [SYSTEM, user[0]],
-        [SYSTEM, user[0], {"role": "assistant", "content": "1"}, user[1]],
-    ]
+    assert scribe.asked == [[SYSTEM, user[0]], [SYSTEM, user[0], {"role": "assistant", "content": "1"}, user[1]]]
 
 
 def test_reset_forgets_all_but_the_system_message(scribe: Scribe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +94,7 @@ def test_a_template_process_starts_before_the_model_is_loaded(
         done.append("load")
         raise ModelNotFound("no model")
 
-    monkeypatch.setattr(template_process, "start_ahead", lambda: done.append("start"))
-    monkeypatch.setattr(chat, "load", load)
+    monkeypatch.setattr(template, "start_ahead", lambda: done.append("start"))
+    monkeypatch.setattr(run, "load", load)
     assert command("chat", "nothing").code == 2
     assert done == ["start", "load"]

@@ -44,17 +44,7 @@ def test_planning_needs_no_extra(tmp_path: Path) -> None:
     kind = {"name": "a", "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, "multiply_gmac_per_s": 3000}
     machines.write_text(json.dumps({"machines": [kind]}))
     for asked in (["plan"], ["capacity", "--rate", "0.1", "--ttft", "9s", "--day", "flat"]):
-        command = [
-            sys.executable,
-            "-c",
-            WITHOUT,
-            *asked,
-            "llama-3-8b",
-            "--context",
-            "2048",
-            "--machines",
-            machines,
-        ]
+        command = [sys.executable, "-c", WITHOUT, *asked, "llama-3-8b", "--context", "2048", "--machines", machines]
         made = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (made.returncode, "Traceback" in made.stderr) == (0, False)
         assert "80.0 GB/s" in made.stdout

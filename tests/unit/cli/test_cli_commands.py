@@ -37,9 +37,7 @@ def test_version_and_help(command: Command) -> None:
     assert command().answer == command("-h").answer == page
 
 
-@pytest.mark.parametrize(
-    "name", [*COMMANDS, *(f"{name} {part}" for name, parts in GROUPS.items() for part in parts)]
-)
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"{name} {part}" for name, parts in GROUPS.items() for part in parts)])
 def test_help_of_a_command(command: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     page = command(*name.split(), "--help").answer
@@ -83,10 +81,7 @@ def test_a_prompt_from_standard_input(command: Command, tiny: str) -> None:
 def test_bytes_that_are_not_utf8_are_refused_wherever_they_come_in(
     command: Command, tiny: str, encoder: str, tmp_path: Path, errors: str
 ) -> None:
-    words, read = (
-        "text has the surrogate U+DCFF at character 1",
-        "standard input: byte 1 is not UTF-8: convert it",
-    )
+    words, read = ("text has the surrogate U+DCFF at character 1", "standard input: byte 1 is not UTF-8: convert it")
     assert read in command("run", tiny, *GREEDY, given=b"a\xffb", errors=errors).refusal
     assert words in command("run", tiny, b"a\xffb", *GREEDY).refusal
     assert read in command("tokenize", tiny, given=b"a\xffb", errors=errors).refusal
@@ -137,18 +132,7 @@ def test_run_with_log_probabilities(command: Command, tiny: str) -> None:
 
 
 def test_sample_shows_each_step_as_a_table_and_as_data(command: Command, tiny: str) -> None:
-    chain = (
-        "--seed",
-        "3",
-        "--max-new-tokens",
-        "3",
-        "--repetition-penalty",
-        "1.2",
-        "--top-k",
-        "9",
-        "--top",
-        "5",
-    )
+    chain = ("--seed", "3", "--max-new-tokens", "3", "--repetition-penalty", "1.2", "--top-k", "9", "--top", "5")
     document = command("sample", tiny, PROMPT, *chain, "--json").document
     ran = command("run", tiny, PROMPT, *chain[:-2], "--json").document
     assert [token["token"] for token in document["trace"]] == document["ids"] == ran["ids"]
@@ -190,9 +174,7 @@ def test_beams_as_text_as_a_tree_and_as_data(command: Command, tiny: str) -> Non
         assert message in command("beams", tiny, PROMPT, *arguments).refusal
 
 
-def test_perplexity_and_divergence_of_a_file(
-    command: Command, tiny: str, encoder: str, tmp_path: Path
-) -> None:
+def test_perplexity_and_divergence_of_a_file(command: Command, tiny: str, encoder: str, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("to see that it rains in the east, or in the west. " * 6)
     windows = ("--window", "32", "--stride", "16")
@@ -222,16 +204,7 @@ def test_perplexity_and_divergence_of_a_file(
 
 def test_the_chain_from_the_command_line(command: Command, tiny: str) -> None:
     made = command(
-        *(
-            "run",
-            tiny,
-            PROMPT,
-            "--json",
-            "--max-new-tokens",
-            "2",
-            "--samplers",
-            "top_k; min_p,temperature,logit_bias",
-        ),
+        *("run", tiny, PROMPT, "--json", "--max-new-tokens", "2", "--samplers", "top_k; min_p,temperature,logit_bias"),
         *("--logit-bias", "40=-inf,41=2.5", "--seed", "1"),
     ).document
     assert [step["name"] for step in made["chain"]] == ["top_k", "min_p", "temperature", "logit_bias"]
@@ -350,9 +323,7 @@ def test_list_pull_info_and_rm(command: Command, tmp_path: Path, monkeypatch: py
 @pytest.mark.slow
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"}])
 def test_pipes_get_plain_text(tiny: str, encoder: str, env: dict[str, str]) -> None:
-    for arguments in (
-        (("plan", tiny), ("list",), ("embed", encoder, "a", "b")) if not env else (("plan", tiny),)
-    ):
+    for arguments in (("plan", tiny), ("list",), ("embed", encoder, "a", "b")) if not env else (("plan", tiny),):
         done = pellucid(*arguments, env=env)
         assert "\x1b" not in done.answer + done.err
         assert "\r" not in done.answer + done.err
@@ -410,7 +381,4 @@ def test_closed_streams(tiny: str) -> None:
     run = " ".join([*PROGRAM, "run", "--raw", tiny, PROMPT.replace(" ", "_"), *GREEDY])
     for closed, code in ((">&-", 0), ("2>&-", 0), ("<&-", 0), (">&- 2>&- <&-", 0)):
         done = subprocess.run(["sh", "-c", f"{run} {closed}"], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr.replace(COMPILING, "")) == (
-            code,
-            "",
-        )
+        assert (done.returncode, done.stderr.replace(COMPILING, "")) == (code, "")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.command import PROGRAM, Outcome, pellucid
 
-from pellucid.cli.completion import model_names
+from pellucid.cli.command import model_names
 from pellucid.weights import store
 
 pytestmark = pytest.mark.slow
@@ -61,9 +61,7 @@ def test_models_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_of_a_shell(shell: str) -> None:
-    any_shell = {
-        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"
-    }  # otherwise Typer takes the shell that runs it
+    any_shell = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # otherwise Typer takes the shell that runs it
     script = pellucid("--show-completion", shell, env=any_shell).answer
     assert "_PELLUCID_COMPLETE=complete_" + shell in script
 
@@ -80,11 +78,7 @@ def test_installed_in_bash(tmp_path: Path) -> None:
     home = {**os.environ, "HOME": str(tmp_path), "PELLUCID_HOME": str(tmp_path / "home")}
     any_shell = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     install = subprocess.run(
-        [*PROGRAM, "--install-completion", "bash"],
-        env=home | any_shell,
-        capture_output=True,
-        text=True,
-        check=True,
+        [*PROGRAM, "--install-completion", "bash"], env=home | any_shell, capture_output=True, text=True, check=True
     )
     assert "bash completion installed" in install.stdout
     bin = tmp_path / "bin"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.command import Command
 
-from pellucid.cli.cluster_options import Replicas
+from pellucid.cli.serving_options import Replicas
 from pellucid.testing import random_model
 from pellucid.trace import ControlVector, LinearProbe, RegisteredVectors
 
@@ -25,9 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, draws = tmp_path_factory.mktemp("vectors"), np.random.default_rng(1)
     for name in ("calm", "french"):
-        ControlVector({n: draws.normal(size=64).astype(np.float32) for n in (1, 2)}).save(
-            folder / f"{name}.gguf"
-        )
+        ControlVector({n: draws.normal(size=64).astype(np.float32) for n in (1, 2)}).save(folder / f"{name}.gguf")
     return folder
 
 
@@ -38,10 +36,7 @@ def test_a_vector_is_made_from_files_of_prompts(command: Command, model: str, tm
     out = tmp_path / "good.gguf"
     assert "2 directions from 2 pairs of prompts" in command("vector", model, str(out), *more).answer
     assert list(ControlVector.open(out).directions) == [1, 2]
-    assert (
-        "1 directions"
-        in command("vector", model, str(out), *more, "--layers", "2", "2", "--method", "pca").answer
-    )
+    assert "1 directions" in command("vector", model, str(out), *more, "--layers", "2", "2", "--method", "pca").answer
     assert list(ControlVector.open(out).directions) == [2]
     for arguments, said in (
         ((str(tmp_path / "x.bin"), *more), "must end with .gguf or .safetensors"),
@@ -63,14 +58,10 @@ def test_options_of_llama_cpp(command: Command, model: str, files: Path) -> None
         ("--control-vector", f"{calm}:1.5", "--control-vector-layer-range", "0", "9"),
     ):
         assert command("run", model, *PROMPT, *same).answer == scaled, same
-    second = command(
-        "run", model, *PROMPT, "--control-vector", f"{calm}:1.5", "--control-vector-layer-range", "2", "2"
-    )
+    second = command("run", model, *PROMPT, "--control-vector", f"{calm}:1.5", "--control-vector-layer-range", "2", "2")
     assert second.answer not in (plain, scaled)
     chat = ("--chat-template", str(template(files)), "-n", "8", "--temperature", "0", "--ignore-eos", "Hi")
-    assert (
-        command("chat", model, *chat, "--control-vector", calm).answer != command("chat", model, *chat).answer
-    )
+    assert command("chat", model, *chat, "--control-vector", calm).answer != command("chat", model, *chat).answer
 
 
 def template(folder: Path) -> Path:
@@ -88,10 +79,7 @@ def test_wrong_vectors(command: Command, model: str, files: Path, tmp_path: Path
         (("--control-vector", model), "general.architecture: is 'llama', not 'controlvector'"),
         (("--control-vector", str(other)), "--control-vector: the vector has width 3, and the model has 64"),
         (("--control-vector", f"{calm}:1e9"), "scale=1000000000.0: must be"),
-        (
-            ("--control-vector", calm, "--control-vector-layer-range", "7", "9"),
-            "the vector has the layers [1, 2]",
-        ),
+        (("--control-vector", calm, "--control-vector-layer-range", "7", "9"), "the vector has the layers [1, 2]"),
         (("--control-vector", calm, "--control-vector-layer-range", "7"), "requires 2 arguments"),
         (("--control-vector-layer-range", "1", "2"), "add --control-vector FILE"),
     ):
@@ -112,11 +100,7 @@ def test_a_server_registers_a_folder(
     LinearProbe("joy", "blocks.1.residual", np.ones(64, np.float32)).save(tmp_path / "joy.safetensors")
     assert command(*serve, "--vectors", str(tmp_path), "--guard", "joy:0.5").code == 0
     assert found[-1].guards == {"joy": 0.5}
-    for guard, said in (
-        ("joy", "must be NAME:LIMIT"),
-        ("joy:x", "must be NAME:LIMIT"),
-        ("sad:1", "probes are joy"),
-    ):
+    for guard, said in (("joy", "must be NAME:LIMIT"), ("joy:x", "must be NAME:LIMIT"), ("sad:1", "probes are joy")):
         assert said in command(*serve, "--vectors", str(tmp_path), "--guard", guard).refusal
     assert "no probes are registered" in command(*serve, "--guard", "joy:1").refusal
     assert "--vectors FOLDER names vectors" in command(*serve, "--control-vector", "calm.gguf").refusal

@@ -39,9 +39,7 @@ def test_decide(command: Command, tmp_path: Path, encoder: str, mute: str) -> No
     assert re.search(r"high +\d+\.\d %", shown)
     said = re.findall(r"why (\w+) and not (\w+):", shown)
     assert len(said) == 3
-    assert [
-        {*pair} <= names for pair, names in zip(said, ({"yes", "no"}, {"a", "b"}, {"low", "mid", "high"}))
-    ]
+    assert [{*pair} <= names for pair, names in zip(said, ({"yes", "no"}, {"a", "b"}, {"low", "mid", "high"}))]
     assert "all words of the state add" in shown
     for arguments, said in (
         (("--question", "x?"), "the state is empty: give --state FILE"),

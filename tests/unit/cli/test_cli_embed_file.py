@@ -67,9 +67,7 @@ def test_lines_of_json(command: Command, encoder: str, corpus: Path, vectors: np
 def test_texts_of_each_kind_of_file(tmp_path: Path) -> None:
     texts = ["one", "two, with a comma", 'a "quote"', "naïve\u2028line", " spaces "]
     (tmp_path / "a.txt").write_bytes(("\ufeff" + "\r\n".join(texts)).encode())
-    (tmp_path / "a.jsonl").write_text(
-        "\n".join(json.dumps({"body": text, "n": 1}) for text in texts) + "\n\n \n"
-    )
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"body": text, "n": 1}) for text in texts) + "\n\n \n")
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "body"])
@@ -93,10 +91,7 @@ def test_a_folder_of_texts(command: Command, encoder: str, tmp_path: Path) -> No
     (folder / "b" / "10.MD").write_text("word1")
     (folder / "a.png").write_bytes(b"\xff")
     source = TextFile(folder)
-    assert list(source.texts()) == [
-        ("corpus, b/10.MD", "word1"),
-        ("corpus, b/2.txt", "a sentence\nanother"),
-    ]
+    assert list(source.texts()) == [("corpus, b/10.MD", "word1"), ("corpus, b/2.txt", "a sentence\nanother")]
     before = source.sha256()
     assert command("embed", encoder, "--file", str(folder), "--out", str(out)).code == 0
     with pellucid.load(encoder, threads=1) as llm:
@@ -128,9 +123,7 @@ def test_parquet(command: Command, encoder: str, tmp_path: Path, vectors: np.nda
 
 def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(
-        InvalidRequest, match=r"a\.parquet: Parquet files need pyarrow: pip install pyarrow, or"
-    ):
+    with pytest.raises(InvalidRequest, match=r"a\.parquet: Parquet files need pyarrow: pip install pyarrow, or"):
         TextFile(tmp_path / "a.parquet")
     with pytest.raises(InvalidRequest, match=r"b\.parquet: Parquet files need pyarrow"):
         VectorFile(tmp_path / "b.parquet", TextFile(tmp_path / "a.txt"))
@@ -206,10 +199,7 @@ def test_what_an_interrupted_run_refuses(tmp_path: Path) -> None:
         ({"model": "n", "--dimensions": 2}, "with another model and another --dimensions:"),
     ):
         _, opened = started(tmp_path, **changes)
-        with (
-            pytest.raises(InvalidRequest, match=f"out.npy.part.json: is of an interrupted run {words}"),
-            opened,
-        ):
+        with pytest.raises(InvalidRequest, match=f"out.npy.part.json: is of an interrupted run {words}"), opened:
             pass
     assert (tmp_path / "out.npy.part").read_bytes() == before
     stated = (tmp_path / "out.npy.part.json").read_text()
@@ -250,9 +240,7 @@ def test_a_file_that_changes_during_the_run(tmp_path: Path, count: int) -> None:
     file, opened = started(tmp_path)
     with opened:
         file.append(np.zeros((count, 3), np.float32))
-    with pytest.raises(
-        InvalidRequest, match=f"corpus.txt: had 4 texts, and now has {count}: the file changed"
-    ):
+    with pytest.raises(InvalidRequest, match=f"corpus.txt: had 4 texts, and now has {count}: the file changed"):
         file.finish()
     assert not (tmp_path / "out.npy").exists()
 
@@ -263,10 +251,7 @@ def test_a_part_that_is_shorter_than_its_manifest_is_refused(tmp_path: Path) -> 
         file.append(ROWS[:2])
     os.truncate(tmp_path / "out.npy.part", 130)
     file, opened = started(tmp_path)
-    with (
-        pytest.raises(InvalidRequest, match="says that 2 of 4 vectors are done, and"),
-        opened,
-    ):
+    with pytest.raises(InvalidRequest, match="says that 2 of 4 vectors are done, and"), opened:
         pass
 
 
@@ -351,18 +336,8 @@ def test_prompt_dimensions_and_long_texts(command: Command, encoder: str, tmp_pa
         ("c.txt", b"a\nb\xff\n", (), "c.txt, line 2: is not UTF-8: convert the file first"),
         ("c.jsonl", b'{"text": "a"}\n{"text": 3}', (), "c.jsonl, line 2: 3 is not a text: give each record"),
         ("c.jsonl", b'{"text": "a"}\n{"text": null}', (), "c.jsonl, line 2: has no text"),
-        (
-            "c.jsonl",
-            b'{"body": "a", "id": 1}',
-            (),
-            "line 1: has no field 'text' (fields: body, id): choose one",
-        ),
-        (
-            "c.jsonl",
-            b'{"text": "a"}\n\n \n{"text": "b"}',
-            (),
-            "c.jsonl, line 2: is blank: give each line a record",
-        ),
+        ("c.jsonl", b'{"body": "a", "id": 1}', (), "line 1: has no field 'text' (fields: body, id): choose one"),
+        ("c.jsonl", b'{"text": "a"}\n\n \n{"text": "b"}', (), "c.jsonl, line 2: is blank: give each line a record"),
         ("c.jsonl", b'\n{"text": "a"}', (), "c.jsonl, line 1: is blank"),
         ("c.jsonl", b'["a"]', (), "line 1: has no field 'text' (fields: none)"),
         ("c.jsonl", b"{", (), "c.jsonl, line 1: is not JSON: "),
@@ -393,10 +368,7 @@ def test_command_lines_that_are_refused(command: Command, tiny: str, corpus: Pat
         (("m", "a text", "--file", file, "--out", "o.npy"), "belong together, without TEXT"),
         (("m",), "embed needs texts, or --file FILE and --out FILE"),
         (("m", "--prompt", "a text"), "embed needs texts, which --prompt is put before, or --file FILE"),
-        (
-            ("m", "--file", file, "--out", "o.bin"),
-            "out='o.bin': its name must end with .npy, .jsonl, .parquet",
-        ),
+        (("m", "--file", file, "--out", "o.bin"), "out='o.bin': its name must end with .npy, .jsonl, .parquet"),
         (("m", "--file", file, "--out", file), "is the same file as"),
         (("m", "--file", file, "--out", str(folder / "none" / "o.npy")), "cannot be written"),
         ((tiny, "--file", file, "--out", str(folder / "o.npy")), "makes text, not sentence vectors"),

@@ -32,9 +32,7 @@ def test_classify(command: Command, tmp_path: Path) -> None:
     assert lines[0].split() == ["text", "label", "score"]
     assert lines[1].startswith(text)
     assert [line.split()[-2] for line in lines[1:]] == best
-    assert [float(line.split()[-1]) for line in lines[1:]] == pytest.approx(
-        [scores[label] for label in best], abs=2e-4
-    )
+    assert [float(line.split()[-1]) for line in lines[1:]] == pytest.approx([scores[label] for label in best], abs=2e-4)
 
 
 def test_rerank(command: Command, tmp_path: Path) -> None:
@@ -97,9 +95,7 @@ def test_answer(command: Command) -> None:
     assert [row.split()[1] for row in rows] == [f"{start}:{end}" for _, start, end in spans]
     shortest = command(*given, "--longest", "1", "--json").document["answers"]
     assert all(" " not in one["text"] for one in shortest)
-    question, text, _, _ = next(
-        row for row in golden("bert-answer") if row[2] and [0, 0] in [s[1:] for s in row[3]]
-    )
+    question, text, _, _ = next(row for row in golden("bert-answer") if row[2] and [0, 0] in [s[1:] for s in row[3]])
     rows = command("answer", ANSWERER, question, text, "--precise", "--top", "3", "--unanswerable").answer
     assert "no answer" in rows
 
@@ -109,41 +105,26 @@ def test_answer(command: Command) -> None:
     [
         (("classify", "bert-fill", "a"), "use pellucid fill"),
         (("rerank", "bert-tag", "a", "b"), "use pellucid tag"),
-        (
-            ("rerank", "bert-classify", "a", "b"),
-            "has the labels LABEL_0, LABEL_1, LABEL_2: ranking needs one label",
-        ),
+        (("rerank", "bert-classify", "a", "b"), "has the labels LABEL_0, LABEL_1, LABEL_2: ranking needs one label"),
         (("fill", "bert-classify", "a [MASK]"), "use pellucid classify"),
         (("tag", "bert-answer", "a"), "use pellucid answer"),
         (("answer", "bert-tag", "a", "b"), "use pellucid tag"),
-        (
-            ("fill", "bert-fill", "a mask"),
-            "the text has no mask: write [MASK] where a token is to be filled in",
-        ),
+        (("fill", "bert-fill", "a mask"), "the text has no mask: write [MASK] where a token is to be filled in"),
         (("fill", "bert-fill", "[MASK]", "--top", "0"), "top=0: must be"),
         (("fill", "bert-fill", ""), "text='': must be a text"),
         (("classify", "bert-classify", "a", ""), "text='': must be a text"),
         (("classify", "bert-classify", "a", "--top", "0"), "top=0: must be"),
         (("classify", "bert-classify", "a", "--top", "x"), "top='x': must be"),
-        (
-            ("classify", "bert-classify", "a " * 70),
-            "the text is too long: 72 tokens; the context is 64 tokens",
-        ),
+        (("classify", "bert-classify", "a " * 70), "the text is too long: 72 tokens; the context is 64 tokens"),
         (("classify", "bert-classify", "@nowhere.txt"), "nowhere.txt: No such file"),
         (("rerank", "bert-rank", "", "b"), "query='': must be a text"),
         (("rerank", "bert-rank", "a", ""), "text='': must be a text"),
         (("tag", "bert-tag", ""), "text='': must be a text"),
-        (
-            ("tag", "bert-tag", "a", "--grouping", "word"),
-            "grouping='word': must be one of none, simple, first",
-        ),
+        (("tag", "bert-tag", "a", "--grouping", "word"), "grouping='word': must be one of none, simple, first"),
         (("answer", "bert-answer", "", "a"), "question='': must be a text"),
         (("answer", "bert-answer", "a", ""), "text='': must be a text"),
         (("answer", "bert-answer", "a", "b", "--top", "0"), "top=0: must be"),
-        (
-            ("answer", "bert-answer", "a " * 70, "b"),
-            "the question is too long: with special tokens 73 tokens",
-        ),
+        (("answer", "bert-answer", "a " * 70, "b"), "the question is too long: with special tokens 73 tokens"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
 )

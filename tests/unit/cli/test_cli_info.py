@@ -12,7 +12,7 @@ from support.decisions import decision_folder
 from support.marked_options import marked_model
 from support.option_models import option_model
 
-from pellucid.cli.catalogue_facts import Announced
+from pellucid.cli.commands.models import Announced
 from pellucid.cli.common import Bars
 from pellucid.testing import random_model
 from pellucid.weights import catalogue
@@ -62,9 +62,7 @@ def test_decision_heads(command: Command, tmp_path: Path) -> None:
 
 def test_recurrent_blocks(info: Any) -> None:
     facts = info("qwen3next")
-    recurrent, attention = (
-        int(facts[name].split("in ")[1].split()[0]) for name in ("recurrent", "attention")
-    )
+    recurrent, attention = (int(facts[name].split("in ")[1].split()[0]) for name in ("recurrent", "attention"))
     assert recurrent + attention == facts["blocks"]
     assert attention > 0
 
@@ -84,9 +82,7 @@ def only_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogueModel
     return model
 
 
-def test_a_model_is_described_before_its_download(
-    command: Command, only_tiny: CatalogueModel, tmp_path: Path
-) -> None:
+def test_a_model_is_described_before_its_download(command: Command, only_tiny: CatalogueModel, tmp_path: Path) -> None:
     """Its publisher, licence, size and hash, and what its package is."""
     known = {
         "publisher": PUBLISHER,
@@ -113,9 +109,7 @@ def test_a_model_is_described_before_its_download(
     assert after["family"] == "llama"
 
 
-def test_a_download_announces_what_it_fetches(
-    capsys: pytest.CaptureFixture[str], only_tiny: CatalogueModel
-) -> None:
+def test_a_download_announces_what_it_fetches(capsys: pytest.CaptureFixture[str], only_tiny: CatalogueModel) -> None:
     bars = Bars()
     announced = Announced("teeny", bars)
     announced.update(0, None, f"{CHECKING}tiny")

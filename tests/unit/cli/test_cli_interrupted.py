@@ -41,7 +41,7 @@ def run(code: str, **variables: str) -> tuple[int, str]:
         "pellucid.cli.main",
         "typer",
         "pellucid.cli.common",
-        "pellucid.cli.commands.list_",
+        "pellucid.cli.commands.models",
         "pellucid.weights.store",
         "rich.table",
     ],
@@ -69,7 +69,5 @@ def test_one_that_the_system_ignores_is_ignored() -> None:
 
 
 def test_importing_the_library_takes_nothing_from_a_program() -> None:
-    code = (
-        "import signal; before = signal.getsignal(2); import pellucid; assert signal.getsignal(2) is before"
-    )
+    code = "import signal; before = signal.getsignal(2); import pellucid; assert signal.getsignal(2) is before"
     assert run(code) == (0, "")

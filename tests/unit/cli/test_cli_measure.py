@@ -16,7 +16,7 @@ from support.schedule import write_quantised_llama
 
 from pellucid.cli.commands.bench import steps_to_profile
 from pellucid.cli.commands.plan import shortened
-from pellucid.measure.machine import facts
+from pellucid.measure.roofs import facts
 from pellucid.measure.suite import PrefillWorkload, SuiteOptions
 from pellucid.runtime.batch import StepLimits
 
@@ -59,10 +59,7 @@ def test_bench_as_json(command: Command, tiny: str) -> None:
         assert len(figure["rounds"]) == 2
         assert min(figure["per_second"], figure["roof_per_second"], figure["share"]) > 0
     operations = len(command("plan", tiny, "--json").document)
-    assert [profile["what"] for profile in document["profiles"]] == [
-        "a step of 8 tokens",
-        "a step of 1 token after 8",
-    ]
+    assert [profile["what"] for profile in document["profiles"]] == ["a step of 8 tokens", "a step of 1 token after 8"]
     for profile in document["profiles"]:
         assert sum(kind["count"] for kind in profile["operations"]) == operations
         assert all(kind["seconds"] >= 0 for kind in profile["operations"])
@@ -75,15 +72,7 @@ def test_bench_profile(command: Command, tiny: str) -> None:
     assert prefill.startswith("8 tokens\n")
     assert decode.startswith("1 token after 8\n")
     for part in (prefill, decode):
-        assert part.splitlines()[1].split() == [
-            "stage",
-            "operation",
-            "count",
-            "ms",
-            "part",
-            "reached",
-            "share",
-        ]
+        assert part.splitlines()[1].split() == ["stage", "operation", "count", "ms", "part", "reached", "share"]
         assert "feedforward.down" in part
         assert "100.0%" in part
 
@@ -195,17 +184,13 @@ def test_a_measured_plan_as_json(command: Command, tiny: str, encoder: str) -> N
         assert document["what"] == what
         assert document["seconds"] == pytest.approx(sum(op["seconds"] for op in document["operations"]))
         for before, after in zip(plain, document["operations"], strict=True):
-            assert after == {
-                **before,
-                "seconds": after["seconds"],
-                "share_of_roof": after["share_of_roof"],
-            }
+            assert after == {**before, "seconds": after["seconds"], "share_of_roof": after["share_of_roof"]}
 
 
 def test_the_lines_of_a_plan_stand_for_every_operation(command: Command, integers: str) -> None:
     from pellucid import pipeline
     from pellucid.model.read import read_model
-    from pellucid.plan.weights import layouts
+    from pellucid.plan.bind import layouts
     from pellucid.weights.open import open_checkpoint
 
     checkpoint = open_checkpoint(Path(integers))
@@ -221,9 +206,7 @@ def test_the_lines_of_a_plan_stand_for_every_operation(command: Command, integer
 def test_info_of_the_machine(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     document = command("info", "--machine", "--json").document
     assert document == json.loads(json.dumps(facts()))
-    assert {"cpu", "cores", "threads", "memory", "instructions", "possible", "features", "kernels"} <= set(
-        document
-    )
+    assert {"cpu", "cores", "threads", "memory", "instructions", "possible", "features", "kernels"} <= set(document)
     assert {"kernels compiled", "pellucid", "python", "numpy", "numba", "llvmlite"} <= set(document)
     lines = command("info", "--machine").answer.splitlines()
     assert [line.split("  ")[0] for line in lines] == list(document)

@@ -29,9 +29,7 @@ def test_gemma_from_a_pipe_until_a_stop_string() -> None:
 
 def test_a_file_of_a_pipe_and_a_question() -> None:
     options = ("--temperature", "0", "--max-new-tokens", "40")
-    both = pellucid(
-        "run", "smollm2", "Which animal is it about?", *options, given="The cat sleeps on the mat.\n"
-    )
+    both = pellucid("run", "smollm2", "Which animal is it about?", *options, given="The cat sleeps on the mat.\n")
     assert "cat" in both.answer
 
 
@@ -48,10 +46,7 @@ def test_what_a_model_is_not_made_for(command: Command) -> None:
     assert "makes sentence vectors, not text" in command("chat", "minilm", "hi").refusal
     assert "makes sentence vectors, not text" in command("run", "minilm", "hi").refusal
     assert "makes text, not sentence vectors" in command("embed", "smollm2", "hi").refusal
-    assert (
-        "must be a whole number from 1 to 8,192"
-        in command("run", "smollm2", "hi", "--context", "8193").refusal
-    )
+    assert "must be a whole number from 1 to 8,192" in command("run", "smollm2", "hi", "--context", "8193").refusal
 
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3", "minilm"])

@@ -13,14 +13,13 @@ import typer
 from support.command import Command
 from typer.testing import CliRunner
 
-from pellucid.cli.cluster_options import Replicas
 from pellucid.cli.command import Command as CommandDeclared
-from pellucid.cli.command import CommandGroup, known_commands
-from pellucid.cli.commands import chat
+from pellucid.cli.command import CommandGroup, expanded, known_commands
+from pellucid.cli.commands import run
 from pellucid.cli.common import MAY_BE_EMPTY
 from pellucid.cli.loading import DRAFT, ENCODER, SERVER, SHARED
 from pellucid.cli.main import application
-from pellucid.cli.option_groups import expanded
+from pellucid.cli.serving_options import Replicas
 from pellucid.load_options import LoadOptions
 from pellucid.serve.guard import AccessRules
 
@@ -97,9 +96,7 @@ def options_with_values() -> list[tuple[str, str]]:
 def test_no_option_takes_an_empty_value_for_no_value(command: Command) -> None:
     """An empty key would open the server, and an empty name of a model would be the model of the requests."""
     options = options_with_values()
-    assert {("serve", "--key"), ("serve", "--admin-key"), ("serve", "--host"), ("bench serve", "--key")} <= {
-        *options
-    }
+    assert {("serve", "--key"), ("serve", "--admin-key"), ("serve", "--host"), ("bench serve", "--key")} <= {*options}
     assert {option.strip("-") for _, option in options} >= set(MAY_BE_EMPTY)
     for words, option in options:
         if option.strip("-") in MAY_BE_EMPTY:
@@ -109,12 +106,10 @@ def test_no_option_takes_an_empty_value_for_no_value(command: Command) -> None:
             assert said.startswith(f"Invalid value for '{option}': it is empty: "), (words, said)
 
 
-def test_an_empty_system_message_is_a_message(
-    tiny: str, monkeypatch: pytest.MonkeyPatch, command: Command
-) -> None:
+def test_an_empty_system_message_is_a_message(tiny: str, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(chat, "talk", lambda llm, start, options: started.append(start))
-    monkeypatch.setattr(chat, "prompt_text", lambda words: None)
+    monkeypatch.setattr(run, "talk", lambda llm, start, options: started.append(start))
+    monkeypatch.setattr(run, "prompt_text", lambda words: None)
     for given in ((), ("--system", "")):
         assert command("chat", tiny, *given).code == 0
     assert started == [[], [{"role": "system", "content": ""}]]
@@ -140,9 +135,7 @@ def test_an_empty_secret_in_the_environment_is_refused(
     assert command(*arguments).refusal == f"{variable} is empty: set it to a secret, or unset it"
 
 
-def test_keys_hosts_and_origins_that_no_request_can_send(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_hosts_and_origins_that_no_request_can_send(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, said in (
         (("--key", " "), "a key of the server is empty"),
         (("--admin-key", "secret "), "a key of the server begins or ends with white space"),
@@ -162,16 +155,7 @@ def test_access_rules_reach_the_server(command: Command, monkeypatch: pytest.Mon
     found: list[AccessRules] = []
     monkeypatch.setattr(Replicas, "serve", lambda *given: found.append(given[-3]))
     monkeypatch.setenv("PELLUCID_KEY", "b")
-    more = (
-        "--key",
-        "a",
-        "--allow-host",
-        "Models.example",
-        "--allow-host",
-        "fd00::1",
-        "--allow-origin",
-        "null",
-    )
+    more = ("--key", "a", "--allow-host", "Models.example", "--allow-host", "fd00::1", "--allow-origin", "null")
     assert command(*SERVE, *more).code == 0
     (rules,) = found
     assert (list(rules.keys), list(rules.origins)) == (["a", "b"], ["null"])
@@ -235,12 +219,7 @@ def test_every_load_option_reaches_the_models_of_a_server(
     assert command("serve", *files, "--precise", "--cluster", "auto").code == 0
     assert {options.precise for _, options in served.values()} == {True}
     assert command("serve", *files, *flags, *more).code == 0
-    expected: Any = {
-        **options,
-        "pulls": True,
-        "cap_context": True,
-        "dictionaries": ["a=b", "c"],
-    }
+    expected: Any = {**options, "pulls": True, "cap_context": True, "dictionaries": ["a=b", "c"]}
     assert {*expected, "precise", "chat_template"} == set(LoadOptions.__struct_fields__)
     first = LoadOptions(**expected, chat_template="{{ messages }}")
     other = LoadOptions(**{**expected, "draft": None, "dictionaries": None})
@@ -270,9 +249,7 @@ def test_former_names_of_server_options(command: Command, monkeypatch: pytest.Mo
     """The names --grace and --receive are hidden, and work with a warning."""
     times = []
     monkeypatch.setattr(
-        Replicas,
-        "serve",
-        lambda *given: times.append((given[-2].shutdown_timeout, given[-2].read_timeout)),
+        Replicas, "serve", lambda *given: times.append((given[-2].shutdown_timeout, given[-2].read_timeout))
     )
     serve = ("serve", "smollm2", "--cluster", "auto")
     assert command(*serve).err == ""

@@ -77,9 +77,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_looked_
     run_to: Any, tmp_path: Path, output: str
 ) -> None:
     ending = ENDINGS.get(output, ".npy")
-    assert "no model is called 'tiny'" in run_to(output, f"new{ending}").refusal, (
-        "the work comes after the check"
-    )
+    assert "no model is called 'tiny'" in run_to(output, f"new{ending}").refusal, "the work comes after the check"
     assert not (tmp_path / f"new{ending}").exists()
     folder = tmp_path / f"folder{ending}"
     folder.mkdir()
@@ -190,9 +188,7 @@ def test_the_errors_of_earlier_runs_are_counted(command: Command, tiny: str, tmp
     assert timeless(target.read_text()) == timeless(written)
 
 
-def test_a_batch_does_not_mix_models_or_options(
-    command: Command, tiny: str, mute: str, tmp_path: Path
-) -> None:
+def test_a_batch_does_not_mix_models_or_options(command: Command, tiny: str, mute: str, tmp_path: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(lines("to see", "that"))
     run = ("batch", str(source), str(target), "--model")

@@ -12,7 +12,7 @@ import pytest
 from support.command import PROGRAM, Command
 from support.terminal import CTRL_D, terminal
 
-from pellucid.cli import prompts
+from pellucid.cli import conversation
 from pellucid.llm import LLM
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "4")
@@ -62,29 +62,21 @@ def test_an_instruct_model_answers_and_a_base_model_continues(
     assert started == [message("rain?"), "rain?", "rain?"]
 
 
-def test_raw_and_chat_decide_and_say_nothing(
-    command: Command, started: list[Any], instruct: str, tiny: str
-) -> None:
+def test_raw_and_chat_decide_and_say_nothing(command: Command, started: list[Any], instruct: str, tiny: str) -> None:
     for arguments in (("run", instruct, "--raw"), ("run", tiny, "--chat"), ("chat", tiny)):
         done = command(*arguments, "rain?", *GREEDY)
         assert (done.code, done.err) == (0, "")
     assert started == ["rain?", message("rain?"), message("rain?")]
 
 
-def test_a_system_message(
-    command: Command, started: list[Any], instruct: str, mute: str, tmp_path: Path
-) -> None:
+def test_a_system_message(command: Command, started: list[Any], instruct: str, mute: str, tmp_path: Path) -> None:
     (tmp_path / "system.txt").write_text("Be brief.")
     command("run", instruct, "rain?", "--system", f"@{tmp_path}/system.txt", *GREEDY)
     command("chat", instruct, "rain?", "--system", "Be brief.", *GREEDY)
     assert started == [message("rain?", "Be brief.")] * 2
     refused = command("run", mute, "rain?", "--system", "x").refusal
-    assert refused.startswith(
-        "--system: the model is a base model (it has no chat template): leave --system out"
-    )
-    assert command("run", instruct, "--raw", "rain?", "--system", "x").refusal.startswith(
-        "--system: --raw continues"
-    )
+    assert refused.startswith("--system: the model is a base model (it has no chat template): leave --system out")
+    assert command("run", instruct, "--raw", "rain?", "--system", "x").refusal.startswith("--system: --raw continues")
 
 
 def test_a_template_of_the_user_is_used(command: Command, instruct: str, mute: str, tmp_path: Path) -> None:
@@ -92,10 +84,7 @@ def test_a_template_of_the_user_is_used(command: Command, instruct: str, mute: s
     given = command("run", mute, "rain?", "--chat-template", f"{tmp_path}/chat.jinja", *GREEDY)
     assert given.err == ""
     assert given.answer == command("run", mute, "--raw", "rain? ~ ", *GREEDY).answer
-    assert (
-        "chat_template='nothing': cannot be read"
-        in command("run", mute, "x", "--chat-template", "nothing").refusal
-    )
+    assert "chat_template='nothing': cannot be read" in command("run", mute, "x", "--chat-template", "nothing").refusal
 
 
 @pytest.mark.parametrize(
@@ -155,9 +144,7 @@ def test_the_summary_needs_a_terminal_or_verbose(command: Command, tiny: str) ->
 
 @pytest.mark.slow
 def test_a_pipe_that_stays_open_is_explained(tiny: str) -> None:
-    with subprocess.Popen(
-        [*PROGRAM, "run", tiny, "--raw", "why?", *GREEDY], stdin=-1, stdout=-1, stderr=-1
-    ) as program:
+    with subprocess.Popen([*PROGRAM, "run", tiny, "--raw", "why?", *GREEDY], stdin=-1, stdout=-1, stderr=-1) as program:
         assert program.stdin is not None
         assert program.stderr is not None
         said = b"pellucid: reading standard input until it ends; < /dev/null leaves it out\n"
@@ -170,17 +157,13 @@ def test_a_pipe_that_stays_open_is_explained(tiny: str) -> None:
     assert out == direct.stdout
 
 
-def test_a_quick_pipe_needs_no_explanation(
-    command: Command, tiny: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prompts, "NOTICE_AFTER", 60)
+def test_a_quick_pipe_needs_no_explanation(command: Command, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "NOTICE_AFTER", 60)
     assert command("run", tiny, "--raw", *GREEDY, given="rain?").err == ""
 
 
 @pytest.mark.slow
-def test_without_a_prompt_an_instruct_model_converses_in_a_terminal(
-    instruct: str, mute: str, tiny: str
-) -> None:
+def test_without_a_prompt_an_instruct_model_converses_in_a_terminal(instruct: str, mute: str, tiny: str) -> None:
     with terminal("run", instruct, *GREEDY) as t:
         t.wait("/help lists the commands.")
         t.wait("> ")

@@ -14,9 +14,7 @@ from pellucid.testing import random_model
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(
-        random_model("llama", tmp_path_factory.mktemp("models") / "tiny.gguf", vocabulary=320, context=256)
-    )
+    return str(random_model("llama", tmp_path_factory.mktemp("models") / "tiny.gguf", vocabulary=320, context=256))
 
 
 @pytest.fixture

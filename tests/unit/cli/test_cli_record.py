@@ -28,17 +28,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def test_record(command: Command, tiny: str, corpus: Path) -> None:
     out = corpus.with_name("data")
-    given = (
-        "record",
-        tiny,
-        str(corpus),
-        "--points",
-        "blocks.*.residual",
-        "--points",
-        "embed",
-        "--out",
-        str(out),
-    )
+    given = ("record", tiny, str(corpus), "--points", "blocks.*.residual", "--points", "embed", "--out", str(out))
     found = command(*given, "--json").document
     data = ActivationDataset.open(out)
     assert found["computed"].pop("seconds") > 0
@@ -54,8 +44,7 @@ def test_record(command: Command, tiny: str, corpus: Path) -> None:
     assert list(data.points) == ["blocks.0.residual", "blocks.1.residual", "embed"]
     again = command(*given)
     assert (
-        again.answer
-        == f"{len(data):,} rows of 3 points, {found['bytes'] / 1e6:,.1f} MB: {out}\nsha256 {data.sha256}\n"
+        again.answer == f"{len(data):,} rows of 3 points, {found['bytes'] / 1e6:,.1f} MB: {out}\nsha256 {data.sha256}\n"
     )
     with pellucid.load(tiny, threads=1) as llm, llm.trace("blocks.1.residual") as trace:
         llm.generate(TEXTS[9], max_new_tokens=1)
@@ -63,17 +52,7 @@ def test_record(command: Command, tiny: str, corpus: Path) -> None:
 
 
 def test_speed_is_printed(command: Command, tiny: str, corpus: Path) -> None:
-    given = (
-        "record",
-        tiny,
-        str(corpus),
-        "--points",
-        "embed",
-        "--dtype",
-        "float16",
-        "--out",
-        str(corpus.parent / "d"),
-    )
+    given = ("record", tiny, str(corpus), "--points", "embed", "--dtype", "float16", "--out", str(corpus.parent / "d"))
     ran = command(*given)
     assert " rows/s, " in ran.answer
     assert ran.err.splitlines()[-1] == "recording activations"  # no bars, because it is no terminal
@@ -86,23 +65,10 @@ def test_parts(command: Command, encoder: str, tmp_path: Path) -> None:
         (folder / "b" / f"{number:02}.txt").write_text("a sentence word1\n" * 30)
     (folder / "a.md").write_text("another\nsentence")
     (folder / "image.png").write_bytes(b"\xff")
-    given = (
-        "record",
-        encoder,
-        str(folder),
-        "--points",
-        "blocks.*.residual",
-        "--dtype",
-        "float16",
-        "--truncate",
-    )
+    given = ("record", encoder, str(folder), "--points", "blocks.*.residual", "--dtype", "float16", "--truncate")
     whole = command(*given, "--out", str(tmp_path / "whole"), "--json").document
     first = command(*given, "--out", str(tmp_path / "parts"), "--part", "2/2", "--json").document
-    assert (first["complete"], first["sha256"], first["computed"]["shards"]) == (
-        False,
-        None,
-        whole["shards"] // 2,
-    )
+    assert (first["complete"], first["sha256"], first["computed"]["shards"]) == (False, None, whole["shards"] // 2)
     printed = command(*given, "--out", str(tmp_path / "parts"), "--part", "2/2").answer
     assert printed == f"0 shards with 0 rows. Shards of other parts are missing: {tmp_path / 'parts'}\n"
     last = command(*given, "--out", str(tmp_path / "parts"), "--part", "1/2", "--json").document
@@ -115,17 +81,7 @@ def test_ctrl_c(command: Command, endless: str, tmp_path: Path) -> None:
     """Ctrl-C ends a run without a traceback, and leaves whole shards. The next run continues."""
     corpus, out = tmp_path / "corpus.txt", tmp_path / "data"
     corpus.write_text("\n".join(TEXTS * 300))
-    given = [
-        "record",
-        endless,
-        str(corpus),
-        "--points",
-        "**.residual",
-        "--points",
-        "embed",
-        "--out",
-        str(out),
-    ]
+    given = ["record", endless, str(corpus), "--points", "**.residual", "--points", "embed", "--out", str(out)]
     given += ["--shard-size", "1", "--context", "128"]
     run = subprocess.Popen([*PROGRAM, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
@@ -149,10 +105,7 @@ def test_ctrl_c(command: Command, endless: str, tmp_path: Path) -> None:
     [
         ((), "record needs --points POINT and --out FOLDER. See pellucid record --help."),
         (("--points", "embed", "--out", "OUT", "--dtype", "int8"), "dtype='int8': must be one of float32, "),
-        (
-            ("--points", "embed", "--out", "OUT", "--format", "csv"),
-            "format='csv': must be one of safetensors, ",
-        ),
+        (("--points", "embed", "--out", "OUT", "--format", "csv"), "format='csv': must be one of safetensors, "),
         (("--points", "embed", "--out", "OUT", "--part", "0/2"), "part=0: must be"),
         (("--points", "embed", "--out", "OUT", "--shard-size", "0"), "shard_size=0: must be"),
         (("--points", "embed", "--out", "OUT", "--field", "body"), "has no field 'body' (fields: id, text)"),
@@ -171,9 +124,7 @@ def test_refused(command: Command, tiny: str, corpus: Path, tmp_path: Path) -> N
     given = ("record", tiny, str(corpus), "--out")
     out = tmp_path / "data"
     assert "no point has this name" in command(*given, str(out), "--points", "blocks.7.residual").refusal
-    missing = command(
-        "record", tiny, str(tmp_path / "none.txt"), "--points", "embed", "--out", str(out)
-    ).refusal
+    missing = command("record", tiny, str(tmp_path / "none.txt"), "--points", "embed", "--out", str(out)).refusal
     assert "none.txt: cannot be read: No such file" in missing
     (tmp_path / "file").write_text("")
     ran = command(*given, str(tmp_path / "file"), "--points", "embed")

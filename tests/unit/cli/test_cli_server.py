@@ -13,7 +13,7 @@ from support.server_process import ServerProcess, server_process
 from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, write_llama_gguf
 from support.tokenizer_file import gguf_tokenizer
 
-from pellucid.cli.cluster_options import Replicas
+from pellucid.cli.serving_options import Replicas
 from pellucid.weights import store
 
 SHAPES = {**LLAMA_GGUF_SHAPES, "token_embd.weight": (320, 32)}
@@ -24,8 +24,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two random models, one.gguf and two.gguf."""
     folder = tmp_path_factory.mktemp("served")
     return [
-        str(write_llama_gguf(folder / f"{name}.gguf", LLAMA_GGUF | gguf_tokenizer(), SHAPES))
-        for name in ("one", "two")
+        str(write_llama_gguf(folder / f"{name}.gguf", LLAMA_GGUF | gguf_tokenizer(), SHAPES)) for name in ("one", "two")
     ]
 
 
@@ -82,10 +81,7 @@ def test_named_models_are_downloaded_and_others_only_with_pull(
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
     found = served(monkeypatch)
     assert command("serve", "smollm2", "hf.co/a/b:Q8_0", "--cluster", "auto").code == 0
-    assert {name: options.pulls for name, (_, options) in found.items()} == {
-        "smollm2": True,
-        "hf.co/a/b:Q8_0": True,
-    }
+    assert {name: options.pulls for name, (_, options) in found.items()} == {"smollm2": True, "hf.co/a/b:Q8_0": True}
     assert "there is no model on this machine" in command("serve", "--cluster", "auto").refusal
     here = store.Installed("mine", Path(files[0]), 5, "hf:me/mine", True)
     monkeypatch.setattr(store, "installed", lambda: [here])
@@ -98,9 +94,7 @@ def test_named_models_are_downloaded_and_others_only_with_pull(
     assert all(options.pulls for _, options in found.values())
 
 
-def test_a_name_for_the_first_model(
-    command: Command, files: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_for_the_first_model(command: Command, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = served(monkeypatch)
     assert command("serve", *files, "--served-model-name", "gpt", "--cluster", "auto").code == 0
     assert {name: source for name, (source, _) in found.items()} == {"gpt": files[0], "two": files[1]}

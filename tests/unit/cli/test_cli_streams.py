@@ -20,9 +20,7 @@ class Stream(io.TextIOWrapper):
 
     def __init__(self, content: bytes = b"", *, console: bool = False, errors: str = "strict") -> None:
         self.content = io.BytesIO(content)
-        super().__init__(
-            self.content, encoding="utf-8" if console else "cp1252", errors=errors, write_through=True
-        )
+        super().__init__(self.content, encoding="utf-8" if console else "cp1252", errors=errors, write_through=True)
         self._console = console
 
     def isatty(self) -> bool:
@@ -81,9 +79,7 @@ def test_a_chosen_encoding_stays(streams: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("platform", "code"), [("win32", 141), ("linux", 2)])
-def test_a_closed_pipe_of_windows(
-    streams: Any, monkeypatch: pytest.MonkeyPatch, platform: str, code: int
-) -> None:
+def test_a_closed_pipe_of_windows(streams: Any, monkeypatch: pytest.MonkeyPatch, platform: str, code: int) -> None:
     _, stdout, stderr = streams(platform=platform)
 
     def fail() -> None:

@@ -92,8 +92,7 @@ BENCH = ("bench", "--rounds", "1", "--profile")
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("plan",), ("plan", "--measured"), BENCH, ("list",), ("embed", "a sentence", "another"), ("info",)],
+    "arguments", [("plan",), ("plan", "--measured"), BENCH, ("list",), ("embed", "a sentence", "another"), ("info",)]
 )
 def test_80_columns(tiny: str, encoder: str, arguments: tuple[str, ...]) -> None:
     name, *texts = arguments

@@ -57,8 +57,7 @@ def test_text_from_standard_input() -> None:
 
 def test_a_file_alone(command: Command) -> None:
     assert (
-        command("tokenize", f"{WORDPIECE}/tokenizer.json", "the").answer
-        == command("tokenize", WORDPIECE, "the").answer
+        command("tokenize", f"{WORDPIECE}/tokenizer.json", "the").answer == command("tokenize", WORDPIECE, "the").answer
     )
 
 
@@ -76,19 +75,13 @@ def test_colours_only_in_a_terminal(command: Command) -> None:
         ("tokenizer.json", b"{", "tokenizer.json: JSON"),
         ("tokenizer.json", b'{"model": {"type": "Bigram"}}', "model type 'Bigram' is not implemented"),
         ("spiece.model", b"\x0a\xff\xff\xff", "not a SentencePiece model"),
-        (
-            "ranks.tiktoken",
-            b"IQ== 0\n",
-            "no file names the pattern that cuts texts: name the file after one of",
-        ),
+        ("ranks.tiktoken", b"IQ== 0\n", "no file names the pattern that cuts texts: name the file after one of"),
         ("cl100k_base.tiktoken", b"?? 0\n", "is not base64"),
         ("vocab.txt", b"[UNK]\n[UNK]\n", "is listed twice"),
         ("notes.txt", b"\xff", "not UTF-8"),
     ],
 )
-def test_what_is_no_tokenizer(
-    command: Command, tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_what_is_no_tokenizer(command: Command, tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert message in command("tokenize", str(tmp_path / name), "text").refusal
 

@@ -97,9 +97,7 @@ def test_a_graph_in_every_form(command: Command, model: str, tmp_path: Path) -> 
     assert "nodes with the highest influence" in shown.out
     assert "embedding" in shown.out
     found = json.loads(command("graph", model, "to see", "--nodes", "20", "--token", "a", "--json").out)
-    assert [node["clerp"][:10] for node in found["nodes"] if node["feature_type"] == "logit"] == [
-        'Output "a"'
-    ]
+    assert [node["clerp"][:10] for node in found["nodes"] if node["feature_type"] == "logit"] == ['Output "a"']
     assert found["links"]
     for name in ("graph.json", "graph.html"):
         written = command("graph", model, HOSTILE, "--nodes", "20", "--out", str(tmp_path / name))

@@ -109,9 +109,7 @@ LLAMACPP = [
         prompt=message("Once upon a time"),
         options={"seed": 1, "max_new_tokens": 16},
     ),
-    Does(
-        "model.gguf", prompt=HELLO, options={"max_new_tokens": 16}, err="-ngl 99: the model runs on the CPU"
-    ),
+    Does("model.gguf", prompt=HELLO, options={"max_new_tokens": 16}, err="-ngl 99: the model runs on the CPU"),
     Does(
         "model.gguf",
         prompt=message("Request: schedule a call at 8pm; Command:"),
@@ -138,12 +136,7 @@ VLLM = [
     Does(QWEN, served={"names": [QWEN], "host": "127.0.0.1", "port": 8001}),
     Does(QWEN, served={"names": ["my-model"]}),
     Does(QWEN, served=SERVED_QWEN, err="--tool-call-parser hermes: the format of tool calls"),
-    Does(
-        QWEN,
-        load={"chat_template": "{{ messages[0].content }}"},
-        served=SERVED_QWEN,
-        err="--max-num-seqs 64: ",
-    ),
+    Does(QWEN, load={"chat_template": "{{ messages[0].content }}"}, served=SERVED_QWEN, err="--max-num-seqs 64: "),
     Does(QWEN, served=SERVED_QWEN, err="--trust-remote-code: no code of a model's repository runs"),
     Does(QWEN, prompt=HELLO),
     Does(QWEN, prompt="The future of AI is"),
@@ -165,9 +158,7 @@ TRANSFORMERS = [
         options={"max_new_tokens": 16},
         err="is a base model (it has no chat template), so it continues the prompt",
     ),
-    Does(
-        QWEN, prompt=HELLO, options={"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}, err=ANSWERS
-    ),
+    Does(QWEN, prompt=HELLO, options={"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}, err=ANSWERS),
     Does(QWEN, prompt=HELLO, err="--torch-dtype bfloat16: the weights keep the types of the file"),
     Does(GPT2, prompt="Once upon a time"),
     Does(FILE, prompt=HELLO, err=ANSWERS),
@@ -181,9 +172,7 @@ TRANSFORMERS = [
 EXPECTED = dict(zip(ENGINES, (OLLAMA, LLAMACPP, VLLM, TRANSFORMERS)))
 
 
-def instruct_gguf(
-    path: Path, name: str = "Tiny Instruct", context: int = 128, template: bool = True
-) -> bytes:
+def instruct_gguf(path: Path, name: str = "Tiny Instruct", context: int = 128, template: bool = True) -> bytes:
     """A random Llama as GGUF, with a chat template unless it is a base model."""
     shapes = {**LLAMA_GGUF_SHAPES, "token_embd.weight": (320, 32)}
     metadata = LLAMA_GGUF | gguf_tokenizer() | {"general.name": name, "llama.context_length": context}
@@ -276,10 +265,6 @@ def test_a_first_command(outcomes: dict[str, Any], line: str, expected: Does | S
 
 
 def test_sixty_commands_of_which_at_least_55_do_what_they_mean() -> None:
-    assert (
-        [len(lines_of(engine)) for engine in ENGINES]
-        == [len(EXPECTED[engine]) for engine in ENGINES]
-        == [15] * 4
-    )
+    assert [len(lines_of(engine)) for engine in ENGINES] == [len(EXPECTED[engine]) for engine in ENGINES] == [15] * 4
     assert sum(isinstance(expected, Does) for engine in ENGINES for expected in EXPECTED[engine]) >= 55
     assert np.unique([line for engine in ENGINES for line in lines_of(engine)]).size == 60

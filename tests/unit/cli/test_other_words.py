@@ -103,10 +103,7 @@ def test_a_translation(command: TranslatingCommand, given: str, expected: str, c
         ("--n-gpu-layers=99", "--n-gpu-layers 99: the model runs on the CPU"),
         ("-fa on", "-fa on: attention needs no switch"),
         ("-fa", "-fa: attention needs no switch"),
-        (
-            "--gpu_memory_utilization 0.9",
-            "--gpu-memory-utilization 0.9: no GPU is used; --cache-memory limits",
-        ),
+        ("--gpu_memory_utilization 0.9", "--gpu-memory-utilization 0.9: no GPU is used; --cache-memory limits"),
         ("--dtype bfloat16", "--dtype bfloat16: the weights keep the types of the file; --precise computes"),
     ],
 )
@@ -120,17 +117,9 @@ def test_an_option_without_effect_is_explained_in_a_line(words: str, said: str, 
 @pytest.mark.parametrize(
     ("command", "words", "said"),
     [
-        (
-            SERVE,
-            "m --quantization awq",
-            "--quantization awq: the weights keep the types of the file: choose another",
-        ),
+        (SERVE, "m --quantization awq", "--quantization awq: the weights keep the types of the file: choose another"),
         (RUN, "m hi --lora a.gguf", "--lora: merge the adapter into the model first"),
-        (
-            RUN,
-            "m hi --format yaml",
-            "--format yaml: the formats are json and text; --json-schema SCHEMA takes",
-        ),
+        (RUN, "m hi --format yaml", "--format yaml: the formats are json and text; --json-schema SCHEMA takes"),
         (RUN, "m hi --task summarization", "--task summarization: pellucid run and chat make text"),
         (RUN, "m hi --revision v2", "--revision v2: the hub's revision is main"),
         (RUN, "m hi --output o.txt", "--output o.txt: the result goes to standard output: write > FILE"),
@@ -146,9 +135,7 @@ def test_an_option_without_effect_is_explained_in_a_line(words: str, said: str, 
         (RUN, "m hi -no-cnv=1", "-no-cnv=1: -no-cnv takes no value: leave it out"),
     ],
 )
-def test_an_option_that_would_change_the_result_is_refused(
-    command: TranslatingCommand, words: str, said: str
-) -> None:
+def test_an_option_that_would_change_the_result_is_refused(command: TranslatingCommand, words: str, said: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         command.translated(words.split())
     assert str(caught.value).startswith(said)
@@ -182,9 +169,7 @@ def test_no_option_is_swallowed(name: str, capsys: Any) -> None:
     usual = ["x"] * len(command.slots)
     without = command.translated(usual)
     for option in {option for one in OPTIONS for option in one.names.split()} - {*command.own}:
-        accepted = {
-            value for one in OPTIONS if option in one.names.split() for value, w in one.words.items() if not w
-        }
+        accepted = {value for one in OPTIONS if option in one.names.split() for value, w in one.words.items() if not w}
         for value in ("", "o.txt", "5"):
             try:
                 words = command.translated([*usual, f"{option}={value}" if value else option])

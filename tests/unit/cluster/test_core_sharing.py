@@ -76,9 +76,7 @@ def test_a_model_with_requests_keeps_a_replica() -> None:
     assert shared(models, rounds=3).loaded == ["busy"]
 
 
-def test_a_model_that_wants_more_replicas_stops_no_model_between_its_requests(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_model_that_wants_more_replicas_stops_no_model_between_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"idle": Replicas(3), "wants": Replicas(1, waits=True, running=9)}
     shared(models)
     assert models["idle"].left == 3
@@ -104,9 +102,7 @@ def test_replicas_come_back_when_cores_are_free() -> None:
     assert models["old"].added == 1
 
 
-def test_a_head_that_does_not_answer(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_head_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(core_sharing, "HEAD_LATE", 0.2)
     monkeypatch.setattr(core_sharing, "LOOKS", 0.02)
     answers = True
@@ -136,20 +132,14 @@ def test_a_warning_about_cores(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
     warn_about_cores({"a": one, "b": one}, {"CPU": 4.0})
     line = capsys.readouterr().err
-    assert line.startswith(
-        "2 models with 2 replicas of 2 cores need 8 cores, and the cluster has 4: idle replicas end"
-    )
+    assert line.startswith("2 models with 2 replicas of 2 cores need 8 cores, and the cluster has 4: idle replicas end")
     warn_about_cores({"a": one}, {})
-    assert capsys.readouterr().err.startswith(
-        "2 replicas of 2 cores need 4 cores, and the cluster has 0: add machines"
-    )
+    assert capsys.readouterr().err.startswith("2 replicas of 2 cores need 4 cores, and the cluster has 0: add machines")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
-def test_a_hangup_before_the_server_runs(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from pellucid.cli.cluster_options import Replicas as Options
+def test_a_hangup_before_the_server_runs(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    from pellucid.cli.serving_options import Replicas as Options
     from pellucid.serve.server import Settings
     from pellucid.trace.registered_vectors import NO_VECTORS
 

@@ -66,9 +66,7 @@ def test_the_same_files_when_a_process_is_killed(nodes: Any, llama_file: Path, t
         "--replica-cpus",
         "1",
     ]
-    run = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    run = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
     while not list(out.glob("*.safetensors")) and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -86,20 +84,10 @@ def test_the_same_files_when_a_process_is_killed(nodes: Any, llama_file: Path, t
 def test_the_error_of_a_part(nodes: Any, llama_file: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("a text")
-    given = (
-        "record",
-        str(llama_file),
-        str(corpus),
-        "--out",
-        str(tmp_path / "data"),
-        "--cluster",
-        nodes.address,
-    )
+    given = ("record", str(llama_file), str(corpus), "--out", str(tmp_path / "data"), "--cluster", nodes.address)
     cpus = ("--replica-cpus", "1")
     refused = pellucid(*given, *cpus, "--points", "blocks.9.residual")
     assert refused.code == 2
-    assert refused.err.splitlines()[-1].startswith(
-        "pellucid: point='blocks.9.residual': no point has this name"
-    )
+    assert refused.err.splitlines()[-1].startswith("pellucid: point='blocks.9.residual': no point has this name")
     refused = pellucid(*given, *cpus, "--points", "embed", "--part", "1/2")
     assert "part='1/2': the cluster computes all parts: leave --part or --cluster out" in refused.err

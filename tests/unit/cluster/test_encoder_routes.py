@@ -46,9 +46,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, 
     ],
 )  # fmt: skip
 def test_answers_are_the_same(servers: tuple[Served, Served], path: str, body: dict[str, Any]) -> None:
-    found = [
-        httpx.post(one.url + path, json=body, headers={"X-Request-Id": "same"}, timeout=60) for one in servers
-    ]
+    found = [httpx.post(one.url + path, json=body, headers={"X-Request-Id": "same"}, timeout=60) for one in servers]
     assert [one.status_code for one in found] == [200, 200], found[1].text
     here, there = (one.json() for one in found)
     if isinstance(here, dict) and "created" in here:

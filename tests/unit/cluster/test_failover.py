@@ -21,7 +21,7 @@ from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.replica_link import ReplicaLink
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.errors import InvalidRequest, KernelError, QueueFull
 from pellucid.llm import LLM
 from pellucid.serve.batch import Batch
@@ -34,11 +34,7 @@ PROMPT = "the cat sat on the mat, and "
 
 def same(made: Any, wanted: Any) -> None:
     assert made.ids == wanted.ids
-    assert (made.text, made.finish_reason, made.stop_reason) == (
-        wanted.text,
-        wanted.finish_reason,
-        wanted.stop_reason,
-    )
+    assert (made.text, made.finish_reason, made.stop_reason) == (wanted.text, wanted.finish_reason, wanted.stop_reason)
     for name in ("logprobs", "prompt_logprobs"):
         one, other = getattr(made, name), getattr(wanted, name)
         assert (one is None) == (other is None)
@@ -104,10 +100,7 @@ def test_a_long_prompt_is_read_again(llama_file: Path, alone: LLM) -> None:
 
 
 def test_speculation_goes_on(llama_file: Path, alone: LLM) -> None:
-    prompt, options = (
-        "abcdefgh" * 40,
-        {"max_new_tokens": 120, "temperature": 0.2, "seed": 4, "ignore_eos": True},
-    )
+    prompt, options = ("abcdefgh" * 40, {"max_new_tokens": 120, "temperature": 0.2, "seed": 4, "ignore_eos": True})
     wanted = alone.generate(prompt, **options)
 
     async def work() -> None:
@@ -210,10 +203,7 @@ def test_many_requests_while_replicas_end(llama_file: Path, alone: LLM) -> None:
     """No token is lost, duplicated or different."""
     rng, count = random.Random(3), 60
     prompts = [PROMPT * rng.randint(1, 8) + str(number % 7) for number in range(count)]
-    options = [
-        {"max_new_tokens": rng.randint(20, 700), "seed": number, "ignore_eos": True}
-        for number in range(count)
-    ]
+    options = [{"max_new_tokens": rng.randint(20, 700), "seed": number, "ignore_eos": True} for number in range(count)]
     wanted = [alone.generate(prompt, **one) for prompt, one in zip(prompts, options)]
 
     async def work() -> None:
@@ -255,12 +245,7 @@ def test_a_batch_is_in_order_whatever_ends(llama_file: Path, alone: LLM, tmp_pat
     """The first request is slow, another request fails, and a replica is killed."""
     lengths = [600, *(3 + number % 9 for number in range(40))]
     bodies = [
-        {
-            "prompt": [number + 1, 5, 6],
-            "max_tokens": length if number != 7 else -1,
-            "seed": 1,
-            "ignore_eos": True,
-        }
+        {"prompt": [number + 1, 5, 6], "max_tokens": length if number != 7 else -1, "seed": 1, "ignore_eos": True}
         for number, length in enumerate(lengths)
     ]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -280,8 +265,7 @@ def test_a_batch_is_in_order_whatever_ends(llama_file: Path, alone: LLM, tmp_pat
 
     run(work())
     found, wanted = (
-        [json.loads(line) for line in path.read_text().splitlines()]
-        for path in (target, tmp_path / "alone.jsonl")
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (target, tmp_path / "alone.jsonl")
     )
     assert [one["custom_id"] for one in found] == [str(n) for n in range(len(bodies))]
     assert [one["response"]["status_code"] == 400 for one in found].index(True) == 7

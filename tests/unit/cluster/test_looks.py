@@ -39,10 +39,7 @@ class Servers(NamedTuple):
 
     def both(self, method: str, path: str, **fields: Any) -> tuple[httpx.Response, httpx.Response]:
         body = None if method == "GET" else json.dumps({"model": "one", **fields})
-        found = [
-            httpx.request(method, f"{one.url}{path}", content=body, timeout=60)
-            for one in (self.here, self.there)
-        ]
+        found = [httpx.request(method, f"{one.url}{path}", content=body, timeout=60) for one in (self.here, self.there)]
         return found[0], found[1]
 
     def same(self, path: str, **fields: Any) -> Any:
@@ -66,8 +63,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         serving(
             folder,
             load=loads_from(
-                folder,
-                {"one": [one.address], "encoder": [encoder.address], "translator": [translator.address]},
+                folder, {"one": [one.address], "encoder": [encoder.address], "translator": [translator.address]}
             ),
             names=names,
         ) as there,
@@ -133,8 +129,7 @@ def test_an_answer_of_many_pieces(servers: Servers) -> None:
     made = servers.same("/look/trace", prompt=PROMPT * 20, points=["blocks.**"], max_tokens=1)
     assert len(str(made)) > 3 * wire.PIECE
     assert (
-        "the limit is 67,108,864"
-        in servers.same("/look/trace", prompt=PROMPT * 46, points=["**"])["error"]["message"]
+        "the limit is 67,108,864" in servers.same("/look/trace", prompt=PROMPT * 46, points=["**"])["error"]["message"]
     )
 
 
@@ -146,9 +141,7 @@ def test_lenses_beams_and_pieces(servers: Servers) -> None:
     servers.same("/look/beams", prompt=PROMPT, num_beams=3, max_tokens=5)
     servers.same("/look/pieces", ids=ids)
     assert servers.same("/look/weights", point="blocks.1.feedforward.output", index=7)["kind"] == "linear"
-    assert (
-        "no product" in servers.same("/look/weights", point="blocks.1.residual", index=7)["error"]["message"]
-    )
+    assert "no product" in servers.same("/look/weights", point="blocks.1.residual", index=7)["error"]["message"]
     servers.same("/look/tokenize", text="naïve \ud800 x")
     here, there = servers.both("POST", "/look/profile", tokens=3, depth=5)
     assert here.json().keys() == there.json().keys()

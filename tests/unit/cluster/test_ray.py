@@ -76,9 +76,7 @@ def test_a_schema_holds_across_machines(server: ClusterServer, alone: LLM) -> No
     server.wait(2)
 
 
-@pytest.mark.parametrize(
-    ("count", "seconds", "least"), [(40, 6, 1), pytest.param(120, 15, 4, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("count", "seconds", "least"), [(40, 6, 1), pytest.param(120, 15, 4, marks=pytest.mark.long)])
 def test_clients_lose_nothing_while_machines_end(
     server: ClusterServer, alone: LLM, count: int, seconds: float, least: int
 ) -> None:
@@ -93,10 +91,7 @@ def test_clients_lose_nothing_while_machines_end(
         for n in range(count)
     ]
     plain: dict[str, Any] = {"ignore_eos": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0}
-    wanted = [
-        alone.generate(b["prompt"], max_new_tokens=b["max_tokens"], seed=b["seed"], **plain).text
-        for b in bodies
-    ]
+    wanted = [alone.generate(b["prompt"], max_new_tokens=b["max_tokens"], seed=b["seed"], **plain).text for b in bodies]
     waits = [rng.random() * seconds for _ in range(count)]
     found: list[str | None] = [None] * count
     ended, kills = threading.Event(), list[str]()
@@ -144,21 +139,12 @@ def test_a_server_that_is_started_again_gives_the_rest(nodes: Any, server: Clust
     wanted = alone.generate(
         PROMPT, max_new_tokens=1500, seed=9, ignore_eos=True, temperature=1.0, top_p=1.0, top_k=0, min_p=0
     )
-    body = {
-        "model": server.model,
-        "prompt": PROMPT,
-        "max_tokens": 1500,
-        "seed": 9,
-        "stream": True,
-        "ignore_eos": True,
-    }
+    body = {"model": server.model, "prompt": PROMPT, "max_tokens": 1500, "seed": 9, "stream": True, "ignore_eos": True}
     text, last = "", ""
 
     def read(url: str, headers: dict[str, str], most: int) -> None:
         nonlocal text, last
-        with httpx.stream(
-            "POST", url + "/v1/completions", json=body, headers=headers, timeout=SECONDS
-        ) as answer:
+        with httpx.stream("POST", url + "/v1/completions", json=body, headers=headers, timeout=SECONDS) as answer:
             assert answer.status_code == 200
             for line in answer.iter_lines():
                 if line.startswith("id: "):
@@ -176,9 +162,7 @@ def test_a_server_that_is_started_again_gives_the_rest(nodes: Any, server: Clust
         assert set(other.pids()) == set(server.pids()[-2:]), "it finds the replicas that run"
         read(other.url, {"Last-Event-ID": last}, 1 << 30)
         assert text == wanted.text
-        whole = httpx.post(
-            other.url + "/v1/completions", json={**body, "stream": False}, timeout=SECONDS
-        ).json()
+        whole = httpx.post(other.url + "/v1/completions", json={**body, "stream": False}, timeout=SECONDS).json()
         assert whole["choices"][0]["text"] == wanted.text
     finally:
         os.kill(other.process.pid, signal.SIGKILL)  # both servers use the same replicas

@@ -81,8 +81,7 @@ def test_replicas_without_room(nodes: Any, llama_file: Path) -> None:
         server.wait(2)
         until(
             lambda: any(
-                "2 of 4 placed: each of the others needs a machine with 1 free core" in line
-                for line in server.said
+                "2 of 4 placed: each of the others needs a machine with 1 free core" in line for line in server.said
             )
         )
         assert httpx.get(server.url + "/ready").json() == {"status": "ok", "waiting": []}
@@ -99,10 +98,7 @@ def test_without_a_replica_a_server_lives_and_is_not_ready(nodes: Any, llama_fil
         until(lambda: any("0 of 1 placed" in line for line in server.said))
         assert httpx.get(server.url + "/health").status_code == 200
         missing = httpx.get(server.url + "/ready")
-        assert (missing.status_code, missing.json()) == (
-            503,
-            {"status": "waiting", "waiting": [server.model]},
-        )
+        assert (missing.status_code, missing.json()) == (503, {"status": "waiting", "waiting": [server.model]})
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) in (0, signal.SIGTERM, -signal.SIGTERM)  # Ray may return the signal
     finally:

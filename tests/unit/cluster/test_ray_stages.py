@@ -116,22 +116,12 @@ def test_what_cannot_be_divided(server: ClusterServer, llama_file: Path) -> None
 
 def test_a_batch_on_a_cluster(server: ClusterServer, llama_file: Path, alone: LLM, tmp_path: Path) -> None:
     """A batch command with its own replicas resumes after a kill."""
-    bodies = [
-        {"model": "m", "prompt": f"{n} {PROMPT}", "max_tokens": 20, "seed": n, **PLAIN} for n in range(12)
-    ]
+    bodies = [{"model": "m", "prompt": f"{n} {PROMPT}", "max_tokens": 20, "seed": n, **PLAIN} for n in range(12)]
     lines = [
-        {"custom_id": str(n), "method": "POST", "url": "/v1/completions", "body": body}
-        for n, body in enumerate(bodies)
+        {"custom_id": str(n), "method": "POST", "url": "/v1/completions", "body": body} for n, body in enumerate(bodies)
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command = [
-        sys.executable,
-        "-m",
-        "pellucid",
-        "batch",
-        str(tmp_path / "in.jsonl"),
-        str(tmp_path / "out.jsonl"),
-    ]
+    command = [sys.executable, "-m", "pellucid", "batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")]
     more = ["--model", str(llama_file), "--cluster", server.address, "--replicas", "2", "--replica-cpus", "1"]
     for _ in range(2):  # the second run has no request left
         made = subprocess.run([*command, *more], capture_output=True, text=True, timeout=SECONDS)

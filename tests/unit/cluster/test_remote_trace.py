@@ -86,9 +86,7 @@ async def heard(
     return frames
 
 
-def undisturbed(
-    alone: LLM, n: int = 1, names: Sequence[str] = POINTS, **how: Any
-) -> tuple[list[list[int]], Any]:
+def undisturbed(alone: LLM, n: int = 1, names: Sequence[str] = POINTS, **how: Any) -> tuple[list[list[int]], Any]:
     """Token ids and frame rows of the same request on the engine of this process."""
     alone.runner.cache.clear_prefixes()
     group = alone.request(PROMPT, n, **{**HOW, **how})
@@ -469,9 +467,7 @@ def events_of(served: Served, number: str, body: dict[str, Any], **query: Any) -
     viewer.start()
     while number not in served.app.state.live._expected:
         time.sleep(0.01)
-    answer = httpx.post(
-        f"{served.url}/v1/completions", json=body, headers={"X-Request-Id": number}, timeout=60
-    )
+    answer = httpx.post(f"{served.url}/v1/completions", json=body, headers={"X-Request-Id": number}, timeout=60)
     assert answer.status_code == 200, answer.text
     viewer.join(60)
     return found

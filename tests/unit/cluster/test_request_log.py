@@ -33,12 +33,7 @@ def test_the_oldest_that_have_ended_go_first() -> None:
     for one in (second, first):
         one.ended = 1.0
     requests.keep(third, text(800))
-    assert [requests.get(one.name) is one for one in (running, first, second, third)] == [
-        True,
-        False,
-        True,
-        True,
-    ]
+    assert [requests.get(one.name) is one for one in (running, first, second, third)] == [True, False, True, True]
     assert first.messages == []
     requests.keep(third, text(800))
     assert [requests.get(one.name) is one for one in (running, second, third)] == [True, False, True]

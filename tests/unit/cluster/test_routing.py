@@ -94,9 +94,7 @@ def test_no_replica_has_more_than_its_share_allows(running: list[int], known: in
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=9), st.integers(0, 99))
-def test_the_one_with_the_most_pages_of_those_that_may_have_more(
-    states: list[tuple[int, int]], first: int
-) -> None:
+def test_the_one_with_the_most_pages_of_those_that_may_have_more(states: list[tuple[int, int]], first: int) -> None:
     replicas, text = loads(len(states)), [first, *TEXT]
     for one, (running, known) in zip(replicas, states):
         one.running = running
@@ -114,18 +112,14 @@ def test_the_one_with_the_most_pages_of_those_that_may_have_more(
         assert route.replica.running == min(one.running for one in replicas)
 
 
-@given(
-    st.lists(st.integers(0, 1 << 20), max_size=4 * PAGE), st.lists(st.integers(0, 1 << 20), max_size=4 * PAGE)
-)
+@given(st.lists(st.integers(0, 1 << 20), max_size=4 * PAGE), st.lists(st.integers(0, 1 << 20), max_size=4 * PAGE))
 def test_names_are_those_of_whole_beginnings(one: list[int], other: list[int]) -> None:
     common = next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
     pairs = list(zip(page_names(one), page_names(other)))
     assert [a == b for a, b in pairs] == [n < common // PAGE for n in range(len(pairs))]
 
 
-def test_what_checks_a_constraint_here_is_freed_at_once(
-    llama_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_checks_a_constraint_here_is_freed_at_once(llama_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ingress compiles a grammar only to refuse invalid grammars early. The replica computes the masks."""
     closed, close = list[Matching](), Matching.close
 

@@ -22,9 +22,7 @@ TEXT = list(range(1000))
         ((3, 3), (0.03, 0.01), False),  # 7 requests, one of four parts: at most 3
     ],
 )
-def test_the_bound_of_a_replica(
-    running: tuple[int, int], step_seconds: tuple[float, float], stays: bool
-) -> None:
+def test_the_bound_of_a_replica(running: tuple[int, int], step_seconds: tuple[float, float], stays: bool) -> None:
     known, other = (ReplicaLoad(name, step_seconds=one) for name, one in zip("ab", step_seconds))
     known.pages.update(page_names(TEXT))
     known.running, other.running = running

@@ -18,15 +18,12 @@ from support.stages import PROMPT, staged, stages
 
 from pellucid.cluster import wire
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stage_connection import StageConnection, StageLost, receive, vectors_of
+from pellucid.cluster.stage_server import StageConnection, StageLost, receive, vectors_of
 from pellucid.cluster.staged_runner import BACKLOG, StagedRunner
 from pellucid.llm import LLM
 from pellucid.plan.pipeline_stages import Border
 
-GREETING, LONG = (
-    64,
-    2,
-)  # ZMTP 3.1 (RFC 37 of ZeroMQ): bytes of the greeting; the flag of a frame with a long size
+GREETING, LONG = (64, 2)  # ZMTP 3.1 (RFC 37 of ZeroMQ): bytes of the greeting; the flag of a frame with a long size
 Change = Callable[[bytes], list[bytes]]
 
 
@@ -143,16 +140,12 @@ def test_a_connection_that_ends_between_steps(direction: str, between: Between, 
             llm.runner.tell("clear")
 
 
-def test_changed_vectors_between_stages_end_the_session(
-    three_blocks: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_vectors_between_stages_end_the_session(three_blocks: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with stages(three_blocks, 3) as (first, second):
         between = Between(second.address)
         with staged(three_blocks, [first.address, between.address]) as llm:
             llm.generate(PROMPT * 8, max_new_tokens=2)
-            between.change = lambda frame: (
-                flipped(frame) if len(frame) > 4096 else [frame]
-            )  # not the commands
+            between.change = lambda frame: flipped(frame) if len(frame) > 4096 else [frame]  # not the commands
             start = time.monotonic()
             with pytest.raises(StageLost, match="has failed"):
                 llm.generate("other " + PROMPT * 8, max_new_tokens=2)
@@ -213,12 +206,7 @@ def test_vectors_of_other_shapes_are_refused() -> None:
     rows = [np.arange(12, dtype=np.float32).reshape(3, 4), np.ones((3, 2), np.float32)]
     sent = [wire.array_fields(one) for one in rows]
     assert all(np.array_equal(a, b) for a, b in zip(vectors_of(sent, borders, 3), rows))
-    for bad in (
-        sent[:1],
-        sent[::-1],
-        [*sent, sent[0]],
-        [wire.array_fields(one.astype(np.float64)) for one in rows],
-    ):
+    for bad in (sent[:1], sent[::-1], [*sent, sent[0]], [wire.array_fields(one.astype(np.float64)) for one in rows]):
         with pytest.raises(wire.WireError, match="this step needs"):
             vectors_of(bad, borders, 3)
     with pytest.raises(wire.WireError):

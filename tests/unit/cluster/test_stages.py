@@ -17,8 +17,7 @@ from support.stages import PROMPT, staged, stages
 
 import pellucid
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stage_connection import StageLost
-from pellucid.cluster.stage_server import stage_of
+from pellucid.cluster.stage_server import StageLost, stage_of
 from pellucid.cluster.staged_runner import StagedRunner
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
@@ -66,9 +65,7 @@ def test_bits_are_those_of_one_machine(model: tuple[Path, int]) -> None:
             for name in ("logprobs", "prompt_logprobs"):
                 a, b = getattr(one, name), getattr(other, name)
                 assert (a is None) == (b is None)
-                assert a is None or all(
-                    np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values())
-                )
+                assert a is None or all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
         together = [prompt for prompt, _ in asked]
         one_by_one = [whole.generate(prompt, max_new_tokens=25, seed=5).ids for prompt in together]
         assert [made.ids for made in llm.generate(together, max_new_tokens=25, seed=5)] == one_by_one
@@ -88,9 +85,7 @@ def test_pages_run_out_alike(tmp_path: Path) -> None:
     random_model("llama", path, context=256)
     prompts = [f"{number} {PROMPT}" * 4 for number in range(12)]
     with pellucid.load(path, threads=2, context=256) as whole, divided(path, 2) as llm:
-        wanted = [
-            whole.generate(prompt, max_new_tokens=60, seed=1, ignore_eos=True).ids for prompt in prompts
-        ]
+        wanted = [whole.generate(prompt, max_new_tokens=60, seed=1, ignore_eos=True).ids for prompt in prompts]
         for _ in range(2):
             made = llm.generate(prompts, max_new_tokens=60, seed=1, ignore_eos=True)
             assert [one.ids for one in made] == wanted
@@ -110,9 +105,7 @@ server.serve()
 
 
 def stage_process(path: Path) -> tuple[subprocess.Popen[str], str]:
-    made = subprocess.Popen(
-        [sys.executable, "-c", STAGE, str(path), SECRET], stdout=subprocess.PIPE, text=True
-    )
+    made = subprocess.Popen([sys.executable, "-c", STAGE, str(path), SECRET], stdout=subprocess.PIPE, text=True)
     assert made.stdout is not None
     return made, made.stdout.readline().strip()
 

@@ -17,7 +17,7 @@ from pellucid.cluster import supervisor as module
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stage_connection import StageLost
+from pellucid.cluster.stage_server import StageLost
 from pellucid.cluster.supervisor import Supervisor
 from pellucid.errors import InvalidRequest, ModelNotFound, QueueFull
 

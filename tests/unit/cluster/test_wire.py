@@ -21,9 +21,8 @@ from support.replicas import SECRET, ReplicaProcess
 from pellucid import errors
 from pellucid.cluster import replica_tasks, wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.refusals import MOST_LINES, SECONDS, RefusalLog
 from pellucid.cluster.remote_trace import RequestWatch
-from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.secret import MOST_LINES, SECONDS, ClusterSecret, RefusalLog
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, PellucidError
@@ -36,14 +35,7 @@ from pellucid.trace import ablate, call, replace, scale
 def test_tokens_stay_what_they_are(alone: LLM, of: str) -> None:
     made: list[TokenOutput] = []
     group = alone.request(
-        "the cat",
-        max_new_tokens=5,
-        seed=1,
-        logprobs=3,
-        watch=True,
-        prompt_logprobs=2,
-        top_k=9,
-        logprobs_of=of,
+        "the cat", max_new_tokens=5, seed=1, logprobs=3, watch=True, prompt_logprobs=2, top_k=9, logprobs_of=of
     )
     group.start(made.append)
     group.wait()
@@ -102,13 +94,7 @@ def test_bytes_from_elsewhere_are_messages_or_refused(frame: bytes) -> None:
 
 
 def test_arrays_that_are_none_are_refused() -> None:
-    for fields in (
-        ["<f4", [3], b"1234"],
-        ["O", [1], b"12345678"],
-        ["x", [1], b""],
-        ["<f4", [-1, -1], b""],
-        [1, 2, 3],
-    ):
+    for fields in (["<f4", [3], b"1234"], ["O", [1], b"12345678"], ["x", [1], b""], ["<f4", [-1, -1], b""], [1, 2, 3]):
         with pytest.raises(wire.WireError):
             wire.array_of(fields)
 
@@ -143,9 +129,7 @@ def test_numbers_of_chains_are_few(alone: LLM) -> None:
             "numbers": numbers, "begun": {}, "read": 2, "priority": 0, "deadline": None, "client": "",
         }  # fmt: skip
         told = list[tuple[Any, ...]]()
-        await replica_tasks.generate(
-            alone, body, lambda *more: told.append(more), RequestWatch(alone, lambda *_: None)
-        )
+        await replica_tasks.generate(alone, body, lambda *more: told.append(more), RequestWatch(alone, lambda *_: None))
         assert [one[0] for one in told].count("token") == 2 * len(numbers)
 
     most = wire.MAX_SEQUENCES
@@ -237,11 +221,7 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
         one = context.socket(zmq.DEALER)
         one.linger = 1000
         keys, theirs = ClusterSecret(SECRET).ingress, ClusterSecret(SECRET).replica
-        one.curve_secretkey, one.curve_publickey, one.curve_serverkey = (
-            keys.secret,
-            keys.public,
-            theirs.public,
-        )
+        one.curve_secretkey, one.curve_publickey, one.curve_serverkey = (keys.secret, keys.public, theirs.public)
         one.connect(replica.address)
         for frame in frames:
             one.send(frame)

@@ -10,26 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.decide.answers import choice_confidence, decision, score_confidence
-from pellucid.decide.decision_format import DecisionFormat
-from pellucid.decide.labels import SCHEMES
-from pellucid.decide.questions import Option, Question
+from pellucid.decide.labels import SCHEMES, DecisionFormat
+from pellucid.decide.questions import Option, Question, choice_confidence, decision, score_confidence
 from pellucid.util.probabilities import softmax
 
 THREE = Question("q", "choice", "?", (Option("a"), Option("b"), Option("c")))
 
 
-def answer(
-    question: Question, *scores: list[float], temperature: float | None = None, rated: bool = False
-) -> Any:
+def answer(question: Question, *scores: list[float], temperature: float | None = None, rated: bool = False) -> Any:
     rows = [np.array(row, np.float32) for row in scores]
     keys = [one.key for one in question.options]
     return decision(question, keys, rows, [False, True][: len(rows)], temperature, rated)
 
 
 @pytest.mark.parametrize(
-    ("options", "largest", "published"),
-    [(3, 0.61, 0.42), (4, 0.40, 0.20), (5, 0.74, 0.67), (3, 0.84, 0.76)],
+    ("options", "largest", "published"), [(3, 0.61, 0.42), (4, 0.40, 0.20), (5, 0.74, 0.67), (3, 0.84, 0.76)]
 )
 def test_confidence_of_a_choice_is_as_published(options: int, largest: float, published: float) -> None:
     p = np.array([largest, *[(1 - largest) / (options - 1)] * (options - 1)])
@@ -62,14 +57,10 @@ def test_a_softmax_sums_to_one_and_keeps_the_order(scores: list[float], temperat
     assert math.isclose(p.sum(), 1, rel_tol=1e-12)
     assert (np.diff(p[np.argsort(scores)]) >= 0).all()
     ratio = np.log(p[0] / p[1]) if p[0] > 0 < p[1] else None
-    assert ratio is None or math.isclose(
-        ratio, (scores[0] - scores[1]) / temperature, rel_tol=1e-6, abs_tol=1e-6
-    )
+    assert ratio is None or math.isclose(ratio, (scores[0] - scores[1]) / temperature, rel_tol=1e-6, abs_tol=1e-6)
 
 
-@given(
-    st.lists(st.floats(-50, 50, width=32), min_size=9, max_size=9), st.one_of(st.none(), st.floats(0.05, 20))
-)
+@given(st.lists(st.floats(-50, 50, width=32), min_size=9, max_size=9), st.one_of(st.none(), st.floats(0.05, 20)))
 def test_bits_are_the_same_on_all_processors(scores: list[float], temperature: float | None) -> None:
     """NumPy's exponentials and products of vectors differ between instruction sets; ``math`` does not."""
     levels = Question("q", "score", "?", tuple(Option(str(at)) for at in range(9)))

@@ -9,28 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.decisions import (
-    CHAT,
-    QUESTIONS,
-    STATES,
-    TEMPLATES,
-    decision_model,
-    golden,
-    metadata,
-    tokenizer,
-)
+from support.decisions import CHAT, QUESTIONS, STATES, TEMPLATES, decision_model, golden, metadata, tokenizer
 
 import pellucid
 from pellucid.decide.decider import Decider
 from pellucid.decide.prompts import DecisionPrompt
 from pellucid.decide.questions import questions_of, state_of
-from pellucid.errors import (
-    ContextOverflow,
-    FileFormatError,
-    InvalidRequest,
-    UnsupportedModel,
-    UnsupportedTask,
-)
+from pellucid.errors import ContextOverflow, FileFormatError, InvalidRequest, UnsupportedModel, UnsupportedTask
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
 from pellucid.runtime.cache import BlockTable
@@ -84,9 +69,7 @@ def near(found: Any, wanted: Any) -> None:
 
 @pytest.mark.parametrize("kind", TEMPLATES)
 @pytest.mark.parametrize("number", range(len(STATES)))
-def test_prompts_logits_and_answers_are_those_of_the_oracle(
-    loaded: Callable[..., LLM], kind: str, number: int
-) -> None:
+def test_prompts_logits_and_answers_are_those_of_the_oracle(loaded: Callable[..., LLM], kind: str, number: int) -> None:
     llm, state, wanted = loaded(kind), STATES[number], golden()[kind][number]
 
     prompts = prompts_of(llm, state, QUESTIONS)
@@ -220,8 +203,7 @@ def test_labels_of_the_type_d1(folder: Path) -> None:
 
         prompts = prompts_of(llm, "s", asked)
         labels = {
-            id: [(one.text, one.tokens) for one in prompt.readings[0].labels]
-            for id, prompt in zip(asked, prompts)
+            id: [(one.text, one.tokens) for one in prompt.readings[0].labels] for id, prompt in zip(asked, prompts)
         }
         a, b = (tokens[f" {letter}"][0] for letter in "AB")
         assert labels["letters"] == [("x", (ord("x"),)), ("B", (ord("B"), b))]
@@ -284,16 +266,10 @@ def test_a_long_state_is_refused(llm: LLM, state: Any) -> None:
 
 
 def test_models_that_cannot_decide_say_why(folder: Path, llm: LLM) -> None:
-    with (
-        chat_model(folder, None) as base,
-        pytest.raises(UnsupportedTask, match="no decision model, and has no chat"),
-    ):
+    with chat_model(folder, None) as base, pytest.raises(UnsupportedTask, match="no decision model, and has no chat"):
         base.decide("s", {"q": NOUL})
     random_model("bert", folder / "bert", kind="safetensors")
-    with (
-        pellucid.load(folder / "bert", threads=1) as encoder,
-        pytest.raises(UnsupportedTask, match="no head"),
-    ):
+    with pellucid.load(folder / "bert", threads=1) as encoder, pytest.raises(UnsupportedTask, match="no head"):
         encoder.decide("s", {"q": NOUL})
     random_model("t5", folder / "t5", kind="safetensors")
     with (
@@ -303,28 +279,18 @@ def test_models_that_cannot_decide_say_why(folder: Path, llm: LLM) -> None:
         seq2seq.decide("s", {"q": NOUL})
     path = decision_model(folder / "unknown.gguf", "d2", template="x")
     with pellucid.load(path, threads=1) as unknown:
-        with pytest.raises(
-            UnsupportedModel, match=r"unknown.gguf: decision.type = d2 is not implemented; implemented"
-        ):
+        with pytest.raises(UnsupportedModel, match=r"unknown.gguf: decision.type = d2 is not implemented; implemented"):
             unknown.decide("s", {"q": NOUL})
         assert unknown.generate("a", max_new_tokens=1).ids
-    with pytest.raises(
-        InvalidRequest, match=r"questions.q has 53 options and needs 53 labels .* has 52: offer fewer"
-    ):
-        llm.decide(
-            "s",
-            {"q": {"type": "choice", "instructions": "?", "criteria": dict.fromkeys(map(str, range(53)))}},
-        )
+    with pytest.raises(InvalidRequest, match=r"questions.q has 53 options and needs 53 labels .* has 52: offer fewer"):
+        llm.decide("s", {"q": {"type": "choice", "instructions": "?", "criteria": dict.fromkeys(map(str, range(53)))}})
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"tokenizer.chat_template.systemone": ""}, "tokenizer.chat_template.systemone: is missing"),
-        (
-            {"decision.temperature.score": 0.0},
-            "llama.decision.temperature.score: is 0.0: must be a number above 0",
-        ),
+        ({"decision.temperature.score": 0.0}, "llama.decision.temperature.score: is 0.0: must be a number above 0"),
         ({"decision.temperature.score": -1.0}, "must be a number above 0"),
         ({"decision.temperature.noul": float("nan")}, "must be a number above 0"),
         ({"decision.temperature.noul": float("inf")}, "must be a number above 0"),
@@ -334,9 +300,7 @@ def test_models_that_cannot_decide_say_why(folder: Path, llm: LLM) -> None:
 )
 def test_a_damaged_format_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
 
-    path = random_model(
-        "llama", tmp_path / "m.gguf", metadata={**metadata("openjev"), **changes}, vocabulary=320
-    )
+    path = random_model("llama", tmp_path / "m.gguf", metadata={**metadata("openjev"), **changes}, vocabulary=320)
     with pellucid.load(path, threads=1) as llm, pytest.raises(FileFormatError, match=said):
         Decider(llm.checkpoint, llm.inputs)
 

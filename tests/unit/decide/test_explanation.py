@@ -39,9 +39,7 @@ def test_words_sum_to_the_difference_of_the_logits(llm: LLM, state: Any) -> None
         rated = len(decision.scores) != len(decision.probabilities)
         names = [f"rating {at}" for at in range(9)] if rated else list(decision.probabilities)
         score = dict(zip(names, decision.scores))
-        assert explanation.logit == pytest.approx(
-            score[explanation.option] - score[explanation.against], abs=1e-6
-        )
+        assert explanation.logit == pytest.approx(score[explanation.option] - score[explanation.against], abs=1e-6)
         assert explanation.total == pytest.approx(explanation.logit, abs=1e-9)
         assert sum(part.value for part in explanation.parts) == pytest.approx(explanation.logit, abs=1e-9)
         assert abs(explanation.rounding) < 1e-5
@@ -53,9 +51,7 @@ def test_words_sum_to_the_difference_of_the_logits(llm: LLM, state: Any) -> None
         wanted = state if isinstance(state, str) else json.dumps(state, ensure_ascii=False, sort_keys=sorts)
         assert words == wanted.split()
         assert DecisionExplanation.from_dict(json.loads(json.dumps(explanation.as_dict()))) == explanation
-        assert all(
-            one.text in explanation._repr_html_() for one in explanation.ranked()[:3] if one.text.isalpha()
-        )
+        assert all(one.text in explanation._repr_html_() for one in explanation.ranked()[:3] if one.text.isalpha())
         shown = decision.as_dict()["explanation"]
         assert "parts" not in shown
         assert [one["text"] for one in shown["words"] if one["place"] == "state"] == words
@@ -69,9 +65,7 @@ def test_an_edited_decision_is_explained_with_its_edits(llm: LLM) -> None:
         assert explanation is not None
         assert before is not None
         assert explanation.total == pytest.approx(explanation.logit, abs=1e-9)
-        assert [part.value for part in explanation.parts if part.layer == 2 and part.kind == "head"] == [
-            0.0
-        ] * 4
+        assert [part.value for part in explanation.parts if part.layer == 2 and part.kind == "head"] == [0.0] * 4
         assert explanation.logit != before.logit
     with pytest.raises(InvalidRequest, match=r"remove the edit of norm, or leave explain out$"):
         llm.decide("s t", QUESTIONS, explain=True, edits=[scale("norm", 2.0)])

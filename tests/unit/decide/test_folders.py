@@ -12,7 +12,7 @@ from support.decisions import FOLDERS, HEADED, QUESTIONS, STATES, decision_folde
 
 import pellucid
 from pellucid.decide.decider import Decider
-from pellucid.decide.decision_format import CONFIG_FILE, HEAD_FILES, MARKED, TEMPLATE_FILE
+from pellucid.decide.labels import CONFIG_FILE, HEAD_FILES, MARKED, TEMPLATE_FILE
 from pellucid.decide.questions import questions_of, state_of
 from pellucid.errors import FileFormatError, InvalidRequest, TemplateError, UnsupportedModel
 from pellucid.llm import LLM
@@ -140,10 +140,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_heads_and_adapters_are_refused_by_name(tmp_path: Path) -> None:
     folder = decision_folder(tmp_path, "message")
     (folder / CONFIG_FILE).write_text(json.dumps({"adapter": "lora"}), encoding="utf-8")
-    with (
-        load(folder) as llm,
-        pytest.raises(UnsupportedModel, match=r"names an adapter \('lora'\): merge the"),
-    ):
+    with load(folder) as llm, pytest.raises(UnsupportedModel, match=r"names an adapter \('lora'\): merge the"):
         llm.decide("s", {"q": NOUL})
     (folder / CONFIG_FILE).write_text(json.dumps({"adapter": None}), encoding="utf-8")
     with load(folder) as llm:
@@ -182,17 +179,11 @@ def test_a_head_of_its_own_scores_options(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"offsets": {"noul": 0}}, "offsets: is"),
-        (
-            {"offsets": {"noul": 0, "score": 2, "choice": 21}},
-            "must be a column for each of noul, score, choice",
-        ),
+        ({"offsets": {"noul": 0, "score": 2, "choice": 21}}, "must be a column for each of noul, score, choice"),
         ({"offsets": {"noul": -1, "score": 2, "choice": 8}}, "must be a column"),
         ({"offsets": {"noul": True, "score": 2, "choice": 8}}, "must be a column"),
         ({"offsets": 3}, "must be a column"),
-        (
-            {"num_verbalizers": 20},
-            r"proj.weight at byte [\d,]+: tensor has shape .21, 64.; the model needs .20, 64.",
-        ),
+        ({"num_verbalizers": 20}, r"proj.weight at byte [\d,]+: tensor has shape .21, 64.; the model needs .20, 64."),
         ({"num_verbalizers": 0}, "num_verbalizers"),
         ({"num_verbalizers": 10**9}, "num_verbalizers: is 1000000000"),
         ({"num_verbalizers": "9"}, "num_verbalizers"),

@@ -13,10 +13,9 @@ from support.loaded import models_of
 from support.marked_options import ASKED, MODELS, marked_model
 from support.marked_relevance import FixedModel
 
-from pellucid.decide.answers import Decision
 from pellucid.decide.explanation import DecisionExplanation
 from pellucid.decide.prompts import DecisionPrompt
-from pellucid.decide.questions import questions_of, state_of
+from pellucid.decide.questions import Decision, questions_of, state_of
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.trace import ablate, scale
@@ -65,9 +64,7 @@ def test_words_and_parts_are_those_of_the_fixed_model(loaded: Callable[..., LLM]
     assert found.constant == pytest.approx(constant, abs=within)
     assert [at for one in found.words for at in one.tokens] == list(range(len(prompt.ids)))
     for word in found.words:
-        assert word.value == pytest.approx(tokens[word.tokens.start : word.tokens.stop].sum(), abs=within), (
-            word
-        )
+        assert word.value == pytest.approx(tokens[word.tokens.start : word.tokens.stop].sum(), abs=within), word
     after = [word for word in found.words if word.tokens.start > max(marks)]
     assert max(abs(word.value) for word in after) > 100 * within, "the tokens after the marks count, too"
 
@@ -129,9 +126,7 @@ def test_edited_decisions_are_explained_with_their_edits(loaded: Callable[..., L
         score = dict(zip(decision.probabilities, decision.scores))
         assert found.logit == score[found.option] - score[found.against] != plain.logit
         assert found.total == pytest.approx(found.logit, abs=1e-9)
-        assert [part.value for part in found.parts if part.layer == layer and part.kind == "head"] == [
-            0.0
-        ] * 4
+        assert [part.value for part in found.parts if part.layer == layer and part.kind == "head"] == [0.0] * 4
     _, found, _ = asked(llm, "team", edits=[scale("decision.norm", 2.0)])
     edited = next(part for part in found.parts if part.kind == "edit")
     assert edited.name == "decision.norm.edit"

@@ -145,9 +145,7 @@ def test_contents_cannot_forge_marks_and_separators(loaded: Callable[..., LLM]) 
     llm = loaded("laya")
     for forged in ("[MASK][SEP][CLS]", {"[MASK]": "[SEP]"}, [["[SEP]", "[MASK]"]]):
         criteria = {"[MASK]": forged, "[SEP]": None}
-        (prompt,) = prompts_of(
-            llm, forged, {"q": {"type": "choice", "instructions": forged, "criteria": criteria}}
-        )
+        (prompt,) = prompts_of(llm, forged, {"q": {"type": "choice", "instructions": forged, "criteria": criteria}})
         assert [prompt.ids.count(token) for token in (CLS, SEP, MASK)] == [1, 3, 2]
 
 
@@ -156,9 +154,7 @@ def test_a_prompt_may_fill_the_context_and_no_more(loaded: Callable[..., LLM]) -
     (prompt,) = prompts_of(llm, "s", {"q": NOUL})
     room = llm.context - len(prompt.ids) + 1
     assert llm.decide("s" * room, {"q": NOUL}).prompt_tokens == llm.context
-    with pytest.raises(
-        ContextOverflow, match=r"too long: 513 tokens; the context is 512: shorten the prompt"
-    ):
+    with pytest.raises(ContextOverflow, match=r"too long: 513 tokens; the context is 512: shorten the prompt"):
         llm.decide("s" * (room + 1), {"q": NOUL})
 
 
@@ -172,11 +168,7 @@ def test_quantized_files(tmp_path: Path, form: str) -> None:
     """Scores have the same bits in any batch, and change with the type of the question."""
     keys = {
         **tokenizer(),
-        **{
-            key: value
-            for key, value in MODELS["laya"].items()
-            if key.startswith(("decision", "feed", "rope"))
-        },
+        **{key: value for key, value in MODELS["laya"].items() if key.startswith(("decision", "feed", "rope"))},
         "feed_forward_length": [256] * 4 + [512] * 2,
         "decision.type": "laya",
         "tokenizer.chat_template.systemone": TEMPLATE.replace("[CLS]", "<s>").replace("[SEP]", "</s>"),
@@ -228,11 +220,7 @@ def test_the_model_makes_nothing_but_decisions(loaded: Callable[..., LLM]) -> No
         ({"feed_forward_length": 96}, FileFormatError, r"blk.4.ffn_up.weight at byte .*: tensor has shape"),
         ({"decision.max_head_tokens": None}, FileFormatError, "max_head_tokens: missing; it must be"),
         ({"decision.max_head_tokens": 0}, FileFormatError, "max_head_tokens: is 0; it must be"),
-        (
-            {"tokenizer.ggml.mask_token_id": None},
-            FileFormatError,
-            "mask_token_id: is missing: the prompt needs",
-        ),
+        ({"tokenizer.ggml.mask_token_id": None}, FileFormatError, "mask_token_id: is missing: the prompt needs"),
         ({"tokenizer.ggml.seperator_token_id": None}, FileFormatError, "seperator_token_id: is missing"),
         ({"tokenizer.chat_template.systemone": None}, FileFormatError, "systemone: is missing"),
         ({"tokenizer.chat_template.systemone": "[CLS]x[SEP]{{ state }}[SEP]"}, TemplateError, "marks 0 of 2"),

@@ -42,10 +42,7 @@ def test_questions_keep_their_order_and_content() -> None:
         ({"q": {"type": "noul"}}, "questions.q.instructions is missing"),
         ({"q": {**NOUL, "instructions": ""}}, "questions.q.instructions is missing"),
         ({"q": {**NOUL, "instructions": []}}, "questions.q.instructions is missing"),
-        (
-            {"q": {**NOUL, "instructions": 3}},
-            "questions.q.instructions=3: must be a text, an object or a list",
-        ),
+        ({"q": {**NOUL, "instructions": 3}}, "questions.q.instructions=3: must be a text, an object or a list"),
         ({"q": {**NOUL, "options": []}}, "questions.q has the unknown field 'options'"),
         ({"q": {**NOUL, "criteria": {"yes": "x"}}}, "must be an object with descriptions of true and false"),
         ({"q": {**NOUL, "criteria": ["a", "b"]}}, "descriptions of true and false"),
@@ -84,9 +81,7 @@ def test_too_many_questions_and_options_are_refused() -> None:
         questions_of({"q": {**CHOICE, "criteria": dict.fromkeys(map(str, range(MOST_OPTIONS + 1)))}})
 
 
-@pytest.mark.parametrize(
-    "state", ["text", "", {"a": [1, None, 2.5, True]}, ["x", {"role": "user", "content": "hi"}]]
-)
+@pytest.mark.parametrize("state", ["text", "", {"a": [1, None, 2.5, True]}, ["x", {"role": "user", "content": "hi"}]])
 def test_a_state_stays_as_it_is(state: Any) -> None:
     assert state_of(state) == state
 

@@ -13,16 +13,7 @@ import pytest
 from support.decisions import STATES, tokenizer
 from support.loaded import models_of
 from support.option_models import ASKED, CONTROL, FIRST, TEMPLATES, option_model, tensor_shapes
-from support.option_oracle import (
-    Clef,
-    Kev,
-    Omni,
-    clef_prompt,
-    kev_prompt,
-    lines,
-    omni_prompt,
-    options_of,
-)
+from support.option_oracle import Clef, Kev, Omni, clef_prompt, kev_prompt, lines, omni_prompt, options_of
 
 import pellucid
 from pellucid.decide.option_layouts import rendered
@@ -36,7 +27,7 @@ from pellucid.errors import (
     UnsupportedModel,
 )
 from pellucid.llm import LLM
-from pellucid.model.joint_head import JointHead, joint_shapes
+from pellucid.model.decision_heads import JointHead, joint_shapes
 from pellucid.testing import random_model
 from pellucid.trace import ablate, attribute
 
@@ -96,9 +87,7 @@ def test_prompts_scores_and_answers_are_those_of_the_oracle(
         by_key = dict(zip(keys, own))
         assert np.abs(np.subtract(found.scores, [by_key[key] for key in found.probabilities])).max() < within
         p = np.exp((own - own.max()) / (found.temperature or 1))
-        assert found.probabilities == pytest.approx(
-            dict(zip(keys, p / p.sum())), abs=1e-4 if precise else 5e-3
-        )
+        assert found.probabilities == pytest.approx(dict(zip(keys, p / p.sum())), abs=1e-4 if precise else 5e-3)
         if question["type"] == "choice":
             assert by_key[found.value] > own.max() - 2 * within
         elif question["type"] == "noul":
@@ -145,9 +134,7 @@ def test_matrices_of_16_bits(tmp_path: Path, kind: str) -> None:
     for (id, question), own in zip(ASKED.items(), scores, strict=True):
         by_key = dict(zip([key for key, _ in options_of(question, kind)], own))
         wanted_scores = [by_key[key] for key in decisions[id].probabilities]
-        assert np.abs(np.subtract(decisions[id].scores, wanted_scores)).max() < 2e-5 * np.ptp(
-            np.concatenate(scores)
-        )
+        assert np.abs(np.subtract(decisions[id].scores, wanted_scores)).max() < 2e-5 * np.ptp(np.concatenate(scores))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,9 +151,7 @@ def test_edits_change_the_answer_and_are_replayed(loaded: Callable[..., LLM], ki
 def test_contents_cannot_forge_control_tokens(loaded: Callable[..., LLM], kind: str) -> None:
     llm, names = loaded(kind), CONTROL[kind]
     every = "".join(names)
-    asked: dict[str, Any] = {
-        every: {"type": "choice", "instructions": [every], "criteria": {every: every, "b": None}}
-    }
+    asked: dict[str, Any] = {every: {"type": "choice", "instructions": [every], "criteria": {every: every, "b": None}}}
     plain = {"q": {"type": "choice", "instructions": "a", "criteria": {"a": "a", "b": None}}}
 
     def counts(state: Any, questions: Any) -> list[int]:
@@ -201,10 +186,7 @@ def test_long_texts_of_omni_are_cut_as_in_its_training(loaded: Callable[..., LLM
 
 
 def test_omni_refuses_pictures_and_sounds(loaded: Callable[..., LLM]) -> None:
-    for part in (
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}},
-        {"type": "input_audio"},
-    ):
+    for part in ({"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}, {"type": "input_audio"}):
         with pytest.raises(InvalidRequest, match=r"state\[0\].content.*only text") as refused:
             loaded("omni").decide([{"role": "user", "content": [part]}], {"q": NOUL})
         assert "\n" not in str(refused.value)
@@ -242,9 +224,7 @@ def test_a_prompt_that_is_too_long_is_refused(tmp_path: Path, kind: str) -> None
 def test_explanations_sum_to_the_difference(loaded: Callable[..., LLM], kind: str) -> None:
     llm = loaded(kind)
     if kind != "omni":
-        with pytest.raises(
-            InvalidRequest, match=r"scores options by products of vectors.*: leave explain out"
-        ):
+        with pytest.raises(InvalidRequest, match=r"scores options by products of vectors.*: leave explain out"):
             llm.decide("s", {"q": NOUL}, explain=True)
         return
     for decision in llm.decide("late again", ASKED, explain=True).answers.values():
@@ -281,12 +261,7 @@ UNNAMED = [*tokenizer()[TOKENS][:FIRST], *(f"<unused{at}>" for at in range(320 -
 @pytest.mark.parametrize(
     ("kind", "changes", "error", "said"),
     [
-        (
-            "omni",
-            {"decision.block_count": None},
-            FileFormatError,
-            "decision.block_count: missing; it must be",
-        ),
+        ("omni", {"decision.block_count": None}, FileFormatError, "decision.block_count: missing; it must be"),
         ("omni", {"attention.causal": None}, FileFormatError, "attention.causal: is true; it must be false"),
         ("omni", {"decision.type": "laya"}, UnsupportedModel, "type 'laya' .* implemented is lfm2-d1-omni"),
         ("omni", {"attention.layer_norm_epsilon": None}, FileFormatError, "layer_norm_epsilon: missing"),
@@ -305,18 +280,8 @@ UNNAMED = [*tokenizer()[TOKENS][:FIRST], *(f"<unused{at}>" for at in range(320 -
             TemplateError,
             "writes more than one state",
         ),
-        (
-            "omni",
-            {TEMPLATE: "{{ sep }}x{{ mark_option }}"},
-            TemplateError,
-            "'?<<d1omni:option>>'? inside a piece",
-        ),
-        (
-            "omni",
-            {TEMPLATE: "{{ sep }}{{ mark_state }}x"},
-            InvalidRequest,
-            "2 options, of which 0 fit into the 16,384",
-        ),
+        ("omni", {TEMPLATE: "{{ sep }}x{{ mark_option }}"}, TemplateError, "'?<<d1omni:option>>'? inside a piece"),
+        ("omni", {TEMPLATE: "{{ sep }}{{ mark_state }}x"}, InvalidRequest, "2 options, of which 0 fit into the 16,384"),
         ("kev", {"without": "cls.output.weight"}, FileFormatError, "cls.output.weight: tensor missing"),
         ("kev", {"embedding_length_out": 64}, FileFormatError, "embedding_length_out: is 64; it must be 48"),
         (
@@ -326,35 +291,15 @@ UNNAMED = [*tokenizer()[TOKENS][:FIRST], *(f"<unused{at}>" for at in range(320 -
             "embedding_length_out: is 47; it must be even",
         ),
         ("kev", {"attention.causal": False}, FileFormatError, "attention.causal: is false; it must be true"),
-        (
-            "kev",
-            {TOKENS: [*UNNAMED]},
-            FileFormatError,
-            r"has no control token <\|box_end\|>: the prompt needs it",
-        ),
+        ("kev", {TOKENS: [*UNNAMED]}, FileFormatError, r"has no control token <\|box_end\|>: the prompt needs it"),
         ("kev", {TEMPLATE: "<|box_end|>"}, TemplateError, "ends 1 of 2 options"),
         ("kev", {TEMPLATE: "<|box_end|><|box_end|>"}, TemplateError, "and another token after the last"),
-        (
-            "clef",
-            {"decision.head_count": 5},
-            FileFormatError,
-            "decision.head_count: is 5, which does not divide",
-        ),
+        ("clef", {"decision.head_count": 5}, FileFormatError, "decision.head_count: is 5, which does not divide"),
         ("clef", {"decision.block_count": None}, FileFormatError, "decision.block_count: missing"),
-        (
-            "clef",
-            {"decision.block_count": 3},
-            FileFormatError,
-            "dec.blk.4.*: tensor missing; the decision head needs",
-        ),
+        ("clef", {"decision.block_count": 3}, FileFormatError, "dec.blk.4.*: tensor missing; the decision head needs"),
         ("clef", {"attention.layer_norm_epsilon": None}, FileFormatError, "layer_norm_epsilon: missing"),
         ("clef", {"without": "decision.scales"}, FileFormatError, "decision.scales: tensor missing"),
-        (
-            "clef",
-            {"without": "decision.proj_memory.weight"},
-            FileFormatError,
-            "proj_memory.weight: matrix missing",
-        ),
+        ("clef", {"without": "decision.proj_memory.weight"}, FileFormatError, "proj_memory.weight: matrix missing"),
         (
             "clef",
             {"resized": "decision.scorer.weight"},
@@ -362,18 +307,8 @@ UNNAMED = [*tokenizer()[TOKENS][:FIRST], *(f"<unused{at}>" for at in range(320 -
             r"decision.scorer.weight at byte .*: tensor has shape \(31, 128\); the decision head needs \(32, 128\)",
         ),
         ("clef", {"decision.type": None}, UnsupportedModel, "not used by the implementation of the family"),
-        (
-            "clef",
-            {TEMPLATE: "{{ sep }}{{ mark_option }}x"},
-            TemplateError,
-            "an option before the first question",
-        ),
-        (
-            "clef",
-            {TEMPLATE: "{{ sep }}{{ mark_question }}x"},
-            TemplateError,
-            "marks 1 questions of 1, or not all",
-        ),
+        ("clef", {TEMPLATE: "{{ sep }}{{ mark_option }}x"}, TemplateError, "an option before the first question"),
+        ("clef", {TEMPLATE: "{{ sep }}{{ mark_question }}x"}, TemplateError, "marks 1 questions of 1, or not all"),
         (
             "clef",
             {TEMPLATE: "{{ sep }}{{ mark_question }}"},
@@ -392,11 +327,7 @@ def test_damaged_files_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("kind", "part"),
-    [
-        ("laya", "modern-bert with decision blocks"),
-        ("lfm2-d1-omni", "lfm2 with decision blocks"),
-    ],
+    ("kind", "part"), [("laya", "modern-bert with decision blocks"), ("lfm2-d1-omni", "lfm2 with decision blocks")]
 )
 def test_other_architectures_are_refused(tmp_path: Path, kind: str, part: str) -> None:
     keys = {**tokenizer(), "decision.type": kind, "decision.max_head_tokens": 64, TEMPLATE: TEMPLATES["omni"]}
@@ -409,7 +340,5 @@ def test_other_architectures_are_refused(tmp_path: Path, kind: str, part: str) -
 def test_the_shapes_of_the_joint_head_are_those_of_llamacpp() -> None:
     shapes = joint_shapes(JointHead(2, 2, heads=4, width=32, inner=48, eps=1e-5), 64)
     body = tensor_shapes("clef")
-    own = {
-        name: shape for name, shape in body.items() if name.startswith(("dec.", "decision.", "token_types"))
-    }
+    own = {name: shape for name, shape in body.items() if name.startswith(("dec.", "decision.", "token_types"))}
     assert shapes == own

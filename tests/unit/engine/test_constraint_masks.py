@@ -18,7 +18,7 @@ from support.tokenizer_file import write_tokenizer
 
 import pellucid
 from pellucid.engine.job import SchedulingOptions
-from pellucid.engine.reading import ReadingTask
+from pellucid.engine.task import ReadingTask
 from pellucid.errors import DeadlinePassed, InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.grammars import matching
@@ -205,12 +205,8 @@ def test_a_model_can_be_closed_while_a_mask_is_computed(tmp_path: Path, gate: Ga
 def test_a_grammar_that_takes_too_long_ends_its_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching, "MAX_SECONDS", 0.05)
     monkeypatch.setattr(matching, "MAX_SECONDS_PER_TOKEN", 0.0)
-    with pytest.raises(
-        InvalidRequest, match=r"grammar took 0\.\d s .* the limit is 0\.\d s: make it less ambig"
-    ):
-        llm.generate(
-            PROMPT, grammar='start: "a" e\ne: e e | e e e | /[a-z ]/', **{**FREE, "max_new_tokens": 400}
-        )
+    with pytest.raises(InvalidRequest, match=r"grammar took 0\.\d s .* the limit is 0\.\d s: make it less ambig"):
+        llm.generate(PROMPT, grammar='start: "a" e\ne: e e | e e e | /[a-z ]/', **{**FREE, "max_new_tokens": 400})
     assert llm.generate(PROMPT, choices=["fine"]).text == "fine"
 
 

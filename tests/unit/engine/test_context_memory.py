@@ -12,7 +12,7 @@ from support.command import PROGRAM
 
 import pellucid
 from pellucid import loading
-from pellucid.engine.context_memory import MIN_CONTEXT, STEP, FreeMemory, ModelMemory, free_memory
+from pellucid.engine.cache_manager import MIN_CONTEXT, STEP, FreeMemory, ModelMemory, free_memory
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.load_options import LoadOptions
@@ -97,9 +97,7 @@ def test_a_model_starts_with_a_shorter_context_and_says_so(
 def test_a_limit_of_address_space_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "free_memory", lambda: FreeMemory(64 << 30, 300 << 20))
     with (
-        pytest.warns(
-            UserWarning, match=r"is 512 instead of .* 0\.31 GB of address space \(ulimit\) are free"
-        ),
+        pytest.warns(UserWarning, match=r"is 512 instead of .* 0\.31 GB of address space \(ulimit\) are free"),
         pellucid.load(path, threads=2) as llm,
     ):
         assert llm.context == MIN_CONTEXT
@@ -110,9 +108,7 @@ def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_loaded(
 ) -> None:
     monkeypatch.setattr(loading, "free_memory", lambda: FreeMemory(1000, None))
     monkeypatch.setattr(loading, "ModelRunner", None)
-    with pytest.raises(
-        CacheFull, match=r"needs at least 0\.\d\d GB, and 0\.00 GB of memory are free: free memory"
-    ):
+    with pytest.raises(CacheFull, match=r"needs at least 0\.\d\d GB, and 0\.00 GB of memory are free: free memory"):
         pellucid.load(path)
 
 
@@ -149,17 +145,7 @@ def test_a_process_with_little_memory(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (1_500 << 20, 1_500 << 20))
 
-    command = [
-        *PROGRAM[:1],
-        *PROGRAM[3:],
-        "run",
-        str(path),
-        "to see",
-        "--max-new-tokens",
-        "4",
-        "--threads",
-        "2",
-    ]
+    command = [*PROGRAM[:1], *PROGRAM[3:], "run", str(path), "to see", "--max-new-tokens", "4", "--threads", "2"]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "instead of 131,072 tokens, because" in done.stderr

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from support.tiny import ENCODERS, opened
 
 from pellucid import pipeline
-from pellucid.engine.data_parallel import UNEVEN, DataParallel
 from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.programs import UNEVEN, DataParallel
 from pellucid.errors import InvalidRequest
 from pellucid.loading import step_limits
 from pellucid.model.encoder_weights import convert_encoder
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import ALONE_TOKENS, Chunk
 from pellucid.runtime.cache import BlockTable
 

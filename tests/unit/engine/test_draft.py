@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.served import with_control_tokens
 
 import pellucid
-from pellucid.engine.draft import PATIENCE, DraftGain, DraftModel, DraftSequence
+from pellucid.engine.speculation import PATIENCE, DraftGain, DraftModel, DraftSequence
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
@@ -144,8 +144,5 @@ def test_a_draft_that_cannot_be_one(folder: Path) -> None:
             pellucid.load(folder / "model.gguf", threads=1, draft=folder / draft)
     with pytest.raises(InvalidRequest, match="cannot be rolled back"):
         pellucid.load(folder / "recurrent.gguf", threads=1, draft=folder / "model.gguf")
-    with (
-        pellucid.load(folder / "model.gguf", threads=1) as llm,
-        pytest.raises(InvalidRequest, match="draft=5"),
-    ):
+    with pellucid.load(folder / "model.gguf", threads=1) as llm, pytest.raises(InvalidRequest, match="draft=5"):
         llm.generate("a", draft=5)

@@ -19,7 +19,7 @@ from support.pages import in_use, lose_pages
 
 import pellucid
 from pellucid import pipeline
-from pellucid.engine import compile_kernels
+from pellucid.engine import programs
 from pellucid.engine.engine import Engine
 from pellucid.engine.job import MAX_UNREAD, SchedulingOptions
 from pellucid.engine.scheduler import Scheduler
@@ -27,7 +27,7 @@ from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain
 from pellucid.engine.tasks.beam_search import BeamSearchTask
 from pellucid.engine.tasks.scoring import ScoringTask
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
-from pellucid.kernels.core import parallel
+from pellucid.kernels.core import background
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
 from pellucid.llm import LLM
@@ -348,9 +348,7 @@ def test_a_slow_function_of_one_request_stalls_no_other(llm: LLM) -> None:
         main.append(threading.current_thread().name)
         return not done.wait(20)
 
-    waiting = threading.Thread(
-        target=llm.generate, args=(PROMPTS[0],), kwargs={**greedy, "until": slow}, name="mine"
-    )
+    waiting = threading.Thread(target=llm.generate, args=(PROMPTS[0],), kwargs={**greedy, "until": slow}, name="mine")
     waiting.start()
     while not main:
         time.sleep(0.001)
@@ -619,9 +617,7 @@ def test_a_step_of_the_chain_that_asks_its_own_model_is_refused(llm: LLM) -> Non
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_that_is_forked_during_a_step_does_not_hang(llm: LLM) -> None:
-    running = threading.Thread(
-        target=llm.generate, args=(PROMPTS[0],), kwargs={**OPTIONS, "max_new_tokens": 1500}
-    )
+    running = threading.Thread(target=llm.generate, args=(PROMPTS[0],), kwargs={**OPTIONS, "max_new_tokens": 1500})
     running.start()
     for _ in range(6):
         time.sleep(0.02)
@@ -646,9 +642,7 @@ def test_a_child_that_is_forked_during_a_step_does_not_hang(llm: LLM) -> None:
     running.join()
 
 
-def test_until_ends_a_text_within_a_step_whatever_was_read_ahead(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_until_ends_a_text_within_a_step_whatever_was_read_ahead(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LookupGain, "length", lambda self, costs: len(costs) - 1)
     steps = list[int]()
     forward = llm.runner.forward_all
@@ -749,17 +743,15 @@ def test_a_result_keeps_its_own_logits_only(llm: LLM) -> None:
         assert base.nbytes <= 2 * raw.nbytes
 
 
-def test_what_a_first_answer_needs_is_compiled_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_first_answer_needs_is_compiled_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, used, load = list[KernelKey](), set[KernelKey](), Library.load
 
     def loaded(self: Library, keys: Iterable[KernelKey], progress: Any = None) -> dict[KernelKey, int]:
         used.update(keys := list(keys))
         return load(self, keys, progress)
 
-    monkeypatch.setattr(compile_kernels, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
-    monkeypatch.setattr(parallel, "compile_in_parallel", lambda keys, *_: asked.extend(keys))
+    monkeypatch.setattr(programs, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
+    monkeypatch.setattr(background, "compile_in_parallel", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
     monkeypatch.setattr(shared(), "_functions", {})  # forget the functions of earlier tests
     for kept in (candidates._top, candidates._sums):

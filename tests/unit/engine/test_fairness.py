@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.engine.fairness import FairShares
+from pellucid.engine.job import FairShares
 
 
 def test_an_absent_client_saves_nothing_up() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pellucid
-from pellucid.engine.reading import ReadingTask
+from pellucid.engine.task import ReadingTask
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.measure.profile import profile_turns

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from pellucid.capacity.simulated_replica import ReplicaCapacity, advance, simulated_cache
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.job import Job, SchedulingOptions
-from pellucid.engine.reading import ReadingTask
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
-from pellucid.engine.step_times import MIN_PREFILL, StepTimes
-from pellucid.engine.task import ScheduledChunk
+from pellucid.engine.state import MIN_PREFILL, StepTimes
+from pellucid.engine.task import ReadingTask, ScheduledChunk
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.batch import StepLimits
@@ -100,11 +99,7 @@ def run_all(scheduler: Scheduler, cache: CacheManager) -> None:
 
 requests = st.lists(
     st.tuples(
-        st.integers(1, 400),
-        st.integers(1, 90),
-        st.integers(-1, 1),
-        st.integers(0, 12),
-        st.sampled_from(["", "a", "b"]),
+        st.integers(1, 400), st.integers(1, 90), st.integers(-1, 1), st.integers(0, 12), st.sampled_from(["", "a", "b"])
     ),
     min_size=1,
     max_size=12,
@@ -113,11 +108,7 @@ requests = st.lists(
 
 @settings(max_examples=150, deadline=None)
 # Only the prefix cache holds the first page of the last text; cache and text share the other pages.
-@example(
-    [*[(1, 1, 0, 0, "")] * 5, (1, 4, 0, 0, ""), (128, 1, 0, 1, ""), (1, 1, 0, 0, ""), (360, 90, 0, 0, "")],
-    8,
-    [],
-)
+@example([*[(1, 1, 0, 0, "")] * 5, (1, 4, 0, 0, ""), (128, 1, 0, 1, ""), (1, 1, 0, 0, ""), (360, 90, 0, 0, "")], 8, [])
 @given(requests, st.integers(8, 40), st.lists(st.integers(0, 11), max_size=20))
 def test_every_request_gets_what_it_would_alone(
     asked: list[tuple[int, int, int, int, str]], pages: int, pauses: list[int]
@@ -126,8 +117,7 @@ def test_every_request_gets_what_it_would_alone(
     cache = cache_of(pages)
     scheduler = Scheduler(cache, LIMITS, StepTimes(0.15))
     prompts = [
-        [number % 2] * (length // 2) + [number] * (length - length // 2)
-        for number, (length, *_) in enumerate(asked)
+        [number % 2] * (length // 2) + [number] * (length - length // 2) for number, (length, *_) in enumerate(asked)
     ]
     tasks = [Fake(cache, prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)]
     jobs = [job_of(task, priority, client) for task, (_, _, priority, _, client) in zip(tasks, asked)]
@@ -148,9 +138,7 @@ def test_every_request_gets_what_it_would_alone(
                 scheduler.charge(0.1)
         steps += 1
         assert steps < 5000
-    assert [task.made for task in tasks] == [
-        alone(prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)
-    ]
+    assert [task.made for task in tasks] == [alone(prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)]
     cache.prefixes.clear()
     assert cache.kv.free_pages == pages
 

@@ -25,13 +25,7 @@ from pellucid.trace.lenses.logit_lens import logit_lens
 
 SOURCE = "".join(LETTERS[10:40])
 OTHERS = ["".join(LETTERS[20:50]), "".join(LETTERS[60:64]), "".join(LETTERS[10:41])]
-SAMPLED: dict[str, Any] = {
-    "max_new_tokens": 12,
-    "temperature": 1.0,
-    "seed": 5,
-    "logprobs": 2,
-    "ignore_eos": True,
-}
+SAMPLED: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 5, "logprobs": 2, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +161,7 @@ def test_forced_tokens(llm: LLM) -> None:
     assert (first.ids[0], first.ids[-1], len(first.ids)) == (9, 8, 4)
     assert llm.generate(SOURCE, max_new_tokens=3, target_language="fra_Latn").ids[0] == 5
     assert llm.generate(SOURCE, max_new_tokens=3, target_language="de").ids[0] == 6
-    beams = llm.beam_search(
-        SOURCE, num_beams=3, max_new_tokens=4, target_language="de", num_return_sequences=3
-    )
+    beams = llm.beam_search(SOURCE, num_beams=3, max_new_tokens=4, target_language="de", num_return_sequences=3)
     assert {one.ids[0] for one in beams.texts} == {6}
     assert llm.generate(SOURCE, max_new_tokens=2).ids[-1] == 0  # the file recommends its end token
     with pytest.raises(InvalidRequest, match="target_language='xx': the model has no token of this language"):
@@ -179,13 +171,7 @@ def test_forced_tokens(llm: LLM) -> None:
 
 
 def test_a_generation_config_recommends(tmp_path: Path) -> None:
-    own = {
-        "max_length": 9,
-        "min_length": 4,
-        "bad_words_ids": [[43], [9, 8]],
-        "num_beams": 3,
-        "length_penalty": 0.5,
-    }
+    own = {"max_length": 9, "min_length": 4, "bad_words_ids": [[43], [9, 8]], "num_beams": 3, "length_penalty": 0.5}
     own |= {"early_stopping": True, "no_repeat_ngram_size": 2, "forced_bos_token_id": 11}
     with pellucid.load(source_model("marian", tmp_path, **own)) as llm:
         assert llm.recommended == {
@@ -230,18 +216,12 @@ REFUSED: dict[str, tuple[Callable[[LLM], object], str]] = {
     "messages": (lambda llm: llm.chat([{"role": "user", "content": SOURCE}]), "template"),
     "sentence vectors": (lambda llm: llm.embed([SOURCE]), "makes text, not sentence vectors"),
     "a lens on a prompt": (lambda llm: logit_lens(llm, SOURCE), "trace an answer"),
-    "a benchmark": (
-        lambda llm: suite(llm.spec, llm.context, SuiteOptions()),
-        "only its requests can be timed",
-    ),
+    "a benchmark": (lambda llm: suite(llm.spec, llm.context, SuiteOptions()), "only its requests can be timed"),
     "a profile": (
         lambda llm: llm.runner.profile([Chunk(BlockTable(), [1])]),
         "the steps of an encoder-decoder cannot be profiled",
     ),
-    "tokens without a source": (
-        lambda llm: llm.runner.forward([Chunk(BlockTable(), [1])]),
-        "encode a source first",
-    ),
+    "tokens without a source": (lambda llm: llm.runner.forward([Chunk(BlockTable(), [1])]), "encode a source first"),
     "pipeline stages": (lambda llm: cut(llm.plan, 2), "a step runs a whole source"),
     "an empty source": (lambda llm: llm.generate([]), "empty"),
 }
@@ -297,15 +277,11 @@ def test_an_edit_of_cross_attention_changes_the_answer(llm: LLM) -> None:
 
 @pytest.mark.parametrize("name", ["t5-odd", "bart", "t5gemma"])
 @pytest.mark.parametrize("precise", [True, False])
-def test_patterns_of_cross_attention_are_those_of_transformers(
-    name: str, precise: bool, tmp_path: Path
-) -> None:
+def test_patterns_of_cross_attention_are_those_of_transformers(name: str, precise: bool, tmp_path: Path) -> None:
     with np.load(SOURCES[name] / "expected.npz") as file:
         source, ids, wanted = (file[key] for key in ("source_ids", "decoder_ids", "pattern"))
     with pellucid.load(source_model(name, tmp_path), precise=precise) as llm:
-        with llm.trace(
-            "blocks.0.cross.pattern", "blocks.0.cross.scores", "blocks.0.attention.pattern"
-        ) as trace:
+        with llm.trace("blocks.0.cross.pattern", "blocks.0.cross.scores", "blocks.0.attention.pattern") as trace:
             llm.score(ids[1:].tolist(), given=source.tolist())
             llm.score([9, 8], given=SOURCE[:3])  # a shorter source
         pattern = trace.sequences[0]["blocks.0.cross.pattern"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid.engine.speculation import MAX_DRAFT_TOKENS, MAX_MATCH, MIN_MATCH, LookupGain, PromptLookup
-from pellucid.engine.step_times import StepTimes
+from pellucid.engine.state import StepTimes
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
@@ -114,10 +114,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_text_changes(llm: LLM, way: dict[str, Any]) -> None:
     options = {"max_new_tokens": 120, "ignore_eos": True, **way}
     plain = [llm.generate(prompt, prompt_lookup=False, **options) for prompt in PROMPTS]
-    for made in (
-        [llm.generate(prompt, **options) for prompt in PROMPTS],
-        llm.generate(PROMPTS, **options),
-    ):
+    for made in ([llm.generate(prompt, **options) for prompt in PROMPTS], llm.generate(PROMPTS, **options)):
         for one, wanted in zip(made, plain):
             assert (one.ids, one.text, one.finish_reason) == (wanted.ids, wanted.text, wanted.finish_reason)
             assert (one.trace is None) == (wanted.trace is None)

@@ -8,19 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.kernels import (
-    ULP,
-    VEXP,
-    Batch,
-    assert_close,
-    call,
-    guarded,
-    kinds,
-    numbers,
-    seeds,
-    threads,
-    tokens,
-)
+from support.kernels import ULP, VEXP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads, tokens
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize
@@ -34,10 +22,7 @@ BITS = {kind: 8 + 8 * (i % 2) for i, kind in enumerate(activation.KINDS)}
 # 2^-52 itself. gelu: the error of erf, and the same.
 ERROR = {
     "silu": lambda x: (VEXP + 6 * ULP, 1.7e-38),
-    "gelu_tanh": lambda x: (
-        VEXP + (6 + 8 * np.minimum(np.abs(1.6 * (x + 0.05 * x**3)), 90)) * ULP,
-        2.0**-52,
-    ),
+    "gelu_tanh": lambda x: (VEXP + (6 + 8 * np.minimum(np.abs(1.6 * (x + 0.05 * x**3)), 90)) * ULP, 2.0**-52),
     # 1 - 2 / (e^2x + 1): near zero the error is absolute.
     "tanh": lambda x: (4 * ULP + (VEXP + 6 * ULP) / np.maximum(np.abs(np.tanh(x)), 1e-30), 0),
     "gelu": lambda x: (8 * ULP, 0.75e-7 + 4 * ULP),
@@ -100,9 +85,7 @@ def test_activation_over_the_whole_range_is_finite_and_right_at_the_ends(kind: s
         want = activation.reference(kind, x)
         relative, absolute = ERROR[kind](x.astype(np.float64))
     assert_close(
-        got,
-        want,
-        relative * np.abs(want) + absolute * np.abs(x, dtype=np.float64) + ULP * np.abs(want) + 1e-44,
+        got, want, relative * np.abs(want) + absolute * np.abs(x, dtype=np.float64) + ULP * np.abs(want) + 1e-44
     )
     if kind not in ("clamped_silu", "sigmoid", "tanh"):
         assert (got[x >= 30] == (x[x >= 30] ** 2 if kind == "relu2" else x[x >= 30])).all()

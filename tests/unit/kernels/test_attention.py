@@ -98,14 +98,7 @@ def test_attention_is_within_rounding_of_float64(
     row = token = 0
     for past, new in sequences:
         mine, (keys, values) = q[row : row + new], (x[token : token + past + new] for x in kept)
-        said = {
-            "scale": scale,
-            "softcap": softcap,
-            "causal": causal,
-            "window": window,
-            "chunked": chunked,
-            **more,
-        }
+        said = {"scale": scale, "softcap": softcap, "causal": causal, "window": window, "chunked": chunked, **more}
         want = attention.reference(mine, keys, values, past, **said)
         # A score has K + 2 roundings of partial sums no larger than the sum of |products|. With a cap, tanh adds a few
         # roundings of a number up to the cap. Errors of scores are relative errors of weights.

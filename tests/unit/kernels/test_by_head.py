@@ -11,7 +11,7 @@ from support.kernels import Batch, call, guarded, numbers, seeds, threads, token
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 
 FORMATS = {name: formats()[name] for name in ("Q4_K", "Q8_0", "F32", "BF16")}
 ZEROS = np.zeros(16, np.float32)
@@ -33,9 +33,7 @@ def test_every_head_meets_its_own_matrix(
 ) -> None:
     form = FORMATS[name]
     packed, columns = form.packed, max(32, form.packed.unit)
-    matrices = [
-        packed_matrix(form, random_blocks(form, seed + i, rows, columns // form.block)) for i in range(heads)
-    ]
+    matrices = [packed_matrix(form, random_blocks(form, seed + i, rows, columns // form.block)) for i in range(heads)]
     each = len(matrices[0].data)
     whole = guarded(heads * each, np.uint8)
     whole[...] = np.concatenate([matrix.data for matrix in matrices])

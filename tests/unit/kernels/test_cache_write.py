@@ -46,8 +46,4 @@ def test_what_the_cache_rounds_to() -> None:
     x = np.float32([1.0, 1 / 3, -70000.0, *[0.0] * 29])
     assert kv_layout.rounded(x, "f16")[:3].tolist() == [1.0, 0.333251953125, -65504.0]
     assert kv_layout.rounded(x, "bf16")[:3].tolist() == [1.0, 0.333984375, -70144.0]
-    assert kv_layout.rounded(np.float32([127.0, 63.4, 0.5, *[0.0] * 29]), "q8_0")[:3].tolist() == [
-        127.0,
-        63.0,
-        0.0,
-    ]
+    assert kv_layout.rounded(np.float32([127.0, 63.4, 0.5, *[0.0] * 29]), "q8_0")[:3].tolist() == [127.0, 63.0, 0.0]

@@ -13,16 +13,7 @@ from pellucid.kernels.recurrent import convolve
 
 
 @settings(max_examples=60)
-@given(
-    lengths,
-    cuts,
-    seeds,
-    st.integers(1, 5),
-    st.sampled_from([16, 48, 80]),
-    st.booleans(),
-    st.booleans(),
-    threads,
-)
+@given(lengths, cuts, seeds, st.integers(1, 5), st.sampled_from([16, 48, 80]), st.booleans(), st.booleans(), threads)
 def test_convolve(
     lengths: list[int], cuts: list[int], seed: int, taps: int, C: int, silu: bool, biased: bool, threads: int
 ) -> None:

@@ -25,23 +25,11 @@ KINDS = [
     RelativePositions(span=16, longest=64, queries=False),
     RelativePositions(span=5, keys=False),
 ]
-FORMS = [
-    (16, 16, "f32", 16),
-    (64, 64, "f16", 8),
-    (32, 32, "bf16", 8),
-    (64, 64, "q8_0", 16),
-    (48, 32, "f16", 8),
-]
+FORMS = [(16, 16, "f32", 16), (64, 64, "f16", 8), (32, 32, "bf16", 8), (64, 64, "q8_0", 16), (48, 32, "f16", 8)]
 
 
 def attend(
-    q: np.ndarray,
-    cache: Cache,
-    batch: Batch,
-    threads: int,
-    fields: dict[str, Any],
-    scale: float,
-    bits: int = 8,
+    q: np.ndarray, cache: Cache, batch: Batch, threads: int, fields: dict[str, Any], scale: float, bits: int = 8
 ) -> np.ndarray:
     kernel = "disentangled_attention"
     return cache.attend(q, batch, threads, bits, kernel, causal=0, scale=scale, **fields)

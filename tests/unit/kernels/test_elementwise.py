@@ -5,20 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support.kernels import (
-    TINY,
-    ULP,
-    VEXP,
-    Batch,
-    assert_close,
-    call,
-    guarded,
-    kinds,
-    numbers,
-    seeds,
-    threads,
-    tokens,
-)
+from support.kernels import TINY, ULP, VEXP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads, tokens
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.ops import elementwise
@@ -30,16 +17,12 @@ vectors = st.integers(1, 6)
 def test_add_is_numpys(kind: str, seed: int, T: int, vectors: int, threads: int) -> None:
     a, b = guarded((T, 16 * vectors)), numbers("normal", seed + 1, T, 16 * vectors)
     a[...] = before = numbers(kind, seed, *a.shape)
-    call(
-        KernelKey("add"), Batch([T]), threads, a=a, b=b, factor=1.0, width=16 * vectors, out=a, rows="tokens"
-    )
+    call(KernelKey("add"), Batch([T]), threads, a=a, b=b, factor=1.0, width=16 * vectors, out=a, rows="tokens")
     assert np.array_equal(a, before + b)
 
 
 @given(kinds, seeds, tokens, vectors, st.sampled_from([0.22, -3.0]), threads)
-def test_add_rounds_a_scaled_term_once(
-    kind: str, seed: int, T: int, vectors: int, factor: float, threads: int
-) -> None:
+def test_add_rounds_a_scaled_term_once(kind: str, seed: int, T: int, vectors: int, factor: float, threads: int) -> None:
     a, b = numbers("normal", seed, T, 16 * vectors), numbers(kind, seed + 1, T, 16 * vectors)
     out, exact = guarded(a.shape), a.astype(np.float64) + np.float64(np.float32(factor)) * b
     call(

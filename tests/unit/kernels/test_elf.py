@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.processes import environment, python
 
-from pellucid.kernels.core import code_memory, elf, library, linker
+from pellucid.kernels.core import code_memory, library, linker
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.host import host
 from pellucid.kernels.core.library import ENTRY
@@ -32,9 +32,9 @@ def here(name: str) -> bool:
 
 def refused(code: bytes, function: str) -> bool:
     try:
-        elf.ObjectFile(code, function, host().machine, here)
-    except elf.BadObject:
-        with pytest.raises(elf.BadObject):
+        linker.ObjectFile(code, function, host().machine, here)
+    except linker.BadObject:
+        with pytest.raises(linker.BadObject):
             linker.link(code, function)
         return True
     return False
@@ -128,7 +128,8 @@ def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes]) -> None:
     assert 100 < len(passed) < 2900
     program = """
 import sys
-from pellucid.kernels.core import elf, linker
+from pellucid.kernels.core import linker
+from pellucid.kernels.core import linker
 data, function = sys.stdin.buffer.read(), sys.argv[1]
 linked = 0
 while data:
@@ -157,8 +158,7 @@ def test_code_and_constants_are_placed_and_addresses_filled_in(name: str) -> Non
     address = linker.link(code, ENTRY)
     base, found = address - image.entry, image._object
     placed = {
-        index: bytearray(ctypes.string_at(base + at, found.sections[index].size))
-        for index, at in image._places.items()
+        index: bytearray(ctypes.string_at(base + at, found.sections[index].size)) for index, at in image._places.items()
     }
     stored = {index: bytearray(found.content(found.sections[index])) for index in placed}
     filled = [one for one in found.relocations if one.section in placed]
@@ -177,10 +177,7 @@ def test_code_and_constants_are_placed_and_addresses_filled_in(name: str) -> Non
     assert placed == stored
     for symbol, at in image._jumps.items():
         jump = ctypes.string_at(base + at, 14)
-        assert (jump[:6], int.from_bytes(jump[6:], "little")) == (
-            b"\xff\x25\0\0\0\0",
-            code_memory.symbol(symbol),
-        )
+        assert (jump[:6], int.from_bytes(jump[6:], "little")) == (b"\xff\x25\0\0\0\0", code_memory.symbol(symbol))
     lines = Path("/proc/self/maps").read_text().splitlines()
     for at, mode in ((address, "r-xp"), (base + image.code_size, "r--p")):
         if at < base + image.size:
@@ -198,9 +195,7 @@ def test_code_and_constants_are_placed_and_addresses_filled_in(name: str) -> Non
         (269, 0xD2E00001, 0, 0x123456789ABCDEF0, 0xD2E24681),  # movz x1, #0x1234, lsl #48
     ],
 )
-def test_instructions_of_arm_hold_addresses(
-    kind: int, before: int, distance: int, address: int, after: int
-) -> None:
+def test_instructions_of_arm_hold_addresses(kind: int, before: int, distance: int, address: int, after: int) -> None:
     memory = bytearray(struct.pack("<I", before))
     linker._AARCH64[kind](memory, 0, address, distance)
     assert struct.unpack("<I", memory) == (after,)
@@ -235,7 +230,7 @@ def test_only_symbols_of_the_process_are_found(made: tuple[str, bytes], name: by
     function, code = made
     replaced = code.replace(b"sched_yield\0", (name + b"\0" * 12)[:12])
     assert replaced != code
-    with pytest.raises(elf.BadObject, match="is not in this process"):
+    with pytest.raises(linker.BadObject, match="is not in this process"):
         linker.link(replaced, function)
 
 

@@ -13,8 +13,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.ops import embedding
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.format import Format
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import Format, formats
 
 POWERS = [form for form in formats().values() if form.packed.scale == "e8m0"]
 
@@ -32,15 +31,7 @@ POWERS = [form for form in formats().values() if form.packed.scale == "e8m0"]
     threads,
 )
 def test_rows_are_the_decoded_rows(
-    form: Format,
-    seed: int,
-    ids: list[int],
-    units: int,
-    factor: float,
-    add: bool,
-    by: str,
-    limit: int,
-    threads: int,
+    form: Format, seed: int, ids: list[int], units: int, factor: float, add: bool, by: str, limit: int, threads: int
 ) -> None:
     D = units * max(form.packed.unit, 16)
     raw = random_blocks(form, seed, 41, D // form.block)
@@ -70,14 +61,7 @@ def test_every_power_of_two_is_exact(form: Format) -> None:
     out = guarded((256, D))
     fields = {"width": D, "index": StepRecord.at.token_ids, "factor": 1.0, "accumulate": 0, "limit": 0}
     batch = Batch([256], token_ids=range(256))
-    call(
-        KernelKey("embedding", packed=form.packed),
-        batch,
-        1,
-        weights=packed_matrix(form, raw).data,
-        out=out,
-        **fields,
-    )
+    call(KernelKey("embedding", packed=form.packed), batch, 1, weights=packed_matrix(form, raw).data, out=out, **fields)
     with np.errstate(all="ignore"):
         rows = decode_blocks(form, raw)
     exact = integers(form.packed, form.fields(raw)) * 2.0 ** (np.arange(256)[:, None] - 128)

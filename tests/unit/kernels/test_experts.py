@@ -13,7 +13,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize
 from pellucid.kernels.matmul.many_tokens import BATCH, CHUNK
 from pellucid.kernels.matmul.packed_layout import BLOCK, round_up
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 
 FORMATS = {name: formats()[name] for name in ("Q4_K", "Q6_K", "Q8_0", "MXFP4", "F32", "BF16")}
 choices = (
@@ -65,9 +65,7 @@ def test_every_row_meets_its_own_expert(
         key = KernelKey("matmul_experts_float", packed=packed, gathered=gathered)
         plain = KernelKey("matmul_float", packed=packed)
     else:
-        key = KernelKey(
-            "matmul_experts_int8", packed=packed, activation_bits=activation_bits, gathered=gathered
-        )
+        key = KernelKey("matmul_experts_int8", packed=packed, activation_bits=activation_bits, gathered=gathered)
         plain = KernelKey("matmul_int8", packed=packed, activation_bits=activation_bits)
         x, source = (quantize.reference(one, activation_bits) for one in (x, source))
     stride = x[0].nbytes

@@ -69,9 +69,7 @@ def converts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         pytest.skip("this processor has no instructions for half precision")
 
 
-def test_every_half_is_converted_exactly(
-    converts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_half_is_converted_exactly(converts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     found = run(build_from_half, tmp_path, monkeypatch, every, np.empty(every.size, np.float32))
     exact = every.view(np.float16).astype(np.float32)

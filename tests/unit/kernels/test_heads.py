@@ -11,9 +11,7 @@ from pellucid.kernels.core.definitions import KernelKey
 
 
 @given(seeds, tokens, st.integers(1, 5), st.integers(1, 70), st.integers(1, 70), st.integers(0, 40), threads)
-def test_heads_are_copied(
-    seed: int, T: int, heads: int, width: int, out_width: int, offset: int, threads: int
-) -> None:
+def test_heads_are_copied(seed: int, T: int, heads: int, width: int, out_width: int, offset: int, threads: int) -> None:
     offset = min(offset, out_width - 1)
     columns, out_columns = (-(-heads * one // 16) * 16 for one in (width, out_width))
     x, out = numbers("normal", seed, T, columns), guarded((T, out_columns))

@@ -77,17 +77,9 @@ def test_tiles_need_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in features if name.startswith("amx")]
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64", reason="Linux describes its processors"
-)
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="Linux describes its processors")
 def test_what_the_processor_says_is_what_linux_says() -> None:
-    names = {
-        "sse4.1": "sse4_1",
-        "sse4.2": "sse4_2",
-        "bmi": "bmi1",
-        "lzcnt": "abm",
-        "avx512bf16": "avx512_bf16",
-    }
+    names = {"sse4.1": "sse4_1", "sse4.2": "sse4_2", "bmi": "bmi1", "lzcnt": "abm", "avx512bf16": "avx512_bf16"}
     names |= {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni", "avx512fp16": "avx512_fp16"}
     names |= {"amx-tile": "amx_tile", "amx-int8": "amx_int8", "amx-bf16": "amx_bf16"}
     text = Path("/proc/cpuinfo").read_text()

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from pellucid.kernels.core import interrupts
+from pellucid.kernels.core import library
 
 
 def press_ctrl_c() -> None:
@@ -20,7 +20,7 @@ def test_an_interrupt_takes_effect_at_the_end_of_the_block() -> None:
     done = []
 
     def work() -> None:
-        with interrupts.delayed():
+        with library.delayed():
             press_ctrl_c()
             press_ctrl_c()
             done.append("compiled")
@@ -33,7 +33,7 @@ def test_an_interrupt_takes_effect_at_the_end_of_the_block() -> None:
 
 
 def test_an_error_is_the_error_that_it_was() -> None:
-    with pytest.raises(LookupError), interrupts.delayed():
+    with pytest.raises(LookupError), library.delayed():
         raise LookupError
 
 
@@ -41,7 +41,7 @@ def test_other_threads_have_no_signals_to_hold_back() -> None:
     done = []
 
     def work() -> None:
-        with interrupts.delayed():
+        with library.delayed():
             done.append("compiled")
 
     thread = threading.Thread(target=work)

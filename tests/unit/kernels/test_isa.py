@@ -14,7 +14,7 @@ from pellucid.kernels.core.host import Host
 PRODUCT = """
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import assembly
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 
 print(assembly(KernelKey("matmul_int8", packed=formats()["{}"].packed, activation_bits=8)))
 """
@@ -80,11 +80,7 @@ def test_vectors_wait_on_a_stack_that_is_aligned_for_them(name: str, assembly: d
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("kernel", "options", "word"),
-    [
-        (PRODUCT.format("Q8_0"), (), "sdot"),
-        (PRODUCT.format("Q8_0"), ("i8mm",), "usdot"),
-        (ATTENTION, (), "fmla"),
-    ],
+    [(PRODUCT.format("Q8_0"), (), "sdot"), (PRODUCT.format("Q8_0"), ("i8mm",), "usdot"), (ATTENTION, (), "fmla")],
     ids=["dotprod", "i8mm", "attention"],
 )
 def test_arm_machines_get_its_products(kernel: str, options: tuple[str, ...], word: str) -> None:
@@ -106,9 +102,7 @@ def test_arm_machines_get_its_products(kernel: str, options: tuple[str, ...], wo
 def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
     """Only compiles, as this machine may not be able to run the code."""
     (text,) = run([(python(OTHER_MACHINE + PRODUCT.format("Q4_0"), name, "linux", "x86_64"), environment())])
-    words = [
-        f"\t{word}" in text for word in ("ldtilecfg", "tileloadd", "tdpbssd", "tilestored", "tilerelease")
-    ]
+    words = [f"\t{word}" in text for word in ("ldtilecfg", "tileloadd", "tdpbssd", "tilestored", "tilerelease")]
     assert words == 5 * [name == "amx"]
     assert "vpdpbusd" in text, "for few tokens"
 
@@ -139,9 +133,7 @@ def test_waiting_threads_sleep_by_the_function_of_their_system(
     program = OTHER_MACHINE + 'print(assembly(KernelKey("loop.work")))'
     (text,) = run([(python(program, name, system, machine), environment())])
     known = {"syscall", "__ulock_wait", "__ulock_wake", "WaitOnAddress", "WakeByAddressAll", "SwitchToThread"}
-    assert {
-        word for word in known | functions if re.search(rf"\b{word}\b", text)
-    } & known == functions & known
+    assert {word for word in known | functions if re.search(rf"\b{word}\b", text)} & known == functions & known
     assert all(word in text for word in functions)
 
 
@@ -205,12 +197,7 @@ def test_processors_of_a_kind_have_the_same_target(features: str, zen: bool, nam
 
 def test_a_target_has_the_features_that_the_compiler_may_use() -> None:
     wide, narrow = target(f"{LEVEL_4} avx512bf16"), target(f"{LEVEL_3} avx512bf16")
-    assert [wide.has(one) for one in ("avx512vnni", "avx512bf16", "avx2", "amx-int8")] == [
-        True,
-        True,
-        True,
-        False,
-    ]
+    assert [wide.has(one) for one in ("avx512vnni", "avx512bf16", "avx2", "amx-int8")] == [True, True, True, False]
     assert [narrow.has(one) for one in ("avx512vnni", "avx512bf16", "avx2")] == [False, False, True]
     assert not target("sse4.2 popcnt").features
     assert target("neon dotprod i8mm", machine="aarch64").features == {"neon", "dotprod", "i8mm"}

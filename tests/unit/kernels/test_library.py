@@ -17,13 +17,13 @@ from support.kernels import Batch
 from support.processes import environment, python
 
 from pellucid.errors import KernelError
-from pellucid.kernels.core import background, compile_process, elf, fingerprint, isa, library, parallel
+from pellucid.kernels.core import background, compile_process, isa, library, linker, objects
 from pellucid.kernels.core import definitions as definitions_module
 from pellucid.kernels.core.background import BackgroundCompiler
 from pellucid.kernels.core.definitions import Definition, KernelKey, definition
 from pellucid.kernels.core.definitions import kernel as declare
-from pellucid.kernels.core.fingerprint import environment as environment_hash
 from pellucid.kernels.core.library import Library
+from pellucid.kernels.core.objects import environment as environment_hash
 from pellucid.kernels.ops.elementwise import AddRecord
 from pellucid.util import trusted_files
 from pellucid.util.trusted_files import DIGEST_BYTES, TrustedFolder
@@ -102,13 +102,11 @@ def test_what_cannot_be_linked_is_compiled_again(content: bytes, empty_home: Pat
     assert folder().read(stored().name) != content
 
 
-def test_an_object_that_the_linker_does_not_know_is_an_error(
-    empty_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_that_the_linker_does_not_know_is_an_error(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulates an object of a newer LLVM with unknown relocations."""
     machine = isa.target().machine
-    number, _ = elf._MACHINES[machine]
-    monkeypatch.setitem(elf._MACHINES, machine, (number, frozenset()))
+    number, _ = linker._MACHINES[machine]
+    monkeypatch.setitem(linker._MACHINES, machine, (number, frozenset()))
     key = KernelKey("pick")  # has relocations
     with pytest.raises(KernelError, match="pick: the compiled object cannot be linked: relocations of type"):
         Library().load([key])
@@ -138,11 +136,11 @@ def test_processes_that_compile_at_once_do_no_harm(empty_home: Path) -> None:
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the kernels' sources; the hashes are computed from the copy."""
     folder = tmp_path / "kernels"
-    shutil.copytree(fingerprint.ROOT, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(fingerprint, "ROOT", folder)
-    fingerprint._source.cache_clear()
+    shutil.copytree(objects.ROOT, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(objects, "ROOT", folder)
+    objects._source.cache_clear()
     yield folder
-    fingerprint._source.cache_clear()
+    objects._source.cache_clear()
 
 
 def module_of(name: str) -> str:
@@ -150,16 +148,16 @@ def module_of(name: str) -> str:
 
 
 def sources(name: str) -> str:
-    fingerprint._source.cache_clear()
-    return fingerprint.sources.__wrapped__(module_of(name))
+    objects._source.cache_clear()
+    return objects.sources.__wrapped__(module_of(name))
 
 
 def environment_now() -> str:
-    return fingerprint.environment()
+    return objects.environment()
 
 
 def test_the_hash_of_sources_is_the_same_wherever_they_are(copied: Path) -> None:
-    assert sources("add") == fingerprint.sources(module_of("add"))
+    assert sources("add") == objects.sources(module_of("add"))
 
 
 @pytest.mark.parametrize(
@@ -218,10 +216,8 @@ sys.modules["pellucid.kernels"] = importlib.import_module("pellucid.kernels")
 importlib.import_module({module_of(name)!r})
 print(*[name for name in sys.modules if name.startswith("pellucid.kernels.")])
 """
-    loaded = set(
-        subprocess.run(python(code), env=environment(), capture_output=True, text=True).stdout.split()
-    )
-    read = fingerprint._closure((module_of(name), *fingerprint.COMPILER))
+    loaded = set(subprocess.run(python(code), env=environment(), capture_output=True, text=True).stdout.split())
+    read = objects._closure((module_of(name), *objects.COMPILER))
     assert module_of(name) in loaded
     assert loaded <= read | {one.rpartition(".")[0] for one in read}
 
@@ -242,9 +238,9 @@ def test_the_environment_counts_the_target(change: dict[str, Any], monkeypatch: 
 
 
 def test_what_links_and_what_asks_the_machine_is_no_source_of_a_kernel() -> None:
-    read = fingerprint._closure(fingerprint.COMPILER)
-    assert f"{fingerprint.PACKAGE}.core.isa" in read
-    assert not read & {f"{fingerprint.PACKAGE}.core.{name}" for name in ("host", "linker", "elf", "library")}
+    read = objects._closure(objects.COMPILER)
+    assert f"{objects.PACKAGE}.core.isa" in read
+    assert not read & {f"{objects.PACKAGE}.core.{name}" for name in ("host", "linker", "elf", "library")}
 
 
 def test_an_object_is_the_same_whatever_was_compiled_before(empty_home: Path) -> None:
@@ -272,8 +268,7 @@ def test_file_names_tell_parameters_apart() -> None:
 def test_two_kernels_of_one_name_are_an_error() -> None:
     definition("add")
     with pytest.raises(
-        KernelError,
-        match=r"two kernels are called add: in pellucid/kernels/ops/elementwise.py and .*test_library.py",
+        KernelError, match=r"two kernels are called add: in pellucid/kernels/ops/elementwise.py and .*test_library.py"
     ):
         declare("add")(lambda simd: None)
 
@@ -309,9 +304,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_kernels_are_compiled_in_the_background(
-    empty_home: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
-) -> None:
+def test_kernels_are_compiled_in_the_background(empty_home: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool) -> None:
     """Kernels compile in a process that fills the folder, or without a folder in a thread of this process."""
     if not keeps:
         monkeypatch.setattr(background, "can_cache", lambda: False)
@@ -367,46 +360,45 @@ def team(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.P
     def fails(key: KernelKey) -> bytes:
         raise KernelError(f"{key} does not compile")
 
-    monkeypatch.setattr(parallel, "MIN_SOURCE_BYTES", 0)
-    monkeypatch.setattr(parallel, "start_process", start_process)
-    monkeypatch.setattr(parallel, "shared", Library)
+    monkeypatch.setattr(background, "MIN_SOURCE_BYTES", 0)
+    monkeypatch.setattr(background, "start_process", start_process)
+    monkeypatch.setattr(background, "shared", Library)
     monkeypatch.setattr(library, "compile_kernel", fails)
     return made
 
 
 def test_kernels_are_compiled_in_parallel(team: list[subprocess.Popen[bytes]]) -> None:
     told: list[tuple[int, int, str]] = []
-    parallel.compile_in_parallel([*KEYS, ADD], 2, None, lambda *what: told.append(what))
+    background.compile_in_parallel([*KEYS, ADD], 2, None, lambda *what: told.append(what))
     assert Library().is_cached(KEYS)
     assert adds(Library())
     assert None not in [one.returncode for one in team]
     assert [done for done, _, _ in told] == [0, 1, 2, 3]
-    longest = max(KEYS, key=lambda key: fingerprint.source_bytes(definition(key.name).module))
+    longest = max(KEYS, key=lambda key: objects.source_bytes(definition(key.name).module))
     assert told[0] == (0, 3, str(longest))
     assert told[-1] == (3, 3, "")
-    parallel.compile_in_parallel(KEYS, 2, None)
+    background.compile_in_parallel(KEYS, 2, None)
     assert len(team) == 2, "all are cached"
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["one process", "one kernel", "little memory", "short kernels", "no folder", "no Python", "no compiler"],
+    "change", ["one process", "one kernel", "little memory", "short kernels", "no folder", "no Python", "no compiler"]
 )
 def test_what_is_compiled_alone(
     change: str, team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if change == "short kernels":
-        monkeypatch.setattr(parallel, "MIN_SOURCE_BYTES", 1 << 30)
+        monkeypatch.setattr(background, "MIN_SOURCE_BYTES", 1 << 30)
     elif change == "no folder":
-        monkeypatch.setattr(parallel, "can_cache", lambda: False)
+        monkeypatch.setattr(background, "can_cache", lambda: False)
     elif change == "no compiler":
-        monkeypatch.setattr(parallel, "can_compile", lambda: False)
+        monkeypatch.setattr(background, "can_compile", lambda: False)
     elif change == "no Python":
         monkeypatch.setattr(sys, "executable", "")
-    parallel.compile_in_parallel(
+    background.compile_in_parallel(
         KEYS[:1] if change == "one kernel" else KEYS,
         1 if change == "one process" else 2,
-        3 * parallel.PROCESS_BYTES if change == "little memory" else None,
+        3 * background.PROCESS_BYTES if change == "little memory" else None,
     )
     assert not any(team)
     assert not Library().is_cached(KEYS[:1])
@@ -418,7 +410,7 @@ def test_a_process_that_ends_leaves_the_rest_to_the_others(
     """A process gets a kernel that only the test process knows, and ends with an error."""
     monkeypatch.setitem(definitions_module._definitions, "unknown", definition("roof.read"))
     unknown = KernelKey("unknown")
-    parallel.compile_in_parallel([unknown, *KEYS], 2, None)
+    background.compile_in_parallel([unknown, *KEYS], 2, None)
     shelf = Library()
     assert shelf.is_cached(KEYS)
     assert not shelf.is_cached([unknown])
@@ -437,9 +429,9 @@ def test_processes_that_compile_nothing_are_soon_given_up(
     program: str, team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compile_process, "BOOT", PROCESSES[program])
-    monkeypatch.setattr(parallel, "STARTUP_SECONDS", 2.0)
+    monkeypatch.setattr(background, "STARTUP_SECONDS", 2.0)
     told: list[tuple[int, int, str]] = []
-    parallel.compile_in_parallel(KEYS, 2, None, lambda *what: told.append(what))
+    background.compile_in_parallel(KEYS, 2, None, lambda *what: told.append(what))
     assert len(told) == 1
     assert None not in [one.returncode for one in team]
     assert not Library().is_cached(KEYS[:1])
@@ -452,7 +444,7 @@ def test_an_interrupt_ends_the_processes(at: int, team: list[subprocess.Popen[by
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        parallel.compile_in_parallel(KEYS, 2, None, interrupt)
+        background.compile_in_parallel(KEYS, 2, None, interrupt)
     assert None not in [one.returncode for one in team]
     for thread in threading.enumerate():
         if "_feed" in thread.name:

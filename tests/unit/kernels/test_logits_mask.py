@@ -9,7 +9,7 @@ from support.kernels import assert_guards, guarded
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.logits import mask as logits_mask
 from pellucid.kernels.logits.mask import MaskRecord
-from pellucid.runtime.call import Call
+from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 
 KERNEL = "logits.mask"

@@ -11,7 +11,7 @@ from support.kernels import assert_guards, guarded, numbers, seeds
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.logits import softmax as logits_softmax
 from pellucid.kernels.logits.softmax import BLOCK, SoftmaxRecord
-from pellucid.runtime.call import Call
+from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 
 KERNEL = "logits.softmax"

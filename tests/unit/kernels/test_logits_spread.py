@@ -11,7 +11,7 @@ from support.kernels import assert_guards, guarded, numbers, seeds
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.logits import spread as logits_spread
 from pellucid.kernels.logits.spread import SpreadRecord
-from pellucid.runtime.call import Call
+from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 
 KERNEL = "logits.spread"
@@ -27,10 +27,7 @@ def check(logits: np.ndarray) -> None:
 
 
 @given(
-    st.sampled_from(["normal", "zeros", "outlier", "wide", "large"]),
-    seeds,
-    st.integers(16, 2100),
-    st.floats(0, 0.9),
+    st.sampled_from(["normal", "zeros", "outlier", "wide", "large"]), seeds, st.integers(16, 2100), st.floats(0, 0.9)
 )
 def test_of_some(kind: str, seed: int, n: int, forbidden: float) -> None:
     logits = numbers(kind, seed, n)

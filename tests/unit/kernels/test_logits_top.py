@@ -11,7 +11,7 @@ from support.kernels import assert_guards, guarded, seeds
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.logits import top as logits_top
 from pellucid.kernels.logits.top import TopRecord
-from pellucid.runtime.call import Call
+from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 
 KERNEL = "logits.top"
@@ -28,8 +28,7 @@ def run(logits: np.ndarray, k: int) -> np.ndarray:
 
 
 @given(
-    st.lists(st.sampled_from([-np.inf, -3.0, -0.0, 0.0, 1.5, 2.0, 3e38]), min_size=1, max_size=700),
-    st.integers(1, 700),
+    st.lists(st.sampled_from([-np.inf, -3.0, -0.0, 0.0, 1.5, 2.0, 3e38]), min_size=1, max_size=700), st.integers(1, 700)
 )
 def test_ties_and_lengths(values: list[float], k: int) -> None:
     logits = np.array(values, np.float32)

@@ -7,26 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.blocks import packed_matrix
-from support.kernels import (
-    TINY,
-    ULP,
-    Batch,
-    assert_close,
-    call,
-    fma32,
-    guarded,
-    kinds,
-    numbers,
-    seeds,
-    threads,
-    tokens,
-)
+from support.kernels import TINY, ULP, Batch, assert_close, call, fma32, guarded, kinds, numbers, seeds, threads, tokens
 from support.products import multiply
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import bf16
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.to_bf16 import BF16_PAIRS, to_bf16
+from pellucid.weights.quant.convert import BF16_PAIRS, to_bf16
 
 
 def product(

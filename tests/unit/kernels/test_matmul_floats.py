@@ -7,24 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.blocks import packed_matrix, random_blocks
-from support.kernels import (
-    TINY,
-    ULP,
-    assert_close,
-    fma32,
-    kinds,
-    numbers,
-    seeds,
-    threads,
-    tokens,
-)
+from support.kernels import TINY, ULP, assert_close, fma32, kinds, numbers, seeds, threads, tokens
 from support.products import multiply
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import floats
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.format import Format
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import Format, formats
 
 FLOATS = [form for _, form in sorted(formats().items()) if form.packed.is_float]
 matrices = pytest.mark.parametrize("form", FLOATS, ids=lambda form: form.name)
@@ -42,13 +31,7 @@ def product(
 @matrices
 @settings(max_examples=50)
 @given(
-    kinds,
-    seeds,
-    tokens,
-    st.integers(1, 40),
-    st.integers(1, 6),
-    st.sampled_from(["zeros", "bias", "residual"]),
-    threads,
+    kinds, seeds, tokens, st.integers(1, 40), st.integers(1, 6), st.sampled_from(["zeros", "bias", "residual"]), threads
 )
 def test_product_is_within_rounding_of_float64(
     form: Format, kind: str, seed: int, T: int, N: int, vectors: int, addend: str, threads: int

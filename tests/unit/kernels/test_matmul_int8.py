@@ -8,32 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.blocks import (
-    integers,
-    packed_matrix,
-    quantised,
-    random_blocks,
-    scale_bytes,
-    scales_and_minima,
-)
-from support.kernels import (
-    TINY,
-    ULP,
-    assert_close,
-    fma32,
-    kinds,
-    numbers,
-    seeds,
-    threads,
-    tokens,
-)
+from support.blocks import integers, packed_matrix, quantised, random_blocks, scale_bytes, scales_and_minima
+from support.kernels import TINY, ULP, assert_close, fma32, kinds, numbers, seeds, threads, tokens
 from support.products import multiply
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import int8, many_tokens, quantize
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.format import Format
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import Format, formats
 
 FORMATS = quantised(dict(formats()))
 matrices = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
@@ -59,9 +41,7 @@ def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:
     whole, tops = quantize.integer_values(x), x["q"][:, :, 0].astype(np.int64)
     w = integers(packed, fields)
     P = w.shape[1] // packed.sub
-    summed = [
-        np.einsum("tps,nps->tnp", q.reshape(len(x), P, -1), w.reshape(len(w), P, -1)) for q in (whole, tops)
-    ]
+    summed = [np.einsum("tps,nps->tnp", q.reshape(len(x), P, -1), w.reshape(len(w), P, -1)) for q in (whole, tops)]
     return (single(*summed) if x["q"].shape[2] == 3 else summed[0].astype(np.float32)), scale, minimum
 
 
@@ -91,24 +71,10 @@ def minus_second_half(x: np.ndarray) -> np.ndarray:
 @each_activation_bits
 @settings(max_examples=25)
 @given(
-    kinds,
-    seeds,
-    tokens,
-    st.integers(1, 40),
-    st.integers(1, 3),
-    st.sampled_from(["zeros", "bias", "residual"]),
-    threads,
+    kinds, seeds, tokens, st.integers(1, 40), st.integers(1, 3), st.sampled_from(["zeros", "bias", "residual"]), threads
 )
 def test_product_is_within_rounding_of_float64(
-    form: Format,
-    activation_bits: int,
-    kind: str,
-    seed: int,
-    T: int,
-    N: int,
-    units: int,
-    addend: str,
-    threads: int,
+    form: Format, activation_bits: int, kind: str, seed: int, T: int, N: int, units: int, addend: str, threads: int
 ) -> None:
     raw = random_blocks(form, seed, N, units * form.packed.unit // form.block)
     blocks = quantize.reference(numbers(kind, seed, T, units * form.packed.unit), activation_bits)
@@ -178,9 +144,7 @@ def test_largest_integers_do_not_overflow(form: Format, activation_bits: int) ->
 @given(seeds)
 def test_a_token_has_the_same_bits_whatever_stands_beside_it(form: Format, seed: int) -> None:
     raw = random_blocks(form, seed, 32, 2 * form.packed.unit // form.block)
-    blocks = quantize.reference(
-        numbers("normal", seed, 15, 2 * form.packed.unit), quantize.MAX_ACTIVATION_BITS
-    )
+    blocks = quantize.reference(numbers("normal", seed, 15, 2 * form.packed.unit), quantize.MAX_ACTIVATION_BITS)
     alone = np.concatenate([product(form, raw, blocks[t : t + 1])[0] for t in range(15)])
     for T in range(1, 16):  # every tile shape: 8, 4, 2, 1
         assert np.array_equal(product(form, raw, blocks[:T], threads=T % 4 + 1)[0], alone[:T])

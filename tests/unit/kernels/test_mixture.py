@@ -73,12 +73,8 @@ def test_the_best_experts_are_chosen(
 ) -> None:
     scores, chosen = numbers(kind, seed, T, E, large=1e3), min(C, E)
     correction = numbers("normal", seed + 1, E) if corrected else None
-    ids, weights = route(
-        scores, score, chosen, threads, normalize=normalize, factor=2.5, correction=correction
-    )
-    _, best = mixture.route_reference(
-        scores, score, chosen, normalize, 2.5, 0.0 if correction is None else correction
-    )
+    ids, weights = route(scores, score, chosen, threads, normalize=normalize, factor=2.5, correction=correction)
+    _, best = mixture.route_reference(scores, score, chosen, normalize, 2.5, 0.0 if correction is None else correction)
     every, all_weights = mixture.route_reference(scores, score, E)
     exact = np.zeros((T, E))
     np.put_along_axis(exact, every, all_weights, -1)
@@ -166,25 +162,13 @@ def test_rows_are_weighed(kind: str, seed: int, T: int, vectors: int, chosen: in
     threads,
 )
 def test_results_are_summed_with_their_weights(
-    kind: str,
-    seed: int,
-    T: int,
-    vectors: int,
-    chosen: int,
-    shared: str,
-    weighed: bool,
-    biased: bool,
-    threads: int,
+    kind: str, seed: int, T: int, vectors: int, chosen: int, shared: str, weighed: bool, biased: bool, threads: int
 ) -> None:
     rng, width = np.random.default_rng(seed), 16 * vectors
     results, own = numbers(kind, seed, T * chosen, width), numbers("normal", seed + 1, T, width)
     places = np.zeros((T, 16), np.int32)
     places[:, :chosen] = rng.permutation(T * chosen).reshape(T, chosen)
-    weights, gate, out = (
-        numbers("normal", seed + 2, T, 16),
-        numbers("normal", seed + 3, T, 16),
-        guarded((T, width)),
-    )
+    weights, gate, out = (numbers("normal", seed + 2, T, 16), numbers("normal", seed + 3, T, 16), guarded((T, width)))
     bias = numbers("normal", seed + 4, 1, width)[0]
     call(
         KernelKey("combine"), Batch([T]), threads, results=results, width=width, chosen=chosen, places=places,
@@ -196,9 +180,7 @@ def test_results_are_summed_with_their_weights(
     terms = results.astype(np.float64)[places[:, :chosen]] * factors
     exact, most = terms.sum(1), np.abs(terms).sum(1)
     if shared != "no":
-        more = own.astype(np.float64) / (
-            1 + np.exp(-gate[:, :1].astype(np.float64)) if shared == "gate" else 1
-        )
+        more = own.astype(np.float64) / (1 + np.exp(-gate[:, :1].astype(np.float64)) if shared == "gate" else 1)
         exact, most = exact + more, most + np.abs(more)
     if biased:
         exact, most = exact + bias, most + np.abs(bias)

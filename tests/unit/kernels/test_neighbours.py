@@ -18,9 +18,7 @@ from pellucid.kernels.ops import neighbours
     st.sampled_from([1, 3, 5, 9]),
     threads,
 )
-def test_rows_are_joined_within_their_text(
-    seed: int, counts: list[int], width: int, taps: int, threads: int
-) -> None:
+def test_rows_are_joined_within_their_text(seed: int, counts: list[int], width: int, taps: int, threads: int) -> None:
     stride, out_stride = -(-width // 16) * 16, -(-taps * width // 16) * 16
     x = guarded((sum(counts), stride))
     x[...] = 0

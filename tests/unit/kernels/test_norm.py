@@ -8,19 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.kernels import (
-    TINY,
-    ULP,
-    Batch,
-    assert_close,
-    call,
-    guarded,
-    kinds,
-    numbers,
-    seeds,
-    threads,
-    tokens,
-)
+from support.kernels import TINY, ULP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads, tokens
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize

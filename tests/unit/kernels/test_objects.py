@@ -59,9 +59,7 @@ def test_a_kernel_of_the_installation_needs_no_compiler(installation: Path) -> N
 def test_another_kernel_names_the_remedy(installation: Path) -> None:
     shelf = Library()
     assert not shelf.is_cached([ADD])
-    with pytest.raises(
-        KernelError, match=r"no compiled kernel of add for .*: pip install 'pellucid\[compile\]'"
-    ):
+    with pytest.raises(KernelError, match=r"no compiled kernel of add for .*: pip install 'pellucid\[compile\]'"):
         shelf.load([ADD])
 
 
@@ -69,9 +67,7 @@ def test_another_kernel_names_the_remedy(installation: Path) -> None:
 def test_a_damaged_installation_is_not_called_absent(installation: Path, content: bytes) -> None:
     installation.write_bytes(content)
     objects._objects.cache_clear()
-    with pytest.raises(
-        KernelError, match=r"the installed kernels for .* are damaged .*: pip install --force-re"
-    ):
+    with pytest.raises(KernelError, match=r"the installed kernels for .* are damaged .*: pip install --force-re"):
         Library().load([PICK])
 
 

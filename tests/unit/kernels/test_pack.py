@@ -11,8 +11,7 @@ from support.kernels import seeds
 
 from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
-from pellucid.weights.quant.format import Format
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import Format, formats
 
 INTEGERS = quantised(dict(formats()))
 NEIGHBOURS = Format(  # in no file: successive values share a byte, with adjacent bits

@@ -110,17 +110,14 @@ def test_every_value_has_one_thread(rows: int, vectors: int, threads: int) -> No
 @settings(max_examples=20)
 @given(*shapes, st.randoms(use_true_random=False))
 @example(300, 36, 16, None)
-def test_all_operations_divide_in_the_same_way(
-    name: str, rows: int, vectors: int, threads: int, random: Any
-) -> None:
+def test_all_operations_divide_in_the_same_way(name: str, rows: int, vectors: int, threads: int, random: Any) -> None:
     for thread in range(threads) if random is None else [random.randrange(threads)]:
         shape = rows, 16 * vectors, threads, thread
         assert part(ALL[name], *shape) == part(activation, *shape)
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "threads"),
-    [(512, 576, 16), (512, 192, 64), (512, 1536, 64), (64, 96, 6), (256, 576, 13)],
+    ("rows", "columns", "threads"), [(512, 576, 16), (512, 192, 64), (512, 1536, 64), (64, 96, 6), (256, 576, 13)]
 )
 def test_many_threads_have_equal_parts_of_a_prompt(rows: int, columns: int, threads: int) -> None:
     sizes = []

@@ -6,19 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.kernels import (
-    ULP,
-    VEXP,
-    Batch,
-    assert_close,
-    call,
-    guarded,
-    kinds,
-    numbers,
-    seeds,
-    threads,
-    tokens,
-)
+from support.kernels import ULP, VEXP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads, tokens
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
@@ -32,29 +20,15 @@ counts_of_rows = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 def test_pick_copies_the_wanted_rows(seed: int, rows: list[int], vectors: int, threads: int) -> None:
     x, out = numbers("normal", seed, 10, 16 * vectors), guarded((len(rows), 16 * vectors))
     batch = Batch([10], output_rows=rows)
-    fields = {
-        "x": x,
-        "width": 16 * vectors,
-        "index": StepRecord.at.output_rows,
-        "out": out,
-        "rows": "outputs",
-    }
+    fields = {"x": x, "width": 16 * vectors, "index": StepRecord.at.output_rows, "out": out, "rows": "outputs"}
     call(KernelKey("pick"), batch, threads, **fields)
     assert np.array_equal(out, x[rows])
 
 
 @given(seeds, counts_of_rows, vectors, threads)
-def test_pick_copies_the_first_row_of_each_sequence(
-    seed: int, counts: list[int], vectors: int, threads: int
-) -> None:
+def test_pick_copies_the_first_row_of_each_sequence(seed: int, counts: list[int], vectors: int, threads: int) -> None:
     x, out = numbers("normal", seed, sum(counts), 16 * vectors), guarded((len(counts), 16 * vectors))
-    fields = {
-        "x": x,
-        "width": 16 * vectors,
-        "index": StepRecord.at.first_row,
-        "out": out,
-        "rows": "sequences",
-    }
+    fields = {"x": x, "width": 16 * vectors, "index": StepRecord.at.first_row, "out": out, "rows": "sequences"}
     call(KernelKey("pick"), Batch(counts), threads, **fields)
     assert np.array_equal(out, x[np.cumsum([0, *counts[:-1]])])
 
@@ -78,9 +52,7 @@ def test_pool_is_within_rounding_of_float64(
 
 
 @given(kinds, seeds, tokens, vectors, threads)
-def test_normalize_is_within_rounding_of_float64(
-    kind: str, seed: int, T: int, vectors: int, threads: int
-) -> None:
+def test_normalize_is_within_rounding_of_float64(kind: str, seed: int, T: int, vectors: int, threads: int) -> None:
     x = guarded((T, 16 * vectors))
     x[...] = before = numbers(kind, seed, *x.shape, large=1e15)
     call(KernelKey("normalize"), Batch([T]), threads, x=x, width=16 * vectors, rows="tokens")

@@ -30,9 +30,7 @@ def from_bf16(raw: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kv_dtype", ["f16", "bf16"])
 @given(seeds, sizes, threads)
-def test_keys_are_columns_of_pages(
-    kv_dtype: str, seed: int, sizes: tuple[int, int, int], threads: int
-) -> None:
+def test_keys_are_columns_of_pages(kv_dtype: str, seed: int, sizes: tuple[int, int, int], threads: int) -> None:
     R, H, K = sizes
     x = numbers("normal", seed, *sizes)
     out = written("position_keys", kv_dtype, x, key_bytes(kv_dtype, *sizes), threads)

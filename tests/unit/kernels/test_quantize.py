@@ -13,11 +13,7 @@ from pellucid.kernels.matmul import quantize
 
 
 def run(
-    x: np.ndarray,
-    activation_bits: int,
-    threads: int = 1,
-    lone: bool = False,
-    factors: np.ndarray | None = None,
+    x: np.ndarray, activation_bits: int, threads: int = 1, lone: bool = False, factors: np.ndarray | None = None
 ) -> np.ndarray:
     """Quantized blocks of all rows. With ``lone`` the step has a single row, and x has a copy of it per thread."""
     out = guarded((len(x), x.shape[1] // 32), quantize.block_dtype(activation_bits))
@@ -75,12 +71,7 @@ def test_no_value_is_further_off_than_half_a_step(activation_bits: int, kind: st
 
 @pytest.mark.parametrize("activation_bits", [8, 16, 24])
 @given(kinds, seeds, st.integers(1, 9), threads)
-def test_a_lone_row_is_replicated(
-    activation_bits: int, kind: str, seed: int, blocks: int, threads: int
-) -> None:
+def test_a_lone_row_is_replicated(activation_bits: int, kind: str, seed: int, blocks: int, threads: int) -> None:
     """Thread t quantizes its copy of the row, row t of x."""
     x = np.repeat(numbers(kind, seed, 1, 32 * blocks), threads, 0)
-    assert (
-        run(x, activation_bits, threads, lone=True).tobytes()
-        == quantize.reference(x, activation_bits).tobytes()
-    )
+    assert run(x, activation_bits, threads, lone=True).tobytes() == quantize.reference(x, activation_bits).tobytes()

@@ -21,13 +21,7 @@ from pellucid.kernels.ops import query_scale
     threads,
 )
 def test_queries_are_scaled(
-    seed: int,
-    sequences: list[tuple[int, int]],
-    heads: int,
-    beta: float,
-    length: int,
-    offset: int,
-    threads: int,
+    seed: int, sequences: list[tuple[int, int]], heads: int, beta: float, length: int, offset: int, threads: int
 ) -> None:
     counts, past = zip(*sequences)
     batch, width = Batch(counts, past), 16 * heads

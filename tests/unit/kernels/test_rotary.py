@@ -67,14 +67,7 @@ def test_pairs_turn_and_the_rest_of_a_head_stays(
     x = guarded((len(batch.keep["positions"]), heads, K))
     x[...] = before = numbers(kind, seed, *x.shape)
     table = angles(batch, frequency, threads)
-    fields = {
-        "x": x,
-        "heads": heads,
-        "head_dim": K,
-        "pairs": dims // 2,
-        "angles": table,
-        "stride": table.strides[0],
-    }
+    fields = {"x": x, "heads": heads, "head_dim": K, "pairs": dims // 2, "angles": table, "stride": table.strides[0]}
     call(KernelKey("rotary", pairing=pairing), batch, threads, **fields)
     want = rotary.reference(before, batch.keep["positions"], frequency, pairing == "interleaved")
     # Each of two products has the rounding of the angle and its own, then one for the difference; |pair| bounds all.

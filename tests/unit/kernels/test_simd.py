@@ -36,9 +36,7 @@ def native(operation: str, home: Path) -> Iterator[Callable[[np.ndarray], np.nda
     """A function that applies an operation to an array."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PELLUCID_HOME", str(home))
-        patch.setitem(
-            definitions._definitions, operation, definitions.Definition(operation, None, builder(operation))
-        )
+        patch.setitem(definitions._definitions, operation, definitions.Definition(operation, None, builder(operation)))
         kernels = library.Library()
         function = kernels.function(KernelKey(operation))
 

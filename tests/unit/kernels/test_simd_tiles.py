@@ -70,9 +70,7 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("nbytes", K)
 @given(seeds, st.integers(1, 16))
-def test_products_add_up_and_nothing_else_is_written(
-    products: Any, nbytes: int, seed: int, rows: int
-) -> None:
+def test_products_add_up_and_nothing_else_is_written(products: Any, nbytes: int, seed: int, rows: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = guarded((rows, A_STRIDE), np.int8), guarded((nbytes // 4, 16, 4), np.int8)
     a[...], b[...] = (rng.integers(-128, 128, each.shape) for each in (a, b))

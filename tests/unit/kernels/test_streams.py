@@ -37,9 +37,7 @@ def test_predictions(seed: int, T: int, vectors: int, count: int, active: int, t
 
 
 @given(seeds, tokens, vectors, counts, st.integers(0, 4), st.booleans(), threads)
-def test_corrections(
-    seed: int, T: int, vectors: int, count: int, active: int, scaled: bool, threads: int
-) -> None:
+def test_corrections(seed: int, T: int, vectors: int, count: int, active: int, scaled: bool, threads: int) -> None:
     D, active = 16 * vectors, min(active, count - 1)
     before, coefs = numbers("normal", seed, T, count, D), coefficients(seed + 1, T, count)
     x, scale = numbers("normal", seed + 2, T, D), numbers("normal", seed + 3, D)
@@ -80,25 +78,14 @@ def test_rows_become_as_large_as_others(seed: int, T: int, count: int, size: flo
     x[...] = 0
     x[:, :count] = before = numbers("normal", seed, T, count) * np.float32(size)
     like[:, :count] = numbers("normal", seed + 1, T, count)
-    call(
-        KernelKey("streams_match"),
-        Batch([T]),
-        threads,
-        x=x,
-        like=like,
-        width=width,
-        count=count,
-        rows="tokens",
-    )
+    call(KernelKey("streams_match"), Batch([T]), threads, x=x, like=like, width=width, count=count, rows="tokens")
     want = streams.match_reference(before, like[:, :count])
     assert_close(x[:, :count], want, 20 * ULP * np.abs(want) + 1e-30)
     assert not x[:, count:].any()
 
 
 @given(seeds, tokens, st.integers(1, 200), st.sampled_from([0.0, 0.8, 1.6448536]), threads)
-def test_only_the_largest_values_are_left(
-    seed: int, T: int, count: int, deviations: float, threads: int
-) -> None:
+def test_only_the_largest_values_are_left(seed: int, T: int, count: int, deviations: float, threads: int) -> None:
     width = -(-count // 16) * 16
     x = guarded((T, width))
     x[...] = 0

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.compiled.compiled_stages import AddedTokenStage
+from pellucid.tokenize.compiled.compiled_pipeline import AddedTokenStage
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 
@@ -97,7 +97,5 @@ def test_threads_do_not_disturb_each_other() -> None:
     stage, data = adding(added, True), ["<|a|>ab é" * n for n in range(50)]
     expected, workspaces = cut(stage, data), [Workspace(), Workspace()]
     with ThreadPoolExecutor(2) as pool:
-        found = list(
-            pool.map(lambda workspace: [cut(stage, data, workspace=workspace) for _ in range(40)], workspaces)
-        )
+        found = list(pool.map(lambda workspace: [cut(stage, data, workspace=workspace) for _ in range(40)], workspaces))
     assert found == [[expected] * 40] * 2

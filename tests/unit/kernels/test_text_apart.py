@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.kernels.text.pieces import PART
-from pellucid.tokenize.compiled.compiled_stages import SeparateStage
+from pellucid.tokenize.compiled.compiled_pipeline import SeparateStage
 from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.merges import PairRanks, merge
@@ -49,9 +49,7 @@ def encoder(order: Merges[Either], letters: Sequence[Either]) -> Callable[[Eithe
     return lambda text: merge([ids[text[at : at + 1]] for at in range(len(text))], pairs)
 
 
-def parts(
-    separating: SeparateStage, texts: Sequence[str], pieces: Sequence[Span] | None = None
-) -> list[Span]:
+def parts(separating: SeparateStage, texts: Sequence[str], pieces: Sequence[Span] | None = None) -> list[Span]:
     batch = TextBatch.of(WORKSPACE, [text.encode() for text in texts], pieces)
     assert separating(batch)
     return [(begin, end) for begin, end in batch.spans().tolist()]
@@ -69,9 +67,7 @@ def check(separating: SeparateStage, text: str, encode: Callable[[bytes], list[i
 
 @settings(max_examples=100)
 @given(samples, choices, some_texts)
-def test_parts_of_characters_are_encoded_like_the_whole(
-    sample: str, choices: list[int], texts: list[str]
-) -> None:
+def test_parts_of_characters_are_encoded_like_the_whole(sample: str, choices: list[int], texts: list[str]) -> None:
     order = merges(sample, choices)
     encode = encoder(order, sorted(set("".join([sample, *texts]))))
     pieces = {left + right for left, right in order} | set(sample)

@@ -45,9 +45,7 @@ def merges(pieces: Sequence[str]) -> st.SearchStrategy[Merges]:
 def ranks(order: Merges, pieces: Sequence[str], never: str = "") -> PairRanks:
     """The table of merges in this order; merges to the piece ``never`` are excluded."""
     ids = {piece: index for index, piece in enumerate(pieces)}
-    rows = [
-        (ids[left], ids[right], -1 if left + right == never else ids[left + right]) for left, right in order
-    ]
+    rows = [(ids[left], ids[right], -1 if left + right == never else ids[left + right]) for left, right in order]
     columns = np.array(rows, np.int32).reshape(-1, 3).T
     return PairRanks(*map(np.ascontiguousarray, columns), size=len(pieces))
 
@@ -80,9 +78,7 @@ def check(model: Model, texts: Sequence[str], apart: bool = True) -> None:
 
 
 texts_of_bytes = st.lists(
-    st.text("abc", max_size=2 * SHORT)
-    | st.text("ab\x01", min_size=SHORT - 2, max_size=400)
-    | st.sampled_from(LETTERS),
+    st.text("abc", max_size=2 * SHORT) | st.text("ab\x01", min_size=SHORT - 2, max_size=400) | st.sampled_from(LETTERS),
     max_size=6,
 )
 texts_of_characters = st.lists(
@@ -96,21 +92,12 @@ fallbacks = st.sampled_from([range(0), range(128), range(256)])
 
 @settings(max_examples=60)
 @given(merges(LETTERS), st.booleans(), st.sampled_from(["", *LETTERS]), texts_of_bytes)
-def test_bytes_merge_in_the_order_of_the_list(
-    order: Merges, whole: bool, never: str, texts: list[str]
-) -> None:
+def test_bytes_merge_in_the_order_of_the_list(order: Merges, whole: bool, never: str, texts: list[str]) -> None:
     check(of_bytes(LETTERS, order, whole, never if len(never) > 1 else ""), texts)
 
 
 @settings(max_examples=60)
-@given(
-    merges(CHARACTERS[1:]),
-    fallbacks,
-    st.sampled_from([None, 0]),
-    st.booleans(),
-    st.booleans(),
-    texts_of_characters,
-)
+@given(merges(CHARACTERS[1:]), fallbacks, st.sampled_from([None, 0]), st.booleans(), st.booleans(), texts_of_characters)
 def test_characters_merge_in_the_order_of_the_list(
     order: Merges, fallback: range, unknown: int | None, fuse: bool, whole: bool, texts: list[str]
 ) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from support.letters import CHANGED
 
 from pellucid.kernels.text.normalize import MAX_PARTS
-from pellucid.tokenize.compiled.compiled_stages import NormalizeStage
-from pellucid.tokenize.compiled.form_tables import form_table
+from pellucid.tokenize.compiled.compiled_pipeline import NormalizeStage
+from pellucid.tokenize.compiled.rewrite_table import form_table
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.stages.aligned import AlignedText
 from pellucid.tokenize.stages.normalize import Form, Normalize
@@ -25,11 +25,7 @@ FORMS = get_args(Form)
 WORKSPACE = Workspace()
 KNOWN = letters(members("text.normalized") or ())
 MARKS = "".join(letter for letter in KNOWN if unicodedata.combining(letter))
-some = (
-    st.sampled_from(KNOWN)
-    | st.sampled_from(MARKS)
-    | st.sampled_from("ab q éạ漢각\u1100\u1161\u11a8" + CHANGED)
-)
+some = st.sampled_from(KNOWN) | st.sampled_from(MARKS) | st.sampled_from("ab q éạ漢각\u1100\u1161\u11a8" + CHANGED)
 texts = st.lists(st.text(some, max_size=12) | st.text(st.characters(exclude_categories=["Cs"])), min_size=1)
 
 

@@ -10,23 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.compiled.compiled_stages import ReplaceStage
+from pellucid.tokenize.compiled.compiled_pipeline import ReplaceStage
 from pellucid.tokenize.compiled.rewrite_table import MAX_TARGET_BYTES, rewrite_tables
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
-from pellucid.tokenize.stages.normalize import (
-    Bert,
-    Lowercase,
-    Nmt,
-    Normalizer,
-    Prepend,
-    Replace,
-    StripAccents,
-)
-from pellucid.tokenize.stages.precompiled_charsmap import (
-    CharsMap,
-    PrecompiledNormalizer,
-    SentencePieceNormalizer,
-)
+from pellucid.tokenize.stages.normalize import Bert, Lowercase, Nmt, Normalizer, Prepend, Replace, StripAccents
+from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, PrecompiledNormalizer, SentencePieceNormalizer
 
 Stages = Sequence[tuple[Normalizer, bool]]
 Span = tuple[int, int]
@@ -116,9 +104,7 @@ def test_characters_become_what_they_do_in_python(name: str, texts: list[str]) -
 @pytest.mark.parametrize("name", ["bert, as written", "▁ first", "longer", "all"])
 @settings(max_examples=50)
 @given(st.lists(st.lists(st.tuples(st.text("ab É漢▁", max_size=5), st.booleans())), min_size=1, max_size=4))
-def test_pieces_are_rewritten_by_themselves_and_ids_stay(
-    name: str, texts: list[list[tuple[str, bool]]]
-) -> None:
+def test_pieces_are_rewritten_by_themselves_and_ids_stay(name: str, texts: list[list[tuple[str, bool]]]) -> None:
     data, pieces, wanted, place = list[str](), list[Span](), Pieces(), 0
     for parts in texts:
         data.append("".join(part + "<" * has_id for part, has_id in parts))
@@ -158,16 +144,7 @@ def test_of_the_rules_of_sentencepiece_the_longest_counts(
 
 def test_line_ends_and_marks_are_of_clusters() -> None:
     rules = {"\r": "|", "\n": "/", "e\u0301": "é", "a": "A", "é": "E", "\u0301": "'"}
-    texts = [
-        "\r\n\n\r",
-        "e\u0301\u0327e",
-        "a\u0301a",
-        "x\u0301",
-        "é\u0301",
-        "é\u0301\u0301",
-        "\r\u0301",
-        "a\n\u0301",
-    ]
+    texts = ["\r\n\n\r", "e\u0301\u0327e", "a\u0301a", "x\u0301", "é\u0301", "é\u0301\u0301", "\r\u0301", "a\n\u0301"]
     made = [["|/|"], ["ée"], ["AA"], ["x'"], ["E"], ["E''"], ["|'"], ["A/'"]]
     stages = [(PrecompiledNormalizer(CharsMap(rules)), False)]
     assert rewritten(compiled(stages), texts) == made == [[expected(stages, text)] for text in texts]
@@ -188,7 +165,6 @@ def test_threads_do_not_disturb_each_other() -> None:
     wanted, workspaces = [[expected(STAGES["all"], text)] for text in texts], [Workspace(), Workspace()]
     with ThreadPoolExecutor(2) as pool:
         many = pool.map(
-            lambda workspace: [rewritten(named("all"), texts, workspace=workspace) for _ in range(40)],
-            workspaces,
+            lambda workspace: [rewritten(named("all"), texts, workspace=workspace) for _ in range(40)], workspaces
         )
         assert list(many) == [[wanted] * 40] * 2

@@ -14,7 +14,7 @@ from pellucid.kernels.core.library import shared
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.kernels.text import split as text_split
 from pellucid.runtime.memory import address
-from pellucid.tokenize.compiled.compiled_stages import SplitStage
+from pellucid.tokenize.compiled.compiled_pipeline import SplitStage
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.patterns.automaton import automaton
@@ -28,9 +28,7 @@ texts = st.text(LETTERS | st.characters(exclude_categories=["Cs"]), max_size=40)
 words = st.text("abc \n", max_size=12)
 
 
-def compiled(
-    pattern: str, behavior: str, inverted: bool, text: str, pieces: list[tuple[int, int]]
-) -> list[str]:
+def compiled(pattern: str, behavior: str, inverted: bool, text: str, pieces: list[tuple[int, int]]) -> list[str]:
     """The kernel's pieces of the given ``pieces`` (spans in bytes)."""
     data = np.frombuffer(text.encode() + bytes(text_pieces.PADDING), np.uint8)
     table, given_, made = automaton(pattern), np.array(pieces, np.int32).reshape(-1, 2), np.zeros(1, np.int64)
@@ -86,7 +84,5 @@ def test_steps_are_counted() -> None:
     assert table is not None
     cutting = SplitStage("a+b", table, "Isolated", False)
     assert cutting(TextBatch.of(WORKSPACE, [b"a" * 1_000]))
-    with pytest.raises(
-        InvalidRequest, match=r"pattern 'a\+b' takes more than 26,600,000 steps for 100,000 bytes"
-    ):
+    with pytest.raises(InvalidRequest, match=r"pattern 'a\+b' takes more than 26,600,000 steps for 100,000 bytes"):
         cutting(TextBatch.of(WORKSPACE, [b"a" * 100_000]))

@@ -79,9 +79,7 @@ def test_unknown_neighbours_are_one_or_their_bytes(exactly: bool, fallback: rang
 def test_pieces_of_every_length_are_told_apart(exactly: bool) -> None:
     assert KEPT_BYTES < LONG_BYTES < 170
     vocabulary = {"a" * 2**n: -2.0 - n for n in range(6)} | {"b": -1.5, "ab": -2.5}
-    texts = [
-        "a" * length + last for length in (*range(101), *range(150, 171)) for last in ("a", "b", "x", "")
-    ]
+    texts = ["a" * length + last for length in (*range(101), *range(150, 171)) for last in ("a", "b", "x", "")]
     check(model(vocabulary, exactly), texts * 2)
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from support.encoded import ids_of
 
 from pellucid.kernels.text.pieces import KEPT_BYTES, LONG_BYTES
-from pellucid.tokenize.compiled.compiled_pipeline import CompiledPipeline
-from pellucid.tokenize.compiled.compiled_stages import SplitStage
+from pellucid.tokenize.compiled.compiled_pipeline import CompiledPipeline, SplitStage
 from pellucid.tokenize.kinds.wordpiece import WordPiece
 from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.stages.pretokenize import BERT
@@ -21,8 +20,7 @@ LETTERS = "abé漢😀#"
 words = st.text(LETTERS, min_size=1, max_size=5)
 vocabularies = st.lists(words | words.map("##".__add__), unique=True, max_size=30)
 texts = st.lists(
-    st.text(LETTERS, max_size=12) | st.text("ab", max_size=150) | st.text(f"{LETTERS}x .", max_size=30),
-    max_size=6,
+    st.text(LETTERS, max_size=12) | st.text("ab", max_size=150) | st.text(f"{LETTERS}x .", max_size=30), max_size=6
 )
 
 
@@ -61,9 +59,7 @@ def test_words_of_many_texts_have_the_ids_of_their_texts(vocabulary: list[str], 
 @pytest.mark.parametrize("letter", ["a", "é", "漢😀"])
 def test_words_of_every_length_are_told_apart(letter: str) -> None:
     assert KEPT_BYTES < LONG_BYTES < 170
-    texts = [
-        letter * length + last for length in (*range(101), *range(150, 171)) for last in ("a", "b", "x", "")
-    ]
+    texts = [letter * length + last for length in (*range(101), *range(150, 171)) for last in ("a", "b", "x", "")]
     check(model(["aaaa", "##aaaa", "##漢", "漢😀", "##aaaaaaaaaaaaaaaa"]), texts * 2)
 
 

@@ -16,9 +16,7 @@ MULTIPLIERS = -7046029254386353131, -4417276706812531889
 BITS = (1 << 64) - 1
 
 vocabularies = st.lists(
-    st.binary(max_size=4)
-    | st.text("ab", max_size=20).map(str.encode)
-    | st.text("a漢😀\0", max_size=9).map(str.encode),
+    st.binary(max_size=4) | st.text("ab", max_size=20).map(str.encode) | st.text("a漢😀\0", max_size=9).map(str.encode),
     max_size=40,
     unique=True,
 )
@@ -68,9 +66,7 @@ def near(pieces: list[bytes]) -> set[bytes]:
 def test_a_table_has_every_piece_and_nothing_else(pieces: list[bytes]) -> None:
     words = WordTable(SpelledPieces.of(pieces))
     ids = {piece: index for index, piece in enumerate(pieces) if piece}
-    assert {data: found(words, data) for data in near(pieces)} == {
-        data: ids.get(data, -1) for data in near(pieces)
-    }
+    assert {data: found(words, data) for data in near(pieces)} == {data: ids.get(data, -1) for data in near(pieces)}
     assert (words.slots[:, 0] != text_words.EMPTY).sum() == len(ids)
     assert len(ids) < words.mask + 1 == len(words.slots)
 
@@ -95,9 +91,7 @@ def test_a_tree_has_every_piece_and_all_of_their_beginnings(pieces: list[bytes])
 @pytest.mark.parametrize("children", [1, 2, 3, 130, 256])
 def test_nodes_of_few_and_of_many_children_find_room(children: int) -> None:
     draw = random.Random(children)
-    pieces = {
-        bytes([*draw.randbytes(3), last]) for _ in range(9000) for last in draw.sample(range(256), children)
-    }
+    pieces = {bytes([*draw.randbytes(3), last]) for _ in range(9000) for last in draw.sample(range(256), children)}
     listed = sorted(pieces)[:60_000]
     draw.shuffle(listed)
     tree = PieceTree.of(listed)

@@ -32,9 +32,7 @@ def some_places(rng: np.random.Generator, T: int, parts: int) -> tuple[np.ndarra
 
 
 @given(kinds, seeds, tokens, vectors, threads, some_parts)
-def test_copy_takes_columns_of_rows(
-    kind: str, seed: int, T: int, vectors: int, threads: int, parts: int
-) -> None:
+def test_copy_takes_columns_of_rows(kind: str, seed: int, T: int, vectors: int, threads: int, parts: int) -> None:
     rng, width = np.random.default_rng(seed), 16 * vectors
     first, count = some_columns(rng, width)
     place, total, fields = some_places(rng, T, parts)

@@ -18,9 +18,7 @@ SPAN = 32
 @pytest.mark.parametrize("kv_dtype", kv_layout.KV_DTYPES)
 @settings(max_examples=25)
 @given(seed=seeds, threads=threads, data=st.data())
-def test_out_is_that_of_the_changed_pattern(
-    kv_dtype: str, seed: int, threads: int, data: st.DataObject
-) -> None:
+def test_out_is_that_of_the_changed_pattern(kv_dtype: str, seed: int, threads: int, data: st.DataObject) -> None:
     rng, K = np.random.default_rng(seed), 32
     G, group = data.draw(st.sampled_from([(1, 3), (2, 2)]))
     H, counts = G * group, data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=2))
@@ -63,9 +61,7 @@ def test_out_is_that_of_the_changed_pattern(
             delta = (factor - 1) * pattern[i, which].astype(np.float64) + (given_ if address else 0)
             own = stored[ends[s] - n : ends[s], (first + which) // group]
             expected[row, first + which] += delta[start : position + 1] @ own[start : position + 1]
-            sizes[row, first + which] = np.abs(delta[start : position + 1]) @ np.abs(
-                own[start : position + 1]
-            ).max(-1)
+            sizes[row, first + which] = np.abs(delta[start : position + 1]) @ np.abs(own[start : position + 1]).max(-1)
             if kind == 1:
                 sizes[row, first + which] = 0
     entries = np.array([len(words) // 4, *words], np.int64)
@@ -136,9 +132,7 @@ def test_out_is_that_of_the_softmax_of_changed_scores(
     np.testing.assert_allclose(patterns[:, :, :total], new[:, :, :total], rtol=1e-5, atol=1e-7)
     finite = np.isfinite(changed[:, :, :total])
     assert np.array_equal(np.isfinite(given_[:, :, :total]), finite)
-    np.testing.assert_allclose(
-        given_[:, :, :total][finite], changed[:, :, :total][finite], rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(given_[:, :, :total][finite], changed[:, :, :total][finite], rtol=1e-5, atol=1e-5)
 
 
 def _softmax(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndarray:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from support.decoders import arrays_of, edited, modules, write_tensors
 
 import pellucid
-from pellucid.encoders.pair_prompts import pair_inputs
+from pellucid.encoders.ranking import pair_inputs
 from pellucid.engine.tasks.encoding import without_padding
 from pellucid.errors import ContextOverflow, InvalidRequest, UnsupportedModel
 from pellucid.llm import LLM
@@ -42,10 +42,7 @@ def embedder(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {
         "modules.json": modules(("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")),
         "1_Pooling/config.json": {"pooling_mode_lasttoken": True},
-        "config_sentence_transformers.json": {
-            "prompts": {"query": QUERY, "document": ""},
-            "default_prompt_name": None,
-        },
+        "config_sentence_transformers.json": {"prompts": {"query": QUERY, "document": ""}, "default_prompt_name": None},
     }
     return edited(tmp_path_factory.mktemp("models") / "embedder", plain, files)
 
@@ -115,11 +112,7 @@ def test_padding_at_the_end_is_no_last_token(plain: Path, tmp_path: Path) -> Non
     config = json.loads((plain / "config.json").read_text())
     score = {"score.weight": np.ones((3, config["hidden_size"]), np.float32) / 8}
     folder = edited(
-        tmp_path / "m",
-        plain,
-        architectures=["Qwen3ForSequenceClassification"],
-        pad_token_id=257,
-        num_labels=3,
+        tmp_path / "m", plain, architectures=["Qwen3ForSequenceClassification"], pad_token_id=257, num_labels=3
     )
     write_tensors(folder / "model.safetensors", arrays_of(plain) | score)
     with pellucid.load(folder, threads=1) as llm:
@@ -162,9 +155,7 @@ def test_a_reranker_reads_its_chat_template(reranker: Path, plain: Path) -> None
         ranked = llm.rerank("which?", ["this", "that"])
         classified = llm.classify([("which?", "this")])[0]
         assert set(classified.labels) == {f"token {YES}", f"token {NO}"}
-    prompts = [
-        [256, *f"Given a query, find passages\nQ: which?\nD: {d}".encode(), 257] for d in ("this", "that")
-    ]
+    prompts = [[256, *f"Given a query, find passages\nQ: which?\nD: {d}".encode(), 257] for d in ("this", "that")]
     with pellucid.load(plain, threads=1, precise=True) as llm:
         for index, ids in enumerate(prompts):
             logits = llm.runner.forward([Chunk(BlockTable(), ids, 1)])[0].astype(np.float64)
@@ -176,10 +167,7 @@ def test_a_reranker_reads_its_chat_template(reranker: Path, plain: Path) -> None
 def test_a_reranker_without_a_template_asks_for_one(reranker: Path) -> None:
     template = "{{ messages[0].content }}"
     words = 'roles "query" and "document"'
-    with (
-        pellucid.load(reranker, threads=1, chat_template=template) as llm,
-        pytest.raises(InvalidRequest, match=words),
-    ):
+    with pellucid.load(reranker, threads=1, chat_template=template) as llm, pytest.raises(InvalidRequest, match=words):
         llm.rerank("which?", ["this"])
 
 
@@ -235,9 +223,7 @@ def test_a_line_with_an_instruction_is_left_out_without_one(plain: Path) -> None
             pair_inputs(replace(llm.inputs, spec=plain_prompt), "q", ["d"], "i j")
 
 
-@pytest.mark.parametrize(
-    ("task", "words"), [("tag", "score"), ("decide", "decide"), ("classify", "no token yes")]
-)
+@pytest.mark.parametrize(("task", "words"), [("tag", "score"), ("decide", "decide"), ("classify", "no token yes")])
 def test_tasks_that_the_file_lacks_are_refused(task: Task, words: str, plain: Path) -> None:
     with pytest.raises((UnsupportedModel, pellucid.errors.FileFormatError), match=words):
         pellucid.load(plain, threads=1, task=task)

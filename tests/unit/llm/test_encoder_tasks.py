@@ -123,11 +123,7 @@ def test_what_the_goldens_cover() -> None:
         ("bert-fill", lambda llm: llm.classify(["a"]), "makes .* use fill"),
         ("bert-tag", lambda llm: llm.tag("a", "words"), "grouping='words': must be one of none, simple"),
         ("bert-tag", lambda llm: llm.tag(""), "text='': must be a text"),
-        (
-            "bert-tag",
-            lambda llm: llm.tag("a " * 70),
-            "72 tokens; the context is 64 tokens: shorten the text$",
-        ),
+        ("bert-tag", lambda llm: llm.tag("a " * 70), "72 tokens; the context is 64 tokens: shorten the text$"),
         ("bert-answer", lambda llm: llm.answer("", "a text"), "question='': must be a text"),
         ("bert-answer", lambda llm: llm.answer("what?", "a", longest=0), "longest=0: "),
         (
@@ -136,11 +132,7 @@ def test_what_the_goldens_cover() -> None:
             "the question is too long: with special tokens 73 tokens, and the context is 64 tokens: shorten the "
             "question$",
         ),
-        (
-            "bert-classify",
-            lambda llm: llm.classify([]),
-            "a list of texts, or pairs of texts that is not empty",
-        ),
+        ("bert-classify", lambda llm: llm.classify([]), "a list of texts, or pairs of texts that is not empty"),
         ("bert-classify", lambda llm: llm.classify(["a "] * 2 + [""]), "text='': must be a text"),
         ("bert-classify", lambda llm: llm.rerank("a", ["b"]), "ranking needs one label"),
         ("bert-rank", lambda llm: llm.rerank("", ["b"]), "query='': must be a text"),

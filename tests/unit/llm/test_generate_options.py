@@ -102,9 +102,7 @@ def test_an_unknown_option_is_one_line_with_the_name_to_type(llm: Any, option: s
 def test_names_of_other_engines_name_options_that_exist() -> None:
     names = {*get_type_hints(TextOptions)}
     assert not names & OTHER_NAMES.keys()
-    renamed = [
-        hint.removeprefix("the name is ") for hint in OTHER_NAMES.values() if hint.startswith("the name is ")
-    ]
+    renamed = [hint.removeprefix("the name is ") for hint in OTHER_NAMES.values() if hint.startswith("the name is ")]
     assert set(renamed) <= names
     assert len(renamed) > 20
     for name, own in ALIASES.items():  # names that requests to the server may have

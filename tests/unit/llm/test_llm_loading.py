@@ -29,9 +29,7 @@ def test_context_out_of_range(folder: Path, value: Any) -> None:
         pellucid.load(folder, context=value)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("threads", 0), ("threads", 257), ("threads", "2"), ("threads", True)]
-)
+@pytest.mark.parametrize(("name", "value"), [("threads", 0), ("threads", 257), ("threads", "2"), ("threads", True)])
 def test_load_options_out_of_range(folder: Path, name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=name):
         pellucid.load(folder, **{name: value})
@@ -129,12 +127,7 @@ def test_a_head_narrower_than_a_scale_of_the_cache_is_padded(folder: Path) -> No
 
 def test_numbers_may_be_numpys(folder: Path) -> None:
     llm = pellucid.load(folder, threads=np.int64(1), context=np.uint16(64), precise=np.bool_(True))
-    options = {
-        "temperature": np.float32(0.5),
-        "top_k": np.int64(3),
-        "top_p": np.float64(0.9),
-        "seed": np.uint8(7),
-    }
+    options = {"temperature": np.float32(0.5), "top_k": np.int64(3), "top_p": np.float64(0.9), "seed": np.uint8(7)}
     mine = llm.generate(PROMPT, max_new_tokens=np.int16(5), **options)
     plain = {name: value.item() for name, value in options.items()}
     assert mine.ids == llm.generate(PROMPT, max_new_tokens=5, **plain).ids

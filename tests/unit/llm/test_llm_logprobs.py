@@ -46,14 +46,7 @@ def test_rows_of_the_matrix_that_are_no_tokens_are_never_sampled(padded: LLM) ->
 def test_rows_of_the_matrix_that_are_no_tokens_count_in_log_probabilities(padded: LLM) -> None:
     prompt = [7, 8, 9]
     made = padded.generate(
-        prompt,
-        seed=3,
-        max_new_tokens=9,
-        logprobs=300,
-        prompt_logprobs=2,
-        watch=True,
-        samplers=["top_k"],
-        top_k=200,
+        prompt, seed=3, max_new_tokens=9, logprobs=300, prompt_logprobs=2, watch=True, samplers=["top_k"], top_k=200
     )
     wanted = all_rows(padded, [*prompt, *made.ids[:-1]])
     assert made.logprobs is not None

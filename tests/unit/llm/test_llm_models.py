@@ -26,18 +26,13 @@ class TestSmolLM2:
         answer = smollm2.chat(messages, temperature=0, max_new_tokens=60)
         assert "Paris" in answer.text
         assert (answer.finish_reason, answer.ids[-1] in smollm2.tokenizer.eos_ids) == ("stop", True)
-        messages += [
-            {"role": "assistant", "content": answer.text},
-            {"role": "user", "content": "And of Italy?"},
-        ]
+        messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "And of Italy?"}]
         assert smollm2.chat(messages, **GREEDY).usage.cached_tokens > answer.usage.prompt_tokens
 
     def test_stop_string_across_tokens(self, smollm2: LLM) -> None:
         text = smollm2.generate("Count: one, two, three,", **GREEDY).text
         stop = text[2:9]
-        assert (
-            smollm2.generate("Count: one, two, three,", **GREEDY, stop=stop).text == text[: text.index(stop)]
-        )
+        assert smollm2.generate("Count: one, two, three,", **GREEDY, stop=stop).text == text[: text.index(stop)]
 
     def test_makes_no_sentence_vectors(self, smollm2: LLM) -> None:
         with pytest.raises(InvalidRequest, match="sentence vectors"):
@@ -75,9 +70,7 @@ class TestMiniLM:
 
     def test_longer_than_the_context(self, minilm: LLM) -> None:
         long = "word " * 600
-        with pytest.raises(
-            ContextOverflow, match=r"602 tokens.*256 tokens: shorten the text, .*or set truncate"
-        ):
+        with pytest.raises(ContextOverflow, match=r"602 tokens.*256 tokens: shorten the text, .*or set truncate"):
             minilm.embed([long])
         assert minilm.embed([long, "short"], truncate=True).shape == (2, 384)
         np.testing.assert_array_equal(minilm.embed([long], truncate=True), minilm.embed(["word " * 254]))

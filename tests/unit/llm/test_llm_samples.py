@@ -85,13 +85,7 @@ def test_beams_with_other_options(llm: LLM) -> None:
     assert (len(timed.texts[0].ids), timed.texts[0].finish_reason) == (1, "time")
     chosen = llm.beam_search(PROMPT, num_beams=4, choices=["rain", "east"], max_new_tokens=20)
     assert chosen.text in ("rain", "east")
-    for name, value in {
-        "stop": "a",
-        "logprobs": 2,
-        "watch": True,
-        "until": bool,
-        "prompt_logprobs": 1,
-    }.items():
+    for name, value in {"stop": "a", "logprobs": 2, "watch": True, "until": bool, "prompt_logprobs": 1}.items():
         with pytest.raises(InvalidRequest, match=f"beams have no {name}; leave it out"):
             llm.beam_search(PROMPT, **{name: value})
     with pytest.raises(InvalidRequest, match="did you mean num_beams"):

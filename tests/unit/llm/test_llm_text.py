@@ -201,9 +201,7 @@ def test_tokens_without_a_choice_are_read_together_and_change_nothing(
 def test_a_stop_token_is_not_the_end_of_a_constraint(llm: LLM) -> None:
     """The stop token ends the text anyway, and the stop reason says so."""
     token = llm.tokenizer.encode("c")[-1]
-    made = llm.generate(
-        PROMPT, json_schema={"const": "abc"}, stop_token_ids=[token], seed=1, max_new_tokens=20
-    )
+    made = llm.generate(PROMPT, json_schema={"const": "abc"}, stop_token_ids=[token], seed=1, max_new_tokens=20)
     if made.stop_reason is None:
         assert made.text == '"abc"'
     else:

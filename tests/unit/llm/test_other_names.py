@@ -47,6 +47,4 @@ def test_content_parts_are_joined() -> None:
     for other in ([{"type": "text", "text": 5}], [{"type": "thing"}], []):
         assert conversation([{"role": "user", "content": other}]) == [{"role": "user", "content": other}]
     with pytest.raises(InvalidRequest, match="only text is supported, not image"):
-        conversation(
-            [{"role": "user", "content": [*parts, {"type": "image_url", "image_url": {"url": "x"}}]}]
-        )
+        conversation([{"role": "user", "content": [*parts, {"type": "image_url", "image_url": {"url": "x"}}]}])

@@ -172,9 +172,7 @@ def test_documents_are_ranked_by_the_stated_similarity(kind: str, tmp_path: Path
         ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.Hardtanh"}}, "Hardtanh"),
     ],
 )
-def test_other_activation_functions_are_refused(
-    file: str, fields: dict[str, Any], word: str, tmp_path: Path
-) -> None:
+def test_other_activation_functions_are_refused(file: str, fields: dict[str, Any], word: str, tmp_path: Path) -> None:
     folder = edited("bert-rank", tmp_path / "m", file, **fields)
     if file == "config.json":
         as_transformers(folder)

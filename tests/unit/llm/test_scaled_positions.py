@@ -139,9 +139,7 @@ def test_beams_that_grow(llm: LLM) -> None:
     assert best.score * len(best.ids) == pytest.approx(total, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "where", ["blocks.1.attention.q", "blocks.0.attention.k[tokens=:50]", "blocks.1.residual"]
-)
+@pytest.mark.parametrize("where", ["blocks.1.attention.q", "blocks.0.attention.k[tokens=:50]", "blocks.1.residual"])
 def test_functions_change_the_values_that_count(llm: LLM, where: str) -> None:
     """When the text is computed again, functions are called again."""
     wanted = llm.generate(PROMPT, edits=[scale(where, 0.5)], **HOW)
@@ -152,10 +150,7 @@ def test_functions_change_the_values_that_count(llm: LLM, where: str) -> None:
 @pytest.mark.parametrize("size", [40, 100])
 def test_edited_copies_are_edited_requests(llm: LLM, size: int) -> None:
     ids = (PROMPT * 3)[:size]
-    edits = [
-        [scale("blocks.0.residual[tokens=5]", 0.0)],
-        [scale(f"blocks.1.attention.q[tokens={size - 1}]", 2.0)],
-    ]
+    edits = [[scale("blocks.0.residual[tokens=5]", 0.0)], [scale(f"blocks.1.attention.q[tokens={size - 1}]", 2.0)]]
     found = dict(llm.edited_outputs(ids, edits))
     for number, edit in [(-1, None), *enumerate(edits)]:
         with llm.trace("project.logits") as trace:

@@ -21,9 +21,7 @@ NAMES = [name for name in CASES if name != "made_with"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def model(
-    request: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[LLM, list[dict[str, Any]]]]:
+def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLM, list[dict[str, Any]]]]:
     folder: Path = tmp_path_factory.mktemp("sources")
     with pellucid.load(source_model(request.param, folder), precise=True) as llm:
         yield llm, CASES[request.param]

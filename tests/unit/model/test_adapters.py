@@ -39,9 +39,7 @@ def test_without_an_adapter_the_base_model_runs_with_a_warning(prefix: str, tmp_
 
 @pytest.mark.parametrize("precise", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_adapter_is_merged_into_all_weights(
-    name: str, precise: bool, published: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_is_merged_into_all_weights(name: str, precise: bool, published: Path, tmp_path: Path) -> None:
     merged = write_merged(tmp_path / "merged", name)
     with (
         pellucid.load(published, adapter=name, precise=precise, threads=1) as llm,
@@ -76,9 +74,7 @@ def test_the_threads_do_not_change_the_bits(published: Path) -> None:
 
 def test_prompts_of_other_adapters_are_refused(published: Path) -> None:
     with pellucid.load(published, adapter=QUERY, threads=1) as llm:
-        with pytest.raises(
-            InvalidRequest, match=r"is loaded with the adapter retrieval\.query: load it with adapter="
-        ):
+        with pytest.raises(InvalidRequest, match=r"is loaded with the adapter retrieval\.query: load it with adapter="):
             llm.embed(TEXTS, prompt=PASSAGE)
         with pytest.raises(InvalidRequest, match=r"prompt='retrieval\.passage'"):
             llm.rerank(TEXTS[0], TEXTS)  # a query and documents need two adapters
@@ -93,9 +89,7 @@ def test_an_adapter_for_both_sides_ranks_documents(published: Path) -> None:
         vectors = llm.embed(TEXTS).astype(np.float64)
         ranked = llm.rerank(TEXTS[0], TEXTS)
         assert ranked[0].index == 0
-        assert {one.index: one.score for one in ranked} == pytest.approx(
-            dict(enumerate(vectors @ vectors[0]))
-        )
+        assert {one.index: one.score for one in ranked} == pytest.approx(dict(enumerate(vectors @ vectors[0])))
 
 
 def test_an_unknown_adapter_is_refused(published: Path) -> None:
@@ -143,9 +137,7 @@ def test_a_missing_tensor_of_an_adapter_is_named(tmp_path: Path) -> None:
     checkpoint.close()
     (path / "model.safetensors").write_bytes(safetensors(tensors))
     checkpoint = open_checkpoint(path)
-    with pytest.raises(
-        PellucidError, match=r"fc1.*lora_A: tensor missing; the adapters need it \(5, 3, 64\)"
-    ):
+    with pytest.raises(PellucidError, match=r"fc1.*lora_A: tensor missing; the adapters need it \(5, 3, 64\)"):
         read_model(checkpoint, adapter=QUERY)
     checkpoint.close()
 
@@ -153,11 +145,7 @@ def test_a_missing_tensor_of_an_adapter_is_named(tmp_path: Path) -> None:
 def test_the_files_of_sentence_transformers_are_read_too(tmp_path: Path) -> None:
     """The published ``modules.json`` names a class of its own for the body."""
     path = write_published(tmp_path / "m")
-    kinds = (
-        "custom_st.Transformer",
-        "sentence_transformers.models.Pooling",
-        "sentence_transformers.models.Normalize",
-    )
+    kinds = ("custom_st.Transformer", "sentence_transformers.models.Pooling", "sentence_transformers.models.Normalize")
     modules = [{"idx": at, "name": kind, "path": "", "type": kind} for at, kind in enumerate(kinds)]
     modules[0]["kwargs"] = ["task"]
     (path / "modules.json").write_text(json.dumps(modules))

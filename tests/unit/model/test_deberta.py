@@ -16,8 +16,8 @@ from test_encoder_parity import rows_only
 from pellucid import pipeline
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.positions import RelativePositions
+from pellucid.plan.bind import layouts
 from pellucid.plan.plan import At, BucketTable
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.trace.trace import Trace
@@ -77,9 +77,7 @@ def test_a_text_has_the_same_bits_in_any_batch_and_on_any_threads(name: str) -> 
         with model_runner(ENCODERS[name], plan, spec=spec, threads=threads) as runner:
             chunks = [Chunk(BlockTable(), tokens, len(tokens), types=own) for tokens, own in texts]
             found.append(runner.forward(chunks))
-            alone = [
-                runner.forward([Chunk(BlockTable(), tokens, len(tokens), types=own)]) for tokens, own in texts
-            ]
+            alone = [runner.forward([Chunk(BlockTable(), tokens, len(tokens), types=own)]) for tokens, own in texts]
             found.append(np.concatenate(alone))
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
@@ -134,12 +132,7 @@ def changed(tmp_path: Path, name: str, **values: Any) -> Path:
 @pytest.mark.parametrize(
     ("name", "values", "error", "match"),
     [
-        (
-            V2,
-            {"pos_att_type": ["c2p", "p2p"]},
-            UnsupportedModel,
-            "pos_att_type has 'p2p', which is not supported",
-        ),
+        (V2, {"pos_att_type": ["c2p", "p2p"]}, UnsupportedModel, "pos_att_type has 'p2p', which is not supported"),
         (V2, {"pos_att_type": 3}, FileFormatError, "pos_att_type: is 3; it must be a list of c2p and p2c"),
         (V2, {"position_buckets": 2}, FileFormatError, "position_buckets: is 2; it must be at least 4"),
         (V2, {"conv_kernel_size": 4}, FileFormatError, "conv_kernel_size: is 4; it must be odd"),
@@ -149,17 +142,12 @@ def changed(tmp_path: Path, name: str, **values: Any) -> Path:
         ("deberta-v2-classify", {"pooler_hidden_size": 32}, FileFormatError, "is 32; it must be 64"),
     ],
 )
-def test_refused_options(
-    name: str, values: dict[str, Any], error: type[Exception], match: str, tmp_path: Path
-) -> None:
+def test_refused_options(name: str, values: dict[str, Any], error: type[Exception], match: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=match), opened(changed(tmp_path, name, **values)):
         pass
 
 
 def test_too_many_buckets_for_the_distances(tmp_path: Path) -> None:
     folder = changed(tmp_path, V2, max_relative_positions=17)
-    with (
-        opened(folder) as (checkpoint, model),
-        pytest.raises(UnsupportedModel, match="a distance skips a bucket"),
-    ):
+    with opened(folder) as (checkpoint, model), pytest.raises(UnsupportedModel, match="a distance skips a bucket"):
         pipeline.build_plan(model.spec, layouts(checkpoint, model))

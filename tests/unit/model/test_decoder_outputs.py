@@ -16,10 +16,7 @@ from pellucid.model.rerankers import RERANKERS
 
 IDS = list(range(3, 30))
 POOLED = {"modules.json": modules(("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))}
-LAST = {
-    **POOLED,
-    "1_Pooling/config.json": {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False},
-}
+LAST = {**POOLED, "1_Pooling/config.json": {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}}
 SCORE = {"modules.json": modules(("LogitScore", "1_LogitScore"))}
 WORDS = {"yes": 7, "no": 9}
 QWEN3 = RERANKERS["qwen3"].prompt
@@ -34,12 +31,7 @@ def test_a_plain_language_model_generates(tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", ["qwen3", "llama", "gpt2", "lfm2", "mixtral"])
 def test_a_plain_language_model_embeds_with_its_last_token(base: str) -> None:
     spec = read(TINY[base], "embed").spec
-    assert (spec.task, spec.pooling, spec.output, spec.head) == (
-        "embed",
-        Pooling("last"),
-        (UnitLength(),),
-        None,
-    )
+    assert (spec.task, spec.pooling, spec.output, spec.head) == ("embed", Pooling("last"), (UnitLength(),), None)
     assert not spec.in_one_step
     assert spec.output_width == spec.embedding.width
 
@@ -85,9 +77,7 @@ def test_tokens_may_see_later_tokens(config: dict[str, Any], window: int, tmp_pa
 
 def test_nvidia_states_the_pooling_in_its_configuration(tmp_path: Path) -> None:
     config = {"model_type": "llama_bidirec", "pooling": "avg", "temperature": 1.0}
-    embedder = edited(
-        tmp_path / "e", ENCODERS["llama-body"], architectures=["LlamaBidirectionalModel"], **config
-    )
+    embedder = edited(tmp_path / "e", ENCODERS["llama-body"], architectures=["LlamaBidirectionalModel"], **config)
     assert (read(embedder).spec.pooling, read(embedder).spec.attention.causal) == (Pooling("mean"), False)
     names = ["LlamaBidirectionalForSequenceClassification"]
     reranker = edited(tmp_path / "r", ENCODERS["llama-rank-tied"], architectures=names, **config)
@@ -111,9 +101,7 @@ def test_nvidia_states_the_pooling_in_its_configuration(tmp_path: Path) -> None:
         ("lfm2-odd", {"architectures": ["Lfm2BidirectionalModel"]}, "4 tokens, which has no center"),
     ],
 )
-def test_what_is_not_implemented_is_refused(
-    base: str, config: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_what_is_not_implemented_is_refused(base: str, config: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=words):
         read(edited(tmp_path / "m", TINY[base], **config))
 
@@ -143,8 +131,7 @@ def test_a_class_without_a_head_is_a_sentence_encoder_unless_the_file_has_a_head
 
 
 @pytest.mark.parametrize(
-    ("false", "labels"),
-    [(9, Labels(("token 7", "token 9"), "softmax", 0)), (None, Labels(("token 7",), "sigmoid", 0))],
+    ("false", "labels"), [(9, Labels(("token 7", "token 9"), "softmax", 0)), (None, Labels(("token 7",), "sigmoid", 0))]
 )
 def test_scores_of_words_are_rows_of_the_head(false: int | None, labels: Labels, tmp_path: Path) -> None:
     files = {**SCORE, "1_LogitScore/config.json": {"true_token_id": 7, "false_token_id": false}}
@@ -222,12 +209,7 @@ def test_embedding_gemma_in_gguf_has_the_bits_of_its_twin(tmp_path: Path) -> Non
         {"in_features": i, "out_features": o, "bias": False, "activation_function": "torch.nn.Identity"}
         for o, i in ((96, 32), (32, 96))
     ]
-    kinds = (
-        ("Pooling", "1_Pooling"),
-        ("Dense", "2_Dense"),
-        ("Dense", "3_Dense"),
-        ("Normalize", "4_Normalize"),
-    )
+    kinds = (("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Dense", "3_Dense"), ("Normalize", "4_Normalize"))
     files = {
         "modules.json": modules(*kinds),
         "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
@@ -309,8 +291,6 @@ def test_the_last_token_may_see_all_tokens(tmp_path: Path) -> None:
     last = outputs(folder, IDS)
     folder = edited(tmp_path / "causal", ENCODERS["qwen2-two-sided"], LAST, is_causal=True)
     assert np.abs(last - outputs(folder, IDS)).max() > 1e-3
-    mean = edited(
-        tmp_path / "mean", ENCODERS["qwen2-two-sided"], {"modules.json": modules(("Normalize", ""))}
-    )
+    mean = edited(tmp_path / "mean", ENCODERS["qwen2-two-sided"], {"modules.json": modules(("Normalize", ""))})
     rows = outputs(mean, IDS)
     np.testing.assert_allclose(last[0], rows[-1], rtol=0, atol=1e-6)

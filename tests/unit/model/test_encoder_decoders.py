@@ -33,15 +33,11 @@ def test_spec_means_what_transformers_computes(name: str) -> None:
     with opened(SOURCES[name]) as (checkpoint, model):
         assert model.spec.encoder
         assert model.spec.start == (ids[0],)
-        own = {
-            slot.removeprefix(ENCODER): one for slot, one in model.slots.items() if slot.startswith(ENCODER)
-        }
+        own = {slot.removeprefix(ENCODER): one for slot, one in model.slots.items() if slot.startswith(ENCODER)}
         hidden = Reference(checkpoint, Model(model.spec.encoder, own, "layers")).rows(source)
         logits = Reference(checkpoint, model, source=source).logits(ids)
     for got, expected in ((hidden, wanted["hidden"]), (logits, wanted["logits"])):
-        np.testing.assert_allclose(
-            got, expected, rtol=0, atol=max(5e-5, 1e-5 * float(np.abs(expected).max()))
-        )
+        np.testing.assert_allclose(got, expected, rtol=0, atol=max(5e-5, 1e-5 * float(np.abs(expected).max())))
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -68,11 +64,7 @@ def test_default_precision_keeps_the_direction_of_the_logits(name: str) -> None:
     with model_runner(SOURCES[name], activation_bits=8) as runner:
         runner.forward([Chunk(table, source, 0, encodes=True)])
         got = runner.forward([Chunk(BlockTable(), ids, len(ids), table)])
-    cosine = (
-        (got * wanted["logits"]).sum(-1)
-        / np.linalg.norm(got, axis=-1)
-        / np.linalg.norm(wanted["logits"], axis=-1)
-    )
+    cosine = (got * wanted["logits"]).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(wanted["logits"], axis=-1)
     assert cosine.min() > 0.999
 
 
@@ -144,9 +136,7 @@ def write_gguf(source: Path, path: Path, architecture: str = "t5") -> Path:
         own = {key: value for key, value in own.items() if not key.startswith("decoder")}
     metadata = {"general.architecture": architecture, "general.name": "tiny"}
     metadata |= {f"{architecture}.{key}": value for key, value in own.items()}
-    path.write_bytes(
-        gguf(metadata, {gguf_name(name): (x.shape, 0, x.tobytes()) for name, x in tensors.items()})
-    )
+    path.write_bytes(gguf(metadata, {gguf_name(name): (x.shape, 0, x.tobytes()) for name, x in tensors.items()}))
     return path
 
 
@@ -229,10 +219,7 @@ def test_the_first_token_of_the_decoder(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SOURCES["mbart"], tmp_path / "mbart"))
 
     def start(generation: dict[str, object] | None, **config: object) -> tuple[int, ...]:
-        path, own = (
-            folder / "generation_config.json",
-            json.loads((SOURCES["mbart"] / "config.json").read_text()),
-        )
+        path, own = (folder / "generation_config.json", json.loads((SOURCES["mbart"] / "config.json").read_text()))
         path.unlink(missing_ok=True)
         if generation is not None:
             path.write_text(json.dumps(generation))

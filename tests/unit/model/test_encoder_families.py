@@ -13,14 +13,14 @@ from support.tiny import ENCODERS, OF_FAMILY, opened
 
 import pellucid
 from pellucid import pipeline
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.family import known_families
 from pellucid.model.outputs import Labels
 from pellucid.model.positions import Learned
 from pellucid.model.read import read_model
-from pellucid.plan.weights import layouts, load_weights
-from pellucid.runtime.placement import Placement
+from pellucid.plan.bind import layouts, load_weights
+from pellucid.runtime.memory import Placement
 from pellucid.testing import random_model
 from pellucid.util.probabilities import sigmoid
 
@@ -64,9 +64,7 @@ def test_positions_follow_the_padding_token(name: str, first: int) -> None:
     assert (model.spec.context, model.spec.position) == (64 - first, Learned(64 - first))
     assert model.sources("position.weight")[0].rows == (first, 64)
     few = checkpoint.changed(max_position_embeddings=first)
-    with pytest.raises(
-        FileFormatError, match=f"max_position_embeddings: is {first}; it must be above {first}"
-    ):
+    with pytest.raises(FileFormatError, match=f"max_position_embeddings: is {first}; it must be above {first}"):
         few.read()
 
 
@@ -96,13 +94,7 @@ def test_old_names_of_layer_norms(name: str) -> None:
         changed.tensors[old] = replace(changed.tensors.pop(key), name=old)
     after = changed.read()
     assert after.spec == before.spec
-    assert (
-        len(
-            {source.tensor for slot in after.slots for source in after.sources(slot)}
-            - set(checkpoint.tensors)
-        )
-        > 4
-    )
+    assert len({source.tensor for slot in after.slots for source in after.sources(slot)} - set(checkpoint.tensors)) > 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -166,11 +158,7 @@ def test_pairs_of_texts(head: str, labels: tuple[str, ...], scale: str, tmp_path
 @pytest.mark.parametrize(
     ("family", "head", "words"),
     [
-        (
-            "electra",
-            "MultipleChoice",
-            "a head for MultipleChoice is not supported (known: SequenceClassification",
-        ),
+        ("electra", "MultipleChoice", "a head for MultipleChoice is not supported (known: SequenceClassification"),
         ("roberta", "NextSentencePrediction", "a head for NextSentencePrediction is not supported (known: "),
         ("albert", "CausalLM", "a head for CausalLM is not supported"),
     ],
@@ -223,10 +211,5 @@ def test_values_that_config_json_does_not_state() -> None:
     """The defaults of transformers that differ from BERT's; ``defaults_oracle.py`` compares all."""
     albert = Metadata.of(OF_FAMILY["albert"]).changed(hidden_act=None).read().spec
     assert {block.feedforward.activation for block in albert.blocks} == {"gelu_tanh"}  # type: ignore[union-attr]
-    large = (
-        Metadata.of(OF_FAMILY["xlm_roberta_xl"])
-        .changed(layer_norm_eps=None, type_vocab_size=None)
-        .read()
-        .spec
-    )
+    large = Metadata.of(OF_FAMILY["xlm_roberta_xl"]).changed(layer_norm_eps=None, type_vocab_size=None).read().spec
     assert (large.embedding.types, large.blocks[0].norm.eps) == (1, 1e-5)

@@ -11,8 +11,8 @@ from pellucid import pipeline
 from pellucid.model.family import known_families
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.spec import ModelSpec
+from pellucid.plan.bind import layouts
 from pellucid.plan.plan import Vector, Weights
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 

@@ -12,8 +12,7 @@ import pellucid
 from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.slot_reader import SlotReader
 from pellucid.testing.random_model import random_model
-from pellucid.weights.quant.to_bf16 import to_bf16
-from pellucid.weights.quant.to_q8_0 import to_q8_0
+from pellucid.weights.quant.convert import to_bf16, to_q8_0
 
 TEXTS = ["the quick brown fox", "a", "of the people, by the people " * 4]
 
@@ -52,13 +51,7 @@ def test_a_slot_is_quantized_piece_by_piece() -> None:
         whole = to_q8_0(floats).reshape(-1)
         assert reader.blocks_shape == (len(floats), floats.shape[1] // 32, 34)
         row = whole.size // len(floats)
-        for start, count in (
-            (0, whole.size),
-            (0, row),
-            (row, 3 * row),
-            (5, 2 * row + 7),
-            (whole.size - 3, 3),
-        ):
+        for start, count in ((0, whole.size), (0, row), (row, 3 * row), (5, 2 * row + 7), (whole.size - 3, 3)):
             out = np.empty(count, np.uint8)
             reader.read(start, out)
             assert np.array_equal(out, whole[start : start + count])

@@ -102,11 +102,7 @@ TWINS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "modernbert-classify": ("modern-bert", MODERN, WINDOWS | {"pooling_type": 4}),
     "modernbert-rank": ("modern-bert", MODERN, WINDOWS | {"pooling_type": 4, "classifier.pooling_type": 2}),
     "nomic_bert": ("nomic-bert", NOMIC, POOLED | {"block_count": 4, "rope.freq_base": 1000.0}),
-    "nomic_bert-mixture": (
-        "nomic-bert-moe",
-        NOMIC,
-        POOLED | MIXTURE | {"block_count": 4, "rope.freq_base": 1000.0},
-    ),
+    "nomic_bert-mixture": ("nomic-bert-moe", NOMIC, POOLED | MIXTURE | {"block_count": 4, "rope.freq_base": 1000.0}),
     "jina_bert": ("jina-bert-v2", JINA, POOLED | {"block_count": 2}),
     "jina_bert-code": ("jina-bert-v2", JINA, POOLED | {"block_count": 2}),
     "jina_embeddings_v3": ("jina-bert-v3", NOMIC, POOLED | V3),
@@ -178,9 +174,7 @@ def test_separate_gates_of_older_files_equal_joined_gates(name: str, tmp_path: P
     """llama.cpp wrote gate and up-projection as two tensors before it joined them."""
     older = written(name, tmp_path / "older.gguf", separate_gates=True)
     ids = list(range(5, 45))
-    np.testing.assert_array_equal(
-        outputs(older, ids, 24), outputs(written(name, tmp_path / "newer.gguf"), ids, 24)
-    )
+    np.testing.assert_array_equal(outputs(older, ids, 24), outputs(written(name, tmp_path / "newer.gguf"), ids, 24))
 
 
 @pytest.mark.parametrize(("number", "kind"), [(1, "mean"), (2, "cls"), (3, "last")])
@@ -209,19 +203,12 @@ def test_labels_of_a_classifier(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        (
-            "modernbert-classify",
-            {"classifier.output_labels": ["a", "b"]},
-            "it must be a list of 3 labels",
-        ),
+        ("modernbert-classify", {"classifier.output_labels": ["a", "b"]}, "it must be a list of 3 labels"),
         ("nomic_bert", {"attention.causal": True}, "attention.causal = True is not supported"),
         ("nomic_bert", {"pooling_type": 7}, "pooling_type is 7, which is not supported"),
         ("jina_bert", {"attention.max_alibi_bias": 4}, "max_alibi_bias = 4 is not supported"),
     ],
 )
 def test_refused_options(name: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with (
-        pytest.raises(PellucidError, match=re.escape(message)),
-        opened(written(name, tmp_path / "m.gguf", **changes)),
-    ):
+    with pytest.raises(PellucidError, match=re.escape(message)), opened(written(name, tmp_path / "m.gguf", **changes)):
         pass

@@ -16,8 +16,8 @@ from pellucid import pipeline
 from pellucid.errors import ContextOverflow, InvalidRequest, UnsupportedModel
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.positions import Rotary, RotaryScaling
+from pellucid.plan.bind import layouts
 from pellucid.plan.position import inverse_frequencies
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.testing import random_model
 
@@ -70,9 +70,7 @@ def test_up_to_the_original_context_dynamic_frequencies_are_the_plain_ones() -> 
     for context in (1, 63, 64):
         assert inverse_frequencies(Rotary(10_000.0, 16, "half", scaling), context) == plain
     assert inverse_frequencies(Rotary(10_000.0, 16, "half", scaling), 65) != plain
-    with pytest.raises(
-        UnsupportedModel, match="'dynamic' needs at least 4 rotated values of a head; the model has 2"
-    ):
+    with pytest.raises(UnsupportedModel, match="'dynamic' needs at least 4 rotated values of a head; the model has 2"):
         inverse_frequencies(Rotary(10_000.0, 2, "half", scaling), 65)
 
 
@@ -94,14 +92,9 @@ def test_dynamic_frequencies_are_those_of_a_larger_base(
 
 def test_a_model_is_loaded_with_a_context_beyond_the_one_of_its_file(tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
-    path = random_model(
-        "llama", tmp_path / "m", kind="safetensors", metadata={"rope_parameters": rope}, context=64
-    )
+    path = random_model("llama", tmp_path / "m", kind="safetensors", metadata={"rope_parameters": rope}, context=64)
     text = list(range(3, 93))
-    with (
-        pellucid.load(path) as usual,
-        pytest.raises(ContextOverflow, match=r"the context is 64 .*\(up to 128\)"),
-    ):
+    with pellucid.load(path) as usual, pytest.raises(ContextOverflow, match=r"the context is 64 .*\(up to 128\)"):
         usual.generate(text, max_new_tokens=4)
     with pytest.raises(InvalidRequest, match="context=129"):
         pellucid.load(path, context=129)

@@ -13,14 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from support.metadata import GGUF, Metadata
-from support.tiny import (
-    DECODERS,
-    LLAMA_GGUF,
-    LLAMA_GGUF_SHAPES,
-    OF_FAMILY,
-    TINY,
-    write_llama_gguf,
-)
+from support.tiny import DECODERS, LLAMA_GGUF, LLAMA_GGUF_SHAPES, OF_FAMILY, TINY, write_llama_gguf
 
 from pellucid.errors import CacheFull, FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
@@ -79,11 +72,7 @@ MAY_BE_NONE = {
 }
 MAY_BE_NEGATIVE = {"deberta:max_relative_positions"}
 """-1 stands for all positions."""
-NOT_WHOLE = (
-    "query_pre_attn_scalar",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-)  # integers in the tiny files
+NOT_WHOLE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")  # integers in the tiny files
 
 
 def keys_read(family: str) -> tuple[list[str], list[str]]:
@@ -123,9 +112,7 @@ ALL_COUNTS = [(family, key) for family in OF_FAMILY for key in keys_read(family)
 ALL_NUMBERS = [(family, key) for family in OF_FAMILY for key in keys_read(family)[1]]
 
 
-@pytest.mark.parametrize(
-    ("family", "key"), [(f, k) for f, k in ALL_COUNTS if not {k, f"{f}:{k}"} & HAS_DEFAULT]
-)
+@pytest.mark.parametrize(("family", "key"), [(f, k) for f, k in ALL_COUNTS if not {k, f"{f}:{k}"} & HAS_DEFAULT])
 def test_missing_count(family: str, key: str) -> None:
     checkpoint = Metadata.of(OF_FAMILY[family])
     del checkpoint.metadata[key]
@@ -192,9 +179,7 @@ def test_a_file_that_was_saved_without_its_head(family: str) -> None:
 def test_unknown_architecture_names_the_nearest() -> None:
     checkpoint = Metadata.of(TINY["llama"])
     checkpoint.metadata["model_type"] = "starcoder3"
-    refused(
-        checkpoint, "'starcoder3' is not supported", "the nearest name is starcoder2", kind=UnsupportedModel
-    )
+    refused(checkpoint, "'starcoder3' is not supported", "the nearest name is starcoder2", kind=UnsupportedModel)
 
 
 @pytest.mark.parametrize("value", [None, 3, ["llama"]])
@@ -309,9 +294,7 @@ def test_more_layers_than_the_configuration_says(name: str) -> None:
 
 def test_more_layers_than_a_gguf_says(tmp_path: Path) -> None:
     more = {n.replace("blk.0.", "blk.1."): s for n, s in LLAMA_GGUF_SHAPES.items() if n.startswith("blk.0.")}
-    path = write_llama_gguf(
-        tmp_path / "t.gguf", {**LLAMA_GGUF, "llama.block_count": 2}, {**LLAMA_GGUF_SHAPES, **more}
-    )
+    path = write_llama_gguf(tmp_path / "t.gguf", {**LLAMA_GGUF, "llama.block_count": 2}, {**LLAMA_GGUF_SHAPES, **more})
     checkpoint = Metadata.of(path)
     checkpoint.metadata["llama.block_count"] = 1
     refused(checkpoint, "llama.block_count: is 1, but the file has tensors of 2 layers")
@@ -470,19 +453,12 @@ def test_a_scalar_is_no_vector_of_one_expert() -> None:
         ("glm4_moe", {"n_group": 4}, ("n_group", "4")),
         (
             "phi3-long",
-            {
-                "rope_parameters": {
-                    **Metadata.of(TINY["phi3-long"]).metadata["rope_parameters"],
-                    "short_factor": [],
-                }
-            },
+            {"rope_parameters": {**Metadata.of(TINY["phi3-long"]).metadata["rope_parameters"], "short_factor": []}},
             ("the file has 0 numbers",),
         ),
     ],
 )
-def test_experts_and_factors_out_of_range(
-    family: str, changes: dict[str, Any], words: tuple[str, ...]
-) -> None:
+def test_experts_and_factors_out_of_range(family: str, changes: dict[str, Any], words: tuple[str, ...]) -> None:
     checkpoint = Metadata.of(TINY[family])
     checkpoint.metadata |= changes
     refused(checkpoint, *words, kind=PellucidError)
@@ -544,9 +520,7 @@ def test_pairs_of_rotary_positions_that_only_cohere_has() -> None:
         checkpoint = Metadata.of(OF_FAMILY[family]).changed(position_embedding_type="rope_gptj")
         refused(checkpoint, "position_embedding_type", kind=UnsupportedModel)
     Metadata.of(TINY["cohere2"]).changed(position_embedding_type="rope_gptj").lower()
-    refused(
-        Metadata.of(TINY["cohere2"]).changed(position_embedding_type="alibi"), "alibi", kind=UnsupportedModel
-    )
+    refused(Metadata.of(TINY["cohere2"]).changed(position_embedding_type="alibi"), "alibi", kind=UnsupportedModel)
 
 
 def test_chunks_of_a_gguf_are_8192_tokens() -> None:

@@ -17,13 +17,13 @@ from pellucid import pipeline
 from pellucid.model.family import known_families
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.spec import Mixture
+from pellucid.plan.bind import layouts
 from pellucid.plan.plan import Vector, Weights
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 
 
 def golden(name: str) -> tuple[list[int], np.ndarray]:
@@ -132,10 +132,7 @@ def test_a_quantised_llama_is_the_llama_of_its_decoded_weights(
     weights = decode_blocks(form, random_blocks(form, 0, 64, 256 // form.block, low=-14))
     norm = float(1 / np.linalg.norm(weights, axis=1).mean())  # products near 1
     path = write_quantised_llama(tmp_path / "tiny.gguf", name, norm=norm)
-    with (
-        opened(path) as (checkpoint, model),
-        model_runner(path, threads=2, activation_bits=activation_bits) as net,
-    ):
+    with opened(path) as (checkpoint, model), model_runner(path, threads=2, activation_bits=activation_bits) as net:
         got = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
         want = Reference(checkpoint, model).logits(ids)
     difference = np.abs(got - want)

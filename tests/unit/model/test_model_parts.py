@@ -32,12 +32,12 @@ from pellucid.model.spec import (
 )
 from pellucid.model.weight_map import Model, Slot
 from pellucid.pipeline import build_plan
+from pellucid.plan.bind import layouts
 from pellucid.plan.plan import bucket_of
 from pellucid.plan.position import alibi_slopes
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.weights.quant.registry import lookup
+from pellucid.weights.quant.format import lookup
 
 NORM = Norm("rms", 1e-5)
 ATTENTION = Attention(4, 2, 32, 32**-0.5, rotary=Rotary(10_000.0, 32, "half"))
@@ -76,12 +76,8 @@ PARTS = {
     "alibi of 6 heads": spec(replace(ATTENTION, heads=6, rotary=None, alibi=True)),
     "alibi both ways": spec(replace(ATTENTION, rotary=None, alibi=True, causal=False)),
     "relative buckets": spec(replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20))),
-    "relative buckets both ways": spec(
-        replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20), causal=False)
-    ),
-    "relative buckets of each layer": spec(
-        replace(ATTENTION, rotary=None, relative=RelativeBuckets(6, 30, own=True))
-    ),
+    "relative buckets both ways": spec(replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20), causal=False)),
+    "relative buckets of each layer": spec(replace(ATTENTION, rotary=None, relative=RelativeBuckets(6, 30, own=True))),
     "layers of other widths": spec(
         ATTENTION,
         replace(ATTENTION, heads=2, kv_heads=1, head_dim=64, rotary=Rotary(500.0, 64, "half")),
@@ -89,13 +85,7 @@ PARTS = {
     ),
     **{
         f"{placement} blocks": with_blocks(placement=placement, residual_scale=scale)
-        for placement, scale in (
-            ("output", 1.0),
-            ("parallel", 1.0),
-            ("shared", 1.0),
-            ("sandwich", 0.22),
-            ("pre", 0.22),
-        )
+        for placement, scale in (("output", 1.0), ("parallel", 1.0), ("shared", 1.0), ("sandwich", 0.22), ("pre", 0.22))
     },
     "shared norms without a bias": with_blocks(placement="shared", norm=Norm("layer", 1e-5, bias=False)),
     "norms without weights": with_blocks(norm=Norm("layer", 1e-5, weight=False, bias=False)),
@@ -104,15 +94,11 @@ PARTS = {
     "yarn": spec(
         replace(
             ATTENTION,
-            rotary=Rotary(
-                10_000.0, 32, "half", RotaryScaling("yarn", 4.0, trained_context=32, magnitude=1.139)
-            ),
+            rotary=Rotary(10_000.0, 32, "half", RotaryScaling("yarn", 4.0, trained_context=32, magnitude=1.139)),
         )
     ),
     "squares": with_blocks(feedforward=FeedForward(96, "relu2", gated=False, bias=True)),
-    "a head with a scale and a bias": replace(
-        spec(ATTENTION), head=Head(tied=True, softcap=5.0, bias=True, scale=0.3)
-    ),
+    "a head with a scale and a bias": replace(spec(ATTENTION), head=Head(tied=True, softcap=5.0, bias=True, scale=0.3)),
     "a head of its own with a bias": replace(spec(ATTENTION), head=Head(tied=False, bias=True)),
     **{
         name: with_blocks(feedforward=kind)
@@ -171,10 +157,7 @@ def test_a_part_means_what_the_plain_reading_says(name: str) -> None:
         cut = (
             []
             if name.endswith("both ways")
-            else [
-                runner.forward([Chunk(again, IDS[i : i + 9], outputs=len(IDS[i : i + 9]))])
-                for i in range(0, 40, 9)
-            ]
+            else [runner.forward([Chunk(again, IDS[i : i + 9], outputs=len(IDS[i : i + 9]))]) for i in range(0, 40, 9)]
         )
     np.testing.assert_allclose(got, Reference(checkpoint, model).logits(IDS), rtol=0, atol=5e-5)
     if cut:
@@ -204,9 +187,7 @@ def test_buckets_begin_at_the_distances_of_transformers(both_sides: bool, limits
 
 
 def test_a_model_with_relative_buckets_takes_a_longer_context_than_its_file_states() -> None:
-    assert (
-        spec(replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20))).max_context == BUCKETS_CONTEXT
-    )
+    assert spec(replace(ATTENTION, rotary=None, relative=RelativeBuckets(8, 20))).max_context == BUCKETS_CONTEXT
     assert spec(ATTENTION, replace(ATTENTION, relative=RelativeBuckets(8, 20))).max_context == 128
 
 
@@ -251,17 +232,11 @@ def test_a_decoder_attends_to_the_output_of_its_encoder(name: str) -> None:
         rows = [runner.forward(beside)]
         rows += [runner.forward([Chunk(one, [token], 1, tables[0])]) for token in answer[1:]]
         both = [BlockTable(), BlockTable()]
-        runner.forward(
-            [Chunk(table, answer[:-1], 0, source) for table, source in zip(both, (again, tables[2]))]
-        )
-        last = runner.forward(
-            [Chunk(table, answer[-1:], 1, source) for table, source in zip(both, (again, tables[2]))]
-        )
+        runner.forward([Chunk(table, answer[:-1], 0, source) for table, source in zip(both, (again, tables[2]))])
+        last = runner.forward([Chunk(table, answer[-1:], 1, source) for table, source in zip(both, (again, tables[2]))])
         steps = runner.encoder.cache.kv.layers
     for ids, logits in zip(sources, got):
-        np.testing.assert_allclose(
-            logits, Reference(checkpoint, model, source=ids).logits(answer), rtol=0, atol=5e-5
-        )
+        np.testing.assert_allclose(logits, Reference(checkpoint, model, source=ids).logits(answer), rtol=0, atol=5e-5)
     np.testing.assert_array_equal(np.concatenate(rows), got[0])
     np.testing.assert_array_equal(last, np.stack([got[1][-1], got[2][-1]]))
     assert len(steps) == 3  # two cross attentions, and one layer that all blocks of the encoder share
@@ -279,9 +254,7 @@ def fused(spec: ModelSpec) -> tuple[InMemory, Model, Model]:
     tensor and down transposed.
     """
     plain, model = random_model(spec)
-    arrays = {
-        name: plain.data(name).view(np.float32).reshape(one.shape) for name, one in plain.tensors.items()
-    }
+    arrays = {name: plain.data(name).view(np.float32).reshape(one.shape) for name, one in plain.tensors.items()}
     slots = dict(model.slots)
     for i, block in enumerate(spec.blocks):
         at, kind = f"blocks.{i}", block.attention
@@ -347,9 +320,7 @@ def test_what_is_added_is_added_to_each_part() -> None:
 def test_a_vector_is_not_cut_inside_a_block() -> None:
     checkpoint = InMemory({"b": np.arange(64.0)})
     checkpoint.tensors["b"] = replace(checkpoint.tensors["b"], format="Q8_0")
-    with pytest.raises(
-        UnsupportedModel, match="tensor b is stored as Q8_0, whose blocks of 32 values cannot be cut"
-    ):
+    with pytest.raises(UnsupportedModel, match="tensor b is stored as Q8_0, whose blocks of 32 values cannot be cut"):
         SlotReader(checkpoint, (Slot("b", rows=(16, 48)),))  # type: ignore[arg-type]
     assert SlotReader(checkpoint, (Slot("b", rows=(32, 64)),)).shape == (32,)  # type: ignore[arg-type]
 
@@ -360,7 +331,5 @@ def test_shared_keys_are_read_as_they_are_written() -> None:
     quantised, plain = (lookup(form, "test").packed for form in ("Q8_0", "F16"))
     packed = {**dict.fromkeys(expected_shapes(made), quantised), "blocks.1.attention.q.weight": plain}
     plan = build_plan(made, packed)
-    forms = [
-        dict(op.kernel.parameters).get("kv_dtype") for op in plan.operations if op.kernel.name == "attention"
-    ]
+    forms = [dict(op.kernel.parameters).get("kv_dtype") for op in plan.operations if op.kernel.name == "attention"]
     assert forms == ["bf16", "bf16"]

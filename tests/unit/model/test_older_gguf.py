@@ -14,7 +14,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.testing import random_model
 from pellucid.weights.open import open_checkpoint
-from pellucid.weights.quant.registry import lookup
+from pellucid.weights.quant.format import lookup
 from pellucid.weights.written import Written, write_gguf
 
 IDS = [(7 * i + 3) % 256 for i in range(20)]
@@ -41,9 +41,7 @@ def older(newer: Path, path: Path, form: str) -> Path:
                 joined = np.ascontiguousarray(np.concatenate([keys, values], axis=1))
                 raw = joined.reshape(-1).view(np.uint8) if form == "F32" else q8_0(joined)
                 shape = (joined.shape[0] * joined.shape[1], joined.shape[2])
-                tensors[name.replace("attn_k_b", "attn_kv_b")] = Written(
-                    shape, lookup(form, name), lambda raw=raw: raw
-                )
+                tensors[name.replace("attn_k_b", "attn_kv_b")] = Written(shape, lookup(form, name), lambda raw=raw: raw)
             elif not name.endswith("attn_v_b.weight"):
                 tensors[name] = Written(tensor.shape, lookup(tensor.format, name), lambda data=data: data)
     for length in ("key_length", "value_length"):

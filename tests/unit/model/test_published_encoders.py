@@ -186,9 +186,7 @@ def test_every_second_layer_of_nomic_v2_has_experts(tmp_path: Path) -> None:
 
 
 def test_vocabulary_of_nomic_is_padded(tmp_path: Path) -> None:
-    path = random_model(
-        "nomic_bert", tmp_path / "m", kind="safetensors", vocabulary=300, metadata=dict(NOMIC)
-    )
+    path = random_model("nomic_bert", tmp_path / "m", kind="safetensors", vocabulary=300, metadata=dict(NOMIC))
     with opened(path) as (_, model):
         assert model.spec.embedding.vocabulary == 320
 
@@ -206,9 +204,7 @@ def test_keys_of_the_hub_win_over_the_defaults_of_transformers(tmp_path: Path) -
         assert (dense.activation, dense.gated, model.spec.context) == ("gelu", True, 128)
 
 
-@pytest.mark.parametrize(
-    ("stated", "pooling"), [("late", Pooling("mean", late=True)), ("bos", Pooling("cls"))]
-)
+@pytest.mark.parametrize(("stated", "pooling"), [("late", Pooling("mean", late=True)), ("bos", Pooling("cls"))])
 def test_older_key_of_the_pooling_of_eurobert(stated: str, pooling: Pooling, tmp_path: Path) -> None:
     classes = {"architectures": ["EuroBertForSequenceClassification"], "num_labels": 2}
     with opened(published("EuroBERT-210m", tmp_path / "m", clf_pooling=stated, **classes)) as (_, model):
@@ -222,11 +218,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("jina-embeddings-v2-base-en", {"feed_forward_type": "original"}, "feed_forward_type is 'original'"),
     ("jina-embeddings-v2-base-en", {"emb_pooler": "max"}, "emb_pooler = 'max' is not supported"),
     ("gte-multilingual-base", {"logn_attention_scale": True}, "logn_attention_scale = True is not supported"),
-    (
-        "gte-multilingual-base",
-        {"position_embedding_type": "absolute"},
-        "position_embedding_type = 'absolute'",
-    ),
+    ("gte-multilingual-base", {"position_embedding_type": "absolute"}, "position_embedding_type = 'absolute'"),
     ("modernbert", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = {"),
     ("EuroBERT-210m", {"is_decoder": True}, "is_decoder = True is not supported"),
 ]

@@ -20,12 +20,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.testing import random_model
 from pellucid.weights.open import open_checkpoint
 
-DENSE = {
-    "in_features": 64,
-    "out_features": 16,
-    "bias": True,
-    "activation_function": "torch.nn.modules.activation.Tanh",
-}
+DENSE = {"in_features": 64, "out_features": 16, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
 
 
 def written(folder: Path, *modules: tuple[str, str, dict[str, Any]]) -> Path:
@@ -89,19 +84,12 @@ def test_a_pooling_folder_without_a_list_of_modules_is_read(tmp_path: Path) -> N
 
 
 def test_dense_layers_have_their_weights_in_their_folders(tmp_path: Path) -> None:
-    modules = (
-        ("Pooling", "1_Pooling", {"pooling_mode": "mean"}),
-        ("Dense", "2_Dense", DENSE),
-        ("Normalize", "3", {}),
-    )
+    modules = (("Pooling", "1_Pooling", {"pooling_mode": "mean"}), ("Dense", "2_Dense", DENSE), ("Normalize", "3", {}))
     folder = written(tmp_path / "m", *modules)
     rng = np.random.default_rng(3)
     weight = (rng.standard_normal((16, 64)) / 8).astype(np.float32)
     bias = rng.standard_normal(16).astype(np.float32)
-    tensors = {
-        "linear.weight": ("F32", weight.shape, weight.tobytes()),
-        "linear.bias": ("F32", (16,), bias.tobytes()),
-    }
+    tensors = {"linear.weight": ("F32", weight.shape, weight.tobytes()), "linear.bias": ("F32", (16,), bias.tobytes())}
     (folder / "2_Dense" / "model.safetensors").write_bytes(safetensors(tensors))
     spec = spec_of(folder)
     assert spec.output == (Dense(16, "tanh"), UnitLength())
@@ -112,9 +100,7 @@ def test_dense_layers_have_their_weights_in_their_folders(tmp_path: Path) -> Non
         found = llm.embed(["a text", "another text"])
     pooled = trace["pool"].reshape(2, -1).astype(np.float64)
     wanted = np.tanh(pooled @ weight.T + bias)
-    np.testing.assert_allclose(
-        found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), rtol=0, atol=1e-5
-    )
+    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), rtol=0, atol=1e-5)
 
 
 def test_a_module_that_is_not_known_is_refused(tmp_path: Path) -> None:

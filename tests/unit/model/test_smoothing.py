@@ -14,10 +14,9 @@ from support.tiny import TINY, opened
 import pellucid
 from pellucid.model import slot_reader
 from pellucid.model.encoder_weights import convert_encoder
-from pellucid.model.slot_reader import SlotReader
-from pellucid.model.smoothing import LARGEST, factors
+from pellucid.model.slot_reader import LARGEST, SlotReader, factors
 from pellucid.testing.random_model import random_model
-from pellucid.weights.quant.to_q8_0 import to_q8_0
+from pellucid.weights.quant.convert import to_q8_0
 
 
 def drawn(seed: int, rows: int, columns: int) -> tuple[NDArray[np.float32], ...]:
@@ -67,9 +66,7 @@ def test_a_smoothed_matrix_has_the_factors_and_its_vector_their_inverses() -> No
             assert np.array_equal(blocks, to_q8_0(floats(slot) * want).reshape(-1))
 
 
-def test_a_large_column_no_longer_makes_its_neighbours_coarse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_column_no_longer_makes_its_neighbours_coarse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained encoders have such columns; their weights are small."""
     column, large = 5, 24.0
     path = random_model("bert", tmp_path / "bert", kind="safetensors", layers=2, width=64, heads=2)

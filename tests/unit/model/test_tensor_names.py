@@ -7,7 +7,7 @@ from support.metadata import GGUF, Metadata
 from support.tiny import TINY
 
 from pellucid.errors import FileFormatError
-from pellucid.model.sliding_windows import GGUF_PATTERN, GGUF_WINDOW
+from pellucid.model.metadata import GGUF_PATTERN, GGUF_WINDOW
 from pellucid.model.tensor_names import TensorNames, places
 
 

@@ -9,8 +9,8 @@ from support.model_files import gguf
 from support.tiny import LLAMA_GGUF, TINY, opened, random_weights
 
 from pellucid.pipeline import build_plan, unoptimized_plan
+from pellucid.plan.bind import layouts
 from pellucid.plan.plan import Plan
-from pellucid.plan.weights import layouts
 
 ALL = [*TINY, "q8_0", "q8_0, 8 bits"]
 

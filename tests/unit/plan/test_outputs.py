@@ -12,7 +12,7 @@ from support.tiny import TINY, model_runner, opened
 from pellucid import pipeline
 from pellucid.kernels.ops.pooling import normalize_reference, pool_reference
 from pellucid.model.outputs import Pooling, UnitLength
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 

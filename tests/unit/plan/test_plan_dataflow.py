@@ -30,10 +30,7 @@ GATED = {
     "feedforward.hidden": ["feedforward.gate", "feedforward.up"],
     "feedforward.output": ["feedforward.hidden"],
 }
-ENDS = {
-    "feedforward.residual": ["attention.residual", "feedforward.output"],
-    "residual": ["feedforward.residual"],
-}
+ENDS = {"feedforward.residual": ["attention.residual", "feedforward.output"], "residual": ["feedforward.residual"]}
 MIXTURE = {
     "feedforward.norm": ["attention.residual"],
     "feedforward.router": ["feedforward.norm"],
@@ -121,9 +118,7 @@ def test_the_weights_of_a_plan_are_those_of_its_points(name: str, tmp_path: Path
     graph = dataflow(optimized)
     sources = [*graph.rest, *(source for kind in graph.blocks for source in graph.kinds[kind])]
     assert sum(source.bytes for source in sources) == optimized.weight_bytes
-    assert sum(source.multiply_adds for source in sources) == sum(
-        op.multiply_adds for op in optimized.operations
-    )
+    assert sum(source.multiply_adds for source in sources) == sum(op.multiply_adds for op in optimized.operations)
     printed = {str(op.kernel) for op in optimized.operations} | {"add", ""}
     assert {source.kernel for source in sources} <= printed
 

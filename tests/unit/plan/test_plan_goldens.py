@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from support.tiny import DECODERS, TINY, model_runner, opened, table_for
 
 from pellucid.pipeline import unoptimized_plan
+from pellucid.plan.bind import layouts
 from pellucid.plan.passes import place_barriers
-from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 
 

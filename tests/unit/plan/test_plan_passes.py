@@ -81,7 +81,7 @@ import sys
 from pathlib import Path
 from pellucid import pipeline
 from pellucid.model.read import read_model
-from pellucid.plan.weights import layouts, packers
+from pellucid.plan.bind import layouts, packers
 from pellucid.weights.open import open_checkpoint
 
 checkpoint = open_checkpoint(Path(sys.argv[1]))

@@ -15,29 +15,12 @@ LINEAR = RotaryScaling("linear", 4.0)
 LLAMA3 = RotaryScaling("llama3", 8.0, 1.0, 4.0, 8192)  # Llama 3.1
 
 # From transformers 5.24.0: ROPE_INIT_FUNCTIONS[...](LlamaConfig(head_dim=..., rope_parameters=...)), in float32.
-TRANSFORMERS_LINEAR_16 = [
-    0.25,
-    0.079056941,
-    0.025,
-    0.0079056947,
-    0.0025,
-    0.00079056947,
-    0.00025,
-    7.9056947e-05,
-]
+TRANSFORMERS_LINEAR_16 = [0.25, 0.079056941, 0.025, 0.0079056947, 0.0025, 0.00079056947, 0.00025, 7.9056947e-05]
 TRANSFORMERS_LLAMA3_64 = [
     *(1.0, 0.66360128, 0.44036663, 0.29222783, 0.19392276, 0.12868738, 0.085397102, 0.056669619, 0.037606031),
     *(0.024955409, 0.016560441, 0.010989529, 0.0072926651, 0.0048394212, 0.0032114461, 0.0013718937),
     *(0.00052484602, 0.00017850779, 7.7846555e-05, 5.165907e-05, 3.4281024e-05, 2.2748929e-05, 1.5096218e-05),
-    *(
-        1.0017869e-05,
-        6.6478697e-06,
-        4.4115345e-06,
-        2.9274997e-06,
-        1.9426925e-06,
-        1.2891732e-06,
-        8.5549692e-07,
-    ),
+    *(1.0017869e-05, 6.6478697e-06, 4.4115345e-06, 2.9274997e-06, 1.9426925e-06, 1.2891732e-06, 8.5549692e-07),
     *(5.6770881e-07, 3.7673226e-07),
 ]
 
@@ -65,9 +48,7 @@ def test_one_border_divides_what_is_beyond_it() -> None:
     """Llama 4 Scout has the same number for both borders. A wavelength on the border counts as beyond."""
     plain = inverse_frequencies(Rotary(500_000.0, 128, "half"), 128)
     trained = round(2 * math.pi / plain[20])
-    scaled = inverse_frequencies(
-        Rotary(500_000.0, 128, "half", RotaryScaling("llama3", 16.0, 1.0, 1.0, trained)), 128
-    )
+    scaled = inverse_frequencies(Rotary(500_000.0, 128, "half", RotaryScaling("llama3", 16.0, 1.0, 1.0, trained)), 128)
     wanted = [f if 2 * math.pi / f < trained else f / 16 for f in plain]
     assert list(scaled) == wanted
     assert 0 < sum(a == b for a, b in zip(scaled, plain)) < 64

@@ -15,7 +15,7 @@ from support.tiny import TINY, opened
 from pellucid import pipeline
 from pellucid.kernels.core.definitions import definition
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.testing import random_model
 
 START = {"llama": "embed position.angles", "gemma3": "embed position.angles.0 position.angles.1"}

@@ -15,10 +15,9 @@ from support.kernels import ULP, Batch, call, guarded, numbers, seeds
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize
-from pellucid.weights.gguf_types import TENSOR_TYPES
+from pellucid.weights.gguf_values import TENSOR_TYPES
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.format import Format
-from pellucid.weights.quant.registry import formats, lookup
+from pellucid.weights.quant.format import Format, formats, lookup
 
 GOLDENS = np.load(Path(__file__).parents[2] / "goldens" / "quant" / "blocks.npz")
 each_format = pytest.mark.parametrize("form", formats().values(), ids=lambda form: form.name)
@@ -27,9 +26,7 @@ each_integer = pytest.mark.parametrize("form", quantised(dict(formats())), ids=l
 
 def golden(form: Format) -> np.ndarray:
     """Golden blocks of a format, (blocks, block_bytes)."""
-    assert f"{form.name}.raw" in GOLDENS, (
-        f"{form.name} has no golden: add it to tests/oracles/quant_oracle.py"
-    )
+    assert f"{form.name}.raw" in GOLDENS, f"{form.name} has no golden: add it to tests/oracles/quant_oracle.py"
     raw: np.ndarray = GOLDENS[f"{form.name}.raw"]
     return raw
 
@@ -107,7 +104,5 @@ def test_a_product_with_packed_blocks_is_the_product_with_decoded_ones(form: For
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(
-        UnsupportedModel, match=r"tensor x is stored as Q9_X, .*known: BF16, F16, F32, IQ4_NL"
-    ):
+    with pytest.raises(UnsupportedModel, match=r"tensor x is stored as Q9_X, .*known: BF16, F16, F32, IQ4_NL"):
         lookup("Q9_X", "tensor x")

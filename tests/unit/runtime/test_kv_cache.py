@@ -128,9 +128,7 @@ class Accounts(RuleBasedStateMachine):
                     users += [one.state for one in sequence.snapshots]
                 elif sequence.blocks:
                     users += sequence.blocks[group].pages
-                    of_snapshots = [
-                        one.windows[group].pages for one in sequence.snapshots if group in one.windows
-                    ]
+                    of_snapshots = [one.windows[group].pages for one in sequence.snapshots if group in one.windows]
                     users += itertools.chain(*of_snapshots)
             assert pool.free == pool.count - len(set(users))
             assert all(pool._references[page] == users.count(page) for page in range(pool.count))
@@ -143,10 +141,7 @@ class Accounts(RuleBasedStateMachine):
                 first = max(0, sequence.length + 1 - group.window) if group.window else 0
                 if group.chunked:  # the next token's chunk
                     first = sequence.length // group.window * group.window
-                seen = [
-                    int(pages.of_token(self.cache, sequence, number, t)[0])
-                    for t in range(first, sequence.length)
-                ]
+                seen = [int(pages.of_token(self.cache, sequence, number, t)[0]) for t in range(first, sequence.length)]
                 assert seen == written[first:]
             if self.states and sequence.state >= 0:
                 assert pages.of_state(self.cache, sequence.state)[0] == written[-1]
@@ -245,9 +240,7 @@ def test_a_sequence_without_a_free_state_is_refused() -> None:
     cache, tables = KVCache([STATE, FULL], [9, 2]), [BlockTable() for _ in range(3)]
     for table in tables[:2]:
         run(cache, table, 3)
-    with pytest.raises(
-        CacheFull, match="needs a recurrent state, and other requests or sequences use all 2:"
-    ):
+    with pytest.raises(CacheFull, match="needs a recurrent state, and other requests or sequences use all 2:"):
         cache.allocate(tables[2], 1)
     run(cache, tables[0], 1)  # in place
     cache.truncate(tables[1], 0)
@@ -290,9 +283,7 @@ def test_which_snapshot_is_missed_least() -> None:
         ([LayerShape(8, 64, 64, window=128 if i % 2 == 0 else 0) for i in range(24)], 256),
     ],
 )
-def test_a_long_context_takes_what_its_windows_and_full_layers_need(
-    layers: list[LayerShape], chunk: int
-) -> None:
+def test_a_long_context_takes_what_its_windows_and_full_layers_need(layers: list[LayerShape], chunk: int) -> None:
     context = 32768
     counts = page_counts(layers, context, chunk, 1)
     cache, table = KVCache(layers, counts), BlockTable()
@@ -308,9 +299,7 @@ def test_a_long_context_takes_what_its_windows_and_full_layers_need(
 
 
 def test_layers_that_keep_the_same_tokens_are_a_group() -> None:
-    groups = groups_of(
-        [STATE, sliding(50), FULL, STATE, FULL, sliding(50), sliding(100), sliding(50, chunked=True)]
-    )
+    groups = groups_of([STATE, sliding(50), FULL, STATE, FULL, sliding(50), sliding(100), sliding(50, chunked=True)])
     assert [(g.window, g.chunked, g.recurrent, list(g.offsets)) for g in groups] == [
         (50, False, False, [1, 5]), (0, False, False, [2, 4]), (100, False, False, [6]), (50, True, False, [7]),
         (0, False, True, [0, 3]),
@@ -335,7 +324,5 @@ def test_layers_and_parts_share_no_byte_of_a_page() -> None:
 
 
 def test_what_a_large_cache_costs_is_said_when_the_machine_does_not_give_it() -> None:
-    with pytest.raises(
-        CacheFull, match="GB, more than this machine can allocate: load with a smaller context"
-    ):
+    with pytest.raises(CacheFull, match="GB, more than this machine can allocate: load with a smaller context"):
         KVCache([LayerShape(1 << 20, 1 << 14, 1 << 14)], [1 << 10])

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pellucid.runtime.cache_layout import Pool
 from pellucid.runtime.memory import CACHE_LINE, Arena, aligned, release_heap, release_pages
-from pellucid.runtime.pool import Pool
 
 
 @given(st.integers(1, 10_000))  # NumPy arrays without bytes have no address

@@ -12,10 +12,9 @@ import pytest
 from support.systems import affinity
 
 from pellucid.errors import InvalidRequest
-from pellucid.runtime import placement as module
+from pellucid.runtime import memory as module
 from pellucid.runtime.executor import Executor, Program, table
-from pellucid.runtime.memory import address, aligned
-from pellucid.runtime.placement import HUGE_PAGE, Placement
+from pellucid.runtime.memory import HUGE_PAGE, Placement, address, aligned
 from pellucid.runtime.processors import Processors, processors
 from pellucid.runtime.resources.core import Core
 
@@ -29,9 +28,7 @@ def placed(monkeypatch: pytest.MonkeyPatch, made: Placement) -> list[tuple[int, 
     asked: list[tuple[int, int, int, list[int]]] = []
 
     class Library:
-        def syscall(
-            self, number: Any, begin: Any, size: Any, policy: Any, mask: Any, bits: Any, flags: Any
-        ) -> int:
+        def syscall(self, number: Any, begin: Any, size: Any, policy: Any, mask: Any, bits: Any, flags: Any) -> int:
             nodes = [node for node in range(64) if mask[0] >> node & 1]
             asked.append((begin.value, begin.value + size.value, policy.value, nodes))
             return 0
@@ -47,9 +44,7 @@ def _lets_memory_be_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "may_place", lambda: True)
 
 
-def test_a_system_that_places_no_memory_has_no_threads_bound_by_default(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_system_that_places_no_memory_has_no_threads_bound_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "may_place", lambda: False)
     assert Placement(4, None, TWO_SOCKETS).pin == "none"
     assert Placement(4, "nodes", TWO_SOCKETS).nodes == (0, 0, 1, 1)
@@ -86,9 +81,7 @@ def test_efficiency_cores_have_a_thread_only_if_there_are_more_threads_than_othe
 def test_a_system_without_affinity_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_setaffinity")
     assert Placement(2, None, ONE_SOCKET).cpus_of(1) is None
-    with pytest.raises(
-        InvalidRequest, match="pin='cores': threads can be bound on Linux only; leave pin out"
-    ):
+    with pytest.raises(InvalidRequest, match="pin='cores': threads can be bound on Linux only; leave pin out"):
         Placement(2, "cores", ONE_SOCKET)
 
 

@@ -17,9 +17,7 @@ from pellucid.runtime.prefix_cache import PrefixCache, default_bytes
 FULL, STATE = LayerShape(2, 16, 16), StateShape((("conv", 3), ("memory", 40)))
 SEQUENCES = 3
 which = st.integers(0, SEQUENCES - 1)
-texts = st.lists(
-    st.tuples(st.integers(0, 2), st.sampled_from([1, 5, 30, PAGE, PAGE + 1, 2 * PAGE])), max_size=4
-)
+texts = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 5, 30, PAGE, PAGE + 1, 2 * PAGE])), max_size=4)
 """Runs of few different tokens, so that texts often share prefixes."""
 
 
@@ -191,9 +189,7 @@ def keep(cache: KVCache, prefixes: PrefixCache, ids: list[int]) -> None:
     cache.truncate(table, 0)
 
 
-@pytest.mark.parametrize(
-    "layers", [(FULL,), (FULL, LayerShape(1, 16, 16, window=100))], ids=["full", "windows"]
-)
+@pytest.mark.parametrize("layers", [(FULL,), (FULL, LayerShape(1, 16, 16, window=100))], ids=["full", "windows"])
 def test_several_texts_are_found_to_the_token(layers: tuple[CachedLayer, ...]) -> None:
     cache = KVCache(layers, [40] * len(layers))
     prefixes = PrefixCache(cache, 1 << 40)

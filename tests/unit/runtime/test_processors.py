@@ -23,10 +23,7 @@ def described(system: Path, files: dict[str, str]) -> Path:
 
 
 def topology(siblings: dict[int, str], nodes: dict[int, str]) -> dict[str, str]:
-    cpu, node = (
-        "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list",
-        "sys/devices/system/node/node{}/cpulist",
-    )
+    cpu, node = ("sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", "sys/devices/system/node/node{}/cpulist")
     return {
         **{cpu.format(number): f"{text}\n" for number, text in siblings.items()},
         **{node.format(number): f"{text}\n" for number, text in nodes.items()},
@@ -45,9 +42,7 @@ def test_hyper_threads_are_one_core_and_cores_are_in_the_order_of_their_nodes(tm
 
 
 def test_ranges_are_read(tmp_path: Path) -> None:
-    described(
-        tmp_path, topology({c: f"{c // 2 * 2}-{c // 2 * 2 + 1}" for c in range(6)}, {0: "0-1,4-5", 3: "2-3"})
-    )
+    described(tmp_path, topology({c: f"{c // 2 * 2}-{c // 2 * 2 + 1}" for c in range(6)}, {0: "0-1,4-5", 3: "2-3"}))
     assert [core.node for core in linux.cores_of(tmp_path, frozenset(range(6)))] == [0, 0, 3]
 
 
@@ -69,9 +64,7 @@ def test_cores_of_low_capacity_are_efficiency_cores(tmp_path: Path, values: list
     described(tmp_path, capacities(values))
     machine = Processors(linux.cores_of(tmp_path, frozenset(range(len(values)))))
     assert (machine.threads, machine.usable) == (fast, len(values))
-    assert [core.efficiency for core in machine.cores] == [
-        cpu < len(values) - fast for cpu in range(len(values))
-    ]
+    assert [core.efficiency for core in machine.cores] == [cpu < len(values) - fast for cpu in range(len(values))]
 
 
 def test_capacities_are_compared_among_the_cores_of_this_process(tmp_path: Path) -> None:

@@ -47,11 +47,7 @@ class Darwin:
         value = self._values.get(name.decode())
         if value is None:
             return -1
-        data = (
-            value.encode() + b"\0"
-            if isinstance(value, str)
-            else value.to_bytes(8 if value >> 32 else 4, "little")
-        )
+        data = value.encode() + b"\0" if isinstance(value, str) else value.to_bytes(8 if value >> 32 else 4, "little")
         size._obj.value = len(data)
         if out is not None:
             ctypes.memmove(out, data, len(data))
@@ -120,20 +116,14 @@ def node_record(number: int, mask: int, group: int = 0, groups: int = 1) -> byte
     return struct.pack("<III18xHQH6x", 1, 48, number, groups, mask, group)
 
 
-I7_12700 = b"".join(
-    [*(core_record(1, 3 << 2 * n) for n in range(8)), *(core_record(0, 1 << n) for n in range(16, 20))]
-)
-LUNAR_LAKE = b"".join(
-    [*(core_record(1, 1 << n) for n in range(4)), *(core_record(0, 1 << n) for n in range(4, 8))]
-)
+I7_12700 = b"".join([*(core_record(1, 3 << 2 * n) for n in range(8)), *(core_record(0, 1 << n) for n in range(16, 20))])
+LUNAR_LAKE = b"".join([*(core_record(1, 1 << n) for n in range(4)), *(core_record(0, 1 << n) for n in range(4, 8))])
 # Recorded: the cores, and the node, of a virtual machine with two processors.
 RECORDED = (
     "000000003000000000000000000000000000000000000000000000000000010001000000000000000000000000000000"
     "000000003000000000000001000000000000000000000000000000000000010002000000000000000000000000000000"
 )
-RECORDED_NODE = (
-    "010000003000000000000000000000000000000000000000000000000000000003000000000000000000000000000000"
-)
+RECORDED_NODE = "010000003000000000000000000000000000000000000000000000000000000003000000000000000000000000000000"
 
 
 class Kernel32:
@@ -217,9 +207,7 @@ def test_recorded_answers_of_windows(on_windows: Any) -> None:
 
 
 @pytest.mark.parametrize(("cores", "threads", "usable"), [(I7_12700, 8, 20), (LUNAR_LAKE, 4, 8)])
-def test_cores_of_the_highest_efficiency_class(
-    on_windows: Any, cores: bytes, threads: int, usable: int
-) -> None:
+def test_cores_of_the_highest_efficiency_class(on_windows: Any, cores: bytes, threads: int, usable: int) -> None:
     on_windows(cores)
     machine = Processors(windows_resources.cores(), windows_resources.quota())
     assert (machine.threads, machine.usable) == (threads, usable)
@@ -282,9 +270,7 @@ def test_quota_of_windows(on_windows: Any, rate: bytes | None, quota: float | No
     assert windows_resources.quota() == quota
 
 
-def test_the_module_of_the_system_is_asked(
-    on_windows: Any, on_macos: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_module_of_the_system_is_asked(on_windows: Any, on_macos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from pellucid.runtime import processors as module
 
     on_windows(I7_12700)

@@ -13,9 +13,7 @@ from pellucid.runtime.batch import SCRATCH_GAP, Chunk, StepArrays
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import LayerShape, StateShape
 
-counts = st.lists(
-    st.tuples(st.integers(1, 30), st.integers(0, 200), st.integers(0, 30)), min_size=1, max_size=6
-)
+counts = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 200), st.integers(0, 30)), min_size=1, max_size=6)
 
 
 def word(arrays: StepArrays, field: str) -> int:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from pellucid.runtime.thread_tuner import LARGE_TEAM, MAX_INTERVAL, MIN_INTERVAL, MIN_WAITS, ThreadTuner
+from pellucid.runtime.executor import LARGE_TEAM, MAX_INTERVAL, MIN_INTERVAL, MIN_WAITS, ThreadTuner
 
 Step = Callable[[int], tuple[int, float]]
 """Function from a number of threads to the waits and seconds of a step."""

@@ -25,11 +25,7 @@ def test_every_option_with_a_form_of_its_own_is_tested_here() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [
-        ("40=-inf,41=2.5", {40: -math.inf, 41: 2.5}),
-        (" 7 =1", {7: 1.0}),
-        ("the=-1,a=b=2", {"the": -1.0, "a=b": 2.0}),
-    ],
+    [("40=-inf,41=2.5", {40: -math.inf, 41: 2.5}), (" 7 =1", {7: 1.0}), ("the=-1,a=b=2", {"the": -1.0, "a=b": 2.0})],
 )
 def test_biases(text: str, value: Any) -> None:
     assert PARSED["logit_bias"](text) == value

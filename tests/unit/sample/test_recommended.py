@@ -56,11 +56,7 @@ def test_gguf_keys_are_read(tmp_path: Path) -> None:
         request = llm.start("Hi", seed=1, max_new_tokens=2)
         list(request)
         steps = {step.name: step for step in request.result().chain}
-        assert (steps["temperature"].temperature, steps["top_k"].top_k, steps["top_p"].top_p) == (
-            0.7,
-            20,
-            0.8,
-        )
+        assert (steps["temperature"].temperature, steps["top_k"].top_k, steps["top_p"].top_p) == (0.7, 20, 0.8)
         assert "min_p" not in steps
         greedy = llm.generate("Hi", temperature=0, max_new_tokens=2)
         assert greedy.seed is None
@@ -68,14 +64,7 @@ def test_gguf_keys_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        ("temperature", -1),
-        ("top_p", 7),
-        ("top_k", "40"),
-        ("top_p", float("nan")),
-        ("min_p", True),
-        ("top_k", [1]),
-    ],
+    [("temperature", -1), ("top_p", 7), ("top_k", "40"), ("top_p", float("nan")), ("min_p", True), ("top_k", [1])],
 )
 def test_a_value_that_no_step_accepts_is_named_and_left_out(folder: Path, key: str, value: Any) -> None:
     with pytest.warns(UserWarning, match=rf"m/generation_config.json: {key} = .* is not used"):

@@ -173,9 +173,7 @@ def test_the_tree_says_what_became_of_each_candidate(case: dict[str, Any]) -> No
     assert [one.score for one in wanted] == best[: len(wanted)]
     for one in wanted:
         node = nodes[one.node]
-        assert one.score == pytest.approx(
-            node.score / len(one.ids) ** case["options"].get("length_penalty", 1.0)
-        )
+        assert one.score == pytest.approx(node.score / len(one.ids) ** case["options"].get("length_penalty", 1.0))
         assert one.finish_reason == ("stop" if one.ids[-1] in case["eos_ids"] else "length")
 
 
@@ -209,10 +207,7 @@ def test_gumbel_noise_draws_without_replacement_as_one_after_the_other() -> None
         ({"num_beam_groups": 3, "diversity_penalty": 0.5}, "must divide num_beams, which is 4"),
         ({"num_beam_groups": 2}, "groups need a penalty above 0"),
         ({"diversity_penalty": 0.5}, "groups need a penalty above 0"),
-        (
-            {"num_beam_groups": 2, "diversity_penalty": 0.5, "do_sample": True},
-            "groups of beams are not sampled",
-        ),
+        ({"num_beam_groups": 2, "diversity_penalty": 0.5, "do_sample": True}, "groups of beams are not sampled"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -244,9 +239,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 @pytest.mark.parametrize("case", [case for case in CASES if case["model"] == "smollm2"])
 def test_smollm2_has_the_texts_and_scores_of_its_float_weights(smollm2: LLM, case: dict[str, Any]) -> None:
     found = searched(smollm2.runner, case)
-    scale = max(
-        len(one["ids"]) ** -min(case["options"].get("length_penalty", 1.0), 0.0) for one in case["sequences"]
-    )
+    scale = max(len(one["ids"]) ** -min(case["options"].get("length_penalty", 1.0), 0.0) for one in case["sequences"])
     check(found, case, 1e-4 * scale)  # a negative length penalty multiplies scores and their errors
     options = dict(case["options"])
     if not set(options) - {*OWN, "max_new_tokens"} and case.get("pad_id") in (None, min(case["eos_ids"])):

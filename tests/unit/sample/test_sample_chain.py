@@ -14,13 +14,11 @@ from support.sampling import Words, entropy, ranked, softmax
 from pellucid.errors import KernelError
 from pellucid.sample import chain as chain_module
 from pellucid.sample.candidates import Candidates
-from pellucid.sample.chain import Chain, Sampler
+from pellucid.sample.chain import Chain, Sampler, of_draw, uniform
 from pellucid.sample.logprobs import of_token
 from pellucid.sample.options import Options
-from pellucid.sample.random import uniform
 from pellucid.sample.steps.cuts import TopK, TopP
 from pellucid.sample.steps.temperature import Temperature
-from pellucid.sample.token_trace import of_draw
 
 GEMMA = 262_144
 INF = math.inf
@@ -60,9 +58,7 @@ def test_a_drawn_token_is_possible_and_depends_on_seed_and_index_only(
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53, 0.5])
 @pytest.mark.parametrize("size", [1, 10, 3000, 100_000])
-def test_no_number_draws_an_impossible_token(
-    monkeypatch: pytest.MonkeyPatch, number: float, size: int
-) -> None:
+def test_no_number_draws_an_impossible_token(monkeypatch: pytest.MonkeyPatch, number: float, size: int) -> None:
     monkeypatch.setattr(chain_module, "uniform", lambda seed, index: number)
     for weights in (np.linspace(0.1, 0.9, size), np.full(size, 0.7), np.exp(-np.arange(size) / 9)):
         with np.errstate(divide="ignore"):
@@ -165,11 +161,7 @@ def test_the_trace_says_what_the_steps_did(logits: np.ndarray, k: int, p: float,
     for step, at in zip(trace.steps, range(3)):
         after = current
         if at:
-            kept = (
-                start(Chain(chain.steps[: at + 1]))
-                .apply_steps(Candidates.of(logits, "test"))[0]
-                .ids_at(slice(None))
-            )
+            kept = start(Chain(chain.steps[: at + 1])).apply_steps(Candidates.of(logits, "test"))[0].ids_at(slice(None))
             after = np.full(len(logits), -INF)
             after[kept if chain.steps else slice(None)] = current[kept]
         p0, p1 = softmax(logits.astype(np.float64) if at == 0 else current), softmax(after)
@@ -177,9 +169,7 @@ def test_the_trace_says_what_the_steps_did(logits: np.ndarray, k: int, p: float,
         assert (step.removed, step.left) == (gone.sum(), (p1 > 0).sum())
         assert step.removed_mass == pytest.approx(p0[gone].sum(), abs=1e-9)
         assert step.moved == pytest.approx(np.abs(p0 - p1).sum() / 2, abs=1e-9)
-        assert (step.entropy_before, step.entropy_after) == pytest.approx(
-            (entropy(p0), entropy(p1)), abs=1e-9
-        )
+        assert (step.entropy_before, step.entropy_after) == pytest.approx((entropy(p0), entropy(p1)), abs=1e-9)
         current = after
     assert trace.final_probability == pytest.approx(softmax(current)[trace.token], rel=1e-9)
 

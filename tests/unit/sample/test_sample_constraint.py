@@ -105,14 +105,10 @@ def random_logits(tokenizer: Tokenizer, seed: int, index: int) -> np.ndarray:
 def begun(tokenizer: Tokenizer, spare_core: bool = False, **options: Any) -> Sampler:
     """A sampler at the start of a text. With ``spare_core`` a separate thread computes masks."""
     made = Options.of(**{"seed": 0, "temperature": 1.0, **FREE, **options})
-    return made.chain().start(
-        tokenizer, [1, 2, 3], made.ends(tokenizer, tokenizer.vocab_size), spare_core=spare_core
-    )
+    return made.chain().start(tokenizer, [1, 2, 3], made.ends(tokenizer, tokenizer.vocab_size), spare_core=spare_core)
 
 
-def sampled(
-    sampler: Sampler, tokenizer: Tokenizer, seed: int = 0, most: int = 400, whole: bool = True
-) -> list[int]:
+def sampled(sampler: Sampler, tokenizer: Tokenizer, seed: int = 0, most: int = 400, whole: bool = True) -> list[int]:
     """Ids that a sampler draws from random logits until the text ends. With ``whole`` it must end."""
     ids: list[int] = []
     for _ in range(most):
@@ -294,23 +290,15 @@ def test_biases_and_bans_are_heeded(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize(
-    "samplers",
-    [["constraint"], ["top_k", "constraint"], ["temperature", "top_p", "min_p", "constraint"]],
-    ids=",".join,
+    "samplers", [["constraint"], ["top_k", "constraint"], ["temperature", "top_p", "min_p", "constraint"]], ids=",".join
 )
 def test_an_order_of_ones_own_may_leave_nothing_but_nothing_invalid(llm: LLM, samplers: list[str]) -> None:
     kind, value = "regex", "[a-z]{2,4}[.!?;]"
-    cuts = {
-        name: number
-        for name, number in {"top_k": 60, "top_p": 0.7, "min_p": 0.001}.items()
-        if name in samplers
-    }
+    cuts = {name: number for name, number in {"top_k": 60, "top_p": 0.7, "min_p": 0.001}.items() if name in samplers}
     outcomes = []
     for seed in range(40):
         try:
-            made = llm.generate(
-                PROMPT, **{kind: value}, samplers=samplers, seed=seed, max_new_tokens=400, **cuts
-            )
+            made = llm.generate(PROMPT, **{kind: value}, samplers=samplers, seed=seed, max_new_tokens=400, **cuts)
         except InvalidRequest as problem:
             outcomes.append(str(problem).partition(": ")[2])
         else:
@@ -408,9 +396,7 @@ def test_abandoned_generations_leave_nothing_behind(llm: LLM) -> None:
     gc.disable()  # see test_what_was_abandoned_may_be_collected_at_any_time
     try:
         for number in range(400):
-            constraint = (
-                {kind: value} if number % 2 else {"regex": "[a-z]{3000}" if number % 4 else "a{9000}"}
-            )
+            constraint = {kind: value} if number % 2 else {"regex": "[a-z]{3000}" if number % 4 else "a{9000}"}
             pieces = iter(llm.start(PROMPT, **constraint, seed=number, **FREE))
             for _ in range(number % 5):
                 next(pieces)
@@ -551,20 +537,12 @@ def test_every_kind_of_vocabulary_spells_what_is_forced(name: str) -> None:
     tokenizer = vocabulary(name)
     schema = closed({"name": {"enum": ["a", "abc", "the end"]}, "age": whole(0, 9)})
     for seed in range(4):
-        for option, value in (
-            ("json_schema", schema),
-            ("choices", ["rain in the east", "a stone", "the end"]),
-        ):
+        for option, value in (("json_schema", schema), ("choices", ["rain in the east", "a stone", "the end"])):
             ids = sampled(begun(tokenizer, **{option: value}), tokenizer, seed)
             assert valid(option, value, streamed(tokenizer, ids))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tiny_byte_level",
-    ],
-)
+@pytest.mark.parametrize("name", ["tiny_byte_level"])
 def test_a_space_in_front_is_part_of_the_text(name: str) -> None:
     """Only for vocabularies without a prepended space, as the decoder of others removes the first space."""
     tokenizer = vocabulary(name)
@@ -591,9 +569,7 @@ def refusal(case: Case, call: Callable[[], Any]) -> str:
 
 
 def named(cases: Sequence[Case]) -> list[str]:
-    return [
-        f"{at}-{option}-{re.sub('[^A-Za-z0-9]+', '_', part)}" for at, (option, _, part) in enumerate(cases)
-    ]
+    return [f"{at}-{option}-{re.sub('[^A-Za-z0-9]+', '_', part)}" for at, (option, _, part) in enumerate(cases)]
 
 
 @pytest.mark.parametrize("case", BAD, ids=named(BAD))
@@ -613,9 +589,7 @@ def test_refusals_do_not_quote_the_inside_of_a_parser(llm: LLM) -> None:
     assert "<state>" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "pair", [*combinations(["json_schema", "regex", "choices", "grammar"], 2)], ids=" and ".join
-)
+@pytest.mark.parametrize("pair", [*combinations(["json_schema", "regex", "choices", "grammar"], 2)], ids=" and ".join)
 def test_two_constraints_are_one_too_many(pair: tuple[str, str]) -> None:
     values = {"json_schema": {}, "regex": "a", "choices": ["a"], "grammar": 'start: "a"'}
     with pytest.raises(InvalidRequest, match=" and ".join(pair)):
@@ -633,10 +607,7 @@ def test_refusals_come_before_the_first_piece(llm: LLM) -> None:
     ("arguments", "message"),
     [
         (("--json-schema", "{"), "json_schema cannot be enforced: it is no JSON"),
-        (
-            ("--json-schema", '{"type": "objekt"}'),
-            'json_schema cannot be enforced: #: type "objekt" is not a type',
-        ),
+        (("--json-schema", '{"type": "objekt"}'), 'json_schema cannot be enforced: #: type "objekt" is not a type'),
         (("--json-schema", "3"), "json_schema=3: must be a JSON schema"),
         (("--json-schema", ""), "'--json-schema': it is empty"),
         (("--regex", "("), "regex cannot be enforced"),
@@ -664,9 +635,7 @@ def test_the_command_line_follows_constraints(command: Command, folder: Path) ->
     assert text("--choices", "rain, stone") in ("rain", " stone")
     assert re.fullmatch("[ab]{4}", text("--regex", "[ab]{4}"))
     assert text("--grammar", 'root ::= "a" | "b"') in ("a", "b")
-    assert valid(
-        "json_schema", SCHEMAS["flat object"], text("--json-schema", json.dumps(SCHEMAS["flat object"]))
-    )
+    assert valid("json_schema", SCHEMAS["flat object"], text("--json-schema", json.dumps(SCHEMAS["flat object"])))
 
 
 MONSTERS = """

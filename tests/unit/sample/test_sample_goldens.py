@@ -41,9 +41,7 @@ def check(left: Candidates, kept: list[int], logits_after: list[float]) -> None:
     found = left.keep(np.flatnonzero(left.raw > -np.inf))
     order = np.argsort(found.ids_at())
     assert found.ids_at()[order].tolist() == kept
-    np.testing.assert_allclose(
-        found.probabilities()[order], softmax(np.array(logits_after)), rtol=1e-4, atol=1e-7
-    )
+    np.testing.assert_allclose(found.probabilities()[order], softmax(np.array(logits_after)), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", PLAIN)

@@ -56,10 +56,6 @@ def test_a_token_that_the_chain_has_removed() -> None:
 def test_rows_join_to_arrays() -> None:
     candidates = Candidates.of(np.array([0.0, 1.0, 2.0], np.float32), "test")
     found = joined([of_token(candidates, token, 2, 3) for token in (0, 2)], 2)
-    assert (found.ids.tolist(), found.ranks.tolist(), found.top_ids.tolist()) == (
-        [0, 2],
-        [3, 1],
-        [[2, 1], [2, 1]],
-    )
+    assert (found.ids.tolist(), found.ranks.tolist(), found.top_ids.tolist()) == ([0, 2], [3, 1], [[2, 1], [2, 1]])
     assert found.total == pytest.approx(found.chosen[0] + found.chosen[1])
     assert (len(joined([], 5)), joined([], 5).top.shape) == (0, (0, 5))

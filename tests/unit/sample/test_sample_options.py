@@ -165,15 +165,8 @@ def test_a_step_of_ones_own() -> None:
 
 
 def test_what_a_vocabulary_does_not_have_is_refused_when_a_request_starts() -> None:
-    for options in (
-        {"banned": [600]},
-        {"allowed": [600]},
-        {"logit_bias": {600: 1.0}},
-        {"banned": [[1, 600]]},
-    ):
-        with pytest.raises(
-            InvalidRequest, match=r"holds a token id=600: must be a whole number from 0 to 599"
-        ):
+    for options in ({"banned": [600]}, {"allowed": [600]}, {"logit_bias": {600: 1.0}}, {"banned": [[1, 600]]}):
+        with pytest.raises(InvalidRequest, match=r"holds a token id=600: must be a whole number from 0 to 599"):
             Options.of(**options).chain().start(Words(600), [])
     with pytest.raises(InvalidRequest, match="logit_bias names token 97 twice"):
         Options.of(logit_bias={"a": 1.0, 97: 2.0}).chain().start(Words(600), [])
@@ -182,11 +175,7 @@ def test_what_a_vocabulary_does_not_have_is_refused_when_a_request_starts() -> N
 
 
 def test_steps_that_leave_nothing_say_so() -> None:
-    for options in (
-        {"banned": [0, 1]},
-        {"allowed": [1], "banned": [1]},
-        {"logit_bias": {0: -math.inf, 1: -math.inf}},
-    ):
+    for options in ({"banned": [0, 1]}, {"allowed": [1], "banned": [1]}, {"logit_bias": {0: -math.inf, 1: -math.inf}}):
         made = Options.of(**options).chain().start(Words(2), [])
         with pytest.raises(InvalidRequest, match=r"token 0: \w+ forbids every token"):
             made.sample(np.zeros(2, np.float32))

@@ -19,9 +19,8 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars import problems, schema
-from pellucid.sample.grammars.finite import NOTHING, _Finite
 from pellucid.sample.grammars.grammar import _checked, compiled
-from pellucid.sample.grammars.overlap import MAX_DEPTH, _Exclusion
+from pellucid.sample.grammars.rewrites import MAX_DEPTH, NOTHING, _Exclusion, _Finite
 
 
 def ref(name: str) -> dict[str, str]:
@@ -131,9 +130,7 @@ def ends_within(root: Any, node: Any, depth: int) -> bool:
 
 @settings(max_examples=300, deadline=None)
 @given(st.fixed_dictionaries({name: schemas() for name in NAMES}), schemas())
-def test_finite_schemas_are_those_with_a_value_of_some_depth(
-    defs: dict[str, Any], root: dict[str, Any]
-) -> None:
+def test_finite_schemas_are_those_with_a_value_of_some_depth(defs: dict[str, Any], root: dict[str, Any]) -> None:
     whole = json.loads(json.dumps({"$defs": defs, "anyOf": [root]}))
     assert _Finite(whole).has_end(whole) == ends_within(whole, whole, 14)
 
@@ -144,9 +141,7 @@ def test_endless_parts_are_left_out() -> None:
 
 
 def test_numbers_between_two_bounds_have_few_decimals() -> None:
-    bounded = json.loads(
-        schema.read("json_schema", {"type": "number", "minimum": 0.1, "exclusiveMaximum": 0.2})
-    )
+    bounded = json.loads(schema.read("json_schema", {"type": "number", "minimum": 0.1, "exclusiveMaximum": 0.2}))
     assert bounded["multipleOf"] == 1e-10
     for free in (
         {"type": "number", "minimum": 0.1},
@@ -157,9 +152,7 @@ def test_numbers_between_two_bounds_have_few_decimals() -> None:
         assert json.loads(schema.read("json_schema", free)) == free
     for least, most in ((-(2**53), 2**53), (0.1, 0.2), (1e-9, 2e-9), (-1e-3, 1e15)):
         compiled("json_schema", {"type": "number", "minimum": least, "maximum": most})
-    with pytest.raises(
-        InvalidRequest, match=r"#/items: a number between 0.1 and 0.10000000001 needs over 10 dec"
-    ):
+    with pytest.raises(InvalidRequest, match=r"#/items: a number between 0.1 and 0.10000000001 needs over 10 dec"):
         compiled("json_schema", {"items": {"type": "number", "minimum": 0.1, "maximum": 0.10000000001}})
 
 
@@ -175,9 +168,7 @@ VALUES: list[Any] = [
 def bound(*names: str) -> st.SearchStrategy[dict[str, Any]]:
     """No bound on a number, or a named bound."""
     number = st.sampled_from([-1, 0, 1, 2, 2.5, 5])
-    return st.one_of(
-        st.just({}), *(st.builds(lambda value, name=name: {name: value}, number) for name in names)
-    )
+    return st.one_of(st.just({}), *(st.builds(lambda value, name=name: {name: value}, number) for name in names))
 
 
 def container(kind: str, named: Any, required: list[str], closed: bool) -> dict[str, Any]:
@@ -212,10 +203,7 @@ def options(depth: int = 2) -> st.SearchStrategy[Any]:
             st.booleans(),
         ),
         st.builds(
-            lambda one, low, high: {"type": "array", "items": one, "minItems": low, "maxItems": high},
-            inner,
-            few,
-            few,
+            lambda one, low, high: {"type": "array", "items": one, "minItems": low, "maxItems": high}, inner, few, few
         ),
         st.builds(lambda several: {"anyOf": several}, st.lists(inner, min_size=1, max_size=2)),
         st.builds(lambda several: {"allOf": several}, st.lists(inner, min_size=1, max_size=2)),
@@ -238,10 +226,7 @@ EXCLUSIVE: list[list[Any]] = [
     [needed(k={"enum": [1, 2]}), needed(k={"type": "integer", "minimum": 3})],
     [{**needed(a=LEAF), "additionalProperties": False}, {**needed(b=LEAF), "additionalProperties": False}],
     [needed(d=needed(k={"const": "a"})), needed(d=needed(k={"const": "b"}))],
-    [
-        {"type": "array", "items": LEAF, "minItems": 1},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1},
-    ],
+    [{"type": "array", "items": LEAF, "minItems": 1}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
     [{"type": "array", "maxItems": 2}, {"type": "array", "minItems": 3}],
     [{"type": "integer", "maximum": 4}, {"type": "number", "exclusiveMinimum": 4}],
     [{"allOf": [ref("x"), needed(k={"const": 1})]}, needed(k={"const": "1"})],
@@ -251,9 +236,7 @@ EXCLUSIVE: list[list[Any]] = [
 
 @pytest.mark.parametrize("several", EXCLUSIVE, ids=lambda one: json.dumps(one)[:70])
 def test_exclusive_options_are_taken(several: list[Any]) -> None:
-    compiled(
-        "json_schema", {"$defs": {"x": needed(z=LEAF)}, "type": "object", **needed(one={"oneOf": several})}
-    )
+    compiled("json_schema", {"$defs": {"x": needed(z=LEAF)}, "type": "object", **needed(one={"oneOf": several})})
 
 
 @pytest.mark.parametrize(
@@ -270,9 +253,7 @@ def test_options_that_overlap_are_refused_with_their_path(several: list[Any]) ->
     with pytest.raises(InvalidRequest) as caught:
         compiled("json_schema", needed(list={"type": "array", "items": {"oneOf": several}}))
     message = str(caught.value)
-    assert (
-        "#/properties/list/items: some value may satisfy two options of oneOf; use anyOf, or make" in message
-    )
+    assert "#/properties/list/items: some value may satisfy two options of oneOf; use anyOf, or make" in message
 
 
 def test_proofs_take_a_bounded_time() -> None:
@@ -331,10 +312,7 @@ def test_a_sentence_that_is_not_known_is_not_quoted(text: str, kind: str) -> Non
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.text(alphabet='abAB:|"/()[]{}*+?\\\n %,0149<>.=~&@_-^$', max_size=40),
-    st.sampled_from(["regex", "grammar"]),
-)
+@given(st.text(alphabet='abAB:|"/()[]{}*+?\\\n %,0149<>.=~&@_-^$', max_size=40), st.sampled_from(["regex", "grammar"]))
 def test_what_anyone_writes_is_taken_or_refused_in_our_words(text: str, kind: str) -> None:
     _checked.cache_clear()
     message = ""
@@ -372,9 +350,7 @@ def shortest_text(source: str) -> bytes:
 
 
 CHARACTERS = st.text(
-    st.one_of(
-        st.sampled_from("\0\x01\x1f\x7f\x80\u2028\ufeff\ud800/\\\"'\n\t\r\b\f{}[],: é😀"), st.characters()
-    )
+    st.one_of(st.sampled_from("\0\x01\x1f\x7f\x80\u2028\ufeff\ud800/\\\"'\n\t\r\b\f{}[],: é😀"), st.characters())
 )
 NUMBERS = st.integers(-(10**15), 10**15) | st.floats(-1e9, 1e9).filter(lambda x: x == 0 or abs(x) > 1e-9)
 CONSTANTS = st.recursive(

@@ -39,21 +39,15 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "dry_penalty_last_n": st.integers(-1, 30),
         "dry_sequence_breakers": st.sampled_from([(), ("\x01",), ("\x02", "\x03")]),
     },
-    "logit_bias": {
-        "logit_bias": st.dictionaries(ids, st.sampled_from([-3.0, 2.5, -INF]), min_size=1, max_size=5)
-    },
+    "logit_bias": {"logit_bias": st.dictionaries(ids, st.sampled_from([-3.0, 2.5, -INF]), min_size=1, max_size=5)},
     "banned": {
         "banned": st.lists(
-            st.one_of(
-                ids, st.lists(ids, min_size=1, max_size=3), st.text("\x01\x02\x03", min_size=1, max_size=2)
-            ),
+            st.one_of(ids, st.lists(ids, min_size=1, max_size=3), st.text("\x01\x02\x03", min_size=1, max_size=2)),
             min_size=1,
             max_size=5,
         )
     },
-    "allowed": {
-        "allowed": st.lists(st.one_of(ids, st.text("\x01\x02\x03", min_size=1, max_size=2)), min_size=1)
-    },
+    "allowed": {"allowed": st.lists(st.one_of(ids, st.text("\x01\x02\x03", min_size=1, max_size=2)), min_size=1)},
     "min_new_tokens": {"min_new_tokens": st.integers(1, 20)},
     "forced": {
         "target_language": st.just(""),
@@ -131,10 +125,7 @@ def check(
     wanted = [reference(start, options, before)]
     for option in CUTS:
         if option in options:
-            wanted += [
-                reference(start, {**options, option: options[option] * x}, before)
-                for x in (1 - 1e-9, 1 + 1e-9)
-            ]
+            wanted += [reference(start, {**options, option: options[option] * x}, before) for x in (1 - 1e-9, 1 + 1e-9)]
     step, history = bound(name, options, before, len(logits))
     if step.idle:  # a chain leaves it out
         np.testing.assert_array_equal(wanted[0] > -INF, start > -INF)
@@ -169,9 +160,7 @@ def test_a_step_works_on_what_others_left(
     name: str, data: st.DataObject, logits: np.ndarray, before: Before, k: int, t: float
 ) -> None:
     first = Candidates(
-        np.sort(ranked(logits.astype(np.float64))[:k]),
-        logits[np.sort(ranked(logits.astype(np.float64))[:k])],
-        t,
+        np.sort(ranked(logits.astype(np.float64))[:k]), logits[np.sort(ranked(logits.astype(np.float64))[:k])], t
     )
     check(name, logits, data.draw(st.fixed_dictionaries(OPTIONS[name])), before, first)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.sample.stop import StopCriteria, StopStrings
+from pellucid.sample.options import StopCriteria, StopStrings
 
 LETTERS = "aab\n 日"  # few, so that stop strings begin, break off and overlap
 stop_strings = st.lists(st.text(LETTERS, min_size=1, max_size=5), max_size=4).map(tuple)
@@ -25,9 +25,7 @@ def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
 
 
 @given(stop_strings, pieces_of_text)
-def test_the_text_ends_before_the_first_complete_stop_string(
-    stops: tuple[str, ...], pieces: list[str]
-) -> None:
+def test_the_text_ends_before_the_first_complete_stop_string(stops: tuple[str, ...], pieces: list[str]) -> None:
     stopper = StopStrings(stops)
     out = "".join(stopper.push(piece) for piece in pieces)
     stopped = stopper.stopped

@@ -24,9 +24,8 @@ from support.served import Served, models_folder, serving
 import pellucid
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
-from pellucid.serve.responses.input_conversation import conversation_of, items_of
-from pellucid.serve.responses.response_fields import RESPONSE
-from pellucid.serve.responses.response_store import OwnResponses, ResponseStore
+from pellucid.serve.apis.responses_fields import RESPONSE, conversation_of, items_of
+from pellucid.serve.apis.responses_store import OwnResponses, ResponseStore
 from pellucid.tokenize.infill import infill_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -90,9 +89,7 @@ def test_messages(served: Served, llm: LLM) -> None:
         usage = made.usage
         assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == wanted.usage.prompt_tokens
         assert usage.output_tokens == 9
-        with client.messages.stream(
-            model="one", max_tokens=9, system="S", messages=USER, extra_body=more
-        ) as stream:
+        with client.messages.stream(model="one", max_tokens=9, system="S", messages=USER, extra_body=more) as stream:
             assert "".join(stream.text_stream) == wanted.text
             assert stream.get_final_message().usage.output_tokens == 9
         counted = client.messages.count_tokens(model="one", system="S", messages=USER)
@@ -139,11 +136,7 @@ def test_tool_use(caller: Served) -> None:
             (same,) = stream.get_final_message().content
         assert same.type == "tool_use"
         assert same.input == block.input
-        result = {
-            "type": "tool_result",
-            "tool_use_id": block.id,
-            "content": [{"type": "text", "text": "done"}],
-        }
+        result = {"type": "tool_result", "tool_use_id": block.id, "content": [{"type": "text", "text": "done"}]}
         after: list[Any] = [
             *USER,
             {"role": "assistant", "content": made.content},
@@ -203,11 +196,7 @@ def test_thinking(caller: Served) -> None:
         "model": "one",
         "max_tokens": 100,
         "messages": USER,
-        "extra_body": {
-            "temperature": 0,
-            "logit_bias": {str(LESS_THAN): 100},
-            "thinking": {"type": "adaptive"},
-        },
+        "extra_body": {"temperature": 0, "logit_bias": {str(LESS_THAN): 100}, "thinking": {"type": "adaptive"}},
     }
     with claude(caller) as client:
         (block,) = client.messages.create(**asked).content
@@ -236,9 +225,7 @@ def test_ollama(served: Served, llm: LLM) -> None:
     raw = client.generate("one", "to see", raw=True, options=options)
     assert raw.response == llm.generate("to see", **own).text
     asked = [{"role": "system", "content": "S"}, {"role": "user", "content": "to see"}]
-    assert (
-        client.generate("one", "to see", system="S", options=options).response == llm.chat(asked, **own).text
-    )
+    assert client.generate("one", "to see", system="S", options=options).response == llm.chat(asked, **own).text
     whole = "".join(one.response for one in client.generate("one", "to see", options=options, stream=True))
     assert whole == llm.chat(asked[1:], **own).text
     shaped = client.generate("one", "to see", format={"enum": ["abc"]})
@@ -265,11 +252,7 @@ def test_ollamas_tools_and_thinking(caller: Served) -> None:
     assert set(thought.message.thinking or "") == {"<"}
     history: list[Any] = [
         *USER,
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"function": {"name": "lights", "arguments": {}}}],
-        },
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "lights", "arguments": {}}}]},
         {"role": "tool", "content": "done", "tool_name": "lights"},
     ]
     assert client.chat("one", history, options=options).done
@@ -300,18 +283,12 @@ ONE_CALL: list[tuple[str, dict[str, Any], Any]] = [
     ("/v1/messages", {"messages": USER, "max_tokens": 300}, {"type": "tool", "name": "f"}),
     ("/v1/chat/completions", {"messages": USER, "parallel_tool_calls": False}, "required"),
     ("/v1/responses", {"input": USER, "parallel_tool_calls": False}, "required"),
-    (
-        "/v1/messages",
-        {"messages": USER, "max_tokens": 300},
-        {"type": "any", "disable_parallel_tool_use": True},
-    ),
+    ("/v1/messages", {"messages": USER, "max_tokens": 300}, {"type": "any", "disable_parallel_tool_use": True}),
 ]
 
 
 @pytest.mark.parametrize(("path", "body", "choice"), ONE_CALL)
-def test_a_forced_function_is_called_once(
-    caller: Served, path: str, body: dict[str, Any], choice: Any
-) -> None:
+def test_a_forced_function_is_called_once(caller: Served, path: str, body: dict[str, Any], choice: Any) -> None:
     """With the bias a text ends only where no other token is allowed, so the model repeats calls if it may."""
     function = {"name": "f", "parameters": NOTHING}
     tool: dict[str, Any] = {
@@ -346,9 +323,7 @@ def test_a_schema_beside_json_object(served: Served) -> None:
     ):
         made = httpx.post(served.url + path, json={"model": "one", "seed": 1, **body}).json()
         text = (
-            made["choices"][0]["message"]["content"]
-            if "choices" in made
-            else made["output"][0]["content"][0]["text"]
+            made["choices"][0]["message"]["content"] if "choices" in made else made["output"][0]["content"][0]["text"]
         )
         assert json.loads(text)["room"] in ("hall", "attic")
 
@@ -356,8 +331,7 @@ def test_a_schema_beside_json_object(served: Served) -> None:
 def test_responses(served: Served, llm: LLM) -> None:
     more: Any = {"extra_body": {"ignore_eos": True, "seed": 2}, "temperature": 1.0, "max_output_tokens": 9}
     wanted = llm.chat(
-        [{"role": "system", "content": "S"}, *USER],
-        **{**PLAIN, "max_new_tokens": 9, "ignore_eos": True, "seed": 2},
+        [{"role": "system", "content": "S"}, *USER], **{**PLAIN, "max_new_tokens": 9, "ignore_eos": True, "seed": 2}
     )
     with openai_client(served) as client:
         for given_ in ("Hi", USER, [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}]):
@@ -388,9 +362,7 @@ def test_responses_call_tools(caller: Served) -> None:
         (call,) = made.output
         assert call.type == "function_call"
         assert json.loads(call.arguments)["room"] in ("hall", "attic")
-        with client.responses.stream(
-            input="Hi", tool_choice="required", parallel_tool_calls=False, **asked
-        ) as stream:
+        with client.responses.stream(input="Hi", tool_choice="required", parallel_tool_calls=False, **asked) as stream:
             (same,) = stream.get_final_response().output
         assert same.type == "function_call"
         assert same.arguments == call.arguments
@@ -419,9 +391,7 @@ def test_filling_in(served: Served, llm: LLM) -> None:
     events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
     assert "".join(event["content"] for event in events) == wanted
     with openai_client(served) as client:
-        other = client.completions.create(
-            model="one", prompt="to ", suffix=" see", max_tokens=9, temperature=0
-        )
+        other = client.completions.create(model="one", prompt="to ", suffix=" see", max_tokens=9, temperature=0)
     assert other.choices[0].text == wanted
     filled = ollama.Client(host=served.url)
     made = filled.generate("one", "to ", suffix=" see", options={"temperature": 0, "num_predict": 9})
@@ -493,10 +463,7 @@ def test_wrong_requests(served: Served, path: str, body: Any, word: str) -> None
 
 
 def test_bodies_that_json_does_not_have(served: Served) -> None:
-    for raw, status in (
-        (b'{"model": "one", "input": "a", "metadata": {"a": NaN}}', 400),
-        (b'{"model": NaN}', 400),
-    ):
+    for raw, status in ((b'{"model": "one", "input": "a", "metadata": {"a": NaN}}', 400), (b'{"model": NaN}', 400)):
         assert httpx.post(served.url + "/v1/responses", content=raw).status_code == status
     half = b'{"model": "one", "input": "a", "max_output_tokens": 2, "metadata": {"a": "\\ud800"}}'
     assert httpx.post(served.url + "/v1/responses", content=half).status_code == 200
@@ -531,9 +498,7 @@ def test_a_template_that_refuses_is_the_clients_mistake(folder: Path) -> None:
         llm = made.llm()
         llm.tokenizer = replace(llm.tokenizer, chat_template="{{ raise_exception('No such role') }}")
         llm.inputs = structs.replace(llm.inputs, tokenizer=llm.tokenizer)
-        answer = httpx.post(
-            made.url + "/v1/chat/completions", json={"model": "one", "messages": USER, "max_tokens": 1}
-        )
+        answer = httpx.post(made.url + "/v1/chat/completions", json={"model": "one", "messages": USER, "max_tokens": 1})
     assert answer.status_code == 400
     assert "No such role" in answer.json()["error"]["message"]
 
@@ -600,15 +565,9 @@ FIELDS = {
 
 
 @pytest.mark.slow
-@given(
-    st.sampled_from(list(VALID)),
-    st.dictionaries(st.sampled_from(sorted(FIELDS)), JUNK, max_size=2),
-    st.data(),
-)
+@given(st.sampled_from(list(VALID)), st.dictionaries(st.sampled_from(sorted(FIELDS)), JUNK, max_size=2), st.data())
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_field_breaks_the_server(
-    caller: Served, path: str, changes: dict[str, Any], data: st.DataObject
-) -> None:
+def test_no_field_breaks_the_server(caller: Served, path: str, changes: dict[str, Any], data: st.DataObject) -> None:
     body = {"model": "one", **VALID[path], **changes}
     if data.draw(st.booleans()):
         own = [name for name in VALID[path] if isinstance(VALID[path][name], list)]
@@ -661,9 +620,7 @@ def test_the_document_names_the_models_wherever_a_body_has_one(served: Served) -
         for method, one in methods.items()
         if "requestBody" in one
     }
-    routes = {
-        re.sub(r":\w+}", "}", name): one for api in known_apis().values() for name, one in api.routes.items()
-    }
+    routes = {re.sub(r":\w+}", "}", name): one for api in known_apis().values() for name, one in api.routes.items()}
     names = httpx.get(served.url + "/v1/models").json()["data"]
     for name, properties in bodies.items():
         body = routes[name].body
@@ -680,9 +637,7 @@ def test_schemathesis_finds_nothing(caller: Served, tmp_path: Path, seconds: int
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance,unsupported_method"
     # There, 501 is the answer of a model that has no head for the task, as in llama.cpp.
     expected = 'checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "501"]'
-    (tmp_path / "schemathesis.toml").write_text(
-        f'[[operations]]\ninclude-path = "/v1/systemone"\n{expected}\n'
-    )
+    (tmp_path / "schemathesis.toml").write_text(f'[[operations]]\ninclude-path = "/v1/systemone"\n{expected}\n')
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", caller.url + "/openapi.json", "-n", "15"),

@@ -21,8 +21,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
 from pellucid.serve.batch import Batch
-from pellucid.serve.batch_answer_id import DIGITS, AnswerId, options_hash
-from pellucid.serve.batch_output import EARLY
+from pellucid.serve.batch_output import DIGITS, EARLY, AnswerId, options_hash
 from pellucid.testing import random_model
 
 PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
@@ -30,9 +29,7 @@ PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(
-        random_model("llama", tmp_path_factory.mktemp("batch") / "tiny.gguf", vocabulary=320, context=1024)
-    )
+    return Path(random_model("llama", tmp_path_factory.mktemp("batch") / "tiny.gguf", vocabulary=320, context=1024))
 
 
 @pytest.fixture
@@ -99,17 +96,13 @@ def test_answers_are_those_of_the_python_api(llm: LLM, tmp_path: Path) -> None:
     assert (text["object"], text["model"]) == ("text_completion", "tiny")
     assert text["usage"]["total_tokens"] == text["usage"]["prompt_tokens"] + 9
     ids = body_of(found["ids"])
-    assert [one["text"] for one in ids["choices"]] == [
-        one.text for one in llm.generate([[5, 6, 7], [8, 9]], **alone)
-    ]
+    assert [one["text"] for one in ids["choices"]] == [one.text for one in llm.generate([[5, 6, 7], [8, 9]], **alone)]
     assert (ids["usage"]["prompt_tokens"], ids["usage"]["completion_tokens"]) == (5, 18)
     drawn = llm.samples("to see", 2, seed=3, max_new_tokens=7, ignore_eos=True, **PLAIN)
     assert [one["text"] for one in body_of(found["drawn"])["choices"]] == [one.text for one in drawn]
     assert len(llm.tokenizer.encode(body_of(found["usual"])["choices"][0]["text"])) > 0
     assert body_of(found["usual"])["usage"]["completion_tokens"] == 16
-    assert set(llm.tokenizer.encode(body_of(found["biased"])["choices"][0]["text"], add_special=False)) == {
-        70
-    }
+    assert set(llm.tokenizer.encode(body_of(found["biased"])["choices"][0]["text"], add_special=False)) == {70}
     scored = body_of(found["scored"])["choices"][0]
     prompt = llm.tokenizer.encode("to see that")
     wanted = llm.score("to see that").logprobs.chosen
@@ -134,39 +127,23 @@ CHAT = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n
 
 
 def test_chat(path: Path, tmp_path: Path) -> None:
-    with_template = Path(
-        random_model("llama", tmp_path / "chat", kind="safetensors", vocabulary=320, context=1024)
-    )
+    with_template = Path(random_model("llama", tmp_path / "chat", kind="safetensors", vocabulary=320, context=1024))
     (with_template / "chat_template.jinja").write_text(CHAT)
     messages = [{"role": "user", "content": "Hi"}]
     url = "/v1/chat/completions"
     source = written(
         tmp_path,
         request("plain", url, messages=messages, temperature=0, max_completion_tokens=5, ignore_eos=True),
-        request(
-            "logs",
-            url,
-            messages=messages,
-            logprobs=True,
-            top_logprobs=3,
-            max_tokens=4,
-            seed=1,
-            ignore_eos=True,
-        ),
+        request("logs", url, messages=messages, logprobs=True, top_logprobs=3, max_tokens=4, seed=1, ignore_eos=True),
         request("two", url, messages=messages, n=2, seed=1, max_tokens=4, ignore_eos=True),
-        request(
-            "json", url, messages=messages, response_format={"type": "json_object"}, max_tokens=200, seed=2
-        ),
+        request("json", url, messages=messages, response_format={"type": "json_object"}, max_tokens=200, seed=2),
         request(
             "schema",
             url,
             messages=messages,
             max_tokens=60,
             seed=2,
-            response_format={
-                "type": "json_schema",
-                "json_schema": {"name": "x", "schema": {"enum": ["abc"]}},
-            },
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["abc"]}}},
         ),
     )
     with pellucid.load(with_template, threads=2) as llm:
@@ -201,17 +178,9 @@ def test_chat(path: Path, tmp_path: Path) -> None:
         ("/v1/completions", {"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias[5]=101"),
         ("/v1/completions", {"prompt": "a" * 9000}, "the context is 1,024"),
         ("/v1/chat/completions", {"messages": []}, "messages is empty"),
-        (
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2},
-            "logprobs=true",
-        ),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "logprobs=true"),
         ("/v1/chat/completions", {"messages": [{"role": "user"}], "tools": [{}]}, "tools[0].type is missing"),
-        (
-            "/v1/chat/completions",
-            {"messages": [{"role": "user"}], "response_format": "json"},
-            "response_format=",
-        ),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}], "response_format": "json"}, "response_format="),
         ("/v1/embeddings", {"input": "a"}, "not sentence vectors"),
     ],
 )
@@ -278,13 +247,9 @@ def test_the_output_is_not_the_file_of_requests(tmp_path: Path, how: str) -> Non
 
 
 def test_requests_for_several_models_need_one_name(tmp_path: Path) -> None:
-    source = written(
-        tmp_path, request("a", prompt="a"), request("b", model="other", prompt="a"), request("c", model=5)
-    )
+    source = written(tmp_path, request("a", prompt="a"), request("b", model="other", prompt="a"), request("c", model=5))
     batch = Batch(source, tmp_path / "out.jsonl")
-    with pytest.raises(
-        InvalidRequest, match=r"the requests name 2 models \('tiny', 'other', …\): split the file"
-    ):
+    with pytest.raises(InvalidRequest, match=r"the requests name 2 models \('tiny', 'other', …\): split the file"):
         _ = batch.model
 
 
@@ -307,16 +272,7 @@ def test_every_option_that_can_change_an_answer_is_bound() -> None:
     for name, value in changed.items():
         if options_hash(LoadOptions(**{name: value})) != options_hash(usual):
             seen.add(name)
-    answers = {
-        "context",
-        "precise",
-        "kv_cache",
-        "activations",
-        "chat_template",
-        "cap_context",
-        "task",
-        "adapter",
-    }
+    answers = {"context", "precise", "kv_cache", "activations", "chat_template", "cap_context", "task", "adapter"}
     assert seen == answers
 
 
@@ -355,12 +311,9 @@ def test_empty_lines_between_answers_cost_none_of_them(tmp_path: Path, unfinishe
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_batch_that_is_killed_loses_nothing_and_makes_nothing_twice(
-    path: Path, tmp_path: Path, how: int
-) -> None:
+def test_a_batch_that_is_killed_loses_nothing_and_makes_nothing_twice(path: Path, tmp_path: Path, how: int) -> None:
     requests = [
-        request(f"r{n}", prompt=[n % 200 + 2] * 20, max_tokens=80 if n else 900, ignore_eos=True)
-        for n in range(300)
+        request(f"r{n}", prompt=[n % 200 + 2] * 20, max_tokens=80 if n else 900, ignore_eos=True) for n in range(300)
     ]
     source, target = written(tmp_path, *requests), tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "pellucid", "batch", str(source), str(target), "--model", str(path)]

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from pellucid.errors import InvalidRequest
 from pellucid.serve import batch_output
-from pellucid.serve.batch_answer_id import DIGITS, AnswerId, hash_of
-from pellucid.serve.batch_output import EARLY, BatchOutput
+from pellucid.serve.batch_output import DIGITS, EARLY, AnswerId, BatchOutput, hash_of
 
 NAMES = [f"r{number}" for number in range(12)]
 REQUESTS = {name: hash_of(name) for name in NAMES}
@@ -46,9 +45,7 @@ class Killed(BaseException):
     pass
 
 
-def write_all(
-    target: Path, rng: random.Random, ended: Callable[[str], object] = lambda name: None
-) -> set[str]:
+def write_all(target: Path, rng: random.Random, ended: Callable[[str], object] = lambda name: None) -> set[str]:
     """Write the missing answers in random order, several at a time. Returns their names."""
     output = BatchOutput(target, REQUESTS)
     missing = output.missing
@@ -171,10 +168,7 @@ def test_answers_to_other_requests_are_refused(tmp_path: Path) -> None:
     target.write_bytes(ALL)
     for requests, said in (
         ({**REQUESTS, "r3": hash_of("changed")}, "line 4: 'r3' is the answer to another request"),
-        (
-            {name: REQUESTS[name] for name in NAMES[:8]},
-            "line 9: 'r8' is the answer to a request that the batch",
-        ),
+        ({name: REQUESTS[name] for name in NAMES[:8]}, "line 9: 'r8' is the answer to a request that the batch"),
     ):
         with pytest.raises(InvalidRequest, match=said):
             BatchOutput(target, requests)
@@ -225,10 +219,7 @@ def test_a_disk_that_is_full_is_an_error_of_one_line(tmp_path: Path, monkeypatch
     output = BatchOutput(target, REQUESTS)
     monkeypatch.setattr(batch_output, "_append", full)
     for name, path in ((NAMES[0], target), (NAMES[5], early(target))):
-        with (
-            pytest.raises(InvalidRequest, match=f"{path.name}: cannot be written: No space left"),
-            output.opened(),
-        ):
+        with pytest.raises(InvalidRequest, match=f"{path.name}: cannot be written: No space left"), output.opened():
             output.write({name: answer(name)})
 
 
@@ -236,7 +227,7 @@ PROGRAM = """
 import random, sys, time
 from pathlib import Path
 from pellucid.serve.batch import Batch
-from pellucid.serve.batch_answer_id import AnswerId
+from pellucid.serve.batch_output import AnswerId
 
 BOUND = "a" * 12, "b" * 12
 

@@ -17,13 +17,12 @@ from support.served import with_control_tokens
 import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
-from pellucid.serve.chat.answer_parser import AnswerParser, ChatAnswer, assemble
+from pellucid.serve.chat.answer_parser import KNOWN, AnswerParser, ChatAnswer, ReasoningMarks, assemble
 from pellucid.serve.chat.call_format import MOST_CALLS, CallFormat, JsonCalls, TaggedCalls, known_formats
 from pellucid.serve.chat.chat_style import chat_style
-from pellucid.serve.chat.formats.hermes import HERMES
+from pellucid.serve.chat.formats.json_calls import HERMES
 from pellucid.serve.chat.lark import LarkBuilder
-from pellucid.serve.chat.reasoning import KNOWN, ReasoningMarks
-from pellucid.serve.chat.tools import Tool, ToolChoice, tool, tool_choice
+from pellucid.serve.chat.messages import Tool, ToolChoice, tool, tool_choice
 from pellucid.testing import random_model
 
 FORMATS = known_formats()
@@ -31,18 +30,8 @@ CONTROL = sorted(
     {
         *("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"),
         *("<|start|>", "<|call|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
-        *(
-            "<｜tool▁call▁end｜>",
-            "<｜tool▁calls▁end｜>",
-            "<|tool_calls_section_begin|>",
-            "<|tool_call_begin|>",
-        ),
-        *(
-            "<|tool_call_argument_begin|>",
-            "<|tool_call_end|>",
-            "<|tool_calls_section_end|>",
-            "<|START_ACTION|>",
-        ),
+        *("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+        *("<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>", "<|START_ACTION|>"),
         *("<|END_ACTION|>", "[THINK]", "[/THINK]"),
     }
 )
@@ -152,9 +141,7 @@ def test_the_grammar_accepts_what_templates_write(name: str, llm: LLM) -> None:
             ids = llm.tokenizer.encode(text, parse_special=True, add_special=False)
             assert accepted(llm, grammar, ids), text
         if not isinstance(calls, TaggedCalls):
-            assert not accepted(
-                llm, grammar, llm.tokenizer.encode(text.replace("Oslo", "Bonn"), parse_special=True)
-            )
+            assert not accepted(llm, grammar, llm.tokenizer.encode(text.replace("Oslo", "Bonn"), parse_special=True))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -177,13 +164,9 @@ def test_an_answer_has_a_bounded_number_of_calls(llm: LLM) -> None:
     build = LarkBuilder(llm.tokenizer)
     grammar = build.grammar(HERMES.grammar(build, ToolChoice([ADD], True), None))
     for count, fine in ((MOST_CALLS, True), (MOST_CALLS + 1, False)):
-        text = (
-            HERMES.begin + HERMES.before + "add" + HERMES.middle + "{}" + HERMES.after + HERMES.between
-        ) * count
+        text = (HERMES.begin + HERMES.before + "add" + HERMES.middle + "{}" + HERMES.after + HERMES.between) * count
         text = text[: len(text) - len(HERMES.between)] + HERMES.end
-        assert (
-            accepted(llm, grammar, llm.tokenizer.encode(text, parse_special=True, add_special=False)) is fine
-        )
+        assert accepted(llm, grammar, llm.tokenizer.encode(text, parse_special=True, add_special=False)) is fine
 
 
 def accepted(llm: LLM, grammar: str, ids: list[int]) -> bool:
@@ -210,11 +193,7 @@ def test_each_format_is_found_by_what_its_template_writes(llm: LLM) -> None:
 
     for name, calls in FORMATS.items():
         written = json.dumps(filled(calls.written_call("lookup", {"city": "Paris", "days": 1})))
-        template = (
-            "{{ tools }}{% for m in messages %}{% if m.tool_calls %}{{ "
-            + written
-            + " }}{% endif %}{% endfor %}"
-        )
+        template = "{{ tools }}{% for m in messages %}{% if m.tool_calls %}{{ " + written + " }}{% endif %}{% endfor %}"
         assert chat_style(replace(llm.tokenizer, chat_template=template)).calls is calls, name
     assert chat_style(replace(llm.tokenizer, chat_template="{{ messages[0].content }}")).calls is None
     assert chat_style(replace(llm.tokenizer, chat_template=None)).calls is None
@@ -265,10 +244,7 @@ def test_harmony_channels() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [
-        (("a", "x y", None, None), "a.name='x y'"),
-        (("a", "x", None, {"type": "array"}), "a.parameters.type='array'"),
-    ],
+    [(("a", "x y", None, None), "a.name='x y'"), (("a", "x", None, {"type": "array"}), "a.parameters.type='array'")],
 )
 def test_wrong_tools(arguments: tuple[Any, ...], word: str) -> None:
     with pytest.raises(InvalidRequest, match=word):
@@ -309,10 +285,7 @@ def test_schemas_that_are_none_are_refused(name: str, parameters: dict[str, Any]
 
 
 def test_arguments_that_follow_no_schema_are_json() -> None:
-    calls, free = (
-        FORMATS["qwen3-coder"],
-        tool("a", "add", None, {"properties": {"a": {"type": "integer"}}}, False),
-    )
+    calls, free = (FORMATS["qwen3-coder"], tool("a", "add", None, {"properties": {"a": {"type": "integer"}}}, False))
     text = calls.written_call("add", {"a": "two", "b": 3})
     found = read(calls, text, tools={"add": free})
     assert json.loads(found.calls[0].arguments) == {"a": "two", "b": 3}

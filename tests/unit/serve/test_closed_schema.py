@@ -10,18 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.serve.closed_schema import closed
+from pellucid.serve.json_schema import closed
 
 NAMES = st.sampled_from(["a", "b", "c"])
 LEAF = st.sampled_from(
-    [
-        {"type": "boolean"},
-        {"type": "integer"},
-        {"const": "x"},
-        {"type": "object"},
-        True,
-        {"$ref": "#/$defs/d"},
-    ]
+    [{"type": "boolean"}, {"type": "integer"}, {"const": "x"}, {"type": "object"}, True, {"$ref": "#/$defs/d"}]
 )
 SCHEMAS = st.recursive(
     LEAF,
@@ -54,10 +47,7 @@ def valid(value: Any, schema: Any) -> bool:
 def test_what_is_valid_stays_so(schema: Any, other: Any, value: Any) -> None:
     if not isinstance(schema, dict):
         return
-    schema = {
-        **schema,
-        "$defs": {"d": other if isinstance(other, dict) and "$ref" not in str(other) else True},
-    }
+    schema = {**schema, "$defs": {"d": other if isinstance(other, dict) and "$ref" not in str(other) else True}}
     before = json.dumps(schema)
     made = closed(schema)
     assert json.dumps(schema) == before  # the caller's schema is unchanged

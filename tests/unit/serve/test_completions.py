@@ -66,9 +66,7 @@ def joined(events: list[Any], choice: int) -> tuple[str, dict[str, list[Any]] | 
     """Join a streamed text. Returns the text, its log-probabilities and its finish reason."""
     found = [one for event in events for one in event["choices"] if one["index"] == choice]
     tables = [one["logprobs"] for one in found if one["logprobs"]]
-    tables = (
-        {name: [value for table in tables for value in table[name]] for name in tables[0]} if tables else None
-    )
+    tables = {name: [value for table in tables for value in table[name]] for name in tables[0]} if tables else None
     return "".join(one["text"] for one in found), tables, found[-1]["finish_reason"]
 
 
@@ -120,9 +118,7 @@ def test_a_prompt_alone_is_echoed(served: Served) -> None:
     found = asked(served, "completions", model="one", prompt="to see", max_tokens=0, echo=True)
     assert [(one["text"], one["logprobs"]) for one in found["choices"]] == [("to see", None)]
     assert "max_tokens=0" in asked(served, "completions", model="one", prompt="a", max_tokens=0)
-    assert "max_tokens=False" in asked(
-        served, "completions", model="one", prompt="a", max_tokens=False, echo=True
-    )
+    assert "max_tokens=False" in asked(served, "completions", model="one", prompt="a", max_tokens=False, echo=True)
 
 
 def vectors(found: Any) -> NDArray[np.float64]:
@@ -138,12 +134,8 @@ def test_vectors_of_token_ids(served: Served, encoder: LLM) -> None:
         np.testing.assert_array_equal(vectors(found), wanted)
         assert found["usage"]["prompt_tokens"] == sum(map(len, ids))
     for one in (texts[0], ids[0]):
-        np.testing.assert_array_equal(
-            vectors(asked(served, "embeddings", model="encoder", input=one)), wanted[:1]
-        )
-    raw = asked(served, "embeddings", model="encoder", input=ids[0], encoding_format="base64")["data"][0][
-        "embedding"
-    ]
+        np.testing.assert_array_equal(vectors(asked(served, "embeddings", model="encoder", input=one)), wanted[:1])
+    raw = asked(served, "embeddings", model="encoder", input=ids[0], encoding_format="base64")["data"][0]["embedding"]
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(raw), "<f4"), wanted[0])
 
 
@@ -153,9 +145,7 @@ def test_shorter_vectors(served: Served, encoder: LLM) -> None:
     for width in (16, 32):
         found = asked(served, "embeddings", model="encoder", input=["to see", "rain"], dimensions=width)
         cut = whole[:, :width]
-        np.testing.assert_allclose(
-            vectors(found), cut / np.linalg.norm(cut, axis=1, keepdims=True), rtol=1e-6
-        )
+        np.testing.assert_allclose(vectors(found), cut / np.linalg.norm(cut, axis=1, keepdims=True), rtol=1e-6)
     full = asked(served, "embeddings", model="encoder", input=["to see", "rain"], dimensions=64)
     np.testing.assert_array_equal(vectors(full), whole)
     for width, words in ((17, "can be cut to 16, 32"), (65, "can be cut to 16, 32"), (0, "dimensions=0")):

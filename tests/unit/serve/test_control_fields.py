@@ -19,13 +19,7 @@ from pellucid.trace import ControlVector, LinearProbe, RegisteredVectors
 
 WIDTH = 64
 STEER = {"calm": 1.5, "french": -0.5}
-COMMON: dict[str, Any] = {
-    "model": "one",
-    "temperature": 0,
-    "ignore_eos": True,
-    "steer": STEER,
-    "probes": ["toxic"],
-}
+COMMON: dict[str, Any] = {"model": "one", "temperature": 0, "ignore_eos": True, "steer": STEER, "probes": ["toxic"]}
 MESSAGES = [{"role": "user", "content": "Hi"}]
 NUMBER = {"max_tokens": 6}
 APIS: dict[str, dict[str, Any]] = {
@@ -136,9 +130,7 @@ def test_an_answer_without_probes_has_no_field(served: Served, path: str) -> Non
 
 def test_scores_are_beside_log_probabilities_too(served: Served) -> None:
     (choice,) = asked(served, "/v1/chat/completions", logprobs=True).json()["choices"]
-    assert [one["token"] for one in choice["probe_scores"]] == [
-        one["token"] for one in choice["logprobs"]["content"]
-    ]
+    assert [one["token"] for one in choice["probe_scores"]] == [one["token"] for one in choice["logprobs"]["content"]]
 
 
 @pytest.mark.parametrize("path", APIS)

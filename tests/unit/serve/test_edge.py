@@ -100,10 +100,7 @@ AMBIGUOUS = {
     "two lengths in a header": BODY + b"Content-Length: 2, 3\r\n\r\n{} ",
     "a signed length": BODY + b"Content-Length: +2\r\n\r\n{}",
     "a length and a coding": CHUNKED + b"Content-Length: 2\r\n\r\n" + JSON + b"0\r\n\r\n",
-    "a coding and a length": BODY
-    + b"Content-Length: 25\r\nTransfer-Encoding: chunked\r\n\r\n"
-    + JSON
-    + b"0\r\n\r\n",
+    "a coding and a length": BODY + b"Content-Length: 25\r\nTransfer-Encoding: chunked\r\n\r\n" + JSON + b"0\r\n\r\n",
     "two codings": BODY + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + JSON + b"0\r\n\r\n",
     "a coding twice": CHUNKED + b"Transfer-Encoding: chunked\r\n\r\n" + JSON + b"0\r\n\r\n",
     "an unknown coding": BODY + b"Transfer-Encoding: identity\r\n\r\n",
@@ -138,11 +135,7 @@ def test_a_chunked_request_is_read(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize(
     ("path", "form"),
-    [
-        ("/v1/chat/completions", "invalid_request_error"),
-        ("/v1/messages", "request_too_large"),
-        ("/api/chat", ""),
-    ],
+    [("/v1/chat/completions", "invalid_request_error"), ("/v1/messages", "request_too_large"), ("/api/chat", "")],
 )
 def test_a_body_that_is_declared_too_long_is_refused_before_it_arrives(
     server: ServerProcess, path: str, form: str
@@ -186,26 +179,13 @@ HEADERS = st.lists(
     ),
     max_size=4,
 )
-VERSIONS = st.sampled_from(
-    [b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"http/1.1", b"", b"HTTP/1.1.1"]
-)
+VERSIONS = st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"http/1.1", b"", b"HTTP/1.1.1"])
 
 
-@given(
-    TOKENS,
-    TARGETS,
-    VERSIONS,
-    HEADERS,
-    st.sampled_from([b"", b"{}", b"5\r\n{}\r\n", b"\r\n\r\n", b"\xff" * 9]),
-)
+@given(TOKENS, TARGETS, VERSIONS, HEADERS, st.sampled_from([b"", b"{}", b"5\r\n{}\r\n", b"\r\n\r\n", b"\xff" * 9]))
 @settings(max_examples=300)
 def test_no_bytes_break_the_edge(
-    server: ServerProcess,
-    method: bytes,
-    target: bytes,
-    version: bytes,
-    headers: list[tuple[bytes, bytes]],
-    rest: bytes,
+    server: ServerProcess, method: bytes, target: bytes, version: bytes, headers: list[tuple[bytes, bytes]], rest: bytes
 ) -> None:
     head = b" ".join([method, target, version]) + b"\r\n" + b"".join(b"%s: %s\r\n" % one for one in headers)
     with server.connect(head + b"\r\n" + rest) as one:
@@ -330,9 +310,7 @@ def test_requests_that_outlive_the_grace_get_an_error_of_their_api(tmp_path: Pat
 
     begun = {path: threading.Event() for path in WHOLE}
     with server_process(model, "--shutdown-timeout", "0.2") as server:
-        asking = [
-            threading.Thread(target=ask, args=(path, streams)) for path in WHOLE for streams in (False, True)
-        ]
+        asking = [threading.Thread(target=ask, args=(path, streams)) for path in WHOLE for streams in (False, True)]
         for one in asking:
             one.start()
         for path in WHOLE:
@@ -363,9 +341,7 @@ def test_who_opens_the_page_has_no_hold_on_it(server: ServerProcess) -> None:
 
 
 KEYS = st.text(
-    st.characters(min_codepoint=33, max_codepoint=255, exclude_categories=("Cs", "Z", "C")),
-    min_size=1,
-    max_size=9,
+    st.characters(min_codepoint=33, max_codepoint=255, exclude_categories=("Cs", "Z", "C")), min_size=1, max_size=9
 )
 
 
@@ -386,12 +362,7 @@ def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
     assert key_headers("sé\udce9") == {b"Authorization": b"Bearer s\xc3\xa9\xe9"}
 
 
-@given(
-    KEYS,
-    st.lists(KEYS, max_size=2),
-    st.sampled_from(["Bearer", "bearer", "BEARER", "beaRer  "]),
-    st.booleans(),
-)
+@given(KEYS, st.lists(KEYS, max_size=2), st.sampled_from(["Bearer", "bearer", "BEARER", "beaRer  "]), st.booleans())
 def test_keys_of_all_letters(key: str, others: list[str], scheme: str, x_api_key: bool) -> None:
     rules = AccessRules(keys=[key], admins=[one for one in others if one != key])
     for encoding in ("utf-8", "latin-1"):

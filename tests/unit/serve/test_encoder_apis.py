@@ -85,9 +85,7 @@ def numbers(values: Any) -> list[Any]:
         ({"task": "text-matching"}, ""),  # the model has no prompt for it
     ],
 )
-def test_embeddings_have_a_prompt(
-    served: Served, models: dict[str, LLM], fields: dict[str, Any], prompt: str
-) -> None:
+def test_embeddings_have_a_prompt(served: Served, models: dict[str, LLM], fields: dict[str, Any], prompt: str) -> None:
     made = post(served, "/v1/embeddings", model="prompted", input=TEXTS, **fields)
     wanted = models["prompted"].embed(TEXTS, prompt=prompt)
     assert [one["embedding"] for one in made["data"]] == numbers(wanted)
@@ -104,20 +102,13 @@ def test_a_server_has_one_adapter(tmp_path: Path) -> None:
         serving(tmp_path, load=lambda name: llm, names=["jina"]) as served,
     ):
         wanted = numbers(llm.embed(TEXTS))
-        for fields in (
-            {},
-            {"task": "retrieval.query"},
-            {"input_type": "query"},
-            {"prompt_name": "retrieval.query"},
-        ):
+        for fields in ({}, {"task": "retrieval.query"}, {"input_type": "query"}, {"prompt_name": "retrieval.query"}):
             made = post(served, "/v1/embeddings", model="jina", input=TEXTS, **fields)
             assert [one["embedding"] for one in made["data"]] == wanted
         for name in ("task", "input_type", "prompt_name"):
             fields = {name: "document" if name == "input_type" else "retrieval.passage"}
             said = refusal(served, "/v1/embeddings", model="jina", input=TEXTS, **fields)
-            assert (
-                "is loaded with the adapter retrieval.query: load it with adapter=retrieval.passage" in said
-            )
+            assert "is loaded with the adapter retrieval.query: load it with adapter=retrieval.passage" in said
         assert "adapter=text-matching" in refusal(
             served, "/v1/embeddings", model="jina", input=TEXTS, task="text-matching"
         )
@@ -210,9 +201,7 @@ def test_tasks_that_a_model_does_not_have(served: Served) -> None:
         assert "makes text, not scores of labels: use POST /v1/completions" in message
     assert "makes text, not" in refusal(served, "/pooling", model="text", input="a")
     assert "makes text, not" in refusal(served, "/", model="text", inputs="a")
-    assert "sparse vectors: use POST /v1/embeddings" in refusal(
-        served, "/embed_sparse", model="plain", inputs="a"
-    )
+    assert "sparse vectors: use POST /v1/embeddings" in refusal(served, "/embed_sparse", model="plain", inputs="a")
     assert "each token: use POST /v1/embeddings" in refusal(served, "/embed_all", model="plain", inputs="a")
     three = refusal(served, "/rerank", model="labels", query="a", documents=["b"])
     assert "ranking needs one label" in three
@@ -222,9 +211,7 @@ def test_tasks_that_a_model_does_not_have(served: Served) -> None:
 
 
 @pytest.mark.parametrize("model", ["prompted", "plain", "sparse", "tokens", "ranker"])
-def test_every_form_of_ranking_has_the_numbers_of_rerank(
-    served: Served, models: dict[str, LLM], model: str
-) -> None:
+def test_every_form_of_ranking_has_the_numbers_of_rerank(served: Served, models: dict[str, LLM], model: str) -> None:
     wanted = models[model].rerank("to see", TEXTS)
     order, scores = [one.index for one in wanted], [one.score for one in wanted]
     for path, version in (("/rerank", "1"), ("/v1/rerank", "1"), ("/reranking", "1"), ("/v2/rerank", "2")):
@@ -418,9 +405,7 @@ def test_tokens_and_information(served: Served, models: dict[str, LLM]) -> None:
     assert post(served, "/decode", model="plain", ids=ids[0], skip_special_tokens=False) == [
         tokenizer.decode(ids[0], skip_special=False)
     ]
-    assert "prompt does not go with inputs" in refusal(
-        served, "/tokenize", model="plain", inputs="a", prompt="b"
-    )
+    assert "prompt does not go with inputs" in refusal(served, "/tokenize", model="plain", inputs="a", prompt="b")
     assert "id=99999" in refusal(served, "/decode", model="plain", ids=[99999])
     kinds = {
         name: httpx.get(f"{served.url}/info", params={"model": name}).json()["model_type"]
@@ -451,9 +436,7 @@ def test_cohere_embeds(served: Served, models: dict[str, LLM]) -> None:
     assert by_type["embeddings"]["float"] == numbers(llm.embed(TEXTS, prompt="query", dimensions=16))
     assert by_type["texts"] == TEXTS
     parts = [{"content": [{"type": "text", "text": text}]} for text in TEXTS]
-    assert post(served, "/v2/embed", inputs=parts, **asked)["embeddings"] == {
-        "float": by_type["embeddings"]["float"]
-    }
+    assert post(served, "/v2/embed", inputs=parts, **asked)["embeddings"] == {"float": by_type["embeddings"]["float"]}
     tokens = by_type["meta"]["billed_units"]["input_tokens"]
     assert tokens == sum(len(llm.tokenizer.encode("a query: " + text)) for text in TEXTS)
 
@@ -552,10 +535,7 @@ def test_errors_have_the_form_of_the_api(served: Served) -> None:
 
 
 def test_batches_rank_and_score(folder: Path, models: dict[str, LLM], tmp_path: Path) -> None:
-    bodies = {
-        "/v1/rerank": {"query": "to see", "documents": TEXTS},
-        "/v1/score": {"text_1": "to see", "text_2": TEXTS},
-    }
+    bodies = {"/v1/rerank": {"query": "to see", "documents": TEXTS}, "/v1/score": {"text_1": "to see", "text_2": TEXTS}}
     lines = [
         json.dumps({"custom_id": url, "method": "POST", "url": url, "body": {"model": "ranker", **body}})
         for url, body in bodies.items()
@@ -616,9 +596,7 @@ JUNK = st.recursive(
 def test_no_field_breaks_the_server(served: Served, path: str, data: st.DataObject) -> None:
     known = sorted(set(SCHEMAS[path]) - {"model", "deadline"})
     changes = data.draw(st.dictionaries(st.sampled_from(known), JUNK, min_size=1, max_size=2))
-    answer = httpx.post(
-        served.url + path, content=json.dumps({**VALID[path], **changes}).encode(), timeout=60
-    )
+    answer = httpx.post(served.url + path, content=json.dumps({**VALID[path], **changes}).encode(), timeout=60)
     assert answer.status_code in (200, 400), answer.text
     if answer.status_code == 400:
         said = answer.json()

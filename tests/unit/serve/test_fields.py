@@ -97,16 +97,9 @@ BASES: dict[str, dict[str, Any]] = {
 }
 BASES |= {f"/{name}": BASES[f"/v1/{name}"] for name in ("chat/completions", "responses")}
 """The base request of each route; the tests add fields to it."""
-BODIES = {
-    name: route.body.schema
-    for api in known_apis().values()
-    for name, route in api.routes.items()
-    if route.body
-}
+BODIES = {name: route.body.schema for api in known_apis().values() for name, route in api.routes.items() if route.body}
 SAME = {id(schema) for name, schema in BODIES.items() if name.split(" ")[1] in BASES}
-ROUTES = {
-    name: schema for name, schema in BODIES.items() if name.split(" ")[1] in BASES or id(schema) not in SAME
-}
+ROUTES = {name: schema for name, schema in BODIES.items() if name.split(" ")[1] in BASES or id(schema) not in SAME}
 """Schemas of request bodies, by the first route of each schema."""
 A, TWO = {"logit_bias": {"97": 100}}, {"allowed": [97, 98]}
 """The answer consists of the letter a; of a and b."""
@@ -115,18 +108,9 @@ END = {"logit_bias": {"257": 100}}
 """The answer would end at once."""
 DRY = {**TWO, "temperature": 0, "dry_multiplier": 5.0}
 SCHEMA = {"enum": ["abc"]}
-STRICT = {
-    "type": "object",
-    "properties": {"a": {"type": "integer"}},
-    "required": ["a"],
-    "additionalProperties": False,
-}
+STRICT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 F, G = {"name": "f"}, {"name": "g"}
-CHAT_TOOLS = {
-    "tools": [{"type": "function", "function": one} for one in (F, G)],
-    "max_tokens": 200,
-    "seed": 3,
-}
+CHAT_TOOLS = {"tools": [{"type": "function", "function": one} for one in (F, G)], "max_tokens": 200, "seed": 3}
 TOOLS = {"tools": [{"type": "function", **one} for one in (F, G)], "max_output_tokens": 200, "seed": 3}
 CLAUDES_TOOLS = {
     "tools": [{**one, "input_schema": {"type": "object", "additionalProperties": False}} for one in (F, G)]
@@ -254,40 +238,23 @@ SHOWN: dict[str, tuple[Any, ...]] = {
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
         SCHEMA,
     ),
-    "output_config.format.schema": (
-        {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
-        SCHEMA,
-    ),
+    "output_config.format.schema": ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, SCHEMA),
     "output_format.schema": ({"output_format": {"type": "json_schema", "schema": {}}}, SCHEMA),
     "output_config": ({}, {"effort": "low"}),
     "text": ({}, {"format": {"type": "json_schema", "schema": SCHEMA}}),
     "text.format": ({}, {"type": "json_schema", "schema": SCHEMA}),
     "reasoning": ({}, {"effort": "low"}),
     "messages[].content[].input": (
-        {
-            "messages": [
-                {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}
-            ]
-        },
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}]},
         {"a": 1},
     ),
     "previous_response_id": ({}, "resp_none"),
-    "truncation": (
-        {"input": [{"role": "user", "content": "a" * 900}, {"role": "user", "content": "b" * 200}]},
-        "auto",
-    ),
+    "truncation": ({"input": [{"role": "user", "content": "a" * 900}, {"role": "user", "content": "b" * 200}]}, "auto"),
     "store": ({}, False),
     "metadata": ({}, {"a": "b"}),
     **{
         f"/v1/responses/input_tokens tool_choice.{name}": (
-            {
-                **CHOSEN,
-                "tool_choice": {
-                    "type": "allowed_tools",
-                    "mode": "auto",
-                    "tools": [{"type": "function", **F}],
-                },
-            },
+            {**CHOSEN, "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", **F}]}},
             wrong,
         )
         for name, wrong in (("mode", "odd"), ("tools", [{"type": "function", "name": "odd"}]))
@@ -311,11 +278,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
         False,
     ),
     "/api/chat tools[].function.strict": (
-        {
-            "tools": [
-                {"type": "function", "function": {**F, "parameters": {"properties": {"a": {"type": "odd"}}}}}
-            ]
-        },
+        {"tools": [{"type": "function", "function": {**F, "parameters": {"properties": {"a": {"type": "odd"}}}}}]},
         False,
     ),
     "/v1/responses tools[].strict": (
@@ -334,24 +297,14 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "/v1/messages tool_choice": (CLAUDES_CHOICE, {"type": "any"}),
     "/v1/messages/count_tokens tool_choice": (CLAUDES_TOOLS, {"type": "none"}),
     "/v1/messages tool_choice.type": ({**CLAUDES_CHOICE, "tool_choice": {"type": "auto"}}, "any", "none"),
-    "/v1/messages/count_tokens tool_choice.type": (
-        {**CLAUDES_TOOLS, "tool_choice": {"type": "auto"}},
-        "none",
-    ),
+    "/v1/messages/count_tokens tool_choice.type": ({**CLAUDES_TOOLS, "tool_choice": {"type": "auto"}}, "none"),
     "tool_choice.name": ({**CLAUDES_CHOICE, "tool_choice": {"type": "tool", "name": "f"}}, "g"),
     "/v1/messages/count_tokens tool_choice.name": (
         {**CLAUDES_TOOLS, "tool_choice": {"type": "tool", "name": "f"}},
         "odd",
     ),
     "/v1/responses tool_choice.tools": (
-        {
-            **TOOLS,
-            "tool_choice": {
-                "type": "allowed_tools",
-                "mode": "required",
-                "tools": [{"type": "function", **F}],
-            },
-        },
+        {**TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", **F}]}},
         [{"type": "function", **G}],
     ),
     "/v1/responses tool_choice.name": ({**TOOLS, "tool_choice": {"type": "function", "name": "f"}}, "g"),
@@ -370,24 +323,15 @@ SHOWN: dict[str, tuple[Any, ...]] = {
         "required",
     ),
     "tool_choice.allowed_tools.tools": (
-        {
-            **CHAT_TOOLS,
-            "tool_choice": {"type": "allowed_tools", "allowed_tools": {**ALLOWED, "mode": "required"}},
-        },
+        {**CHAT_TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {**ALLOWED, "mode": "required"}}},
         [{"type": "function", "function": G}],
     ),
     "tool_choice.allowed_tools.tools[].function": (
-        {
-            **CHAT_TOOLS,
-            "tool_choice": {"type": "allowed_tools", "allowed_tools": {**ALLOWED, "mode": "required"}},
-        },
+        {**CHAT_TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {**ALLOWED, "mode": "required"}}},
         G,
     ),
     "tool_choice.allowed_tools.tools[].function.name": (
-        {
-            **CHAT_TOOLS,
-            "tool_choice": {"type": "allowed_tools", "allowed_tools": {**ALLOWED, "mode": "required"}},
-        },
+        {**CHAT_TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {**ALLOWED, "mode": "required"}}},
         "g",
     ),
     **{
@@ -650,9 +594,7 @@ def unechoed(answer: tuple[int, Any], schema: Schema) -> Any:
     return status, {name: one for name, one in said.items() if name not in schema["properties"]}
 
 
-def shows(
-    served: Served, path: str, field: str, plain: Any, found: list[Any], before: tuple[int, Any]
-) -> bool:
+def shows(served: Served, path: str, field: str, plain: Any, found: list[Any], before: tuple[int, Any]) -> bool:
     """True if a value changes the answer or is refused."""
     if field.endswith("type"):  # synonyms
         found = [*found, "odd"]

@@ -61,9 +61,7 @@ def expressions() -> list[tuple[str, str]]:
     """The queries of the board, each with its legend."""
     board = json.loads(BOARD.read_text())
     found = [
-        (target["expr"], target["legendFormat"])
-        for panel in board["panels"]
-        for target in panel.get("targets", ())
+        (target["expr"], target["legendFormat"]) for panel in board["panels"] for target in panel.get("targets", ())
     ]
     variables = [(one["query"]["query"], "") for one in board["templating"]["list"] if one["type"] == "query"]
     assert len(found) > 30

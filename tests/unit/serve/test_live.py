@@ -67,10 +67,7 @@ def test_a_request_is_watched_and_its_answer_does_not_change(served: Served) -> 
     assert kinds[0] == "begin"
     assert kinds[-1] == "end"
     assert events[0][1]["version"] == 1
-    assert [one["name"] for one in events[0][1]["points"]] == [
-        "blocks.0.residual",
-        "blocks.1.attention.pattern",
-    ]
+    assert [one["name"] for one in events[0][1]["points"]] == ["blocks.0.residual", "blocks.1.attention.pattern"]
     assert [one["dims"] for one in events[0][1]["points"]] == [[9, 4, 8], None]
     assert events[0][1]["points"][1]["heads"] == [1, 0]
     with served.llm().trace(*points) as trace:

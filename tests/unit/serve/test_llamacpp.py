@@ -22,12 +22,12 @@ from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.step import steps
 from pellucid.serve.apis.llamacpp_chat import rendered
+from pellucid.serve.apis.llamacpp_completion import prompts_of
+from pellucid.serve.apis.llamacpp_fields import LLAMACPP_RULES, SAMPLERS
 from pellucid.serve.chat.chat_run import Conversation
 from pellucid.serve.generation_options import ALIASES, STRUCTURED
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.ignored_fields import LLAMACPP
-from pellucid.serve.llamacpp.generation_fields import LLAMACPP_RULES, SAMPLERS
-from pellucid.serve.llamacpp.prompts import prompts_of
 from pellucid.testing import random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -121,10 +121,7 @@ def test_prompts_of_every_shape(served: Served, llm: LLM) -> None:
     assert [one["index"] for one in twice] == [0, 1]
     # A prompt that a client has rendered contains control tokens.
     special = post(served, "/completion", {**DRAWN, "prompt": "<|fim_prefix|>to"})
-    assert (
-        special["content"]
-        == wanted_of(llm, llm.tokenizer.encode("<|fim_prefix|>to", parse_special=True)).text
-    )
+    assert special["content"] == wanted_of(llm, llm.tokenizer.encode("<|fim_prefix|>to", parse_special=True)).text
 
 
 @pytest.mark.parametrize(
@@ -173,31 +170,19 @@ def test_end_tokens_are_forbidden_where_they_are_ignored(served: Served, llm: LL
 
 
 def test_biases(served: Served, llm: LLM) -> None:
-    first = post(
-        served, "/completion", {"prompt": "to see", "n_predict": 1, "temperature": 0, "return_tokens": True}
-    )
+    first = post(served, "/completion", {"prompt": "to see", "n_predict": 1, "temperature": 0, "return_tokens": True})
     (token,) = first["tokens"]
     text = llm.tokenizer.decode([token])
     forms: list[Any] = [[[token, False]], [[token, -100]], {str(token): -100}]
     if llm.tokenizer.encode(text, add_special=False) == [token]:
         forms += [[[text, False]], {text: -100} if not text.isdigit() else {str(token): -100}]
     for bias in forms:
-        asked = {
-            "prompt": "to see",
-            "n_predict": 3,
-            "temperature": 0,
-            "return_tokens": True,
-            "logit_bias": bias,
-        }
+        asked = {"prompt": "to see", "n_predict": 3, "temperature": 0, "return_tokens": True, "logit_bias": bias}
         assert token not in post(served, "/completion", asked)["tokens"], bias
     # A text biases each of its tokens. Biases of a token add up, within their limits.
     many = {"prompt": "a", "n_predict": 1, "logit_bias": [["ab", -100]] * 40}
-    assert {
-        one["bias"] for one in post(served, "/completion", many)["generation_settings"]["logit_bias"]
-    } == {-1000}
-    shown = post(
-        served, "/completion", {"prompt": "a", "n_predict": 1, "logit_bias": [["ab", 1.0], ["ab", 0.5]]}
-    )
+    assert {one["bias"] for one in post(served, "/completion", many)["generation_settings"]["logit_bias"]} == {-1000}
+    shown = post(served, "/completion", {"prompt": "a", "n_predict": 1, "logit_bias": [["ab", 1.0], ["ab", 0.5]]})
     wanted = dict.fromkeys(llm.tokenizer.encode("ab", add_special=False), 1.5)
     assert {one["token"]: one["bias"] for one in shown["generation_settings"]["logit_bias"]} == wanted
 
@@ -209,9 +194,7 @@ def test_samplers_are_named_as_in_llama_cpp(served: Served, llm: LLM) -> None:
     body = {**DRAWN, "prompt": "to see", "samplers": names, "top_k": 5, "typical_p": 0.9, "top_p": 0.01}
     chain = {"samplers": ["banned", "temperature", "top_k", "typical"], "top_k": 5, "typical_p": 0.9}
     ends = sorted(llm.tokenizer.eos_ids)
-    wanted = llm.generate(
-        "to see", temperature=0.8, seed=3, max_new_tokens=9, ignore_eos=True, banned=ends, **chain
-    )
+    wanted = llm.generate("to see", temperature=0.8, seed=3, max_new_tokens=9, ignore_eos=True, banned=ends, **chain)
     made = post(served, "/completion", body)
     assert made["content"] == wanted.text
     assert made["generation_settings"]["samplers"] == ["temperature", "top_k", "typ_p"]
@@ -220,12 +203,7 @@ def test_samplers_are_named_as_in_llama_cpp(served: Served, llm: LLM) -> None:
     for more in (cuts, {"mirostat": 2}, {**cuts, "samplers": names}):
         found = post(served, "/completion", {"prompt": "to see", "seed": 3, "n_predict": 9, **more})
         assert found["content"] == mirostat.text
-    ollama = {
-        "prompt": "to see",
-        "raw": True,
-        "stream": False,
-        "options": {"mirostat": 2, "seed": 3, "num_predict": 9},
-    }
+    ollama = {"prompt": "to see", "raw": True, "stream": False, "options": {"mirostat": 2, "seed": 3, "num_predict": 9}}
     assert post(served, "/api/generate", ollama)["response"] == mirostat.text
 
 
@@ -249,14 +227,8 @@ def test_timings(served: Served) -> None:
     for path, asked in (
         ("/completion", {"prompt": "to see it", "n_predict": 5, "ignore_eos": True}),
         ("/chat/completions", {"messages": USER, "max_tokens": 5, "ignore_eos": True}),
-        (
-            "/v1/chat/completions",
-            {"messages": USER, "max_tokens": 5, "ignore_eos": True, "timings_per_token": True},
-        ),
-        (
-            "/v1/completions",
-            {"prompt": "to see", "max_tokens": 5, "ignore_eos": True, "timings_per_token": True},
-        ),
+        ("/v1/chat/completions", {"messages": USER, "max_tokens": 5, "ignore_eos": True, "timings_per_token": True}),
+        ("/v1/completions", {"prompt": "to see", "max_tokens": 5, "ignore_eos": True, "timings_per_token": True}),
     ):
         one = post(served, path, asked)["timings"]
         assert one["predicted_n"] == 5
@@ -280,9 +252,7 @@ def test_verbose_answers_show_their_prompt(served: Served, llm: LLM) -> None:
     for path in ("/chat/completions", "/v1/chat/completions"):
         assert post(served, path, {**asked, "verbose": True})["__verbose"] == {"prompt": prompt}
         assert "__verbose" not in post(served, path, {**asked, "verbose": False})
-        shown = [
-            one["__verbose"] for one in events(served, path, {**asked, "verbose": True}) if "__verbose" in one
-        ]
+        shown = [one["__verbose"] for one in events(served, path, {**asked, "verbose": True}) if "__verbose" in one]
         assert shown == [{"prompt": prompt}]
 
 
@@ -322,9 +292,7 @@ def test_chat_is_openais(served: Served) -> None:
         openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as other,
     ):
         more: Any = {"seed": 5, "max_tokens": 7, "extra_body": {"cache_prompt": False, "id_slot": 0}}
-        made, wanted = (
-            client.chat.completions.create(model="one", messages=USER, **more) for client in (own, other)
-        )
+        made, wanted = (client.chat.completions.create(model="one", messages=USER, **more) for client in (own, other))
         assert made.choices == wanted.choices
         assert (made.system_fingerprint or "").startswith("b")
         assert [model.id for model in own.models.list().data] == ["one", "two", "encoder"]
@@ -379,9 +347,7 @@ def test_any_model(folder: Path) -> None:
             ("/v1/messages", {"messages": USER, "max_tokens": 2}),
         ):
             assert post(made, path, {"model": "gpt-4", **body})["model"] == "one"
-        assert (
-            post(made, "/v1/completions", {"model": "two", "prompt": "a", "max_tokens": 2})["model"] == "two"
-        )
+        assert post(made, "/v1/completions", {"model": "two", "prompt": "a", "max_tokens": 2})["model"] == "two"
 
 
 def test_tokens(served: Served, llm: LLM) -> None:
@@ -389,9 +355,7 @@ def test_tokens(served: Served, llm: LLM) -> None:
     asked = {"content": text, "with_pieces": True}
     tokens = post(served, "/tokenize", asked)["tokens"]
     assert [one["id"] for one in tokens] == llm.tokenizer.encode(text, add_special=False, parse_special=True)
-    data = b"".join(
-        one["piece"].encode() if isinstance(one["piece"], str) else bytes(one["piece"]) for one in tokens
-    )
+    data = b"".join(one["piece"].encode() if isinstance(one["piece"], str) else bytes(one["piece"]) for one in tokens)
     assert data.decode() == text
     plain = post(served, "/tokenize", {"content": text, "add_special": True})["tokens"]
     assert plain == llm.tokenizer.encode(text, parse_special=True)
@@ -404,9 +368,7 @@ def test_templates(served: Served, llm: LLM) -> None:
     # /completion takes the rendered prompt.
     assert post(served, "/completion", {**DRAWN, "prompt": prompt})["content"] == wanted_of(llm, USER).text
     begun = [*USER, {"role": "assistant", "content": "I am"}]
-    continues_last = post(served, "/apply-template", {"messages": begun, "continue_final_message": True})[
-        "prompt"
-    ]
+    continues_last = post(served, "/apply-template", {"messages": begun, "continue_final_message": True})["prompt"]
     assert continues_last.endswith("I am")
     assert post(served, "/apply-template", {"messages": USER, "add_generation_prompt": False})["prompt"]
     assert "unknown option 'odd'" in refusal(served, "/apply-template", {"messages": USER, "odd": 1})
@@ -442,14 +404,8 @@ def test_vectors(served: Served, encoder: LLM) -> None:
     vectors = np.array([one["embedding"][0] for one in made])
     assert vectors == pytest.approx(wanted / np.linalg.norm(wanted, axis=1, keepdims=True), abs=1e-6)
     ids = encoder.tokenizer.encode("a b")
-    for one in (
-        {"content": ids},
-        {"content": "a b"},
-        {"content": {"content": [{"type": "text", "text": "a b"}]}},
-    ):
-        assert (
-            post(served, "/embedding", {"model": "encoder", **one})[0]["embedding"][0] == vectors[0].tolist()
-        )
+    for one in ({"content": ids}, {"content": "a b"}, {"content": {"content": [{"type": "text", "text": "a b"}]}}):
+        assert post(served, "/embedding", {"model": "encoder", **one})[0]["embedding"][0] == vectors[0].tolist()
     norms = {-1: wanted, 0: wanted * 32760 / np.abs(wanted).max(axis=1, keepdims=True)}
     for p in (1, 2, 3, 40):
         norms[p] = wanted / (np.abs(wanted) ** p).sum(axis=1, keepdims=True) ** (1 / p)
@@ -470,16 +426,10 @@ def test_vectors(served: Served, encoder: LLM) -> None:
 
 def test_ranking_forms(served: Served) -> None:
     texts = ["a b c", "to see", "x"]
-    own = post(
-        served,
-        "/rerank",
-        {"model": "encoder", "query": "to see", "documents": texts, "return_documents": True},
-    )
+    own = post(served, "/rerank", {"model": "encoder", "query": "to see", "documents": texts, "return_documents": True})
     assert own["results"][0]["document"] == {"text": "to see"}
     plain = post(
-        served,
-        "/rerank",
-        {"model": "encoder", "query": "to see", "texts": texts, "top_n": 2, "return_text": True},
+        served, "/rerank", {"model": "encoder", "query": "to see", "texts": texts, "top_n": 2, "return_text": True}
     )
     assert plain[0]["text"] == "to see"
     scores = [one["relevance_score"] for one in own["results"][:2]]
@@ -592,16 +542,7 @@ JUNK = st.recursive(
     max_leaves=6,
 )
 NAMES = [
-    *(
-        "prompt",
-        "samplers",
-        "logit_bias",
-        "stop",
-        "response_fields",
-        "n_probs",
-        "structured_outputs",
-        "guided_json",
-    ),
+    *("prompt", "samplers", "logit_bias", "stop", "response_fields", "n_probs", "structured_outputs", "guided_json"),
     *("n_predict", "seed", "grammar", "json_schema", "return_progress", "n_cmpl", "post_sampling_probs"),
 ]
 
@@ -609,11 +550,7 @@ NAMES = [
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), JUNK, max_size=3))
 def test_no_field_breaks_it(served: Served, changes: dict[str, Any]) -> None:
-    body = (
-        {"prompt": "a", **changes, "max_new_tokens": 2}
-        if "n_predict" not in changes
-        else {"prompt": "a", **changes}
-    )
+    body = {"prompt": "a", **changes, "max_new_tokens": 2} if "n_predict" not in changes else {"prompt": "a", **changes}
     answer = httpx.post(served.url + "/completion", content=json.dumps(body).encode(), timeout=60)
     assert answer.status_code in (200, 400), answer.text
 
@@ -628,9 +565,7 @@ def test_no_field_breaks_it(served: Served, changes: dict[str, Any]) -> None:
         ("/completion", {"prompt": "a"}, ("n_predict", "max_tokens")),
     ],
 )
-def test_one_value_under_several_names(
-    served: Served, path: str, body: dict[str, Any], names: tuple[str, ...]
-) -> None:
+def test_one_value_under_several_names(served: Served, path: str, body: dict[str, Any], names: tuple[str, ...]) -> None:
     """Clients of several servers send the limit of an answer under the names of each of them."""
     post(served, path, {**body, **dict.fromkeys(names, 3)})
     post(served, path, {**body, "n_predict": -1, **dict.fromkeys(names[:1], 3)})

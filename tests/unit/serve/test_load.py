@@ -12,15 +12,7 @@ from support.command import pellucid
 from support.served import Served, models_folder, serving
 
 from pellucid.errors import InvalidRequest
-from pellucid.measure.server_load import (
-    Lengths,
-    Sample,
-    ServerLoad,
-    figures,
-    measure_server,
-    models_of,
-    percentiles,
-)
+from pellucid.measure.server_load import Lengths, Sample, ServerLoad, figures, measure_server, models_of, percentiles
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +45,7 @@ def test_percentiles(values: list[float]) -> None:
 
 
 def test_figures_of_known_times() -> None:
-    made = figures(
-        [Sample(1.0, [2.0, 2.5, 4.0], prompt_tokens=9, tokens=4), Sample(1.0, error="status 503: x")], 8.0
-    )
+    made = figures([Sample(1.0, [2.0, 2.5, 4.0], prompt_tokens=9, tokens=4), Sample(1.0, error="status 503: x")], 8.0)
     assert (made["requests"], made["failed"], made["errors"]) == (2, 1, ["status 503: x"])
     assert made["tokens_per_second"] == 0.5
     assert made["first_token"]["p95"] == 1.0

@@ -73,9 +73,7 @@ def test_tokens_come_with_their_probabilities_and_others(served: Served, llm: LL
 @pytest.mark.parametrize(
     "how", [{"temperature": 0.7, "top_k": 3}, {"temperature": 1.5, "top_p": 0.3}, {"temperature": 0}]
 )
-def test_alternatives_have_their_probability_after_the_chain(
-    served: Served, llm: LLM, how: dict[str, Any]
-) -> None:
+def test_alternatives_have_their_probability_after_the_chain(served: Served, llm: LLM, how: dict[str, Any]) -> None:
     given = {"seed": 4, "max_tokens": 5, "ignore_eos": True, **how}
     events = asked(served, "generate", prompt=PROMPT, alternatives=6, stream=False, **given)["events"]
     own = {"seed": 4, "max_new_tokens": 5, "ignore_eos": True, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **how}
@@ -105,10 +103,7 @@ def test_values_are_those_that_python_records(served: Served, llm: LLM) -> None:
     with llm.trace(*points, "blocks.*.attention.output") as trace:
         made = llm.generate(PROMPT, temperature=0, max_new_tokens=6, ignore_eos=True)
     assert answer["ids"] == made.ids
-    assert answer["pieces"] == [
-        *trace.sequences[0].pieces,
-        llm.tokenizer.decode([made.ids[-1]], skip_special=False),
-    ]
+    assert answer["pieces"] == [*trace.sequences[0].pieces, llm.tokenizer.decode([made.ids[-1]], skip_special=False)]
     for name in ("blocks.0.attention.pattern", "blocks.1.residual"):
         assert np.array_equal(numbers(answer["arrays"][name]), trace.sequences[0][name])
     lengths = np.linalg.norm(trace.sequences[0]["blocks.1.attention.output"].astype(np.float64), axis=-1)
@@ -177,9 +172,7 @@ def test_edits_change_one_request(served: Served, llm: LLM) -> None:
 
 def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     ids = llm.inputs.prompt(PROMPT)
-    assert asked(served, "lens", prompt=ids, top=2) == json.loads(
-        json.dumps(logit_lens(llm, ids, top=2).as_dict())
-    )
+    assert asked(served, "lens", prompt=ids, top=2) == json.loads(json.dumps(logit_lens(llm, ids, top=2).as_dict()))
     one = asked(served, "lens", prompt=ids, top=3, token=65, position=2)
     assert one == json.loads(json.dumps(logit_lens(llm, ids, top=3, tokens=[65], positions=[2]).as_dict()))
     assert [len(one["ranks"]), len(one["ranks"][0])] == [len(llm.spec.blocks) + 1, 1]
@@ -207,9 +200,7 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     assert list(shape["points"]) == list(llm.points)
     assert len(shape["blocks"]) == len(llm.spec.blocks)
     assert shape["angles"] == {"position.angles": [*range(len(llm.spec.blocks))]}
-    assert [one["name"] for one in httpx.get(f"{served.url}/look/models").json()["models"]] == list(
-        served.models.names
-    )
+    assert [one["name"] for one in httpx.get(f"{served.url}/look/models").json()["models"]] == list(served.models.names)
 
 
 def test_a_model_says_its_sizes_and_its_dataflow(served: Served, llm: LLM) -> None:
@@ -262,14 +253,10 @@ def test_a_model_says_its_sizes_and_its_dataflow(served: Served, llm: LLM) -> No
 
 
 def test_an_encoder_is_looked_into(served: Served) -> None:
-    answer = asked(
-        served, "trace", model="encoder", prompt="a sentence", points=["pool"], norms=["blocks.*.residual"]
-    )
+    answer = asked(served, "trace", model="encoder", prompt="a sentence", points=["pool"], norms=["blocks.*.residual"])
     again = asked(served, "trace", model="encoder", prompt=answer["prompt"], points=["pool"])
     assert answer["arrays"]["pool"] == again["arrays"]["pool"]
-    part = asked(
-        served, "trace", model="encoder", prompt="a sentence", points=["embed[tokens=0:2; dims=1,3]"]
-    )
+    part = asked(served, "trace", model="encoder", prompt="a sentence", points=["embed[tokens=0:2; dims=1,3]"])
     assert part["arrays"]["embed"]["shape"] == [2, 2]
     assert "must be a text" in refused(served, "trace", model="encoder", prompt=[], points=["pool"])
 
@@ -296,9 +283,7 @@ def test_the_page_is_small_and_strict(folder: Path) -> None:
             text = content.decode()
             assert "http://" not in text.replace("http://www.w3.org/2000/svg", ""), name
             assert "https://" not in text, name
-            assert not any(
-                word in text for word in ("innerHTML", "dangerouslySet", "eval(", "document.write")
-            ), name
+            assert not any(word in text for word in ("innerHTML", "dangerouslySet", "eval(", "document.write")), name
     with serving(folder, AccessRules(keys=["secret"])) as served:
         page = httpx.get(served.url, headers={"accept": "text/html"})
         assert page.status_code == 200
@@ -323,9 +308,7 @@ def test_a_trace_is_greedy_unless_told_otherwise(served: Served, llm: LLM) -> No
 def test_a_request_masks_attention(served: Served, llm: LLM) -> None:
     where = "blocks.1.attention.scores[tokens=-1; keys=2:5]"
     edit = {"edit": "mask", "point": where}
-    answer = asked(
-        served, "trace", prompt=PROMPT, points=["embed"], max_tokens=5, ignore_eos=True, edits=[edit]
-    )
+    answer = asked(served, "trace", prompt=PROMPT, points=["embed"], max_tokens=5, ignore_eos=True, edits=[edit])
     how = {"temperature": 0, "max_new_tokens": 5, "ignore_eos": True}
     assert answer["ids"] == llm.generate(PROMPT, edits=[mask(where)], **how).ids
     said = refused(served, "trace", prompt=PROMPT, points=["embed"], edits=[{**edit, "point": "embed"}])
@@ -493,9 +476,7 @@ def test_lenses_are_of_the_run_that_is_edited(served: Served, llm: LLM) -> None:
     assert attributed["logit"] == pytest.approx(logits[65], rel=1e-6)
     assert attributed["total"] == pytest.approx(attributed["logit"])
     beams = asked(served, "beams", prompt=ids, num_beams=2, max_tokens=2, edits=edits)
-    own = llm.beam_search(
-        ids, num_beams=2, num_return_sequences=2, max_new_tokens=2, edits=edits_of_look(edits)
-    )
+    own = llm.beam_search(ids, num_beams=2, num_return_sequences=2, max_new_tokens=2, edits=edits_of_look(edits))
     assert [one["score"] for one in beams["texts"]] == [one.score for one in own.texts]
     for point in ("project.logits", "norm"):
         behind = [{"edit": "scale", "point": point, "factor": 2.0}]

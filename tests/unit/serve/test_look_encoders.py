@@ -31,19 +31,12 @@ from pellucid.testing import random_model
         (
             "QuestionAnswering",
             "answer",
-            {
-                "point": "output.0",
-                "each": True,
-                "labels": ["an answer begins", "an answer ends"],
-                "scale": "none",
-            },
+            {"point": "output.0", "each": True, "labels": ["an answer begins", "an answer ends"], "scale": "none"},
         ),
         ("MaskedLM", "fill", {"point": "project.logits", "each": True, "labels": None, "scale": "none"}),
     ],
 )
-def test_facts_say_what_an_encoder_makes(
-    head: str, task: str, output: dict[str, Any], tmp_path: Path
-) -> None:
+def test_facts_say_what_an_encoder_makes(head: str, task: str, output: dict[str, Any], tmp_path: Path) -> None:
     names = {"architectures": [f"BertFor{head}"], "num_labels": 2} if head else {}
     path = random_model("bert", tmp_path / "bert", kind="safetensors", metadata=names)
     with pellucid.load(path, threads=1) as llm:

@@ -16,9 +16,9 @@ from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
 from pellucid.loading import load_model
-from pellucid.serve.look.edit_fields import MAX_EDITS
+from pellucid.serve.look.prompt_fields import MAX_EDITS
 from pellucid.trace import features
-from pellucid.trace.dictionaries.named import named_dictionaries
+from pellucid.trace.dictionaries.dictionary import named_dictionaries
 
 PROMPT = "the cat sat on the mat"
 HOW = {"temperature": 0, "max_tokens": 6, "ignore_eos": True, "stream": False}
@@ -70,10 +70,7 @@ def test_a_request_changes_features(
         PROMPT, edits=edits, temperature=0, max_new_tokens=6, ignore_eos=True
     ).ids
     assert tokens_of(served) == plain
-    assert (
-        asked(served, "lens", prompt=PROMPT, edits=[edit])["ids"]
-        != asked(served, "lens", prompt=PROMPT)["ids"]
-    )
+    assert asked(served, "lens", prompt=PROMPT, edits=[edit])["ids"] != asked(served, "lens", prompt=PROMPT)["ids"]
 
 
 def test_active_features(served: Served) -> None:
@@ -89,10 +86,7 @@ def test_active_features(served: Served) -> None:
     assert found["dictionary"]["layers"]["1"]["features"] == 96
     facts = httpx.get(f"{served.url}/look/models/one").json()["dictionaries"]
     assert list(facts) == ["clt", "sae"]
-    assert facts["clt"]["layers"]["0"]["writes"] == [
-        "blocks.0.feedforward.output",
-        "blocks.1.feedforward.output",
-    ]
+    assert facts["clt"]["layers"]["0"]["writes"] == ["blocks.0.feedforward.output", "blocks.1.feedforward.output"]
 
 
 @pytest.mark.parametrize(
@@ -132,10 +126,7 @@ def test_names_of_dictionaries(served: Served, folder: Path, tmp_path: Path) -> 
     tokens_of(served)
     llm, sae = served.llm(), str(folder / "dictionaries" / "sae")
     assert list(named_dictionaries([sae], llm)) == ["sae"]
-    assert list(named_dictionaries([f"mine={sae}", f"other={sae}/sae_weights.safetensors"], llm)) == [
-        "mine",
-        "other",
-    ]
+    assert list(named_dictionaries([f"mine={sae}", f"other={sae}/sae_weights.safetensors"], llm)) == ["mine", "other"]
     moved = named_dictionaries([f"mine={sae},reads=blocks.0.residual"], llm)["mine"]
     assert moved.coder().reads.name == "blocks.0.residual"
     for given, said in [

@@ -81,9 +81,7 @@ def test_an_answer_continues(served: Served, llm: LLM) -> None:
     assert [one["token"] for one in tokens] == made[3:]
     other = next(token for token in range(5, 40) if token != made[2])
     branch = asked(served, "generate", prompt=SOURCE, answer=[*made[:2], other], **options)["events"][1:-1]
-    request = llm.request(
-        SOURCE, resumed=[*made[:2], other], temperature=0, max_new_tokens=5, ignore_eos=True
-    )
+    request = llm.request(SOURCE, resumed=[*made[:2], other], temperature=0, max_new_tokens=5, ignore_eos=True)
     request.wait()
     assert [one["token"] for one in branch] == request.result().ids
 
@@ -95,13 +93,7 @@ def test_values_of_source_and_answer_are_those_that_python_records(served: Serve
     views = [{"title": "row", "point": "blocks.0.cross.pattern", "head": 1, "rows": [2, 3]}]
     points = [CROSS, f"{ENCODER}[heads=0]", "blocks.0.residual"]
     found = asked(
-        served,
-        "trace",
-        prompt=llm.tokenizer.encode(SOURCE),
-        answer=made[:-1],
-        points=points,
-        views=views,
-        max_tokens=1,
+        served, "trace", prompt=llm.tokenizer.encode(SOURCE), answer=made[:-1], points=points, views=views, max_tokens=1
     )
     assert found["prompt"] == [*llm.spec.start, *made[:-1]]
     assert found["source"]["pieces"] == sequence.source_pieces
@@ -119,12 +111,7 @@ def test_one_weight_of_cross_attention_follows_from_its_query_and_key(served: Se
     made = llm.generate(SOURCE, temperature=0, max_new_tokens=8, ignore_eos=True).ids
     token, key, prefix = 3, 5, "blocks.0.cross"
     sizes, kind = facts["blocks"][0]["cross"], llm.spec.blocks[0].cross
-    assert sizes == {
-        "heads": kind.heads,
-        "kv_heads": kind.kv_heads,
-        "softcap": kind.softcap,
-        "scale": kind.scale,
-    }
+    assert sizes == {"heads": kind.heads, "kv_heads": kind.kv_heads, "softcap": kind.softcap, "scale": kind.scale}
     for head in range(sizes["heads"]):
         group = head // (sizes["heads"] // sizes["kv_heads"])
         points = [
@@ -135,8 +122,7 @@ def test_one_weight_of_cross_attention_follows_from_its_query_and_key(served: Se
         ]
         found = asked(served, "trace", prompt=SOURCE, answer=made[:-1], points=points, max_tokens=1)["arrays"]
         q, k, scores, weights = (
-            numbers(found[f"{prefix}.{name}"]).astype(np.float64).ravel()
-            for name in ("q", "k", "scores", "pattern")
+            numbers(found[f"{prefix}.{name}"]).astype(np.float64).ravel() for name in ("q", "k", "scores", "pattern")
         )
         assert scores.shape == weights.shape == (len(llm.tokenizer.encode(SOURCE)),)
         assert q @ k * sizes["scale"] == pytest.approx(scores[key], abs=5e-3)
@@ -169,9 +155,7 @@ def test_values_come_with_the_tokens(served: Served, llm: LLM, stream: bool) -> 
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_values_of_the_source_come_once_before_the_first_token(
-    served: Served, llm: LLM, stream: bool
-) -> None:
+def test_values_of_the_source_come_once_before_the_first_token(served: Served, llm: LLM, stream: bool) -> None:
     points = ["encoder.blocks.1.residual", "encoder.blocks.0.attention.pattern[heads=1]", "blocks.0.cross.k"]
     norms = ["encoder.blocks.*.attention.output", "blocks.*.residual"]
     with llm.trace(*points, *norms) as trace:
@@ -210,12 +194,9 @@ def test_values_of_the_source_come_once_before_the_first_token(
 
 def test_too_many_values_of_a_source_are_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"prompt": SOURCE, "points": ["encoder.blocks.*.residual"], **HOW}
-    for limit, said in (
-        ("MAX_SOURCE", "the values of the source take"),
-        ("MAX_TOKEN", "the values of a token"),
-    ):
+    for limit, said in (("MAX_SOURCE", "the values of the source take"), ("MAX_TOKEN", "the values of a token")):
         with monkeypatch.context() as patch:
-            patch.setattr(f"pellucid.serve.look.streamed_values.{limit}", 100)
+            patch.setattr(f"pellucid.serve.look.token_events.{limit}", 100)
             answer = posted(served, "generate", **fields)
         message = answer.json()["error"]["message"]
         assert (answer.status_code, said in message, "\n" in message) == (400, True, False), message
@@ -267,9 +248,7 @@ def test_changes_reach_the_source(served: Served, llm: LLM) -> None:
         alternatives=1,
         **HOW,
     )["events"]
-    wanted = llm.generate(
-        SOURCE, edits=[ablate(point)], temperature=0, max_new_tokens=8, ignore_eos=True, logprobs=1
-    )
+    wanted = llm.generate(SOURCE, edits=[ablate(point)], temperature=0, max_new_tokens=8, ignore_eos=True, logprobs=1)
     plain = llm.generate(SOURCE, temperature=0, max_new_tokens=8, ignore_eos=True, logprobs=1)
     found = [one["probability"] for one in edited if one["type"] == "token"]
     assert np.allclose(found, np.exp(wanted.logprobs.chosen), rtol=1e-6)
@@ -285,9 +264,7 @@ def test_beams_begin_with_the_first_token_of_the_decoder(served: Served, llm: LL
 
 def test_facts_have_the_blocks_of_the_encoder(served: Served, llm: LLM) -> None:
     facts = httpx.get(f"{served.url}/look/models/one", timeout=60).json()
-    assert [one["heads"] for one in facts["encoder"]] == [
-        block.attention.heads for block in llm.spec.encoder.blocks
-    ]
+    assert [one["heads"] for one in facts["encoder"]] == [block.attention.heads for block in llm.spec.encoder.blocks]
     assert not any(one["causal"] for one in facts["encoder"])
     assert httpx.get(f"{served.url}/look/models/two", timeout=60).json()["encoder"] == []
 
@@ -303,9 +280,7 @@ def test_facts_have_the_blocks_of_the_encoder(served: Served, llm: LLM) -> None:
         ("trace", {"points": ["blocks.0.cross.patern"]}, "blocks.0.cross.pattern"),
     ],
 )
-def test_what_does_not_apply_is_refused(
-    served: Served, llm: LLM, what: str, fields: dict[str, Any], said: str
-) -> None:
+def test_what_does_not_apply_is_refused(served: Served, llm: LLM, what: str, fields: dict[str, Any], said: str) -> None:
     prompt = {} if what == "weights" else {"prompt": SOURCE}
     answer = posted(served, what, **prompt, **fields)
     message = answer.json()["error"]["message"]

@@ -34,10 +34,7 @@ COMMON: list[dict[str, Any]] = [
 ]
 GENERATES: list[dict[str, Any]] = [
     *({**one, **GENERATED} for one in COMMON),
-    {
-        "points": ["embed[tokens=generated]", "project.logits[dims=3]", "sample.*", "detokenize.ids"],
-        **GENERATED,
-    },
+    {"points": ["embed[tokens=generated]", "project.logits[dims=3]", "sample.*", "detokenize.ids"], **GENERATED},
 ]
 SOURCES: list[dict[str, Any]] = [
     {"points": ["**"], **GENERATED},
@@ -87,16 +84,12 @@ def test_a_trace_is_refused_before_it_runs(model: tuple[str, LLM], monkeypatch: 
         fields = {"prompt": prompt, **fields}
         arrays = answer(llm, **fields)["arrays"]
         size = sum(len(base64.b64decode(one["data"])) for one in arrays.values())
-        size += (
-            4 * 4 * ("cache.prefix_hit" in arrays)
-        )  # has one value, other outputs one for each of 5 tokens
+        size += 4 * 4 * ("cache.prefix_hit" in arrays)  # has one value, other outputs one for each of 5 tokens
         monkeypatch.setattr(trace_reading, "MAX_ANSWER", size)
         assert answer(llm, **fields)["arrays"].keys() == arrays.keys()
         monkeypatch.setattr(trace_reading, "MAX_ANSWER", size - 1)
         steps = llm.state().steps
-        with pytest.raises(
-            InvalidRequest, match=rf"may take {size:,} bytes.*; the limit is {size - 1:,}: name fewer"
-        ):
+        with pytest.raises(InvalidRequest, match=rf"may take {size:,} bytes.*; the limit is {size - 1:,}: name fewer"):
             TraceReading.of(TRACE.decode({"model": "it", **fields}), llm)
         assert llm.state().steps == steps, fields
         monkeypatch.undo()
@@ -111,10 +104,7 @@ def test_a_trace_is_refused_before_it_runs(model: tuple[str, LLM], monkeypatch: 
         ({"norms": ["embed[tokens='nowhere']"]}, "does not occur in the prompt"),
         ({"views": [{"title": "a", "point": "embed"}]}, "must be a pattern"),
         ({"points": ["embed"], "edits": [{"edit": "ablate", "point": "embed[tokens=99]"}]}, "99"),
-        (
-            {"points": ["embed"], "edits": [{"edit": "replace", "point": "embed", "values": [1, 2, 3]}]},
-            "values",
-        ),
+        ({"points": ["embed"], "edits": [{"edit": "replace", "point": "embed", "values": [1, 2, 3]}]}, "values"),
     ],
 )
 def test_what_a_trace_cannot_record_is_refused_before_it_runs(

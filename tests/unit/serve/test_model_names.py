@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pellucid.errors import InvalidRequest
-from pellucid.serve.model_names import served_names
+from pellucid.serve.pool import served_names
 
 
 @pytest.fixture
@@ -24,9 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_files_and_folders_have_their_own_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = [
-        str(folder / name) for name in ("a/some-1.5B-q4.gguf", "c/big-00001-of-00003.gguf", "d/Qwen2.5-0.5B")
-    ]
+    models = [str(folder / name) for name in ("a/some-1.5B-q4.gguf", "c/big-00001-of-00003.gguf", "d/Qwen2.5-0.5B")]
     assert served_names(models) == dict(zip(("some-1.5B-q4", "big", "Qwen2.5-0.5B"), models))
     monkeypatch.chdir(folder / "d" / "Qwen2.5-0.5B")
     assert served_names([".", "../../a/some-1.5B-q4.gguf"]) == {

@@ -20,8 +20,8 @@ import pellucid
 from pellucid.cli.commands.serve import pulled
 from pellucid.errors import InvalidRequest, ModelNotFound
 from pellucid.llm import LLM
+from pellucid.serve.apis.ollama_fields import CHAT, LONGEST, keep_alive_of
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.ollama.ollama_fields import CHAT, LONGEST, keep_alive_of
 from pellucid.weights.sources.source import DownloadProgress, Silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -155,9 +155,7 @@ def test_durations(number: float, parts: list[tuple[int, str]]) -> None:
     assert keep_alive_of("-" + text) is None or not seconds
 
 
-@pytest.mark.parametrize(
-    ("format_", "schema"), [("json", {"type": "object"}), ({}, {}), ("", None), (None, None)]
-)
+@pytest.mark.parametrize(("format_", "schema"), [("json", {"type": "object"}), ({}, {}), ("", None), (None, None)])
 def test_a_format_is_a_schema(format_: Any, schema: Any) -> None:
     assert CHAT.decode({"model": "one", "format": format_}).fields.answer_schema == schema
 
@@ -210,13 +208,7 @@ def test_a_model_that_is_used_is_not_unloaded(folder: Path) -> None:
 
 def test_who_has_a_key_unloads_nothing_of_others(folder: Path) -> None:
     with serving(folder, AccessRules(keys=["a"], admins=["b"])) as made:
-        body = {
-            "model": "one",
-            "messages": USER,
-            "stream": False,
-            "keep_alive": 0,
-            "options": {"num_predict": 1},
-        }
+        body = {"model": "one", "messages": USER, "stream": False, "keep_alive": 0, "options": {"num_predict": 1}}
 
         def status(key: str, path: str = "/api/chat", body: Any = body) -> int:
             return httpx.post(made.url + path, json=body, headers={"X-Api-Key": key}).status_code

@@ -11,12 +11,11 @@ import pytest
 from support.served import Served, models_folder, serving
 
 from pellucid.errors import CacheFull, ContextOverflow, DeadlinePassed, InvalidRequest, QueueFull
-from pellucid.serve.anthropic.message_response import error_body as claudes
-from pellucid.serve.api import status_of
-from pellucid.serve.error_details import ErrorDetails, error_details
+from pellucid.serve.api import ErrorDetails, error_details, status_of
+from pellucid.serve.apis.anthropic import error_body as claudes
+from pellucid.serve.apis.ollama_fields import error_body as ollamas
+from pellucid.serve.apis.openai_parts import error_body as openais
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.ollama.response_chunks import error_body as ollamas
-from pellucid.serve.openai.response_parts import error_body as openais
 
 USER: list[Any] = [{"role": "user", "content": "Hi"}]
 LONG: list[Any] = [{"role": "user", "content": "a " * 3000}]
@@ -51,9 +50,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def asked(served: Served, path: str, body: dict[str, Any], key: str = "secret") -> httpx.Response:
-    return httpx.post(
-        served.url + path, json={"model": "one", **body}, headers={"x-api-key": key}, timeout=60
-    )
+    return httpx.post(served.url + path, json={"model": "one", **body}, headers={"x-api-key": key}, timeout=60)
 
 
 @pytest.mark.parametrize(("path", "body", "status", "wanted"), CASES)
@@ -70,21 +67,12 @@ def test_openais_errors(served: Served, path: str, body: dict[str, Any], status:
         ({"messages": USER, "max_tokens": 5, "stop_sequences": 5}, 400, WRONG, "stop_sequences=5"),
         ({"messages": LONG, "max_tokens": 5}, 400, WRONG, "the prompt is too long"),
         ({"messages": USER, "max_tokens": 5, "model": "three"}, 404, "not_found_error", "three"),
-        (
-            {"messages": USER, "max_tokens": 900, "ignore_eos": True, "deadline": 0.001},
-            408,
-            "timeout_error",
-            "",
-        ),
+        ({"messages": USER, "max_tokens": 900, "ignore_eos": True, "deadline": 0.001}, 408, "timeout_error", ""),
     ],
 )
 def test_anthropics_errors(served: Served, body: dict[str, Any], status: int, kind: str, words: str) -> None:
     answer = asked(served, "/v1/messages", body)
-    assert (answer.status_code, answer.json()["type"], answer.json()["error"]["type"]) == (
-        status,
-        "error",
-        kind,
-    )
+    assert (answer.status_code, answer.json()["type"], answer.json()["error"]["type"]) == (status, "error", kind)
     assert words in answer.json()["error"]["message"]
 
 

@@ -104,9 +104,7 @@ def test_stages_and_continued_requests_have_no_receipt(llm: LLM, folder: Path) -
         with pytest.raises(InvalidRequest, match="receipt=True: the request continues an earlier answer"):
             model.request("Hi", resumed=[5], receipt=True)
         model._stages = 2
-        with pytest.raises(
-            InvalidRequest, match="receipt=True: the model runs in stages on several machines"
-        ):
+        with pytest.raises(InvalidRequest, match="receipt=True: the model runs in stages on several machines"):
             model.request("Hi", receipt=True)
         await model.fleet.close()
 
@@ -120,9 +118,7 @@ def test_replicas_with_different_weights_give_an_error(llm: LLM, folder: Path) -
         assert request.receipts is not None
         request.receipts.identify(ModelIdentity("other", "0.1", "0" * 64, "0" * 64, "0" * 64, 9))
         request.start()
-        with pytest.raises(
-            pellucid.errors.KernelError, match="the replicas of the model have different weights"
-        ):
+        with pytest.raises(pellucid.errors.KernelError, match="the replicas of the model have different weights"):
             await request.finished()
         await model.fleet.close()
 

@@ -35,11 +35,7 @@ class Collector:
     """An OTLP receiver at ``url``. ``spans`` are the spans so far, ``resources`` the attributes of their resources."""
 
     def __init__(self) -> None:
-        self.spans, self.resources, self.headers = (
-            list[Span](),
-            list[dict[str, Any]](),
-            list[dict[str, str]](),
-        )
+        self.spans, self.resources, self.headers = (list[Span](), list[dict[str, Any]](), list[dict[str, str]]())
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -94,9 +90,7 @@ def attributes(of: Any) -> dict[str, Any]:
 
     def value(one: Any) -> Any:
         kind = one.WhichOneof("value")
-        return (
-            [value(item) for item in one.array_value.values] if kind == "array_value" else getattr(one, kind)
-        )
+        return [value(item) for item in one.array_value.values] if kind == "array_value" else getattr(one, kind)
 
     return {one.key: value(one.value) for one in of.attributes}
 
@@ -164,11 +158,7 @@ def test_a_request_has_a_span_with_its_stages_below(served: Served, collector: C
     assert attributes(prefill)["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
     assert attributes(decode)["gen_ai.usage.output_tokens"] == 9
     # The stages follow each other, within the request.
-    times = [
-        time
-        for one in (queue, prefill, decode)
-        for time in (one.start_time_unix_nano, one.end_time_unix_nano)
-    ]
+    times = [time for one in (queue, prefill, decode) for time in (one.start_time_unix_nano, one.end_time_unix_nano)]
     assert [before, root.start_time_unix_nano, *times, root.end_time_unix_nano] == sorted(
         [before, root.start_time_unix_nano, *times, root.end_time_unix_nano]
     )
@@ -187,11 +177,7 @@ def test_the_resource_names_the_service(served: Served, collector: Collector) ->
 
 
 def test_every_attribute_of_the_conventions_exists_there(served: Served, collector: Collector) -> None:
-    post(
-        served,
-        "/v1/chat/completions",
-        {**CHAT, "n": 2, "frequency_penalty": 1, "presence_penalty": 1, "top_p": 0.5},
-    )
+    post(served, "/v1/chat/completions", {**CHAT, "n": 2, "frequency_penalty": 1, "presence_penalty": 1, "top_p": 0.5})
     root, children = collector.trace("chat one", 4)
     known = {value for name, value in vars(gen_ai_attributes).items() if name.startswith("GEN_AI_")}
     used = {name for one in (root, *children) for name in attributes(one) if name.startswith("gen_ai.")}
@@ -227,9 +213,7 @@ def test_a_client_that_leaves_ends_the_span(served: Served, collector: Collector
     body = {**CHAT, "max_tokens": 900, "stream": True}
     with httpx.stream("POST", served.url + "/v1/chat/completions", json=body) as response:
         lines = response.iter_lines()
-        for _ in range(
-            8
-        ):  # the role comes before the first token, so one line does not show that decoding began
+        for _ in range(8):  # the role comes before the first token, so one line does not show that decoding began
             next(lines)
     root, _ = collector.trace("chat one", 3)
     found = attributes(root)
@@ -269,12 +253,7 @@ def wait_for(collector: Collector, count: int) -> list[Span]:
 
 
 def test_each_path_that_generates_is_of_one_operation() -> None:
-    paths = [
-        name.partition(" ")[2]
-        for api in known_apis().values()
-        for name, one in api.routes.items()
-        if one.stream
-    ]
+    paths = [name.partition(" ")[2] for api in known_apis().values() for name, one in api.routes.items() if one.stream]
     chats = {one for one in paths if "chat" in one or "messages" in one or "responses" in one}
     others = {one for one in paths if one not in chats} - {"/v1/requests/{number}/trace", "/api/pull"}
     assert others == set(TEXT_PATHS)
@@ -326,18 +305,13 @@ def test_an_unknown_propagator_is_an_error() -> None:
         "except InvalidRequest as error: print(error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "OTEL_PROPAGATORS": "pigeon"},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], env={**os.environ, "OTEL_PROPAGATORS": "pigeon"}, capture_output=True, text=True
     )
     assert "pigeon" in done.stdout
     assert "Traceback" not in done.stderr
 
 
-def test_the_server_sends_its_last_spans_at_its_end(
-    served: Served, collector: Collector, tmp_path: Path
-) -> None:
+def test_the_server_sends_its_last_spans_at_its_end(served: Served, collector: Collector, tmp_path: Path) -> None:
     """The command line reads the environment, and a signal loses no span, although the next batch is far away."""
     folder = models_folder(tmp_path)
     environment = {

@@ -16,9 +16,9 @@ from support.served import CALLS, Served, models_folder, serving
 import pellucid
 from pellucid.errors import NotFound
 from pellucid.llm import LLM
+from pellucid.serve.apis import responses_store as bounds
+from pellucid.serve.apis.responses_store import OwnResponses, ResponseStore
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.responses import response_store as bounds
-from pellucid.serve.responses.response_store import OwnResponses, ResponseStore
 
 KEYS = {"one": {"x-api-key": "one"}, "other": {"x-api-key": "other"}}
 ASKED: dict[str, Any] = {"model": "one", "seed": 1, "ignore_eos": True, "max_output_tokens": 6}
@@ -45,9 +45,7 @@ def served(folder: Path) -> Iterator[Served]:
 
 
 def ask(served: Served, method: str, path: str, body: Any = None, key: str = "one") -> tuple[int, Any]:
-    answer = httpx.request(
-        method, f"{served.url}/v1/responses{path}", json=body, headers=KEYS[key], timeout=60
-    )
+    answer = httpx.request(method, f"{served.url}/v1/responses{path}", json=body, headers=KEYS[key], timeout=60)
     return answer.status_code, answer.json()
 
 
@@ -78,10 +76,7 @@ def test_a_response_goes_on_after_another(served: Served, llm: LLM) -> None:
         "top_p": 1.0,
         "min_p": 0.0,
     }
-    assert (
-        llm.chat([{"role": "system", "content": "Be brief."}, *talk[:1]], **options).text.strip()
-        == said[0].strip()
-    )
+    assert llm.chat([{"role": "system", "content": "Be brief."}, *talk[:1]], **options).text.strip() == said[0].strip()
     whole = [{"role": "developer", "content": "Be long."}, *talk[:3]]
     same = made(served, whole, store=False)
     assert same["output"][0]["content"] == second["output"][0]["content"]
@@ -133,9 +128,7 @@ def test_no_key_has_the_responses_of_another(served: Served) -> None:
 def test_a_stream_is_kept_and_calls_go_on(served: Served) -> None:
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="one", max_retries=0) as client:
         asked: Any = {"model": "one", "tools": [CALLED], "extra_body": {"seed": 2}}
-        with client.responses.stream(
-            input="Hi", tool_choice={"type": "function", "name": "f"}, **asked
-        ) as stream:
+        with client.responses.stream(input="Hi", tool_choice={"type": "function", "name": "f"}, **asked) as stream:
             first = stream.get_final_response()
         call = first.output[0]
         assert call.type == "function_call"
@@ -188,9 +181,7 @@ def test_truncation_drops_the_first_messages(served: Served) -> None:
     assert cut["output"][0]["content"] == wanted["output"][0]["content"]
     assert (cut["usage"]["input_tokens"], cut["truncation"]) == (wanted["usage"]["input_tokens"], "auto")
     count = ask(served, "POST", "/input_tokens", {"model": "one", "input": talk, "truncation": "auto"})[1]
-    assert count["input_tokens"] <= 1024 - 256, (
-        "a quarter of the context is the answer's, if it says no limit"
-    )
+    assert count["input_tokens"] <= 1024 - 256, "a quarter of the context is the answer's, if it says no limit"
     status, said = ask(served, "POST", "", {**ASKED, "input": "a" * 2000, "truncation": "auto"})
     assert (status, said["error"]["code"]) == (400, "context_length_exceeded")
     status, said = ask(served, "POST", "", {**ASKED, "input": "a", "truncation": "odd"})
@@ -213,11 +204,7 @@ def test_what_is_not_built_is_refused_by_name(served: Served) -> None:
 
 
 def response(number: str, size: int = 0, before: str | None = None) -> dict[str, Any]:
-    return {
-        "id": number,
-        "output": [{"id": f"i{number}", "text": "x" * size}],
-        "previous_response_id": before,
-    }
+    return {"id": number, "output": [{"id": f"i{number}", "text": "x" * size}], "previous_response_id": before}
 
 
 def test_a_key_keeps_the_last_it_has_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,14 +216,8 @@ def test_reasoning_is_apart_from_the_answer(caller: openai.OpenAI) -> None:
         ({"tools": [LIGHTS]}, "this model's chat template has no tools"),
         ({"tools": [{}]}, "tools[0].type is missing"),
         ({"tools": 5}, "tools=5"),
-        (
-            {"tools": [{**OTHER, "function": {"name": "x", "description": 5}}]},
-            "tools[0].function.description=5",
-        ),
-        (
-            {"tools": [{**OTHER, "function": {"name": "x", "parameters": []}}]},
-            "tools[0].function.parameters=[]",
-        ),
+        ({"tools": [{**OTHER, "function": {"name": "x", "description": 5}}]}, "tools[0].function.description=5"),
+        ({"tools": [{**OTHER, "function": {"name": "x", "parameters": []}}]}, "tools[0].function.parameters=[]"),
         ({"tool_choice": "some"}, "tool_choice='some'"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls=1"),
@@ -232,11 +226,7 @@ def test_reasoning_is_apart_from_the_answer(caller: openai.OpenAI) -> None:
         ({"messages": [{"content": "a"}]}, "messages[0].role is missing"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0]={}"),
         (
-            {
-                "messages": [
-                    {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}
-                ]
-            },
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]},
             "tool_calls[0].function.arguments='{': is not JSON",
         ),
         (
@@ -258,41 +248,16 @@ def test_wrong_chats(served: Served, body: Any, word: str) -> None:
         ("/v1/chat/completions", b"{", 400, "not JSON"),
         ("/v1/chat/completions", b"[]", 400, "must be an object"),
         ("/v1/chat/completions", b"[" * 99_999, 400, "not JSON"),
-        (
-            "/v1/chat/completions",
-            {"model": "three", "messages": MESSAGES},
-            404,
-            "this server has one, two, encoder",
-        ),
-        (
-            "/v1/chat/completions",
-            {"model": "one", "messages": MESSAGES, "temperature": -1},
-            400,
-            "temperature=-1",
-        ),
+        ("/v1/chat/completions", {"model": "three", "messages": MESSAGES}, 404, "this server has one, two, encoder"),
+        ("/v1/chat/completions", {"model": "one", "messages": MESSAGES, "temperature": -1}, 400, "temperature=-1"),
         ("/v1/chat/completions", {"model": "one", "messages": MESSAGES, "stream": 1}, 400, "stream=1"),
-        (
-            "/v1/chat/completions",
-            {"model": "one", "messages": MESSAGES, "stream": True, "n": 99},
-            400,
-            "n=99",
-        ),
+        ("/v1/chat/completions", {"model": "one", "messages": MESSAGES, "stream": True, "n": 99}, 400, "n=99"),
         ("/v1/completions", {"model": "one", "prompt": "a " * 3000}, 400, "the context is 1,024"),
         ("/v1/completions", {"model": "one", "prompt": "a", "stream": True, "best_of": 2}, 400, "best_of"),
         ("/v1/completions", {"model": "one", "prompt": "a", "max_tokens": 0}, 400, "max_tokens=0"),
-        (
-            "/v1/completions",
-            {"model": "one", "prompt": "a", "stream_options": 5, "stream": True},
-            400,
-            "stream_opt",
-        ),
+        ("/v1/completions", {"model": "one", "prompt": "a", "stream_options": 5, "stream": True}, 400, "stream_opt"),
         ("/v1/embeddings", {"model": "one", "input": "a"}, 400, "not sentence vectors"),
-        (
-            "/v1/chat/completions",
-            {"model": "one", "messages": MESSAGES, "prompt": "a"},
-            400,
-            "unknown option 'prompt'",
-        ),
+        ("/v1/chat/completions", {"model": "one", "messages": MESSAGES, "prompt": "a"}, 400, "unknown option 'prompt'"),
         ("/tokenize", {"model": "one", "prompt": 5}, 400, "prompt=5"),
         ("/detokenize", {"model": "one", "tokens": [320]}, 400, "below 320"),
         ("/v1/completions", b" " * (17 << 20), 413, "longer than 16 MiB"),
@@ -308,54 +273,12 @@ def test_a_wrong_request_has_openais_form_of_an_error(
 
 
 JUNK: list[Any] = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        1 << 70,
-        1.5,
-        1e308,
-        "",
-        "x",
-        "a" * 5000,
-        "\x00",
-        "\ud800",
-        [],
-        [[]],
-        {},
-        {"a": 1},
-    ),
-    *(
-        [1, 2],
-        [-1],
-        ["a"],
-        [None],
-        [{"role": 5}],
-        [{"role": "user", "content": [{"type": "image_url"}]}],
-        {"5": 1},
-    ),
-    *(
-        {"x": []},
-        {"type": "json_schema"},
-        {"type": "json_schema", "json_schema": {"schema": {"type": "foo"}}},
-    ),
+    *(None, True, False, 0, 1, -1, 1 << 70, 1.5, 1e308, "", "x", "a" * 5000, "\x00", "\ud800", [], [[]], {}, {"a": 1}),
+    *([1, 2], [-1], ["a"], [None], [{"role": 5}], [{"role": "user", "content": [{"type": "image_url"}]}], {"5": 1}),
+    *({"x": []}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {"schema": {"type": "foo"}}}),
 ]
 FIELDS = [
-    *(
-        "model",
-        "messages",
-        "prompt",
-        "n",
-        "best_of",
-        "echo",
-        "logprobs",
-        "top_logprobs",
-        "max_tokens",
-        "stop",
-    ),
+    *("model", "messages", "prompt", "n", "best_of", "echo", "logprobs", "top_logprobs", "max_tokens", "stop"),
     *("temperature", "top_p", "top_k", "seed", "presence_penalty", "logit_bias", "response_format", "stream"),
     *(
         "stream_options",
@@ -372,18 +295,7 @@ FIELDS = [
         "choices",
         "samplers",
     ),
-    *(
-        "until",
-        "watch",
-        "prompt_lookup",
-        "prompt_logprobs",
-        "max_time",
-        "input",
-        "tokens",
-        "banned",
-        "suffix",
-        "self",
-    ),
+    *("until", "watch", "prompt_lookup", "prompt_logprobs", "max_time", "input", "tokens", "banned", "suffix", "self"),
 ]
 VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 3},
@@ -395,10 +307,7 @@ VALID: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@given(
-    st.lists(st.tuples(st.sampled_from(FIELDS), st.sampled_from(JUNK)), max_size=3),
-    st.sampled_from(list(VALID)),
-)
+@given(st.lists(st.tuples(st.sampled_from(FIELDS), st.sampled_from(JUNK)), max_size=3), st.sampled_from(list(VALID)))
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_field_breaks_the_server(served: Served, changes: list[tuple[str, Any]], path: str) -> None:
     body = json.dumps({"model": "one", **VALID[path], **dict(changes)})
@@ -455,26 +364,18 @@ def test_many_clients_at_once_get_what_each_would_alone(served: Served, llm: LLM
 
 
 def test_keys_hosts_and_origins(folder: Path) -> None:
-    served = Served(
-        folder, AccessRules(["secret", "other"], ["127.0.0.1", "My.example"], ["http://page.example"])
-    )
+    served = Served(folder, AccessRules(["secret", "other"], ["127.0.0.1", "My.example"], ["http://page.example"]))
     try:
         ask, body = served.url + "/tokenize", {"model": "one", "prompt": "a"}
         good = {"Authorization": "Bearer other"}
         assert httpx.post(ask, json=body, headers=good).status_code == 200
         assert httpx.post(ask, json=body, headers={"x-api-key": "secret"}).status_code == 200
-        for wrong in (
-            {},
-            {"Authorization": "Bearer secre"},
-            {"Authorization": "Bearer séc".encode("latin1")},
-        ):
+        for wrong in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "Bearer séc".encode("latin1")}):
             assert httpx.post(ask, json=body, headers=wrong).status_code == 401  # type: ignore[arg-type]
         assert httpx.get(served.url + "/health").status_code == 200
         assert httpx.post(ask, json=body, headers={**good, "Host": "evil.example"}).status_code == 403
         assert httpx.post(ask, json=body, headers={**good, "Host": "my.EXAMPLE:81"}).status_code == 200
-        assert (
-            httpx.post(ask, json=body, headers={**good, "Origin": "http://evil.example"}).status_code == 403
-        )
+        assert httpx.post(ask, json=body, headers={**good, "Origin": "http://evil.example"}).status_code == 403
         assert httpx.post(ask, json=body, headers={**good, "Origin": served.url}).status_code == 200
         allowed = httpx.post(ask, json=body, headers={**good, "Origin": "http://page.example"})
         assert allowed.headers["access-control-allow-origin"] == "http://page.example"
@@ -510,9 +411,7 @@ def test_nobody_waits_for_a_model_of_others(folder: Path) -> None:
     ask = {"prompt": "a", "max_tokens": 1}
     try:
         other = threading.Thread(
-            target=httpx.post,
-            args=(served.url + "/v1/completions",),
-            kwargs={"json": {"model": "two", **ask}},
+            target=httpx.post, args=(served.url + "/v1/completions",), kwargs={"json": {"model": "two", **ask}}
         )
         httpx.post(served.url + "/v1/completions", json={"model": "one", **ask})
         other.start()
@@ -529,17 +428,7 @@ def test_nobody_waits_for_a_model_of_others(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_the_command_ends_when_it_is_told_to(folder: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pellucid",
-        "serve",
-        str(folder / "one"),
-        "--port",
-        "0",
-        "--threads",
-        "1",
-    ]
+    command = [sys.executable, "-m", "pellucid", "serve", str(folder / "one"), "--port", "0", "--threads", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = next(line for line in process.stderr if line.startswith("serving"))

@@ -14,19 +14,14 @@ import numpy as np
 import pytest
 from support.served import Served, models_folder, serving
 
-from pellucid.serve.look import streamed_values
-from pellucid.serve.look.streamed_values import StreamedValues
+from pellucid.serve.look import token_events
+from pellucid.serve.look.token_events import StreamedValues
 from pellucid.testing import random_model
 from pellucid.trace.frames import TraceStream
 
 PROMPT = "the cat sat on the mat"
 HOW: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
-POINTS = [
-    "blocks.*.attention.pattern[heads=1,0]",
-    "blocks.0.attention.scores",
-    "blocks.1.attention.q",
-    "norm",
-]
+POINTS = ["blocks.*.attention.pattern[heads=1,0]", "blocks.0.attention.scores", "blocks.1.attention.q", "norm"]
 NORMS = ["blocks.*.residual", "blocks.*.attention.output", "blocks.1.attention.k", "embed[dims=3,1]"]
 EDITS = [{"edit": "scale", "point": "blocks.0.residual", "factor": 2.0}]
 MIXTURE = ["blocks.0.feedforward.experts", "blocks.1.feedforward.experts.hidden[heads=0]"]
@@ -35,9 +30,7 @@ MIXTURE = ["blocks.0.feedforward.experts", "blocks.1.feedforward.experts.hidden[
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = models_folder(tmp_path_factory.mktemp("streamed"))
-    mixture = Path(
-        random_model("mixtral", folder / "mixture", kind="safetensors", vocabulary=320, context=512)
-    )
+    mixture = Path(random_model("mixtral", folder / "mixture", kind="safetensors", vocabulary=320, context=512))
     (folder / "two").rename(folder / "other")
     mixture.rename(folder / "two")
     with serving(folder) as found:
@@ -203,11 +196,7 @@ def test_a_slow_reader_loses_values_and_is_told(served: Served) -> None:
 
     def positions(stop: int) -> list[tuple[int, dict[str, list[int]], list[int]]]:
         return [
-            (
-                one["first"],
-                {name: array["shape"] for name, array in one["arrays"].items()},
-                one["norms"]["shape"],
-            )
+            (one["first"], {name: array["shape"] for name, array in one["arrays"].items()}, one["norms"]["shape"])
             for one in values.events(stop)
         ]
 
@@ -236,11 +225,9 @@ def test_what_cannot_be_streamed_is_refused(served: Served, monkeypatch: pytest.
     assert "the limit is 64" in refused(served, norms=["embed"] * 65)
     assert "is not a value of a step" in refused(served, points=["sample.entropy"])
     assert "two parts" in refused(served, points=["embed[dims=0]", "embed[dims=1]"])
-    monkeypatch.setattr(streamed_values, "MAX_TOKEN", 511)
+    monkeypatch.setattr(token_events, "MAX_TOKEN", 511)
     width = served.llm().spec.embedding.width
-    assert f"take up to {8 * width:,} bytes; the limit is 511" in refused(
-        served, points=["blocks.*.residual"]
-    )
+    assert f"take up to {8 * width:,} bytes; the limit is 511" in refused(served, points=["blocks.*.residual"])
     pattern = ["blocks.0.attention.pattern[heads=0]"]
     assert f"take up to {4 * (len(PROMPT) + 800):,} bytes" in refused(served, points=pattern, max_tokens=800)
     assert events_of(served, norms=["blocks.*.residual"], points=pattern)[-1]["type"] == "end"

@@ -22,7 +22,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.llm import LLM
 from pellucid.model.slot_reader import SlotReader
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.serve.look import weight_rows
@@ -57,9 +57,7 @@ def flat(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1).astype(np.float64)
 
 
-def computed(
-    found: Mapping[str, Any], arrays: Mapping[str, np.ndarray], count: int, index: int = 0
-) -> np.ndarray:
+def computed(found: Mapping[str, Any], arrays: Mapping[str, np.ndarray], count: int, index: int = 0) -> np.ndarray:
     """The last ``count`` values of component ``index``, computed from its weights and the recorded input."""
     first, stop = found.get("columns", (0, 0))
     x = flat(arrays[found["input"]])[-count:, first:stop] if found["input"] else np.zeros((count, 0))
@@ -92,20 +90,14 @@ def test_weights_give_the_recorded_values(name: str) -> None:
             watching.keep(probe)
             probe.tokens = lambda: ids
             runner.forward(
-                [
-                    Chunk(
-                        BlockTable(), ids, len(ids) if model.spec.output_rows == "outputs" else 0, probe=probe
-                    )
-                ]
+                [Chunk(BlockTable(), ids, len(ids) if model.spec.output_rows == "outputs" else 0, probe=probe)]
             )
             arrays = {point: trace.sequences[0][point] for point in points}
         fake = SimpleNamespace(points=points, plan=plan, checkpoint=checkpoint, model=model)
         kinds = set()
         for point in points.values():
             size = point.view.parts * point.view.count
-            kinds |= {
-                check(fake, arrays, point.name, index, ids) for index in {0, size // 3, max(size - 1, 0)}
-            }
+            kinds |= {check(fake, arrays, point.name, index, ids) for index in {0, size // 3, max(size - 1, 0)}}
     assert {"linear", "embedding"} <= kinds
 
 
@@ -161,9 +153,7 @@ def check_experts(model: Any, arrays: Mapping[str, np.ndarray], point: str, inde
         found = asked(model, point=point, index=index, expert=int(chosen[choice]))
         part = {name: values[at : at + 1] for name, values in arrays.items() if name == found["input"]}
         recorded = arrays[point][at].reshape(-1)[index]
-        assert computed(found, part, 1)[0] == pytest.approx(
-            recorded, abs=2e-5 * float(np.abs(arrays[point]).max())
-        )
+        assert computed(found, part, 1)[0] == pytest.approx(recorded, abs=2e-5 * float(np.abs(arrays[point]).max()))
 
 
 @pytest.fixture(scope="module", params=["Q8_0", "Q4_0", "F16"])
@@ -195,10 +185,7 @@ def test_what_has_no_weights_is_refused(llm: LLM) -> None:
     for fields, said in (
         ({"point": "blocks.0.attention.pattern", "index": 0}, f"{REFUSED} blocks.0.attention.scores"),
         ({"point": "blocks.0.residual", "index": 0}, f"{REFUSED} blocks.0.feedforward.residual"),
-        (
-            {"point": "blocks.0.feedforward.hidden", "index": 0},
-            "feedforward.gate and blocks.0.feedforward.up",
-        ),
+        ({"point": "blocks.0.feedforward.hidden", "index": 0}, "feedforward.gate and blocks.0.feedforward.up"),
         ({"point": "sample.entropy", "index": 0}, "no product of weights"),
         ({"point": "blocks.*.attention.q", "index": 0}, "must be one whole point"),
         ({"point": "blocks.0.attention.q[dims=1]", "index": 0}, "must be one whole point"),
@@ -227,13 +214,7 @@ def test_a_norm_and_an_embedding_have_single_weights(llm: LLM) -> None:
     }
     table = ModelWeights(llm.checkpoint, llm.model).values("embed.weight")
     found = asked(llm, point="embed", index=9, row=65)
-    assert found == {
-        "kind": "embedding",
-        "input": None,
-        "weights": float(table[65, 9]),
-        "factor": 1.0,
-        "bias": None,
-    }
+    assert found == {"kind": "embedding", "input": None, "weights": float(table[65, 9]), "factor": 1.0, "bias": None}
 
 
 def test_the_output_of_a_task_that_the_file_does_not_state_has_weights(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pellucid.model.family import architectures
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.testing import random_model
-from pellucid.weights.quant.registry import formats
+from pellucid.weights.quant.format import formats
 
 IDS = [(7 * i + 3) % 256 for i in range(20)]
 EVERY = [(kind, name) for kind in ("gguf", "safetensors") for name in sorted(architectures(kind))]
@@ -67,9 +67,7 @@ def test_the_same_arguments_make_the_same_file(kind: Any, tmp_path: Path) -> Non
 
 def test_it_writes_text(tmp_path: Path) -> None:
     for kind in ("gguf", "safetensors"):
-        path = random_model(
-            "qwen3_moe" if kind == "safetensors" else "qwen3moe", where(tmp_path, kind), kind=kind
-        )  # type: ignore[arg-type]
+        path = random_model("qwen3_moe" if kind == "safetensors" else "qwen3moe", where(tmp_path, kind), kind=kind)  # type: ignore[arg-type]
         with pellucid.load(path) as llm:
             assert len(llm.generate("Hi", max_new_tokens=4, temperature=0, ignore_eos=True).ids) == 4
             assert llm.tokenizer.decode(llm.tokenizer.encode("déjà vu")) == "déjà vu"
@@ -95,9 +93,7 @@ def test_a_mixture_of_any_shape(tmp_path: Path) -> None:
         ({"family": "mistral", "kind": "gguf"}, ("mistral",)),
     ],
 )
-def test_refusals_name_what_is_wrong(
-    arguments: dict[str, Any], words: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_refusals_name_what_is_wrong(arguments: dict[str, Any], words: tuple[str, ...], tmp_path: Path) -> None:
     given = {"family": "llama", **arguments}
     with pytest.raises(PellucidError) as caught:
         random_model(given.pop("family"), tmp_path / "m.gguf", **given)

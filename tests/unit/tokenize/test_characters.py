@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizer_cases import MODELS, TINY, tokenizer
 
 from pellucid.tokenize import Tokenizer
-from pellucid.tokenize.stages.characters import groups
+from pellucid.tokenize.stages.decode import groups
 
 ALL = [*TINY, *MODELS]
 
@@ -30,9 +30,7 @@ def cuts(parts: Sequence[bytes]) -> list[int]:
     data = b"".join(parts)
     whole = data.decode("utf-8", "replace")
     ends = [0, *accumulate(map(len, parts))]
-    decoded = [
-        (data[:end].decode("utf-8", "replace"), data[end:].decode("utf-8", "replace")) for end in ends[:-1]
-    ]
+    decoded = [(data[:end].decode("utf-8", "replace"), data[end:].decode("utf-8", "replace")) for end in ends[:-1]]
     return [at for at, (before, after) in enumerate(decoded) if before + after == whole]
 
 

@@ -26,24 +26,12 @@ HELLO = [{"role": "user", "content": "Hi"}]
         ("{{ {'é': ['<']} | tojson }}", '{"é": ["<"]}'),
         ("{{ {'a': 1} | tojson(indent=1) }}", '{\n "a": 1\n}'),
         ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
-        (
-            "{% for i in [1, 2] %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% endfor %}",
-            "1/2,2/2",
-        ),
+        ("{% for i in [1, 2] %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% endfor %}", "1/2,2/2"),
         ("{% generation %}a{{ 1 + 1 }}{% endgeneration %}", "a2"),
         ("{{ 'a' ~ 1 ~ ('b' * 3) }}{{ 7 // 2 }}{{ '%03d' % 5 }}", "a1bbb3005"),
-        (
-            "{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
-            "3",
-        ),
-        (
-            "{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(1) }}{{ messages[0].content.strip().upper() }}",
-            "<1>HI",
-        ),
-        (
-            "{{ bos_token }}{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}",
-            "<s>TrueTrueTrue",
-        ),
+        ("{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
+        ("{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(1) }}{{ messages[0].content.strip().upper() }}", "<1>HI"),
+        ("{{ bos_token }}{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}", "<s>TrueTrueTrue"),
         ("{{ messages | map(attribute='role') | join(',') }}", "user"),
     ],
 )
@@ -203,9 +191,7 @@ def test_no_template() -> None:
 def test_smollm2_conversation() -> None:
     ours = tokenizer("smollm2")
     text = ours.apply_chat_template([{"role": "system", "content": "Be brief."}, *HELLO])
-    assert text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert text == ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert ours.encode_chat([{"role": "system", "content": "Be brief."}, *HELLO]) == ours.encode(
         text, add_special=False, parse_special=True
     )

@@ -42,15 +42,9 @@ class Model:
 
 
 def test_content_that_is_none_is_no_word() -> None:
-    messages = [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": None, "tool_calls": [CALL]},
-    ]
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
     assert chat(LLAMA3, messages) == "user:Hi;assistant:;"
-    assert (
-        chat("{{ messages[0] }}", [{"role": "user", "content": None, "tool_calls": None}])
-        == "{'role': 'user'}"
-    )
+    assert chat("{{ messages[0] }}", [{"role": "user", "content": None, "tool_calls": None}]) == "{'role': 'user'}"
 
 
 def test_only_the_keys_of_a_message_are_left_out() -> None:
@@ -64,10 +58,7 @@ def test_only_the_keys_of_a_message_are_left_out() -> None:
         ({"reasoning": "a"}, {"thinking": "a", "reasoning": "a", "reasoning_content": "a"}),
         ({"reasoning_content": "a"}, {"thinking": "a", "reasoning_content": "a"}),
         ({"reasoning": "a", "thinking": "b"}, {"thinking": "b", "reasoning": "a", "reasoning_content": "b"}),
-        (
-            {"thinking": "b", "reasoning_content": "c", "reasoning": None},
-            {"thinking": "b", "reasoning_content": "c"},
-        ),
+        ({"thinking": "b", "reasoning_content": "c", "reasoning": None}, {"thinking": "b", "reasoning_content": "c"}),
         ({"reasoning": ""}, {"thinking": "", "reasoning": "", "reasoning_content": ""}),
         ({"reasoning": None, "content": "a"}, {"content": "a"}),
     ],
@@ -94,13 +85,7 @@ def test_messages_may_be_objects(message: Any) -> None:
 
 
 def test_values_become_plain() -> None:
-    given = {
-        "a": (1, np.int64(2)),
-        "b": np.float32(0.5),
-        "c": np.bool_(False),
-        "d": [Model(x=True)],
-        "e": None,
-    }
+    given = {"a": (1, np.int64(2)), "b": np.float32(0.5), "c": np.bool_(False), "d": [Model(x=True)], "e": None}
     expected = {"a": [1, 2], "b": 0.5, "c": False, "d": [{"x": True}], "e": None}
     made = template_variables(given)
     assert repr(made) == repr(expected)
@@ -164,17 +149,13 @@ def test_no_tools_are_not_an_empty_list() -> None:
 
 
 def test_too_long_a_conversation() -> None:
-    with pytest.raises(
-        InvalidRequest, match=r"^the conversation has 41,0.* bytes as JSON; 40,000,000 are allowed"
-    ):
+    with pytest.raises(InvalidRequest, match=r"^the conversation has 41,0.* bytes as JSON; 40,000,000 are allowed"):
         chat("", [{"role": "user", "content": "x" * 41_000_000}])
 
 
 def test_ten_million_characters_outside_ascii_fit() -> None:
     content = "\U0001f600" * 9_999_000
-    assert (
-        chat("{% for m in messages %}{{ m.content | trim }}{% endfor %}", [{"content": content}]) == content
-    )
+    assert chat("{% for m in messages %}{{ m.content | trim }}{% endfor %}", [{"content": content}]) == content
 
 
 def test_the_mark_is_no_character_of_the_messages() -> None:
@@ -194,9 +175,7 @@ class Broken:
 
 
 def test_fields_that_cannot_be_read() -> None:
-    with pytest.raises(
-        InvalidRequest, match=r"^messages\[0\]: the fields of this Broken .*AttributeError: no field$"
-    ):
+    with pytest.raises(InvalidRequest, match=r"^messages\[0\]: the fields of this Broken .*AttributeError: no field$"):
         conversation([Broken()])
 
 

@@ -19,9 +19,7 @@ from pellucid.tokenize.stages.postprocess import A, B, Template
 WINDOWS = json.loads((GOLDENS / "windows.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "case", WINDOWS["cut"], ids=lambda case: "-".join(str(v) for v in [*case.values()][:-1])
-)
+@pytest.mark.parametrize("case", WINDOWS["cut"], ids=lambda case: "-".join(str(v) for v in [*case.values()][:-1]))
 def test_windows_equal_the_oracles(case: dict[str, Any]) -> None:
     ours, text = tokenizer("tiny_wordpiece"), WINDOWS["text"]
     cut = Truncation(case["max_length"], case["stride"], case["strategy"], case["direction"])

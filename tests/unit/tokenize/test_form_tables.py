@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from pellucid.tokenize.compiled.form_tables import form_table
+from pellucid.tokenize.compiled.rewrite_table import form_table
 from pellucid.tokenize.stages.normalize import Form
 
 

@@ -73,12 +73,7 @@ def t5(reference: Tokenizer) -> dict[str, Any]:
     return {**pieces(reference, "t5.model", 0), "eos_token_id": 1, "padding_token_id": 0}
 
 
-MAKE = {
-    "BertTokenizer": bert,
-    "RobertaTokenizer": roberta,
-    "XLMRobertaTokenizer": xlm_roberta,
-    "T5Tokenizer": t5,
-}
+MAKE = {"BertTokenizer": bert, "RobertaTokenizer": roberta, "XLMRobertaTokenizer": xlm_roberta, "T5Tokenizer": t5}
 
 
 @pytest.mark.parametrize("name", MAKE)

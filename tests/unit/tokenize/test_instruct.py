@@ -36,9 +36,7 @@ def gguf(folder: Path, file: str = "model.gguf", template: str | None = TEMPLATE
         del metadata["tokenizer.chat_template"]
     else:
         metadata["tokenizer.chat_template"] = template
-    return why_base(
-        write_llama_gguf(folder / file, metadata, {**LLAMA_GGUF_SHAPES, "token_embd.weight": (320, 32)})
-    )
+    return why_base(write_llama_gguf(folder / file, metadata, {**LLAMA_GGUF_SHAPES, "token_embd.weight": (320, 32)}))
 
 
 def folder_of(folder: Path, ends: list[int], template: str = TEMPLATE, **config: Any) -> str:
@@ -70,9 +68,7 @@ def test_a_template_whose_turns_have_an_end_that_ends_no_text(tmp_path: Path) ->
     assert folder_of(tmp_path / "more", [0, 1]) == ""
 
 
-@pytest.mark.parametrize(
-    "name", ["Tiny-1B-Instruct", "tiny-1b-it", "Tiny Chat v2", "tiny_thinking", "TinyChat Chat2"]
-)
+@pytest.mark.parametrize("name", ["Tiny-1B-Instruct", "tiny-1b-it", "Tiny Chat v2", "tiny_thinking", "TinyChat Chat2"])
 def test_names_of_instruct_models(tmp_path: Path, name: str) -> None:
     assert gguf(tmp_path, general__name=name) == ""
     assert gguf(tmp_path, f"{name}.Q4_0.gguf") == ""

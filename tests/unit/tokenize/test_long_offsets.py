@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pellucid.tokenize.encoding import Token, TokenTable
 from pellucid.tokenize.stages import character_map, normalize
 from pellucid.tokenize.stages.aligned import AlignedText
 from pellucid.tokenize.stages.character_map import CharacterMap
 from pellucid.tokenize.stages.normalize import Bert, Lowercase, Nmt, Normalize, Normalizer, Rewrite, matches
-from pellucid.tokenize.token_table import Token, TokenTable
 
 # Letters with marks, marks of several classes and in the wrong order, jamo, ligatures, capitals that become two
 # characters, ideographs, characters that are dropped, and a character newer than Unicode 9.
@@ -65,8 +65,7 @@ def test_parts_of_a_text_are_normalized_as_the_whole(stage: Normalize, text: str
 
 
 @given(
-    st.text("abcd", max_size=20),
-    *[st.dictionaries(st.sampled_from(range(97, 101)), st.text("abcdxy", max_size=3))] * 2,
+    st.text("abcd", max_size=20), *[st.dictionaries(st.sampled_from(range(97, 101)), st.text("abcdxy", max_size=3))] * 2
 )
 def test_two_maps_are_one(text: str, first: dict[int, str], second: dict[int, str]) -> None:
     one, other = CharacterMap(first), CharacterMap(second)
@@ -84,13 +83,7 @@ def test_a_table_is_a_list_of_its_tokens() -> None:
     table = TokenTable.joined([made[:2], TokenTable.joined([made[2:]]), []])
     assert table == made
     assert made == list(table)
-    assert (len(table), table[0], table[-1], table[2:5], table[::-1]) == (
-        7,
-        made[0],
-        made[-1],
-        made[2:5],
-        made[::-1],
-    )
+    assert (len(table), table[0], table[-1], table[2:5], table[::-1]) == (7, made[0], made[-1], made[2:5], made[::-1])
     assert table[:0] == []
     assert hash(table) == hash(tuple(made))
     assert repr(table) == repr(made)

@@ -40,9 +40,7 @@ def flat(spans: Iterable[tuple[int, int]]) -> list[int]:
     return [place for span in spans for place in span]
 
 
-@pytest.mark.parametrize(
-    "pattern", [pattern for pattern, outcome in CASES["patterns"] if outcome is not None]
-)
+@pytest.mark.parametrize("pattern", [pattern for pattern, outcome in CASES["patterns"] if outcome is not None])
 def test_a_pattern_has_its_meaning(pattern: str) -> None:
     expected = next(outcome for known, outcome in CASES["patterns"] if known == pattern)
     behaviors = [("Isolated", False), ("Removed", True), ("MergedWithPrevious", False)]
@@ -95,11 +93,7 @@ def test_hostile_patterns_are_refused_at_once(pattern: str) -> None:
 
 def test_large_patterns_are_ready_at_once() -> None:
     began = time.process_time()
-    assert matcher("|".join(["(?=a)"] * 3) + "|" + "(" * 40 + ")" * 40).spans("ba") == [
-        (0, 0),
-        (1, 1),
-        (2, 2),
-    ]
+    assert matcher("|".join(["(?=a)"] * 3) + "|" + "(" * 40 + ")" * 40).spans("ba") == [(0, 0), (1, 1), (2, 2)]
     assert matcher("a" * 2_000).spans("a" * 2_001) == [(0, 2_000)]
     assert matcher("(?i)" + r"[\p{L}]" * 15).spans("é" * 16) == [(0, 15)]
     assert time.process_time() - began < 5

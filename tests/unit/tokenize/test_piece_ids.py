@@ -15,10 +15,10 @@ from support.model_files import gguf
 from support.strings import string_array
 
 from pellucid.errors import FileFormatError
-from pellucid.tokenize import Tokenizer, load_tokenizer, piece_ids
+from pellucid.tokenize import Tokenizer, load_tokenizer, vocabulary
 from pellucid.tokenize.kinds.sentencepiece_bpe import _before_spaces
-from pellucid.tokenize.piece_ids import PieceIds
 from pellucid.tokenize.stages.decode import byte_alphabet
+from pellucid.tokenize.vocabulary import PieceIds
 
 COLLIDING = ["plumless", "buckeroo"]
 PIECES = st.lists(st.text(max_size=3) | st.sampled_from(COLLIDING), unique=True, min_size=1, max_size=40)
@@ -42,7 +42,7 @@ def test_many_pieces_with_one_hash_are_not_searched_one_by_one() -> None:
     for _ in range(4):
         pieces = [piece + word for piece in pieces for word in COLLIDING]
     assert len({crc32(piece.encode()) for piece in pieces}) == 1
-    assert PieceIds.to_cache(pieces[: piece_ids.MAX_EQUAL_HASHES]) is not None
+    assert PieceIds.to_cache(pieces[: vocabulary.MAX_EQUAL_HASHES]) is not None
     assert PieceIds.to_cache([*pieces, "a", "b"]) is None
 
 
@@ -65,7 +65,7 @@ def test_it_is_the_dictionary(tokens: list[str], data: st.DataObject) -> None:
 
 
 def test_many_lookups_make_the_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(piece_ids, "MAX_LOOKUPS", 10)
+    monkeypatch.setattr(vocabulary, "MAX_LOOKUPS", 10)
     found = ids_of([f"p{i}" for i in range(100)])
     assert [found.get(f"p{i % 10}") for i in range(30)] == [*range(10)] * 3
     assert found._all is None
@@ -92,21 +92,10 @@ def byte_bpe() -> dict[str, Any]:
 def sentencepiece() -> dict[str, Any]:
     letters = [*"▁w0123456789abcdef<|end>\n"]
     user = ["  ", "   ", "\n\n"]
-    pieces = [
-        "<unk>",
-        "<|end|>",
-        *user,
-        *dict.fromkeys([*letters, ">▁", *WORDS, *("▁" + one for one in WORDS)]),
-    ]
+    pieces = ["<unk>", "<|end|>", *user, *dict.fromkeys([*letters, ">▁", *WORDS, *("▁" + one for one in WORDS)])]
     types = np.array([2, 3, 4, 4, 4] + [1] * (len(pieces) - 5), np.int8)
     scores = -np.arange(len(pieces), dtype=np.float32)
-    fields = {
-        "model": "llama",
-        "tokens": pieces,
-        "token_type": types,
-        "scores": scores,
-        "unknown_token_id": 0,
-    }
+    fields = {"model": "llama", "tokens": pieces, "token_type": types, "scores": scores, "unknown_token_id": 0}
     return {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
 
 
@@ -145,9 +134,7 @@ def test_a_large_vocabulary_from_the_cache_is_the_same(
     assert second.vocabulary.ids == first.vocabulary.ids
 
 
-def test_what_is_cached_is_of_these_very_pieces_and_types(
-    load: Callable[[dict[str, Any]], Tokenizer],
-) -> None:
+def test_what_is_cached_is_of_these_very_pieces_and_types(load: Callable[[dict[str, Any]], Tokenizer]) -> None:
     metadata = sentencepiece()
     before = load(metadata)
     types = metadata["tokenizer.ggml.token_type"].copy()
@@ -183,9 +170,7 @@ def test_scores_that_are_no_numbers_are_named(load: Callable[[dict[str, Any]], T
         load({**metadata, "tokenizer.ggml.scores": scores})
 
 
-def test_what_is_cached_is_of_these_very_merges_and_kinds(
-    load: Callable[[dict[str, Any]], Tokenizer],
-) -> None:
+def test_what_is_cached_is_of_these_very_merges_and_kinds(load: Callable[[dict[str, Any]], Tokenizer]) -> None:
     metadata, text = byte_bpe(), "ABBA"
     first = load(metadata)
     merges = metadata["tokenizer.ggml.merges"]

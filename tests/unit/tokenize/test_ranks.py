@@ -13,22 +13,11 @@ from tokenizer_cases import BYTE_LEVEL, GOLDENS, from_fields, from_folder, token
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize import load_tokenizer
-from pellucid.tokenize.files import tiktoken as tiktoken_files
+from pellucid.tokenize.files import vocab_files as tiktoken_files
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.patterns.published import TIKTOKEN, TiktokenRanks
 
-PIECES = [
-    *(bytes([byte]) for byte in range(256)),
-    b"th",
-    b"he",
-    b"the",
-    b"ab",
-    b"abc",
-    b" the",
-    b"'S",
-    b"12",
-    b"AB",
-]
+PIECES = [*(bytes([byte]) for byte in range(256)), b"th", b"he", b"the", b"ab", b"abc", b" the", b"'S", b"12", b"AB"]
 LINES = [b"%s %d" % (base64.b64encode(piece), rank) for rank, piece in enumerate(PIECES)]
 RANKS = b"\n".join([*LINES, b""])
 HELLO = "HelloWORLDs 1234 It'S"
@@ -63,9 +52,7 @@ def test_ranks_merge_what_is_a_piece(tmp_path: Path) -> None:
 
 def test_the_contents_tell_the_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Name, folder, order of lines and line endings do not matter."""
-    monkeypatch.setitem(
-        TIKTOKEN, "mine", TiktokenRanks(published.O200K, digest=hashlib.sha256(RANKS).hexdigest())
-    )
+    monkeypatch.setitem(TIKTOKEN, "mine", TiktokenRanks(published.O200K, digest=hashlib.sha256(RANKS).hexdigest()))
     for data in (RANKS, b"\r\n".join(LINES), b"\n".join(LINES[::-1])):
         path = write(tmp_path, "cl100k_base.model", data, config={"model_type": "llama"})
         assert pre_tokens(path) == cut_by("o200k_base") != cut_by("llama3")
@@ -87,13 +74,9 @@ def test_the_folder_tells_the_pattern(tmp_path: Path, sidecars: dict[str, Any], 
     assert {text: ours.id_of(text) for text in special} == special
 
 
-def test_one_vocabulary_with_two_sets_of_special_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_vocabulary_with_two_sets_of_special_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = hashlib.sha256(RANKS).hexdigest()
-    known = {
-        name: TiktokenRanks(published.GPT2, {f"<{name}>": 300}, digest=digest) for name in ("one", "two")
-    }
+    known = {name: TiktokenRanks(published.GPT2, {f"<{name}>": 300}, digest=digest) for name in ("one", "two")}
     monkeypatch.setattr(published, "TIKTOKEN", known)
     assert load_tokenizer(write(tmp_path, "two.tiktoken")).id_of("<two>") == 300
     assert load_tokenizer(write(tmp_path, "x.tiktoken")).id_of("<one>") == 300
@@ -156,10 +139,7 @@ def test_tekken(tmp_path: Path) -> None:
 
 
 def test_tekken_with_its_own_special_tokens(tmp_path: Path) -> None:
-    listed = [
-        {"rank": at, "token_str": name, "is_control": at < 2}
-        for at, name in enumerate(["<unk>", "</s>", "[X]"])
-    ]
+    listed = [{"rank": at, "token_str": name, "is_control": at < 2} for at, name in enumerate(["<unk>", "</s>", "[X]"])]
     write(tmp_path, "tekken.json", json.dumps(tekken(special_tokens=listed, audio={})).encode())
     ours = load_tokenizer(tmp_path)
     assert ours.encode("a[X]</s>") == [127, 2, 90, 77, 145, 92]
@@ -169,23 +149,11 @@ def test_tekken_with_its_own_special_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"config": {"default_vocab_size": 10**9}},
-            "default_vocab_size: 1000000000 is not a number from 0 to",
-        ),
-        (
-            {"config": {"default_vocab_size": 400}},
-            "default_vocab_size: is 400, for 30 special tokens and 265 pieces",
-        ),
+        ({"config": {"default_vocab_size": 10**9}}, "default_vocab_size: 1000000000 is not a number from 0 to"),
+        ({"config": {"default_vocab_size": 400}}, "default_vocab_size: is 400, for 30 special tokens and 265 pieces"),
         ({"config": {"pattern": 3}}, "config.pattern: expected a string, found 3"),
-        (
-            {"vocab": [{"rank": 1, "token_bytes": "AA=="}] * 265},
-            r"vocab\[0\]: .* has no rank 0 and token_bytes",
-        ),
-        (
-            {"special_tokens": [{"rank": 0, "token_str": 1}]},
-            r"special_tokens\[0\]: .* has no rank 0 and token_str",
-        ),
+        ({"vocab": [{"rank": 1, "token_bytes": "AA=="}] * 265}, r"vocab\[0\]: .* has no rank 0 and token_bytes"),
+        ({"special_tokens": [{"rank": 0, "token_str": 1}]}, r"special_tokens\[0\]: .* has no rank 0 and token_str"),
         (
             {"special_tokens": [{"rank": at, "token_str": "a"} for at in (0, 1)]},
             "2 tokens: at most .* are allowed, with different names",
@@ -198,9 +166,7 @@ def test_tekken_that_contradicts_itself(tmp_path: Path, changes: dict[str, Any],
         load_tokenizer(write(tmp_path, "tekken.json", json.dumps(tekken(**changes)).encode()))
 
 
-@pytest.mark.parametrize(
-    "name", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3", "x.spm"]
-)
+@pytest.mark.parametrize("name", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3", "x.spm"])
 def test_a_sentencepiece_model_of_another_name(tmp_path: Path, name: str) -> None:
     model = GOLDENS / "tiny_sentencepiece_bpe" / "tokenizer.model"
     (tmp_path / name).write_bytes(model.read_bytes())
@@ -214,9 +180,7 @@ def test_a_sentencepiece_model_of_another_name(tmp_path: Path, name: str) -> Non
 def test_a_vocabulary_of_rwkv_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, b"1 '\\x00' 1\n2 '\\x01' 1\n257 '\\t\\t' 2\n258 b'\\xe4\\xb8' 2\n")
     for path in (tmp_path, tmp_path / name):
-        with pytest.raises(
-            UnsupportedModel, match=rf"{name}: a vocabulary of RWKV.* use a model with one of"
-        ):
+        with pytest.raises(UnsupportedModel, match=rf"{name}: a vocabulary of RWKV.* use a model with one of"):
             load_tokenizer(path)
 
 

@@ -17,11 +17,9 @@ from support.processes import environment, python
 from support.systems import BOOT_OF_WINDOWS, posix
 
 from pellucid.errors import TemplateError
-from pellucid.tokenize.chat import template_process
-from pellucid.tokenize.chat.template import RenderLimits, render
-from pellucid.tokenize.chat.template_memory import MeasuredMemory
-from pellucid.tokenize.chat.template_pipes import WatchedPipes
-from pellucid.tokenize.chat.template_process import BOOT, MAX_WORKERS, start_ahead
+from pellucid.tokenize.chat import template
+from pellucid.tokenize.chat.template import BOOT, MAX_WORKERS, RenderLimits, render, start_ahead
+from pellucid.tokenize.chat.template_pipes import MeasuredMemory, WatchedPipes
 
 pytestmark = pytest.mark.slow
 
@@ -34,31 +32,29 @@ CRASH = (
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def pool_of_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_process._Workers]:
-    made = template_process._Workers()
-    monkeypatch.setattr(template_process, "_workers", made)
+def pool_of_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template._Workers]:
+    made = template._Workers()
+    monkeypatch.setattr(template, "_workers", made)
     yield made
     made.close()
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_process._Workers]:
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template._Workers]:
     """An empty pool of workers."""
     yield from pool_of_workers(monkeypatch)
 
 
 @pytest.fixture(params=["polled pipes", "watched pipes, as on Windows"])
-def any_workers(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[template_process._Workers]:
+def any_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[template._Workers]:
     """An empty pool of workers, with each way to enforce a deadline."""
     if "Windows" in request.param:
-        monkeypatch.setattr(template_process, "pipes_of", WatchedPipes)
-        monkeypatch.setattr(template_process, "BOOT", BOOT_OF_WINDOWS)
+        monkeypatch.setattr(template, "pipes_of", WatchedPipes)
+        monkeypatch.setattr(template, "BOOT", BOOT_OF_WINDOWS)
     yield from pool_of_workers(monkeypatch)
 
 
-def pids(workers: template_process._Workers) -> list[int]:
+def pids(workers: template._Workers) -> list[int]:
     return [worker.process.pid for worker in workers._all]
 
 
@@ -98,12 +94,12 @@ def finished(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_a_worker_is_kept(any_workers: template_process._Workers) -> None:
+def test_a_worker_is_kept(any_workers: template._Workers) -> None:
     assert [render("{{ x }}", {"x": x}) for x in range(3)] == ["0", "1", "2"]
     assert len(pids(any_workers)) == 1
 
 
-def test_a_worker_may_be_started_ahead(workers: template_process._Workers) -> None:
+def test_a_worker_may_be_started_ahead(workers: template._Workers) -> None:
     start_ahead()
     start_ahead()
     before = pids(workers)
@@ -114,7 +110,7 @@ def test_a_worker_may_be_started_ahead(workers: template_process._Workers) -> No
 
 @linux
 @pytest.mark.parametrize("source", [SPIN, SPIN_IN_C])
-def test_a_worker_past_its_time_is_gone(source: str, any_workers: template_process._Workers) -> None:
+def test_a_worker_past_its_time_is_gone(source: str, any_workers: template._Workers) -> None:
     start_ahead()
     (pid,) = pids(any_workers)
     with pytest.raises(TemplateError, match=r"it ran for more than 0.1 seconds$"):
@@ -124,22 +120,22 @@ def test_a_worker_past_its_time_is_gone(source: str, any_workers: template_proce
 
 
 def test_the_line_is_said_of_a_template_past_its_time(
-    any_workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+    any_workers: template._Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template_process, "GRACE_SECONDS", 5.0)  # for a busy machine
+    monkeypatch.setattr(template, "GRACE_SECONDS", 5.0)  # for a busy machine
     assert render("{{ 1 }}", {}) == "1"
     with pytest.raises(TemplateError, match=r"^chat template, line 3: it ran for more than 0.2 seconds$"):
         render(f"\n\n{SPIN}", {}, RenderLimits(seconds=0.2))
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_a_large_request_and_a_large_reply(any_workers: template_process._Workers) -> None:
+def test_a_large_request_and_a_large_reply(any_workers: template._Workers) -> None:
     text = "x\U0001f600" * 1_500_000
     assert render("{{ x }}", {"x": text}) == text
 
 
 @posix
-def test_a_deadline_while_a_worker_does_not_read(any_workers: template_process._Workers) -> None:
+def test_a_deadline_while_a_worker_does_not_read(any_workers: template._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
     os.kill(pids(any_workers)[0], signal.SIGSTOP)
     with pytest.raises(TemplateError, match=r"it ran for more than 0.3 seconds$"):
@@ -148,19 +144,15 @@ def test_a_deadline_while_a_worker_does_not_read(any_workers: template_process._
 
 @posix
 def test_memory_is_measured_where_the_system_does_not_limit_it(
-    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+    workers: template._Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def resident(pid: int) -> int:
-        return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf(
-            "SC_PAGE_SIZE"
-        )
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    monkeypatch.setattr(template_process, "memory_of", MeasuredMemory)
+    monkeypatch.setattr(template, "memory_of", MeasuredMemory)
     monkeypatch.setattr("pellucid.util.macos.process_bytes", resident)
-    unlimited = (
-        "template_worker.resource.RLIMIT_AS = template_worker.resource.RLIMIT_CORE; template_worker.main()"
-    )
-    monkeypatch.setattr(template_process, "BOOT", BOOT.replace("template_worker.main()", unlimited))
+    unlimited = "template_worker.resource.RLIMIT_AS = template_worker.resource.RLIMIT_CORE; template_worker.main()"
+    monkeypatch.setattr(template, "BOOT", BOOT.replace("template_worker.main()", unlimited))
     assert render("{{ 1 }}", {}) == "1"
     with pytest.raises(TemplateError, match=r"it used more than 200 MB of memory$"):
         render("{% set n = namespace(x=[1] * 10**6) %}{% for i in range(9999) %}{% set n.x = n.x + n.x %}{% endfor %}",
@@ -168,22 +160,21 @@ def test_memory_is_measured_where_the_system_does_not_limit_it(
     assert render("{{ 1 }}", {}) == "1"
     (pid,) = pids(workers)
     assert render("{{ x | length }}", {"x": "x" * 30_000_000}) == "30000000"
-    monkeypatch.setattr("pellucid.tokenize.chat.template_memory.RETIRED_BYTES", 10 << 20)
+    monkeypatch.setattr("pellucid.tokenize.chat.template_pipes.RETIRED_BYTES", 10 << 20)
     assert render("{{ 1 }}", {}) == "1"
     assert pids(workers) != [pid]  # replaced, because it was large
 
 
-def test_a_crash_is_said(any_workers: template_process._Workers) -> None:
+def test_a_crash_is_said(any_workers: template._Workers) -> None:
     with pytest.raises(
-        TemplateError,
-        match=r"its process crashed \(SIG\w+\); the template may be nested too deeply$|nested too",
+        TemplateError, match=r"its process crashed \(SIG\w+\); the template may be nested too deeply$|nested too"
     ):
         render(CRASH, {})
     assert render("{{ 1 }}", {}) == "1"
 
 
 @posix
-def test_killed_from_outside_between_renderings(any_workers: template_process._Workers) -> None:
+def test_killed_from_outside_between_renderings(any_workers: template._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
     (worker,) = any_workers._all
     os.kill(worker.process.pid, signal.SIGKILL)
@@ -195,14 +186,9 @@ def test_killed_from_outside_between_renderings(any_workers: template_process._W
 @posix
 @pytest.mark.parametrize(
     ("kill", "problem"),
-    [
-        ("SIGKILL", "its process was ended by SIGKILL: try again$"),
-        ("SIGSTOP", "it ran for more than 1 seconds$"),
-    ],
+    [("SIGKILL", "its process was ended by SIGKILL: try again$"), ("SIGSTOP", "it ran for more than 1 seconds$")],
 )
-def test_killed_from_outside_while_it_renders(
-    kill: str, problem: str, any_workers: template_process._Workers
-) -> None:
+def test_killed_from_outside_while_it_renders(kill: str, problem: str, any_workers: template._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
     timer = threading.Timer(0.3, os.kill, (pids(any_workers)[0], getattr(signal, kill)))
     timer.start()
@@ -212,7 +198,7 @@ def test_killed_from_outside_while_it_renders(
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_threads_share_a_few_workers(any_workers: template_process._Workers) -> None:
+def test_threads_share_a_few_workers(any_workers: template._Workers) -> None:
     def one(number: int) -> str:
         return render("{% for i in range(2000) %}{% endfor %}{{ x }}", {"x": number})
 
@@ -221,7 +207,7 @@ def test_threads_share_a_few_workers(any_workers: template_process._Workers) -> 
     assert 1 <= len(pids(any_workers)) <= MAX_WORKERS
 
 
-def test_a_hostile_template_does_not_hold_up_others(any_workers: template_process._Workers) -> None:
+def test_a_hostile_template_does_not_hold_up_others(any_workers: template._Workers) -> None:
     with ThreadPoolExecutor(1) as pool:
         hostile = pool.submit(render, SPIN, {}, RenderLimits(seconds=2.0))
         assert [render("{{ 1 }}", {}) for _ in range(20)] == ["1"] * 20
@@ -339,9 +325,7 @@ def test_without_standard_streams(tmp_path: Path) -> None:
 
 
 @linux
-def test_a_worker_inherits_little(
-    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_inherits_little(workers: template._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     with open(os.devnull, encoding="utf-8") as file:
@@ -382,7 +366,7 @@ def test_limits_of_the_administrator_stay() -> None:
     ],
 )
 def test_no_python_to_run(
-    executable: str | None, problem: str, workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+    executable: str | None, problem: str, workers: template._Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     with pytest.raises(TemplateError, match=problem) as caught:
@@ -391,9 +375,7 @@ def test_no_python_to_run(
     assert not workers._all
 
 
-def test_a_system_that_starts_no_process(
-    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_system_that_starts_no_process(workers: template._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
         raise OSError(24, "Too many open files")
 
@@ -402,9 +384,7 @@ def test_a_system_that_starts_no_process(
         render("", {})
 
 
-def test_jinja_that_does_not_work(
-    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_jinja_that_does_not_work(workers: template._Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "jinja2").mkdir()
     (tmp_path / "jinja2" / "__init__.py").write_text("raise RuntimeError('broken')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -413,11 +393,7 @@ def test_jinja_that_does_not_work(
         render("", {})
 
 
-def test_a_worker_that_says_nonsense(
-    any_workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        template_process, "BOOT", "import sys; sys.stdout.write('\\0\\0\\0\\2[]'); sys.stdout.flush()"
-    )
+def test_a_worker_that_says_nonsense(any_workers: template._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "BOOT", "import sys; sys.stdout.write('\\0\\0\\0\\2[]'); sys.stdout.flush()")
     with pytest.raises(TemplateError, match="cannot be started"):
         render("", {})

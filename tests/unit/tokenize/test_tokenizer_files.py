@@ -11,7 +11,7 @@ import pytest
 from tokenizer_cases import GOLDENS, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.tokenize import Tokenizer, load_tokenizer, parsed_cache
+from pellucid.tokenize import Tokenizer, load_tokenizer, vocabulary
 from pellucid.tokenize.files import sentencepiece
 from pellucid.tokenize.files.sidecar import parse_json
 from pellucid.tokenize.stages.decode import byte_alphabet
@@ -53,9 +53,7 @@ def gpt2_older(folder: Path) -> Tokenizer:
 def gpt2_gguf(folder: Path) -> Tokenizer:
     tokens, merges = byte_pairs()
     types = [*[1] * (len(tokens) - 1), 3]
-    return from_fields(
-        {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": types, "merges": merges}
-    )
+    return from_fields({"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": types, "merges": merges})
 
 
 @pytest.mark.parametrize("read", [gpt2_older, gpt2_gguf])
@@ -70,17 +68,13 @@ def test_byte_level_files(tmp_path: Path, read: Any) -> None:
 
 
 def test_bytes_need_no_file_but_the_config(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "ByT5Tokenizer", "extra_ids": 2})
-    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer", "extra_ids": 2}))
     ours = load_tokenizer(tmp_path)
     assert ours.encode("aé") == [100, 198, 172, 1]
     assert ours.vocab_size == 3 + 256 + 2
     assert ours.decode(ours.encode("日本語 naïve")) == "日本語 naïve"
     assert ours.encode_with_offsets("aé", add_special=False).offsets == [(0, 1), (1, 2), (1, 2)]
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "ByT5Tokenizer", "extra_ids": -1})
-    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer", "extra_ids": -1}))
     with pytest.raises(FileFormatError, match="extra_ids: is -1"):
         load_tokenizer(tmp_path)
 
@@ -90,11 +84,7 @@ def test_wordpiece_of_gguf_is_that_of_json() -> None:
     pieces = reference.vocabulary.tokens
     special = {name: pieces.index(f"[{name}]") for name in ("CLS", "SEP", "UNK")}
     spelled = [
-        piece
-        if piece[0] == "[" and piece[-1] == "]"
-        else piece[2:]
-        if piece.startswith("##")
-        else f"▁{piece}"
+        piece if piece[0] == "[" and piece[-1] == "]" else piece[2:] if piece.startswith("##") else f"▁{piece}"
         for piece in pieces
     ]
     types = [3 if piece[0] == "[" and piece[-1] == "]" and len(piece) > 2 else 1 for piece in pieces]
@@ -178,9 +168,7 @@ def test_numbers_are_read_as_tokenizers_reads_them() -> None:
     assert sum(float(text) != value for text, value in zip(numbers, values)) > 20
 
 
-@pytest.mark.parametrize(
-    "text", ["0." + "1" * 9000, "1" * 9000 + ".5", "1e" + "9" * 9000, "-1e-" + "9" * 9000]
-)
+@pytest.mark.parametrize("text", ["0." + "1" * 9000, "1" * 9000 + ".5", "1e" + "9" * 9000, "-1e-" + "9" * 9000])
 def test_numbers_without_end_are_no_trouble(text: str) -> None:
     assert parse_json(f'{{"a": {text}}}'.encode(), Path("tokenizer.json"))["a"] == float(text)
 
@@ -203,11 +191,7 @@ def test_added_tokens_of_a_folder(tmp_path: Path) -> None:
         ({"vocab.json": "{}"}, UnsupportedModel, "no tokenizer found"),
         ({"vocab.json": '{"a": 0}', "merges.txt": "a b"}, FileFormatError, "'b' is not in the vocabulary"),
         (
-            {
-                "vocab.json": "{}",
-                "merges.txt": "",
-                "tokenizer_config.json": '{"tokenizer_class": "CLIPTokenizer"}',
-            },
+            {"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": '{"tokenizer_class": "CLIPTokenizer"}'},
             UnsupportedModel,
             "of a CLIPTokenizer is not implemented; known are GPT2Tokenizer",
         ),
@@ -225,9 +209,7 @@ def test_added_tokens_of_a_folder(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_folders_that_are_refused(
-    tmp_path: Path, files: dict[str, str], error: type[Exception], message: str
-) -> None:
+def test_folders_that_are_refused(tmp_path: Path, files: dict[str, str], error: type[Exception], message: str) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(error, match=message):
@@ -237,7 +219,7 @@ def test_folders_that_are_refused(
 @pytest.fixture
 def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Cache every file in an empty folder. Returns the folder."""
-    monkeypatch.setattr(parsed_cache, "WORTH_CACHING", 1)
+    monkeypatch.setattr(vocabulary, "WORTH_CACHING", 1)
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "tokenizers"
 
@@ -259,19 +241,12 @@ def test_a_character_map_that_is_kept_is_the_same(keeping: Path, name: str) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CharsMap, "_read", None)  # fails if the map is parsed again
         second = from_folder(GOLDENS / name).normalizer
-    found = [
-        one.map.rules
-        for one in (first, second)
-        for one in getattr(one, "stages", [one])
-        if hasattr(one, "map")
-    ]
+    found = [one.map.rules for one in (first, second) for one in getattr(one, "stages", [one]) if hasattr(one, "map")]
     assert len(found) == 2
     assert found[0] == found[1] != {}
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny_sentencepiece_unigram", "tiny_sentencepiece_bpe", "tiny_sentencepiece_word"]
-)
+@pytest.mark.parametrize("name", ["tiny_sentencepiece_unigram", "tiny_sentencepiece_bpe", "tiny_sentencepiece_word"])
 def test_a_sentencepiece_file_that_is_kept_is_the_same(keeping: Path, name: str) -> None:
     first = from_folder(GOLDENS / name)
     with pytest.MonkeyPatch.context() as patch:
@@ -306,20 +281,20 @@ def test_damage_is_as_if_nothing_were_kept(keeping: Path, tmp_path: Path) -> Non
 
 
 def test_the_last_few_are_kept(keeping: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parsed_cache, "MAX_FILES", 3)
+    monkeypatch.setattr(vocabulary, "MAX_FILES", 3)
     for index in range(6):
-        place = parsed_cache.cache_name(b"%d" % index)
-        parsed_cache.write(place, {"numbers": memoryview(b"12345678").cast("i")})
+        place = vocabulary.cache_name(b"%d" % index)
+        vocabulary.write(place, {"numbers": memoryview(b"12345678").cast("i")})
         os.utime(keeping / place, (index, index))
     assert len(list(keeping.iterdir())) == 3
-    found = parsed_cache.read(parsed_cache.cache_name(b"5"))
+    found = vocabulary.read(vocabulary.cache_name(b"5"))
     assert found is not None
     assert found["numbers"].tobytes() == b"12345678"
-    assert parsed_cache.read(parsed_cache.cache_name(b"0")) is None
+    assert vocabulary.read(vocabulary.cache_name(b"0")) is None
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parsed_cache, "WORTH_CACHING", 1)
+    monkeypatch.setattr(vocabulary, "WORTH_CACHING", 1)
     for folder in ("home", "cache/pellucid"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "tokenizers").write_text("a file, no folder")

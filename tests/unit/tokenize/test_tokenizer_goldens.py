@@ -82,9 +82,7 @@ def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> No
     many = texts * (3 * BATCH_CHARACTERS // sum(map(len, texts)) + 1)
     assert ours._compiled is not None or ours.model.kernel is None
     arrays, lists = ours.encode_arrays(many, threads=2), ours.encode_batch(many, threads=2)
-    assert (
-        [ids.tolist() for ids in arrays] == lists == list(map(ours.encode, texts)) * (len(many) // len(texts))
-    )
+    assert [ids.tolist() for ids in arrays] == lists == list(map(ours.encode, texts)) * (len(many) // len(texts))
     assert {ids.dtype for ids in arrays} == {np.dtype(np.int32)}
 
 

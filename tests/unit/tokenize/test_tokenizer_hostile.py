@@ -47,11 +47,7 @@ def test_the_honest_ones_load() -> None:
         ({"tokens": [*LETTERS, "a", "z1"]}, FileFormatError, "'a' is listed twice, as ids"),
         ({"tokens": [*LETTERS, "ab", 3]}, FileFormatError, "entry 257 is not a string"),
         ({"tokens": "abc"}, FileFormatError, "expected an array"),
-        (
-            {"tokens": ["ab", "a", "b"], "token_type": [1, 1, 1], "eos_token_id": 0},
-            FileFormatError,
-            "byte 0x20",
-        ),
+        ({"tokens": ["ab", "a", "b"], "token_type": [1, 1, 1], "eos_token_id": 0}, FileFormatError, "byte 0x20"),
         ({"token_type": [1]}, FileFormatError, "1 entries for 258 tokens"),
         ({"token_type": [*[1] * 257, 9]}, FileFormatError, "token 257 has unknown type 9"),
         ({"merges": None}, FileFormatError, "merges: missing"),
@@ -88,11 +84,7 @@ def test_sentencepiece_gguf(change: dict[str, Any], message: str) -> None:
 def test_text_never_merges_into_a_control_token() -> None:
     fields = {**BYTE_LEVEL, "tokens": [*LETTERS, "<|", "<|>"], "merges": ["< |", "<| >"]}
     assert from_fields(fields).encode("<|>") == [256, LETTERS.index(">")]
-    fields = {
-        **SENTENCEPIECE,
-        "tokens": ["<unk>", "a▁a", "</s>", "▁", "a", "▁a", "<0x41>"],
-        "add_space_prefix": False,
-    }
+    fields = {**SENTENCEPIECE, "tokens": ["<unk>", "a▁a", "</s>", "▁", "a", "▁a", "<0x41>"], "add_space_prefix": False}
     assert 1 not in from_fields({**fields, "add_bos_token": False}).encode("a a")
 
 
@@ -118,12 +110,7 @@ def load(folder: Path, content: Any) -> None:
     ("path", "value", "error", "message"),
     [
         ("surprise", 1, UnsupportedModel, "field 'surprise' is not implemented"),
-        (
-            "normalizer.type",
-            "ByteLevel",
-            UnsupportedModel,
-            "normalizer 'ByteLevel' is not implemented; known are",
-        ),
+        ("normalizer.type", "ByteLevel", UnsupportedModel, "normalizer 'ByteLevel' is not implemented; known are"),
         ("normalizer.extra", 1, UnsupportedModel, "field 'extra' is not implemented"),
         ("pre_tokenizer.type", "UnicodeScripts", UnsupportedModel, "pre_tokenizer 'UnicodeScripts'"),
         ("post_processor.type", "X", UnsupportedModel, "post_processor 'X'"),
@@ -193,9 +180,7 @@ def test_a_pattern_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [-2, 1 << 20, "1", True, [1, 1 << 20]])
 def test_token_ids_of_generation_config(tmp_path: Path, key: str, value: Any) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
-    with pytest.raises(
-        FileFormatError, match=rf"generation_config.json: {key}: is .*; it must be a token id"
-    ):
+    with pytest.raises(FileFormatError, match=rf"generation_config.json: {key}: is .*; it must be a token id"):
         load(tmp_path, spec())
 
 
@@ -206,9 +191,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 def places(inside: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path of every value in a JSON document, limited to the first entries of long tables."""
-    items = (
-        inside.items() if isinstance(inside, dict) else enumerate(inside) if isinstance(inside, list) else ()
-    )
+    items = inside.items() if isinstance(inside, dict) else enumerate(inside) if isinstance(inside, list) else ()
     found = [path] if path else []
     for key, value in list(items)[:5]:
         found += places(value, (*path, key))
@@ -274,9 +257,7 @@ def test_characters_may_be_written_as_surrogate_pairs() -> None:
 def test_a_score_that_no_float_holds(tmp_path: Path) -> None:
     spec = {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["a", -(10**400)]]}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
-    with pytest.raises(
-        FileFormatError, match=r"model.vocab\[1\]: the score of 'a' is .*, not a finite number"
-    ):
+    with pytest.raises(FileFormatError, match=r"model.vocab\[1\]: the score of 'a' is .*, not a finite number"):
         load_tokenizer(tmp_path / "tokenizer.json")
 
 

@@ -35,14 +35,8 @@ def test_what_rules_make_of_a_text_is_bounded(tmp_path: Path) -> None:
     few = damaged(tmp_path, normalizer={"type": "Sequence", "normalizers": [doubling] * 4})
     assert few.encode("a" * 300)
     tokenizer = damaged(tmp_path, normalizer={"type": "Sequence", "normalizers": [doubling] * 10})
-    for encode in (
-        tokenizer.encode,
-        tokenizer.encode_with_offsets,
-        lambda text: tokenizer.encode_batch([text]),
-    ):
-        with pytest.raises(
-            InvalidRequest, match=r"rules turn 3,000 characters into at least .*; 97,000 are allowed"
-        ):
+    for encode in (tokenizer.encode, tokenizer.encode_with_offsets, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(InvalidRequest, match=r"rules turn 3,000 characters into at least .*; 97,000 are allowed"):
             encode("a" * 3_000)  # type: ignore[operator]
     assert tokenizer._compiled is not None
     with pytest.raises(InvalidRequest, match="rules turn"):
@@ -52,9 +46,7 @@ def test_what_rules_make_of_a_text_is_bounded(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"rules turn .* characters into at least 5,001"):
         long.encode("a")
     long = damaged(
-        tmp_path,
-        normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "x" * 10**6},
-        added_tokens=added,
+        tmp_path, normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "x" * 10**6}, added_tokens=added
     )
     for encode in (long.encode, long.encode_with_offsets):
         with pytest.raises(InvalidRequest, match="rules turn"):
@@ -84,18 +76,10 @@ def test_how_many_stages_a_file_has_is_bounded(tmp_path: Path, kind: str) -> Non
         ("normalizer", replacing("(?R)", ""), r"pattern '\(\?R\)': \(\?R is not known"),
         ("normalizer", replacing("(" * 3000 + ")" * 3000, ""), "nested more than 50 deep"),
         ("pre_tokenizer", {"type": "FixedLength", "length": 1 << 40}, "from 1 to 2,147,483,648"),
-        (
-            "padding",
-            {"strategy": {"Fixed": 1 << 40}, "direction": "Right", "pad_to_multiple_of": None},
-            "Fixed",
-        ),
+        ("padding", {"strategy": {"Fixed": 1 << 40}, "direction": "Right", "pad_to_multiple_of": None}, "Fixed"),
         ("truncation", {"max_length": -1, "stride": 0, "strategy": "LongestFirst"}, "max_length: -1 is not"),
         ("post_processor.sep", ["[SEP]", 0], "the vocabulary has it as 3"),
-        (
-            "added_tokens",
-            [{"id": 4, "content": "x" * 10**6}],
-            r"added_tokens\[0\].content: 1,000,000 characters",
-        ),
+        ("added_tokens", [{"id": 4, "content": "x" * 10**6}], r"added_tokens\[0\].content: 1,000,000 characters"),
         ("added_tokens", [{"id": 4, "content": "x", "odd": 1}], r"added_tokens\[0\]: field 'odd'"),
         ("pre_tokenizer", {"type": "CharDelimiterSplit", "delimiter": "." * 10_001}, "10,001 characters"),
         (
@@ -123,12 +107,7 @@ def test_numbers_and_patterns_out_of_range(tmp_path: Path, path: str, value: Any
 @pytest.mark.parametrize("text", [None, 3, b"a", ["a"], ("a", 1)])
 def test_what_is_no_text_is_refused(text: Any) -> None:
     plain = from_fields(BYTE_LEVEL)
-    calls = [
-        plain.encode,
-        plain.encode_with_offsets,
-        plain.explain,
-        lambda value: plain.encode_batch([value]),
-    ]
+    calls = [plain.encode, plain.encode_with_offsets, plain.explain, lambda value: plain.encode_batch([value])]
     for call in (*calls, lambda value: plain.encode_arrays([value])):
         with pytest.raises(InvalidRequest, match="must be a text"):
             call(text)
@@ -180,9 +159,7 @@ def test_a_stage_after_byte_level_may_cut_within_characters(tmp_path: Path) -> N
     three = {"type": "Split", "pattern": {"Regex": "[0-9]{3}"}, "behavior": "Isolated", "invert": False}
     made = damaged(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": [digits, level, three]})
     assert [piece.text for piece, _ in made.pre_tokens("a 12345", False)] == ["a", " ", "123", "45"]
-    made = damaged(
-        tmp_path, normalizer=None, pre_tokenizer={"type": "Sequence", "pretokenizers": [level, digits]}
-    )
+    made = damaged(tmp_path, normalizer=None, pre_tokenizer={"type": "Sequence", "pretokenizers": [level, digits]})
     found = made.encode_with_offsets("a Ⲳ12 ²", add_special=False)
     assert found.ids == made.encode("a Ⲳ12 ²", add_special=False) == [66, 325, 112, 112, 408, 419, 112]
     assert found.offsets == [(0, 1), (1, 3), (2, 3), (2, 3), (3, 5), (5, 7), (6, 7)]

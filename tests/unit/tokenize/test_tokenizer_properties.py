@@ -77,10 +77,6 @@ def test_only_the_first_space_is_stripped() -> None:
 @pytest.mark.parametrize("index", [-1, 10**6])
 def test_ids_outside_the_vocabulary_are_refused(index: int) -> None:
     ours = tokenizer("tiny_wordpiece")
-    for act in (
-        lambda: ours.decode([index]),
-        lambda: ours.token_text(index),
-        lambda: ours.token_bytes(index),
-    ):
+    for act in (lambda: ours.decode([index]), lambda: ours.token_text(index), lambda: ours.token_bytes(index)):
         with pytest.raises(InvalidRequest, match="outside the vocabulary"):
             act()

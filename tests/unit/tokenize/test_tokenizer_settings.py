@@ -91,10 +91,7 @@ def test_offsets_stay_after_long_texts(tmp_path: Path) -> None:
 
 
 def test_a_normalized_added_token_keeps_its_space(tmp_path: Path) -> None:
-    spec = {
-        **BYTE_FALLBACK,
-        "added_tokens": [*BYTE_FALLBACK["added_tokens"], added(999, "<foo>", normalized=True)],
-    }
+    spec = {**BYTE_FALLBACK, "added_tokens": [*BYTE_FALLBACK["added_tokens"], added(999, "<foo>", normalized=True)]}
     ours = load(tmp_path, spec)
     ids = ours.encode("a <foo> b", add_special=False)
     assert ours.id_of("<foo>") in ids
@@ -191,9 +188,7 @@ def test_affixes_are_compiled(tmp_path: Path, prefix: str, suffix: str, unknown:
 def test_a_byte_level_suffix(tmp_path: Path) -> None:
     spec = json.loads((GOLDENS / "tiny_byte_level" / "tokenizer.json").read_text())
     pieces = [*spec["model"]["vocab"]]
-    vocab = {
-        name: at for at, name in enumerate([*pieces, *(f"{one}</w>" for one in pieces if len(one) == 1)])
-    }
+    vocab = {name: at for at, name in enumerate([*pieces, *(f"{one}</w>" for one in pieces if len(one) == 1)])}
     spec["model"] |= {"vocab": vocab, "merges": [], "end_of_word_suffix": "</w>", "ignore_merges": False}
     ours = load(tmp_path, spec | {"added_tokens": spec["added_tokens"][:2], "normalizer": None})
     names = [ours.token_text(index) for index in ours.encode("aé b", add_special=False)]
@@ -224,9 +219,7 @@ DECODERS: list[tuple[list[Any], list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("steps", "names", "parts"), DECODERS)
-def test_decoders_stream_what_is_settled(
-    tmp_path: Path, steps: list[Any], names: list[str], parts: list[str]
-) -> None:
+def test_decoders_stream_what_is_settled(tmp_path: Path, steps: list[Any], names: list[str], parts: list[str]) -> None:
     ours = load(tmp_path, small(decoder={"type": "Sequence", "decoders": steps}))
     ids, stream = [ours.id_of(name) for name in names], ours.stream()
     assert [*map(stream.push, ids), stream.flush()] == parts  # type: ignore[arg-type]

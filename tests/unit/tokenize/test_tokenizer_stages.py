@@ -22,17 +22,13 @@ def cutting(name: str) -> PreTokenizer:
 
 
 def test_importing_is_cheap() -> None:
-    code = (
-        "import sys, pellucid.tokenize; print([m for m in ('numpy', 'regex', 'jinja2') if m in sys.modules])"
-    )
+    code = "import sys, pellucid.tokenize; print([m for m in ('numpy', 'regex', 'jinja2') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
 def test_added_tokens_leftmost_then_longest() -> None:
-    added = AddedTokens(
-        [AddedToken(1, "ab"), AddedToken(2, "abc"), AddedToken(3, "c"), AddedToken(4, "<x>", True)]
-    )
+    added = AddedTokens([AddedToken(1, "ab"), AddedToken(2, "abc"), AddedToken(3, "c"), AddedToken(4, "<x>", True)])
     assert added.split("zabcab<x>", True) == [(0, 1, None), (1, 4, 2), (4, 6, 1), (6, 9, 4)]
     assert added.split("zabcab<x>", False) == [(0, 1, None), (1, 4, 2), (4, 6, 1), (6, 9, None)]
     assert added.split("", True) == []
@@ -40,9 +36,7 @@ def test_added_tokens_leftmost_then_longest() -> None:
 
 
 def test_added_tokens_swallow_spaces_and_keep_words_whole() -> None:
-    added = AddedTokens(
-        [AddedToken(1, "<m>", lstrip=True, rstrip=True), AddedToken(2, "cat", single_word=True)]
-    )
+    added = AddedTokens([AddedToken(1, "<m>", lstrip=True, rstrip=True), AddedToken(2, "cat", single_word=True)])
     assert added.split("a  <m> b", True) == [(0, 1, None), (1, 7, 1), (7, 8, None)]
     assert added.split("cat scatter a cat.", True) == [(0, 3, 2), (3, 14, None), (14, 17, 2), (17, 18, None)]
 

@@ -26,7 +26,7 @@ from pellucid.trace import ActivationDataset, ablate
 from pellucid.trace.dataset import recorder, shard_recorder
 from pellucid.trace.dataset.columns import StoredColumn, widened
 from pellucid.trace.dataset.shard_file import ShardLayout, ShardWriter
-from pellucid.trace.dataset.survey import Survey
+from pellucid.trace.dataset.shard_recorder import Survey
 
 WORDS = ["to", "see", "that", "it", "rains", "in", "the", "east", "and", "the", "west"]
 TEXTS = [" ".join(WORDS[i % 5 : i % 5 + 1 + i % 7]) + "." * (i % 3) for i in range(40)]
@@ -82,11 +82,7 @@ def test_rows_are_the_values_of_a_trace(llm: LLM, data: ActivationDataset) -> No
         for name in data.points:
             np.testing.assert_array_equal(data[name][rows], trace[name][0])
     assert len(data) == rows.stop
-    assert data["blocks.1.attention.heads"].shape == (
-        len(data),
-        2,
-        data.points["blocks.1.attention.heads"]["shape"][1],
-    )
+    assert data["blocks.1.attention.heads"].shape == (len(data), 2, data.points["blocks.1.attention.heads"]["shape"][1])
 
 
 def test_a_shard_is_a_safetensors_file(data: ActivationDataset) -> None:
@@ -126,9 +122,7 @@ def test_threads_and_batches_change_no_byte(
 
 def test_parts_make_the_same_files(llm: LLM, data: ActivationDataset, tmp_path: Path) -> None:
     """On a shared disk the last part writes the index; folders of several machines are put together."""
-    made = [
-        llm.record_dataset(TEXTS, *POINTS, out=tmp_path / "shared", part=f"{n}/3", **SMALL) for n in (2, 3, 1)
-    ]
+    made = [llm.record_dataset(TEXTS, *POINTS, out=tmp_path / "shared", part=f"{n}/3", **SMALL) for n in (2, 3, 1)]
     assert made[:2] == [None, None]
     assert hashes(tmp_path / "shared") == hashes(data.path)
     joined = tmp_path / "joined"
@@ -142,9 +136,7 @@ def test_parts_make_the_same_files(llm: LLM, data: ActivationDataset, tmp_path: 
     made = [llm.record_dataset(TEXTS, *POINTS, out=joined, **SMALL)]
     assert made[0] is not None
     assert hashes(joined) == hashes(data.path)
-    assert {
-        name: (joined / name).stat().st_mtime_ns for name in before
-    } == before  # no shard was computed again
+    assert {name: (joined / name).stat().st_mtime_ns for name in before} == before  # no shard was computed again
 
 
 def test_finished_shards_are_kept(llm: LLM, data: ActivationDataset, tmp_path: Path) -> None:
@@ -241,9 +233,7 @@ def test_rounding_of_bfloat16_is_to_even_and_float16_refuses_large_values() -> N
     column = StoredColumn("x", (4,), "bfloat16")
     assert widened(column.stored(values), "bfloat16").tolist() == [[1.0, 1 + 2**-6, -1.5, np.inf]]
     half = StoredColumn("x", (1,), "float16")
-    with pytest.raises(
-        InvalidRequest, match=r"x has the value 70,000, and float16 ends at 65,504: use bfloat16"
-    ):
+    with pytest.raises(InvalidRequest, match=r"x has the value 70,000, and float16 ends at 65,504: use bfloat16"):
         half.stored(np.float32([[70_000]]))
 
 
@@ -256,9 +246,7 @@ def test_tokens_of_each_text(llm: LLM, tmp_path: Path) -> None:
     with llm.trace("blocks.0.residual") as trace:
         llm.generate(texts[1], max_new_tokens=1)
     np.testing.assert_array_equal(made["blocks.0.residual"][1], trace["blocks.0.residual"][0, lengths[1] - 2])
-    with pytest.raises(
-        InvalidRequest, match="text 0: tokens=' rains': this text does not occur in the prompt"
-    ):
+    with pytest.raises(InvalidRequest, match="text 0: tokens=' rains': this text does not occur in the prompt"):
         llm.record_dataset(texts, 'embed[tokens=" rains"]', out=tmp_path / "none")
 
 
@@ -329,9 +317,7 @@ def test_encoders(family: str, tmp_path: Path) -> None:
         assert vectors is not None
         with llm.trace("blocks.1.residual", "pool") as trace:
             llm.embed([TEXTS[7]])
-        np.testing.assert_array_equal(
-            made["blocks.1.residual"][made.rows_of(7)], trace["blocks.1.residual"][0]
-        )
+        np.testing.assert_array_equal(made["blocks.1.residual"][made.rows_of(7)], trace["blocks.1.residual"][0])
         np.testing.assert_array_equal(vectors["pool"][7], trace["pool"][0].reshape(-1))
         assert vectors.texts[:].tolist() == list(range(len(TEXTS)))
         with pytest.raises(InvalidRequest, match="pool and embed have different rows"):
@@ -368,11 +354,7 @@ def test_long_texts_are_refused_or_cut(llm: LLM, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("points", "options", "words"),
     [
-        (
-            ("blocks.0.attention.pattern",),
-            {},
-            "has no value of one size for each token (pattern): record a trace",
-        ),
+        (("blocks.0.attention.pattern",), {}, "has no value of one size for each token (pattern): record a trace"),
         (("cache.pages",), {}, "has no value of one size for each token (output)"),
         ((), {}, "points: none is given"),
         (("blocks.9.residual",), {}, "no point has this name"),
@@ -386,9 +368,7 @@ def test_long_texts_are_refused_or_cut(llm: LLM, tmp_path: Path) -> None:
         (("embed",), {"field": "body"}, "field='body': a list has no fields"),
     ],
 )
-def test_refused(
-    llm: LLM, tmp_path: Path, points: tuple[str, ...], options: dict[str, Any], words: str
-) -> None:
+def test_refused(llm: LLM, tmp_path: Path, points: tuple[str, ...], options: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         llm.record_dataset(TEXTS, *points, out=tmp_path / "data", **options)
     assert words in str(error.value)
@@ -396,11 +376,7 @@ def test_refused(
 
 
 def test_refused_corpora(llm: LLM, tmp_path: Path) -> None:
-    for corpus, words in (
-        ([], "corpus=[]"),
-        (["a", ""], "text 1: '' is not a text"),
-        (["a", 3], "text 1: 3 is"),
-    ):
+    for corpus, words in (([], "corpus=[]"), (["a", ""], "text 1: '' is not a text"), (["a", 3], "text 1: 3 is")):
         with pytest.raises(InvalidRequest, match=words.replace("[]", r"\[\]")):
             llm.record_dataset(corpus, "embed", out=tmp_path / "data")  # type: ignore[arg-type]
 
@@ -413,9 +389,7 @@ def test_edits_are_refused(llm: LLM, tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(recorder.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(
-        InvalidRequest, match=r"the dataset needs 0\.0\d\d GB, and 0\.000 GB are free: name a folder"
-    ):
+    with pytest.raises(InvalidRequest, match=r"the dataset needs 0\.0\d\d GB, and 0\.000 GB are free: name a folder"):
         llm.record_dataset(TEXTS, "embed", out=tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -434,9 +408,7 @@ def test_a_folder_with_another_dataset(llm: LLM, data: ActivationDataset, tmp_pa
     shard = folder / data.index.shards[0].file
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(
-        InvalidRequest, match="the file is damaged: delete it, and run the same command again"
-    ):
+    with pytest.raises(InvalidRequest, match="the file is damaged: delete it, and run the same command again"):
         llm.record_dataset(TEXTS, *POINTS, out=folder, **SMALL)
     shard.unlink()
     llm.record_dataset(TEXTS, *POINTS, out=folder, **SMALL)
@@ -458,9 +430,7 @@ def test_a_folder_that_another_process_writes(llm: LLM, tmp_path: Path) -> None:
         llm.record_dataset(TEXTS, "embed", out=tmp_path / "data")
 
 
-def test_a_corpus_that_changes_during_the_run(
-    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_corpus_that_changes_during_the_run(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(TEXTS))
     survey = recorder.CorpusReader.survey
@@ -501,20 +471,8 @@ def test_rows_are_chosen_as_in_numpy(data: ActivationDataset) -> None:
     border = data.index.shards[0].rows
     for rows in (
         *(3, -1, np.int64(5)),
-        *(
-            slice(None),
-            slice(2, 5),
-            slice(border - 1, border + 1),
-            slice(5, 2),
-            slice(None, None, 7),
-            slice(9, 2, -3),
-        ),
-        *(
-            [5, 0, -1, 5],
-            np.array([], np.int64),
-            np.arange(0, len(column), 9),
-            np.arange(len(column)) % 4 == 1,
-        ),
+        *(slice(None), slice(2, 5), slice(border - 1, border + 1), slice(5, 2), slice(None, None, 7), slice(9, 2, -3)),
+        *([5, 0, -1, 5], np.array([], np.int64), np.arange(0, len(column), 9), np.arange(len(column)) % 4 == 1),
     ):
         np.testing.assert_array_equal(column[rows], every[rows])
     assert column[[]].shape == (0, *column.shape[1:])
@@ -533,9 +491,7 @@ def test_rows_are_chosen_as_in_numpy(data: ActivationDataset) -> None:
 def test_batches(data: ActivationDataset) -> None:
     every = data["blocks.0.residual"][:]
     np.testing.assert_array_equal(np.concatenate(list(data.batches("blocks.0.residual", size=7))), every)
-    shuffled = [
-        np.concatenate(parts) for parts in zip(*data.batches("blocks.0.residual", "texts", size=9, seed=3))
-    ]
+    shuffled = [np.concatenate(parts) for parts in zip(*data.batches("blocks.0.residual", "texts", size=9, seed=3))]
     assert not np.array_equal(shuffled[0], every)
     order = np.lexsort(every.T)
     np.testing.assert_array_equal(shuffled[0][np.lexsort(shuffled[0].T)], every[order])  # each row once
@@ -633,9 +589,7 @@ def test_parquet(llm: LLM, data: ActivationDataset, tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(
-        InvalidRequest, match="format='parquet': needs pyarrow: pip install pyarrow, or use format"
-    ):
+    with pytest.raises(InvalidRequest, match="format='parquet': needs pyarrow: pip install pyarrow, or use format"):
         llm.record_dataset(TEXTS, "embed", out=tmp_path / "data", format="parquet")
 
 
@@ -673,9 +627,7 @@ def test_sae_lens_trains_on_batches(data: ActivationDataset) -> None:
 def test_without_torch(data: ActivationDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "pellucid.trace.dataset.torch_rows", raising=False)
-    with pytest.raises(
-        InvalidRequest, match=r"torch: is not installed: pip install torch, or use batches\(\)"
-    ):
+    with pytest.raises(InvalidRequest, match=r"torch: is not installed: pip install torch, or use batches\(\)"):
         data.torch("blocks.0.residual")
 
 

@@ -26,11 +26,10 @@ from pellucid.trace import (
     promoted_tokens,
     replace,
 )
-from pellucid.trace.graphs import frozen_patterns
-from pellucid.trace.graphs.attribution_graph import AttributionGraph
-from pellucid.trace.graphs.influence import influences
+from pellucid.trace.graphs import frozen_products
+from pellucid.trace.graphs.attribution_graph import AttributionGraph, influences
 from pellucid.trace.graphs.local_run import LocalRun
-from pellucid.trace.graphs.promoted import MOST
+from pellucid.trace.graphs.targets import MOST
 
 IDS = [3, 17, 90, 41, 8, 55]
 CASES = sorted((GOLDENS.parent / "attribution_graphs").iterdir())
@@ -123,11 +122,9 @@ def test_fewer_nodes_leave_the_sums_unchanged(name: str, tmp_path: Path) -> None
         assert rest == pytest.approx(small.nodes[at].activation - expected, abs=1e-3)
 
 
-def test_patterns_are_computed_again_if_they_do_not_fit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_patterns_are_computed_again_if_they_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Edges with patterns from queries and keys equal those with recorded patterns, across blocks of queries."""
-    monkeypatch.setattr(frozen_patterns, "BLOCK", 5)
+    monkeypatch.setattr(frozen_products, "BLOCK", 5)
     rng = np.random.default_rng(3)
     ids = rng.integers(3, 120, 40).tolist()
     for name in ("llama", "gemma3", "qwen2"):
@@ -183,9 +180,7 @@ def test_groups_sum_edges(graph: AttributionGraph) -> None:
     neurons = [at for at, node in enumerate(graph.nodes) if node.kind == "neuron"]
     logits = [at for at, node in enumerate(graph.nodes) if node.kind == "logit"]
     grouped = graph.grouped({"early": neurons[:5], "out": logits})
-    expected = sum(
-        edge.weight for at in neurons[:5] for edge in graph.outputs(at, 10_000) if edge.target in logits
-    )
+    expected = sum(edge.weight for at in neurons[:5] for edge in graph.outputs(at, 10_000) if edge.target in logits)
     assert grouped.between("early", "out") == pytest.approx(expected, abs=1e-5)
     document = grouped.as_dict()
     assert [group[0] for group in document["qParams"]["supernodes"]] == ["early", "out"]
@@ -305,9 +300,7 @@ def test_a_pass_over_fewer_tokens_than_a_convolution_has_taps(name: str, tmp_pat
     assert (after - before) / 2 == pytest.approx(float((found["embed"] * step).sum()), rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "name", ["qwen2_moe", "mixtral", "llama4", "qwen2_moe-odd", "mixtral-odd", "llama4-odd"]
-)
+@pytest.mark.parametrize("name", ["qwen2_moe", "mixtral", "llama4", "qwen2_moe-odd", "mixtral-odd", "llama4-odd"])
 def test_neurons_of_experts_are_nodes(name: str, tmp_path: Path) -> None:
     """Their sum is the output of the mixture. Their names have the expert, and a change of a neuron is as predicted."""
     with lettered_llm(name, tmp_path) as llm:
@@ -330,9 +323,7 @@ def test_neurons_of_experts_are_nodes(name: str, tmp_path: Path) -> None:
     assert f"neuron {node.layer}.{node.text} at {node.position}" == node.name
     expert, number = divmod(node.number, kind.expert.width)
     assert (expert, number) == (node.neuron.expert, node.neuron.number)
-    logits = head @ (
-        vectors.reshape(kind.router.experts, -1, kind.expert.width)[expert, :, number] * norm.reshape(-1)
-    )
+    logits = head @ (vectors.reshape(kind.router.experts, -1, kind.expert.width)[expert, :, number] * norm.reshape(-1))
     assert promoted[0][1] == pytest.approx(float(logits.max() - logits.mean()), rel=1e-4)
     at = [position for position, own in enumerate(check.nodes) if own.kind == "logit"]
     predicted, measured = (own[at] - own[at].mean() for own in (check.predicted, check.measured))

@@ -58,10 +58,7 @@ def test_a_vector_is_an_edit_of_the_residual_stream_after_its_layer(llm: LLM) ->
 
 def test_generated_tokens_alone_can_be_steered(llm: LLM) -> None:
     own = vector(2)
-    plain, steered = (
-        llm.generate(PROMPT, **HOW),
-        llm.generate(PROMPT, edits=own.edits(tokens="generated"), **HOW),
-    )
+    plain, steered = (llm.generate(PROMPT, **HOW), llm.generate(PROMPT, edits=own.edits(tokens="generated"), **HOW))
     assert plain.logprobs is not None
     assert steered.logprobs is not None
     assert plain.logprobs.chosen[0] == steered.logprobs.chosen[0]
@@ -171,11 +168,7 @@ def test_damaged_files_are_refused_in_one_line(llm: LLM, tmp_path: Path) -> None
     path = tmp_path / "calm.gguf"
     vector(8).save(path)
     raw = path.read_bytes()
-    for damage in (
-        raw[:-7],
-        raw.replace(b"direction.2", b"direction.x"),
-        raw.replace(b"direction.2", b"direction.0"),
-    ):
+    for damage in (raw[:-7], raw.replace(b"direction.2", b"direction.x"), raw.replace(b"direction.2", b"direction.0")):
         path.write_bytes(damage)
         with pytest.raises(FileFormatError) as caught:
             ControlVector.open(path)

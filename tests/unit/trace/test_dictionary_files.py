@@ -64,9 +64,7 @@ def test_activations_and_reconstructions_are_those_of_the_package(case: str) -> 
         active, count = coder.active(x[number]), len(x[number])
         sums = coder.summed(active, 0, count)
         for other, at in dictionary.others(coder):
-            sums = sums + other.summed(
-                other.active(x[list(dictionary.coders).index(_layer(other))]), at, count
-            )
+            sums = sums + other.summed(other.active(x[list(dictionary.coders).index(_layer(other))]), at, count)
         made = coder.reconstruction(sums, x[number])
         np.testing.assert_allclose(made, output[number], atol=3e-5, rtol=1e-5)
 
@@ -123,11 +121,7 @@ def test_bits_do_not_depend_on_other_rows_or_features(case: str) -> None:
 
 
 def copy(
-    case: str,
-    to: Path,
-    config: dict[str, Any] | None = None,
-    weights: str = "sae_weights.safetensors",
-    **arrays: Any,
+    case: str, to: Path, config: dict[str, Any] | None = None, weights: str = "sae_weights.safetensors", **arrays: Any
 ) -> Path:
     """A copy of a case with changed fields of its configuration (None: without the field), or changed arrays."""
     folder = to / Path(case).name
@@ -144,9 +138,7 @@ def copy(
         for name, own in json.loads(raw[8 : 8 + size]).items():
             if name != "__metadata__":
                 start, stop = own["data_offsets"]
-                tensors[name] = np.frombuffer(raw[8 + size + start : 8 + size + stop], "<f4").reshape(
-                    own["shape"]
-                )
+                tensors[name] = np.frombuffer(raw[8 + size + start : 8 + size + stop], "<f4").reshape(own["shape"])
         tensors |= arrays
         kept = {name: one for name, one in tensors.items() if one is not None}
         file.write_bytes(safetensors({name: ("F32", one.shape, one.tobytes()) for name, one in kept.items()}))
@@ -156,10 +148,7 @@ def copy(
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        (
-            model(width=16),
-            "has vectors of 12 values, and blocks.1.residual of this model has 16: it is for another",
-        ),
+        (model(width=16), "has vectors of 12 values, and blocks.1.residual of this model has 16: it is for another"),
         (model(layers=1), "hook 'blocks.1.hook_resid_post': the model has no such values; it has 1 blocks"),
         (model(without="blocks.1.residual"), "the model has no such values"),
     ],
@@ -175,23 +164,14 @@ def test_another_models_dictionary_is_refused(of: Any, said: str) -> None:
     [
         ({"architecture": "temporal"}, "architecture: 'temporal' is not read; known are standard"),
         ({"architecture": 3}, "architecture: 3 is not read"),
-        (
-            {"architecture": "topk", "k": 1 << 40},
-            r"k: 1099511627776: must be a whole number from 1 to the 40 features",
-        ),
+        ({"architecture": "topk", "k": 1 << 40}, r"k: 1099511627776: must be a whole number from 1 to the 40 features"),
         ({"architecture": "topk", "k": "5"}, "k: '5': must be a whole number"),
         ({"architecture": "topk", "k": float("nan")}, "k: nan: must be a whole number"),
         ({"normalize_activations": "whitening"}, "normalize_activations: 'whitening'; known are none"),
         ({"normalize_activations": "expected_average_only_in"}, "give input_scale="),
-        (
-            {"metadata": {"sae_lens_version": "6.0", "hook_name": ["x"]}},
-            r"hook_name: \['x'\]: must be a text",
-        ),
+        ({"metadata": {"sae_lens_version": "6.0", "hook_name": ["x"]}}, r"hook_name: \['x'\]: must be a text"),
         ({"metadata": {"sae_lens_version": "6.0"}}, "does not say which values it reads: give reads="),
-        (
-            {"metadata": {"sae_lens_version": "6.0", "hook_name": "blocks.1.attn.hook_z"}},
-            "the model has no such",
-        ),
+        ({"metadata": {"sae_lens_version": "6.0", "hook_name": "blocks.1.attn.hook_z"}}, "the model has no such"),
         ({"activation_fn": "tanh-relu"}, "activation_fn: 'tanh-relu' is not read"),
     ],
 )
@@ -278,9 +258,7 @@ def test_npz_files_are_not_trusted(tmp_path: Path) -> None:
         Dictionary.open(GOLDENS / "gemma-scope", model())
 
 
-@pytest.mark.parametrize(
-    "text", ["a: 1\na: 2", "key: |\n  text", "just words", "list:\n  - a\nb: {c: d}\n  e"]
-)
+@pytest.mark.parametrize("text", ["a: 1\na: 2", "key: |\n  text", "just words", "list:\n  - a\nb: {c: d}\n  e"])
 def test_other_yaml_is_refused(tmp_path: Path, text: str) -> None:
     folder = copy(SEVERAL, tmp_path)
     (folder / "config.yaml").write_text(text)
@@ -290,7 +268,7 @@ def test_other_yaml_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_large_decoders_are_read_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = opened(SEVERAL)
-    monkeypatch.setattr("pellucid.trace.dictionaries.decoder_rows.IN_MEMORY", 0)
+    monkeypatch.setattr("pellucid.trace.dictionaries.coder_weights.IN_MEMORY", 0)
     folder = copy(SEVERAL, tmp_path)
     dictionary = Dictionary.open(folder, model())
     some = np.array([39, 3])
@@ -369,15 +347,9 @@ def test_configurations_that_contradict_the_arrays_are_refused(
 @pytest.mark.parametrize(
     ("case", "config"),
     [
-        (
-            SINGLE,
-            {"dtype": "bfloat16", "device": "cuda:3", "d_in": None, "d_sae": 40.0, "expansion_factor": 4},
-        ),
+        (SINGLE, {"dtype": "bfloat16", "device": "cuda:3", "d_in": None, "d_sae": 40.0, "expansion_factor": 4}),
         (SINGLE, of_version_6(hook_layer=1, hf_hook_name="model.layers.1", hook_layer_out=None)),
-        (
-            SINGLE,
-            {**OLD, "architecture": None, "activation_fn_str": "relu", "activation_fn_kwargs": {}, "k": None},
-        ),
+        (SINGLE, {**OLD, "architecture": None, "activation_fn_str": "relu", "activation_fn_kwargs": {}, "k": None}),
         (JUMP, {"activation_fn": "relu"}),
         (SPARSE, {"num_latents": None, "expansion_factor": 4}),
         (SCOPE, {"width": 40, "l0": 7, "type": "transcoder"}),
@@ -405,9 +377,7 @@ def test_a_hook_that_is_given_replaces_contradicting_fields(tmp_path: Path) -> N
         (SEVERAL, "feature_output_hook: hook_mlp_out", "", "does not say which values the transcoder writes"),
     ],
 )  # fmt: skip
-def test_yaml_that_contradicts_the_files_is_refused(
-    tmp_path: Path, case: str, old: str, new: str, said: str
-) -> None:
+def test_yaml_that_contradicts_the_files_is_refused(tmp_path: Path, case: str, old: str, new: str, said: str) -> None:
     folder = copy(case, tmp_path)
     text = (folder / "config.yaml").read_text()
     assert old in text

@@ -191,14 +191,11 @@ def test_an_explanation_says_what_the_model_did(llm: LLM) -> None:
 def test_a_run_is_framed_in_a_sandbox(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     run = llm.record(HOSTILE, "blocks.*.residual", max_new_tokens=2)
     frame = re.fullmatch(
-        r'<iframe title="([^"]*)" sandbox="([^"]*)" srcdoc="([^"]*)" style="[^"]*"></iframe>',
-        run._repr_html_(),
+        r'<iframe title="([^"]*)" sandbox="([^"]*)" srcdoc="([^"]*)" style="[^"]*"></iframe>', run._repr_html_()
     )
     assert frame
     assert html.unescape(frame[3]) == run.html()
     assert "allow-same-origin" not in frame[2].split()
     monkeypatch.setattr(display, "MOST_PAGE", 1000)
-    assert re.search(
-        r"has [0-9.]+ MB; a notebook shows at most 0 MB: write html\(\) to a file", run._repr_html_()
-    )
+    assert re.search(r"has [0-9.]+ MB; a notebook shows at most 0 MB: write html\(\) to a file", run._repr_html_())
     checked(run._repr_html_())

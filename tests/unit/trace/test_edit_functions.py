@@ -15,7 +15,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
 from pellucid.trace import ablate, call, mask, replace, scale, sweep
-from pellucid.trace.calls import CallContext
+from pellucid.trace.edits import CallContext
 
 PROMPT = "to see that it rains in the east, in the east"
 HOW: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True, "logprobs": 0}
@@ -74,9 +74,7 @@ def test_layer_point_and_state(llm: LLM) -> None:
     for _ in range(2):  # each request has a state of its own
         where.clear()
         llm.generate(PROMPT, edits=[call("blocks.*.residual", note), call("norm", note)], **once)
-        assert where == [(f"blocks.{layer}.residual", layer, layer + 1) for layer in range(3)] + [
-            ("norm", None, 4)
-        ]
+        assert where == [(f"blocks.{layer}.residual", layer, layer + 1) for layer in range(3)] + [("norm", None, 4)]
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])
@@ -163,9 +161,7 @@ def test_functions_of_scores_and_patterns(llm: LLM) -> None:
         return changed
 
     made = llm.generate(PROMPT, edits=[call(f"{point[:-1]}; tokens=3:]", later)], **HOW)
-    hidden = llm.generate(
-        PROMPT, edits=[mask("blocks.1.attention.scores[heads=1; tokens=3:; keys=2]")], **HOW
-    )
+    hidden = llm.generate(PROMPT, edits=[mask("blocks.1.attention.scores[heads=1; tokens=3:; keys=2]")], **HOW)
     assert chosen(made) == chosen(hidden) != chosen(llm.generate(PROMPT, **HOW))
     prompt = len(llm.inputs.prompt(PROMPT))
     assert shapes == [(prompt - 3, 2, prompt), *((1, 2, prompt + n) for n in range(1, 12))]
@@ -179,9 +175,7 @@ def test_functions_of_scores_and_patterns(llm: LLM) -> None:
         return changed
 
     with llm.trace("blocks.1.attention.pattern[heads=0]") as trace:
-        called = llm.generate(
-            PROMPT, edits=[call("blocks.1.attention.pattern[heads=0]", look_at_first)], **HOW
-        )
+        called = llm.generate(PROMPT, edits=[call("blocks.1.attention.pattern[heads=0]", look_at_first)], **HOW)
     assert (trace["blocks.1.attention.pattern"][0, 0, :, 0] == 1).all()
     assert chosen(called) == chosen(llm.generate(PROMPT, edits=[pinned], **HOW))
 
@@ -198,9 +192,7 @@ def test_edits_by_words_and_from_the_end(llm: LLM) -> None:
     assert chosen(by_word) == chosen(by_number) != chosen(plain)
     last = len(prompt) - 1
     from_end = llm.generate(PROMPT, edits=[ablate("blocks.0.residual[tokens=-1]")], **HOW)
-    assert chosen(from_end) == chosen(
-        llm.generate(PROMPT, edits=[ablate(f"blocks.0.residual[tokens={last}]")], **HOW)
-    )
+    assert chosen(from_end) == chosen(llm.generate(PROMPT, edits=[ablate(f"blocks.0.residual[tokens={last}]")], **HOW))
     with llm.trace("blocks.0.residual", "norm[tokens=0,-1]", "blocks.2.residual[tokens=generated]",
                    "blocks.1.attention.pattern[tokens=-1; keys=0,2]") as trace:  # fmt: skip
         made = llm.generate([PROMPT, PROMPT + "!!"], **HOW)
@@ -249,10 +241,7 @@ def test_an_edit_may_use_cached_tokens_before_it(llm: LLM) -> None:
             r"of shape \(\d+, 4, 0\) for \(n, 4, 2\)",
         ),
         (call("blocks.0.attention.pattern[heads=3,0]", lambda x: x[:, :1]), r"for \(n, 2, \d+\)"),
-        (
-            replace("blocks.0.attention.pattern[tokens=2; keys=4,1]", [1, 0]),
-            "attends to token 4, which comes after",
-        ),
+        (replace("blocks.0.attention.pattern[tokens=2; keys=4,1]", [1, 0]), "attends to token 4, which comes after"),
         (call("blocks.0.attention.pattern", lambda x: x[:, :, :2]), r"the function returns values of shape"),
         (mask("blocks.0.residual"), "name a point such as blocks.3.attention.scores"),
         (mask("blocks.0.attention.pattern"), "hides keys in attention scores"),
@@ -308,9 +297,7 @@ def test_states_can_be_replaced(recurrent: LLM) -> None:
     assert states
     plain = llm.generate(PROMPT, **HOW)
     count = len(llm.inputs.prompt(PROMPT))
-    with llm.trace(
-        *(f"{name}[tokens=5]" for name in states), edits=[scale(f"{states[0]}[tokens=5]", 1.0)]
-    ) as trace:
+    with llm.trace(*(f"{name}[tokens=5]" for name in states), edits=[scale(f"{states[0]}[tokens=5]", 1.0)]) as trace:
         assert chosen(llm.generate(PROMPT, **HOW)) == chosen(plain)
     own = [replace(f"{name}[tokens=5]", trace[name][0, 0]) for name in states]
     assert chosen(llm.generate(PROMPT, edits=own, **HOW)) == chosen(plain)

@@ -143,17 +143,9 @@ REFUSED: dict[str, tuple[str, Callable[[LLM], object], str]] = {
         lambda llm: label_lens(llm, ["one", "another"]),
         "a lens analyses one prompt",
     ),
-    "a trace without the stream": (
-        "SequenceClassification",
-        lambda llm: label_lens(llm, _traced(llm)),
-        "not in",
-    ),
+    "a trace without the stream": ("SequenceClassification", lambda llm: label_lens(llm, _traced(llm)), "not in"),
     "attribution": ("MaskedLM", lambda llm: attribute(llm, TEXT), "no logits"),
-    "relevance": (
-        "SequenceClassification",
-        lambda llm: relevance(llm, TEXT),
-        "no logits",
-    ),
+    "relevance": ("SequenceClassification", lambda llm: relevance(llm, TEXT), "no logits"),
 }
 
 
@@ -197,9 +189,7 @@ def test_explain_shows_what_each_layer_says(command: Command, tmp_path: Path) ->
         ("TokenClassification", [TEXT], "makes labels of tokens"),
     ],
 )
-def test_what_explain_refuses(
-    command: Command, head: str, arguments: list[str], problem: str, tmp_path: Path
-) -> None:
+def test_what_explain_refuses(command: Command, head: str, arguments: list[str], problem: str, tmp_path: Path) -> None:
     refused = command("explain", str(made(tmp_path, "bert", head)), *arguments)
     assert (refused.code, refused.out) == (2, "")
     assert problem in refused.err

@@ -193,7 +193,5 @@ def test_a_missing_package_is_named(
         if module.partition(".")[0] == package:
             monkeypatch.setitem(sys.modules, module, None)
     arguments = [tmp_path / "x.parquet"] if method == "to_parquet" else []
-    with pytest.raises(
-        InvalidRequest, match=rf"{method} needs {package}, which is not installed: pip install"
-    ):
+    with pytest.raises(InvalidRequest, match=rf"{method} needs {package}, which is not installed: pip install"):
         getattr(trace.sequences[0], method)(*arguments, "blocks.1.residual")

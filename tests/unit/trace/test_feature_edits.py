@@ -114,9 +114,7 @@ def test_steering_is_a_plain_edit(llm: LLM, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neither_chunks_nor_neighbours_nor_lost_pages_change_a_bit(
-    kind: str, llm: LLM, tmp_path: Path
-) -> None:
+def test_neither_chunks_nor_neighbours_nor_lost_pages_change_a_bit(kind: str, llm: LLM, tmp_path: Path) -> None:
     dictionary, _ = opened(kind, tmp_path, llm)
     layer = min(dictionary.coders)
 
@@ -131,8 +129,7 @@ def test_neither_chunks_nor_neighbours_nor_lost_pages_change_a_bit(
     alone = llm.generate(long, edits=edits(), **how)
     plain = [llm.generate(PROMPT + "!" * n, **how) for n in range(6)]
     requests = [
-        llm.request(long if n == 3 else PROMPT + "!" * n, edits=edits() if n == 3 else [], **how)
-        for n in range(6)
+        llm.request(long if n == 3 else PROMPT + "!" * n, edits=edits() if n == 3 else [], **how) for n in range(6)
     ]
     for request in requests:
         request.start()
@@ -182,19 +179,13 @@ def test_reconstructions_replace_values(kind: str, llm: LLM, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["standard", "layer_norm", "transcoder", "clt"])
-def test_without_the_error_the_change_is_that_of_the_reconstruction(
-    kind: str, llm: LLM, tmp_path: Path
-) -> None:
+def test_without_the_error_the_change_is_that_of_the_reconstruction(kind: str, llm: LLM, tmp_path: Path) -> None:
     dictionary, _ = opened(kind, tmp_path, llm)
     layer = min(dictionary.coders)
     point = dictionary.coder(layer).writes[0].name
     plain, whole, changed = (
         values(llm, edits, point)[0]
-        for edits in (
-            (),
-            dictionary.reconstruct(),
-            dictionary.clamp(7, 2.0, layer=layer, error=False),
-        )
+        for edits in ((), dictionary.reconstruct(), dictionary.clamp(7, 2.0, layer=layer, error=False))
     )
     (kept,) = values(llm, dictionary.clamp(7, 2.0, layer=layer), point)
     np.testing.assert_allclose(changed - whole, kept - plain, atol=1e-4)
@@ -235,12 +226,7 @@ def test_values_before_the_weights_of_a_norm(tmp_path: Path) -> None:
             llm.generate(PROMPT, max_new_tokens=1)
         x = trace["blocks.1.attention.residual"][0].astype(np.float64)
         normal = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
-        assert (
-            np.abs(
-                ModelWeights(llm.checkpoint, llm.model).values("blocks.1.feedforward.norm.weight") - 1
-            ).max()
-            > 0
-        )
+        assert np.abs(ModelWeights(llm.checkpoint, llm.model).values("blocks.1.feedforward.norm.weight") - 1).max() > 0
         expected = np.maximum(normal @ arrays["W_enc"] + arrays["b_enc"], 0)
         np.testing.assert_allclose(coder.encode(trace["blocks.1.feedforward.norm"][0]), expected, atol=1e-3)
     finally:
@@ -261,10 +247,7 @@ def test_refusals_are_one_line(llm: LLM, tmp_path: Path) -> None:
         (lambda: dictionary.clamp(1, 1.0, layer=2), "layer=2: must be a layer of the dictionary: '1'"),
         (lambda: several.clamp(1, 1.0), "layer=None: must be a layer of the dictionary: '0, 1, 2'"),
         (lambda: several.reconstruct(layer=1), "features write to several layers"),
-        (
-            lambda: llm.generate(PROMPT, edits=dictionary.clamp(1, 1.0, tokens="900")),
-            "begins at position 900",
-        ),
+        (lambda: llm.generate(PROMPT, edits=dictionary.clamp(1, 1.0, tokens="900")), "begins at position 900"),
     ]:
         with pytest.raises(InvalidRequest, match=said) as error:
             make()

@@ -67,9 +67,7 @@ def test_features_of_several_layers(llm: LLM, tmp_path: Path) -> None:
         llm.generate(PROMPT, max_new_tokens=1)
     made = arrays[2]["b_dec"].astype(np.float64)
     for layer, name in enumerate(reads):
-        f = np.maximum(
-            trace[name][0].astype(np.float64) @ arrays[layer]["W_enc"].T + arrays[layer]["b_enc"], 0
-        )
+        f = np.maximum(trace[name][0].astype(np.float64) @ arrays[layer]["W_enc"].T + arrays[layer]["b_enc"], 0)
         np.testing.assert_allclose(table.of(5, layer=layer), f[:, 5], atol=1e-5)
         assert all(one.layer == layer for one in table.top(3, 5, layer=layer))
         made = made + f @ arrays[layer]["W_dec"][:, 2 - layer]
@@ -116,19 +114,14 @@ def test_arrays_are_the_dictionary_of_a_file(llm: LLM, tmp_path: Path) -> None:
     assert ours.explained() == theirs.explained()
     first = int(ours.features[0])
     texts = [
-        llm.generate(PROMPT, edits=one.clamp(first, 9.0), temperature=0, max_new_tokens=6).ids
-        for one in (made, opened)
+        llm.generate(PROMPT, edits=one.clamp(first, 9.0), temperature=0, max_new_tokens=6).ids for one in (made, opened)
     ]
     assert texts[0] == texts[1]
     D = arrays["W_dec"].shape[1]
     top = Dictionary.from_arrays(llm, POINT, arrays["W_enc"].T, arrays["W_dec"], k=3)
     assert np.bincount(features(llm, PROMPT, top).positions).max() == 3
     coder = Dictionary.from_arrays(
-        llm,
-        "blocks.1.feedforward.norm",
-        arrays["W_enc"].T,
-        arrays["W_dec"],
-        writes="blocks.1.feedforward.output",
+        llm, "blocks.1.feedforward.norm", arrays["W_enc"].T, arrays["W_dec"], writes="blocks.1.feedforward.output"
     ).coder()
     assert not coder.is_autoencoder
     for changes, said in (
@@ -156,9 +149,7 @@ def test_a_dictionary_of_another_model_is_refused(llm: LLM, tmp_path: Path) -> N
             lambda: other.generate(PROMPT, edits=sae.clamp(3, 5.0), max_new_tokens=1),
             lambda: other.generate(PROMPT, edits=sae.reconstruct(), max_new_tokens=1),
         ):
-            with pytest.raises(
-                InvalidRequest, match="reads vectors of 64 numbers, and these have 96"
-            ) as refused:
+            with pytest.raises(InvalidRequest, match="reads vectors of 64 numbers, and these have 96") as refused:
                 call()
             assert "\n" not in str(refused.value)
 

@@ -18,7 +18,7 @@ from support.lettered import lettered_llm
 from support.tiny import GOLDENS, TINY, model_runner
 
 import pellucid
-from pellucid.engine.probed_run import probed_run
+from pellucid.engine.probe import probed_run
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.ops.activation import KINDS, derivative, reference
 from pellucid.llm import LLM
@@ -35,11 +35,10 @@ from pellucid.trace import (
     patch_sweep,
     probability,
     replace,
-    row_product,
     traced_model,
 )
-from pellucid.trace.backward import products, recurrent_products
-from pellucid.trace.backward.backward_pass import BackwardPass
+from pellucid.trace.backward import layer_products, products
+from pellucid.trace.backward.gradients import BackwardPass
 from pellucid.trace.backward.tape import Tape, Versions
 from pellucid.trace.traced_model import ModelWeights
 from pellucid.weights.open import open_checkpoint
@@ -88,7 +87,7 @@ def test_gradients_are_those_of_torch(name: str) -> None:
 @pytest.mark.parametrize("name", ["qwen3_5", "falcon_h1"])
 def test_states_between_are_computed_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan keeps the state of a few tokens; the gradients do not depend on how many."""
-    monkeypatch.setattr(recurrent_products, "CHUNK", 2)
+    monkeypatch.setattr(layer_products, "CHUNK", 2)
     test_gradients_are_those_of_torch(name)
 
 
@@ -199,10 +198,7 @@ def test_attribution_patching_approximates_patching(llm: LLM) -> None:
 
 
 def test_a_jacobian_lens_of_several_streams_is_refused(tmp_path: Path) -> None:
-    with (
-        lettered_llm("gemma3n", tmp_path) as streams,
-        pytest.raises(InvalidRequest, match="4 residual streams"),
-    ):
+    with lettered_llm("gemma3n", tmp_path) as streams, pytest.raises(InvalidRequest, match="4 residual streams"):
         JacobianLens.fit(streams, [[3] * 40], skip=2)
 
 
@@ -213,7 +209,7 @@ def test_an_operation_without_a_product(llm: LLM, monkeypatch: pytest.MonkeyPatc
 
 
 def test_threads_share_the_weights_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_product, "SMALL", 1)
+    monkeypatch.setattr(traced_model, "SMALL", 1)
     path = tmp_path / "llama.gguf"
     random_model("llama", path, layers=3, width=64, heads=4, kv_heads=2, context=512)
     before = threading.active_count()

@@ -16,8 +16,8 @@ import pellucid
 from pellucid import pipeline
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.plan.bind import layouts
 from pellucid.plan.points import Point
-from pellucid.plan.weights import layouts
 from pellucid.testing import random_model
 from pellucid.trace import ablate, call
 from pellucid.trace.selection import select
@@ -50,9 +50,7 @@ def kinds(model: str) -> dict[str, set[str]]:
         if match:
             block = int(match[1])
             hook = f"blocks.N.{match[2]}"
-            point = point.replace(f"blocks.{block}.", "blocks.N.").replace(
-                f"blocks.{block - 1}.", "blocks.N-1."
-            )
+            point = point.replace(f"blocks.{block}.", "blocks.N.").replace(f"blocks.{block - 1}.", "blocks.N-1.")
         found.setdefault(hook, set()).add(point)
     return found
 
@@ -72,9 +70,7 @@ def test_names_have_the_points_whose_values_transformer_lens_has(model: str) -> 
 def test_the_golden_has_each_name_and_most_models() -> None:
     assert set(GOLDEN) == set(HOOKS)
     assert all(any(point and models for point, models in of_hook.items()) for of_hook in GOLDEN.values())
-    assert (
-        len({model for of_hook in GOLDEN.values() for models in of_hook.values() for model in models}) > 100
-    )
+    assert len({model for of_hook in GOLDEN.values() for models in of_hook.values() for model in models}) > 100
 
 
 @pytest.mark.parametrize("model", DECODERS)
@@ -128,9 +124,7 @@ def test_what_users_write(text: str, expected: list[str]) -> None:
 def test_a_bracket_selects_as_in_the_name_of_the_point() -> None:
     points = points_of("llama")
     bracket = "[heads=2,0; tokens=1:3]"
-    assert select(points, [f"blocks.1.attn.hook_z{bracket}"]) == select(
-        points, [f"blocks.1.attention.heads{bracket}"]
-    )
+    assert select(points, [f"blocks.1.attn.hook_z{bracket}"]) == select(points, [f"blocks.1.attention.heads{bracket}"])
 
 
 @pytest.mark.parametrize(
@@ -147,10 +141,7 @@ def test_the_nearest_names_are_of_both_kinds(name: str, near: str) -> None:
 
 
 def test_traces_and_edits_take_names_of_transformer_lens(llm: LLM) -> None:
-    pairs = {
-        "blocks.1.attn.hook_pattern": "blocks.1.attention.pattern",
-        "blocks.1.hook_resid_pre": "blocks.0.residual",
-    }
+    pairs = {"blocks.1.attn.hook_pattern": "blocks.1.attention.pattern", "blocks.1.hook_resid_pre": "blocks.0.residual"}
     with llm.trace(*pairs) as own:
         plain = llm.generate(PROMPT, temperature=0, max_new_tokens=4)
     with llm.trace(*pairs.values()) as named:

@@ -17,7 +17,7 @@ from support.tiny import GOLDENS
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.trace import JacobianLens, logit_lens
-from pellucid.trace.torch_archive import TorchArchive
+from pellucid.trace.backward.jacobian_lens import TorchArchive
 
 FOLDER = GOLDENS.parent / "jacobian_lens"
 GOLDEN = np.load(FOLDER / "lenses.npz")
@@ -29,9 +29,7 @@ def test_jacobians_are_those_of_torch(name: str, tmp_path: Path) -> None:
     """The greatest error is 1e-4 of the range."""
     with lettered_llm(name, tmp_path) as llm:
         lens = JacobianLens.fit(llm, GOLDEN[f"{name}/ids"].tolist(), skip=2)
-    layers = [
-        int(key.split("/")[1]) for key in GOLDEN if key.startswith(f"{name}/") and not key.endswith("ids")
-    ]
+    layers = [int(key.split("/")[1]) for key in GOLDEN if key.startswith(f"{name}/") and not key.endswith("ids")]
     assert list(lens.jacobians) == sorted(layers)
     assert lens.texts == 2
     for layer in layers:
@@ -163,9 +161,7 @@ def test_archives_with_other_sizes_are_refused(tmp_path: Path) -> None:
         members = {name: file.read(name) for name in file.namelist()}
     for way in ("missing", "short", "compressed"):
         path = tmp_path / f"{way}.pt"
-        with zipfile.ZipFile(
-            path, "w", zipfile.ZIP_DEFLATED if way == "compressed" else zipfile.ZIP_STORED
-        ) as file:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if way == "compressed" else zipfile.ZIP_STORED) as file:
             for name, own in members.items():
                 is_data = name.endswith("data/0")
                 if is_data and way == "missing":

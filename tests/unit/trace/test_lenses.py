@@ -109,10 +109,7 @@ def test_contributions_to_a_scaled_stream(name: str, tmp_path: Path) -> None:
         assert edit.value
         with pytest.raises(InvalidRequest, match="scales it after each block"):
             relevance(llm, ids)
-    with (
-        lettered_llm("gemma3n", tmp_path) as llm,
-        pytest.raises(InvalidRequest, match="has 4 residual streams"),
-    ):
+    with lettered_llm("gemma3n", tmp_path) as llm, pytest.raises(InvalidRequest, match="has 4 residual streams"):
         attribute(llm, ids)
 
 
@@ -130,9 +127,7 @@ def test_relevances_sum_to_the_logit(llm: LLM) -> None:
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma2"])
 def test_relevances_are_those_of_automatic_differentiation(family: str, tmp_path: Path) -> None:
     """tests/oracles/relevance_oracle.py: torch's gradients through transformers' model of the same weights."""
-    wanted = json.loads((Path(__file__).parents[2] / "goldens" / "trace" / "relevance.json").read_text())[
-        family
-    ]
+    wanted = json.loads((Path(__file__).parents[2] / "goldens" / "trace" / "relevance.json").read_text())[family]
     path = random_model(family, tmp_path / family, kind="safetensors", layers=3, context=256)
     with pellucid.load(path, threads=2, precise=True, kv_cache="f32") as llm:
         found = relevance(llm, wanted["ids"], 65, against=66)
@@ -159,9 +154,7 @@ def test_a_long_prompt_is_traced_in_parts(llama: LLM, monkeypatch: pytest.Monkey
 
 
 def test_experts_contribute_what_they_add(llm: LLM) -> None:
-    mixtures = [
-        layer for layer, block in enumerate(llm.spec.blocks) if isinstance(block.feedforward, Mixture)
-    ]
+    mixtures = [layer for layer, block in enumerate(llm.spec.blocks) if isinstance(block.feedforward, Mixture)]
     if not mixtures:
         pytest.skip("no mixture")
     found = attribute(llm, PROMPT)
@@ -200,10 +193,7 @@ def test_the_last_layer_of_the_lens_is_the_model(llm: LLM) -> None:
     assert np.array_equal(lens.agreement[-1], lens.probabilities[-1][:, 0])
     assert lens.ids.shape == (len(llm.spec.blocks) + 1, len(lens.pieces), 3)
     assert len(repr(lens).splitlines()) == 1
-    assert (
-        logit_lens(llm, PROMPT, positions=[-1]).ids[:, 0].tolist()
-        == logit_lens(llm, PROMPT).ids[:, -1].tolist()
-    )
+    assert logit_lens(llm, PROMPT, positions=[-1]).ids[:, 0].tolist() == logit_lens(llm, PROMPT).ids[:, -1].tolist()
 
 
 def test_vectors_through_the_head_are_the_logits_bit_for_bit(llm: LLM) -> None:
@@ -211,9 +201,7 @@ def test_vectors_through_the_head_are_the_logits_bit_for_bit(llm: LLM) -> None:
     with llm.trace(last, "project.logits") as trace:
         llm.generate(PROMPT * 10, max_new_tokens=1, temperature=0)
     assert np.array_equal(llm.runner.project(trace[last][0]), trace["project.logits"][0])
-    assert np.array_equal(
-        llm.project(np.repeat(trace[last][0], 20, axis=0))[::20], trace["project.logits"][0]
-    )
+    assert np.array_equal(llm.project(np.repeat(trace[last][0], 20, axis=0))[::20], trace["project.logits"][0])
     assert np.array_equal(llm.project(trace[last][0][-1]), trace["project.logits"][0][-1:])
 
 
@@ -254,9 +242,7 @@ def test_heads_between_two_words_are_in_order(llama: LLM) -> None:
     found = heads_between(llama, "a cat, it", query, key)
     with llama.trace("blocks.*.attention.pattern") as trace:
         llama.generate("a cat, it", max_new_tokens=1, temperature=0)
-    weights = [
-        float(trace[f"blocks.{one.layer}.attention.pattern"][0, one.head, query, key]) for one in found
-    ]
+    weights = [float(trace[f"blocks.{one.layer}.attention.pattern"][0, one.head, query, key]) for one in found]
     assert weights == [one.weight for one in found] == sorted(weights, reverse=True)
     assert len(found) == 12
     assert position_of(["a", " cat", " a"], "a", last=True) == 2
@@ -292,9 +278,7 @@ def test_a_map_keeps_the_distances_that_two_dimensions_can_have(llama: LLM) -> N
     words = ["a", "b", "c"]
     found, cosines = word_map(llama, words), similarity(llama, words)
     distances = np.linalg.norm(found[:, None] - found[None], axis=-1)
-    assert np.allclose(
-        distances, np.sqrt(np.maximum(2 - 2 * cosines, 0)), atol=1e-6
-    )  # three points lie in a plane
+    assert np.allclose(distances, np.sqrt(np.maximum(2 - 2 * cosines, 0)), atol=1e-6)  # three points lie in a plane
 
 
 def test_words_are_a_list(llama: LLM) -> None:
@@ -317,9 +301,7 @@ def test_where_two_runs_begin_to_differ(llama: LLM) -> None:
 
 
 @pytest.mark.parametrize("shape", [{"width": 32}, {"layers": 2}])
-def test_runs_of_models_of_different_shapes_are_not_compared(
-    llama: LLM, tmp_path: Path, shape: dict[str, int]
-) -> None:
+def test_runs_of_models_of_different_shapes_are_not_compared(llama: LLM, tmp_path: Path, shape: dict[str, int]) -> None:
     same = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2}
     path = random_model("llama", tmp_path / "other.gguf", context=256, **{**same, **shape})
     with pellucid.load(path, threads=1) as other, pytest.raises(InvalidRequest, match="different shapes"):
@@ -349,9 +331,7 @@ def test_a_lens_makes_each_row_once_and_nothing_else_of_its_size(
             tracemalloc.stop()
         assert sum(rows) == 5 * 40
         assert min(rows[:-1]) == TOGETHER
-        assert peak < 3 * 4 * TOGETHER * wide.runner.width, (
-            "two blocks of float32 logits, and no copy in float64"
-        )
+        assert peak < 3 * 4 * TOGETHER * wide.runner.width, "two blocks of float32 logits, and no copy in float64"
         assert lens.as_dict() == expected.as_dict()
         some = logit_lens(wide, trace.sequences[0], positions=[3, -1])
         assert sum(rows) == 5 * 40 + 5 * 2
@@ -361,10 +341,7 @@ def test_a_lens_makes_each_row_once_and_nothing_else_of_its_size(
 def test_positions_out_of_range(llama: LLM) -> None:
     lens = logit_lens(llama, PROMPT)
     for call, said in (
-        (
-            lambda: attribute(llama, PROMPT, 65, position=99),
-            "position=99: must be a whole number from -22 to 21",
-        ),
+        (lambda: attribute(llama, PROMPT, 65, position=99), "position=99: must be a whole number from -22 to 21"),
         (lambda: token_contributions(llama, PROMPT, position=-23), "position=-23"),
         (lambda: relevance(llama, PROMPT, position=1.5), "position=1.5"),  # type: ignore[arg-type]
         (lambda: lens.top(99), "layer=99"),
@@ -380,9 +357,7 @@ def test_a_lens_of_values_that_are_not_finite_is_refused(llama: LLM) -> None:
         llama.generate(PROMPT * 3, max_new_tokens=1, temperature=0)
     with pytest.raises(InvalidRequest, match="was not recorded: trace all positions"):
         logit_lens(llama, trace.sequences[0])
-    with llama.trace(
-        "embed", "blocks.*.residual", budget=len(llama.inputs.prompt(PROMPT)) * 4 * 64 * 4
-    ) as trace:
+    with llama.trace("embed", "blocks.*.residual", budget=len(llama.inputs.prompt(PROMPT)) * 4 * 64 * 4) as trace:
         llama.generate(PROMPT, max_new_tokens=3, temperature=0, ignore_eos=True)
     assert trace.dropped
     with pytest.raises(InvalidRequest, match="were not recorded"):

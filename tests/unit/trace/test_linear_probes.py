@@ -17,7 +17,7 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
 from pellucid.trace import LinearProbe, scale
-from pellucid.trace.vector_file import write_vectors
+from pellucid.trace.linear_probe import write_vectors
 
 PROMPT = "to see that it rains in the east, in the east"
 HOW: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True, "logprobs": 0}
@@ -113,9 +113,7 @@ def test_a_score_above_its_limit_ends_the_text_before_the_token(llm: LLM) -> Non
     highest = int(np.argmax(values))
     assert highest > 0
     limit = (sorted(values)[-1] + sorted(values)[-2]) / 2
-    stopped = llm.generate(
-        PROMPT, probes=[probe("calm", "blocks.0.residual"), probe().stopping(limit)], **HOW
-    )
+    stopped = llm.generate(PROMPT, probes=[probe("calm", "blocks.0.residual"), probe().stopping(limit)], **HOW)
     assert (stopped.finish_reason, stopped.stop_reason) == ("probe", "toxic")
     assert stopped.ids == plain.ids[: highest + 1]
     assert scores(stopped) == values[: highest + 1]
@@ -128,12 +126,7 @@ def test_a_file_keeps_a_probe(tmp_path: Path) -> None:
     path = tmp_path / "toxicity.safetensors"
     probe(bias=-1.25, sigmoid=True).save(path)
     found = LinearProbe.open(path)
-    assert (found.name, found.point, found.bias, found.sigmoid) == (
-        "toxicity",
-        "blocks.1.residual",
-        -1.25,
-        True,
-    )
+    assert (found.name, found.point, found.bias, found.sigmoid) == ("toxicity", "blocks.1.residual", -1.25, True)
     assert np.array_equal(found.weights, WEIGHTS)
     # The tensors of scikit-learn: float64, with a row.
     write_vectors(path, {"weights": WEIGHTS[None], "bias": np.zeros(1, np.float32)}, {"point": "norm"})

@@ -7,7 +7,7 @@ import pytest
 from support.tiny import TINY, opened
 
 from pellucid.model.weight_map import Model
-from pellucid.trace import row_product
+from pellucid.trace import traced_model
 from pellucid.trace.traced_model import ModelWeights
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -18,9 +18,7 @@ def test_rows_of_a_matrix_are_rows_of_its_values(name: str) -> None:
     with opened(TINY[name]) as (checkpoint, model):
         weights = ModelWeights(checkpoint, model)
         slots = [slot for slot in model.slots if _is_stored(checkpoint, model, slot)]
-        matrices = {
-            slot: whole for slot in slots if (whole := weights.values(slot)).ndim == 2 and len(whole) > 2
-        }
+        matrices = {slot: whole for slot in slots if (whole := weights.values(slot)).ndim == 2 and len(whole) > 2}
         assert matrices
         for slot, whole in matrices.items():
             for start, stop in ((0, len(whole)), (1, 3), (len(whole) - 1, len(whole))):
@@ -42,16 +40,13 @@ def test_a_missing_vector_is_filled() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-window", "gemma3n-odd", "gpt2"])
-def test_products_have_the_same_bits_on_any_number_of_threads(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_products_have_the_same_bits_on_any_number_of_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And for any other rows: of a part of the rows, and in several parts. Without room NumPy computes them."""
-    monkeypatch.setattr(row_product, "SMALL", 1)
+    monkeypatch.setattr(traced_model, "SMALL", 1)
     rng = np.random.default_rng(5)
     with opened(TINY[name]) as (checkpoint, model):
         one, three, none = (
-            ModelWeights(checkpoint, model, keep, threads)
-            for keep, threads in ((1 << 24, 1), (1 << 24, 3), (0, 3))
+            ModelWeights(checkpoint, model, keep, threads) for keep, threads in ((1 << 24, 1), (1 << 24, 3), (0, 3))
         )
         slots = [slot for slot in model.slots if _is_stored(checkpoint, model, slot)]
         matrices = [slot for slot in slots if one.values(slot).ndim == 2][:12]
@@ -65,6 +60,6 @@ def test_products_have_the_same_bits_on_any_number_of_threads(
             np.testing.assert_array_equal(three.product(x[5:6], slot), found[5:6])
             np.testing.assert_allclose(none.product(x, slot), exact, atol=1e-5 * np.abs(exact).max())
             with monkeypatch.context() as changed:
-                changed.setattr(row_product, "PADDED", 8)
+                changed.setattr(traced_model, "PADDED", 8)
                 np.testing.assert_array_equal(three.product(x, slot), found)
     assert matrices

@@ -15,7 +15,7 @@ from support.tiny import GOLDENS, TINY, model_runner, opened
 
 from pellucid import pipeline
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
-from pellucid.plan.weights import layouts
+from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.trace.trace import Trace
@@ -96,9 +96,7 @@ def test_points_are_what_transformers_computes(name: str) -> None:
     worst = max(apart, key=lambda point: apart[point])
     shapes = f"{found[worst].shape} and {expected[worst].shape}"
     assert apart[worst] <= CLOSE, f"{worst}: {apart[worst]:.2g} of its range apart, shapes {shapes}"
-    blocks = {
-        point.split(".")[1] for point in expected if point.startswith("blocks.") and kind(point) != "residual"
-    }
+    blocks = {point.split(".")[1] for point in expected if point.startswith("blocks.") and kind(point) != "residual"}
     for point in found.keys() - expected.keys():
         # Covered by values computed from them: the scan's result, the output of each expert.
         if kind(point).startswith(("recurrent.state.", "feedforward.experts.")):

@@ -60,9 +60,7 @@ def test_what_users_write(text: str, expected: list[int]) -> None:
     ascending = sorted(expected)
     assert found.within(0, 12).tolist() == ascending
     assert [at in found for at in range(12)] == [at in expected for at in range(12)]
-    assert [found.rows_before(at) for at in range(12)] == [
-        sum(one < at for one in expected) for at in range(12)
-    ]
+    assert [found.rows_before(at) for at in range(12)] == [sum(one < at for one in expected) for at in range(12)]
     assert [at for run in found.runs(0, 12) for at in run] == ascending
     assert [found.next(at).tolist() for at in range(12)] == [
         [one for one in ascending if one >= at][:1] or found.next(at).tolist() for at in range(12)
@@ -100,9 +98,7 @@ def test_what_is_refused(text: str, problem: str) -> None:
 
 
 @given(
-    starts=st.lists(
-        st.tuples(st.integers(0, 40), st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=5
-    ),
+    starts=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=5),
     start=st.integers(0, 60),
     count=st.integers(0, 60),
 )

@@ -60,18 +60,12 @@ BEYOND: list[tuple[str, Callable[[str], Edit]]] = [
 
 
 @pytest.mark.parametrize(("name", "make"), BEYOND, ids=[name for name, _ in BEYOND])
-def test_a_position_that_no_text_has_is_refused(
-    llm: LLM, count: int, name: str, make: Callable[[str], Edit]
-) -> None:
+def test_a_position_that_no_text_has_is_refused(llm: LLM, count: int, name: str, make: Callable[[str], Edit]) -> None:
     def at(tokens: str) -> Edit:
         return make(f"{name}; tokens={tokens}]" if "[" in name else f"{name}[tokens={tokens}]")
 
     said = rf"begins at position 99, and a prompt of {count} tokens has no such position: select one below {count}"
-    for run in (
-        llm.generate,
-        llm.score,
-        lambda prompt, **how: llm.beam_search(prompt, max_new_tokens=1, **how),
-    ):
+    for run in (llm.generate, llm.score, lambda prompt, **how: llm.beam_search(prompt, max_new_tokens=1, **how)):
         how = ONE if run == llm.generate else {}
         with pytest.raises(InvalidRequest, match=said if run != llm.score else "begins at position 99"):
             run(PROMPT, edits=[at("99")], **how)
@@ -87,9 +81,7 @@ def test_a_position_that_no_text_has_is_refused(
 
 def test_rows_that_no_position_takes_are_refused(llm: LLM, count: int) -> None:
     rows = np.ones((200, 64), np.float32)
-    with pytest.raises(
-        InvalidRequest, match=rf"200 rows .* too many for a prompt of {count} .* give {count} at most"
-    ):
+    with pytest.raises(InvalidRequest, match=rf"200 rows .* too many for a prompt of {count} .* give {count} at most"):
         llm.generate(PROMPT, edits=[replace("blocks.0.residual", rows)], **ONE)
     with pytest.raises(InvalidRequest, match=rf"give {count - 3} at most"):
         llm.generate(PROMPT, edits=[add("blocks.0.residual[tokens=3:]", rows)], **ONE)
@@ -108,8 +100,7 @@ def test_rows_that_no_position_takes_are_refused(llm: LLM, count: int) -> None:
 
 def test_logits_are_edited_where_they_are_computed(llm: LLM, count: int) -> None:
     with pytest.raises(
-        InvalidRequest,
-        match=rf"project.logits is computed from position {count - 1} on, and the edit ends at 3",
+        InvalidRequest, match=rf"project.logits is computed from position {count - 1} on, and the edit ends at 3"
     ):
         llm.generate(PROMPT, edits=[force_token(70, "3")], **ONE)
     with pytest.raises(InvalidRequest, match="norm is computed from"):
@@ -127,9 +118,7 @@ def test_a_pattern_looks_at_what_its_position_sees(llm: LLM, count: int) -> None
     name = "blocks.0.attention.pattern"
     ahead = np.zeros(count, np.float32)
     ahead[5] = 1
-    with pytest.raises(
-        InvalidRequest, match="position 3 attends to token 5, which comes after it: give 0 there"
-    ):
+    with pytest.raises(InvalidRequest, match="position 3 attends to token 5, which comes after it: give 0 there"):
         llm.generate(PROMPT, edits=[replace(f"{name}[heads=1; tokens=3]", ahead)], **ONE)
     with pytest.raises(InvalidRequest, match=r"position 0 attends to token 5, .*from 5 on \(tokens=5:\)"):
         llm.generate(PROMPT, edits=[add(f"{name}[heads=1]", ahead)], **ONE)
@@ -148,17 +137,13 @@ def test_a_pattern_looks_at_what_its_position_sees(llm: LLM, count: int) -> None
 def test_a_pattern_stays_in_its_window(tmp_path: Path) -> None:
     path = random_model("gemma2", tmp_path / "gemma2.gguf", layers=2, context=256)
     with pellucid.load(path, threads=2) as llm:
-        point = next(
-            one for one in llm.points.values() if one.mask and one.mask.window and one.kind == "pattern"
-        )
+        point = next(one for one in llm.points.values() if one.mask and one.mask.window and one.kind == "pattern")
         assert point.mask is not None
         window = point.mask.window
         far = np.zeros(window + 5, np.float32)
         far[0] = 1
         edit = replace(f"{point.name}[heads=0; tokens={window + 3}]", far)
-        with pytest.raises(
-            InvalidRequest, match=rf"attends to token 0, which is outside its window of {window}"
-        ):
+        with pytest.raises(InvalidRequest, match=rf"attends to token 0, which is outside its window of {window}"):
             llm.generate([65] * (window + 5), edits=[edit], **ONE)
 
 
@@ -187,18 +172,12 @@ def test_edits_of_sentences_reach_them(encoder: LLM) -> None:
         encoder.embed([text], edits=[ablate("pool[tokens=1]")])
     far = np.zeros(count + 3, np.float32)
     far[-1] = 1
-    with pytest.raises(
-        InvalidRequest, match=f"it attends to token {count + 2}, .* give {count} keys at most"
-    ):
+    with pytest.raises(InvalidRequest, match=f"it attends to token {count + 2}, .* give {count} keys at most"):
         encoder.embed([text], edits=[replace("blocks.0.attention.pattern[heads=0]", far)])
     later = np.zeros(count, np.float32)
     later[-1] = 1
-    assert np.isfinite(
-        encoder.embed([text], edits=[replace("blocks.0.attention.pattern[heads=0]", later)])
-    ).all()
-    with pytest.raises(
-        InvalidRequest, match="text 0: its outputs are not finite because of the request's edits"
-    ):
+    assert np.isfinite(encoder.embed([text], edits=[replace("blocks.0.attention.pattern[heads=0]", later)])).all()
+    with pytest.raises(InvalidRequest, match="text 0: its outputs are not finite because of the request's edits"):
         encoder.embed([text], edits=[add("pool", 3e38), add("pool", 3e38)])
 
 
@@ -236,10 +215,7 @@ def test_a_text_that_ends_sooner_warns(llm: LLM, count: int) -> None:
 
 
 SPOILS = [
-    (
-        "blocks.0.residual",
-        lambda: [scale("blocks.0.residual", 1e30), scale("blocks.0.feedforward.output", 1e30)],
-    ),
+    ("blocks.0.residual", lambda: [scale("blocks.0.residual", 1e30), scale("blocks.0.feedforward.output", 1e30)]),
     ("project.logits", lambda: [add("project.logits", 3e38), add("project.logits", 3e38)]),
     ("norm", lambda: [scale("norm", 1e30), scale("norm", 1e30)]),
     ("blocks.1.attention.q", lambda: [call("blocks.1.attention.q", lambda x: x * 0 + 3e38)]),
@@ -247,9 +223,7 @@ SPOILS = [
 
 
 @pytest.mark.parametrize(("point", "edits"), SPOILS, ids=[point for point, _ in SPOILS])
-def test_numbers_that_edits_spoil_are_their_fault(
-    llm: LLM, point: str, edits: Callable[[], list[Edit]]
-) -> None:
+def test_numbers_that_edits_spoil_are_their_fault(llm: LLM, point: str, edits: Callable[[], list[Edit]]) -> None:
     plain = llm.generate(PROMPT, **ONE).ids
     said = r"the logit of id \d+ is (nan|inf) because of the request's edits \(.*use smaller edits"
     runs: list[Callable[[], Any]] = [
@@ -275,9 +249,7 @@ def test_numbers_that_edits_spoil_are_their_fault(
 
 def test_without_edits_the_weights_are_to_blame(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = type(llm.runner).forward
-    monkeypatch.setattr(
-        type(llm.runner), "forward", lambda self, chunks: forward(self, chunks) * np.float32("nan")
-    )
+    monkeypatch.setattr(type(llm.runner), "forward", lambda self, chunks: forward(self, chunks) * np.float32("nan"))
     with pytest.raises(KernelError, match="the weights are damaged"), llm.trace("embed"):
         llm.generate(PROMPT, **ONE)
     monkeypatch.undo()

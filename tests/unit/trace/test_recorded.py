@@ -24,13 +24,7 @@ from pellucid.testing import random_model
 from pellucid.trace import RecordedRun, scale
 
 PROMPT = "to see that it rains"
-OPTIONS: dict[str, Any] = {
-    "max_new_tokens": 12,
-    "temperature": 1.0,
-    "top_p": 0.95,
-    "seed": 7,
-    "ignore_eos": True,
-}
+OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "top_p": 0.95, "seed": 7, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +54,8 @@ def test_a_run_is_the_same_after_it_was_saved(run: RecordedRun, tmp_path: Path) 
     run.save(tmp_path / "one.run")
     found = RecordedRun.open(tmp_path / "one.run")
     assert {
-        name: getattr(found, name)
-        for name in ("model", "prompt", "ids", "pieces", "text", "seed", "options", "chain")
-    } == {
-        name: getattr(run, name)
-        for name in ("model", "prompt", "ids", "pieces", "text", "seed", "options", "chain")
-    }
+        name: getattr(found, name) for name in ("model", "prompt", "ids", "pieces", "text", "seed", "options", "chain")
+    } == {name: getattr(run, name) for name in ("model", "prompt", "ids", "pieces", "text", "seed", "options", "chain")}
     assert list(found) == list(run)
     for name in run:
         assert np.array_equal(found[name], run[name])
@@ -102,10 +92,7 @@ def test_what_cannot_be_resumed(llm: LLM, run: RecordedRun, tmp_path: Path) -> N
     with pytest.raises(InvalidRequest, match="a recorded run can hold only plain values"):
         llm.record(PROMPT, until=lambda text: True)
     random_model("llama", tmp_path / "other.gguf", layers=2, vocabulary=400)
-    with (
-        pellucid.load(tmp_path / "other.gguf") as other,
-        pytest.raises(InvalidRequest, match="load the run's model"),
-    ):
+    with pellucid.load(tmp_path / "other.gguf") as other, pytest.raises(InvalidRequest, match="load the run's model"):
         other.resume(run, 3)
     with pytest.raises(InvalidRequest, match="cannot be written"):
         run.save(tmp_path / "no" / "folder.run")
@@ -132,9 +119,7 @@ def test_a_run_with_edits_is_resumed_with_them(llm: LLM) -> None:
 
 def test_options_come_through_a_file(llm: LLM, tmp_path: Path) -> None:
     bias = {65: 3.0, 70: -100.0}
-    run = llm.record(
-        PROMPT, logit_bias=bias, max_new_tokens=None, max_time=0.05, temperature=0, ignore_eos=True
-    )
+    run = llm.record(PROMPT, logit_bias=bias, max_new_tokens=None, max_time=0.05, temperature=0, ignore_eos=True)
     run.save(tmp_path / "one.run")
     opened = RecordedRun.open(tmp_path / "one.run")
     assert llm.resume(opened, 2, max_new_tokens=3).ids == run.ids[:5]
@@ -232,9 +217,7 @@ def test_shapes_that_no_run_has_are_refused(tmp_path: Path, name: str, shape: li
 
 
 @given(
-    shape=st.lists(
-        st.sampled_from([0, 1, 2, 3, 4, 1 << 24, 1 << 31, 1 << 53, (1 << 63) - 1, 1 << 63, -1]), max_size=7
-    )
+    shape=st.lists(st.sampled_from([0, 1, 2, 3, 4, 1 << 24, 1 << 31, 1 << 53, (1 << 63) - 1, 1 << 63, -1]), max_size=7)
 )
 def test_any_shape_is_read_or_refused(shape: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     count = np.prod([float(one) for one in shape])

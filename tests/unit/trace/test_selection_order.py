@@ -85,10 +85,7 @@ def test_a_recording_has_the_order_that_was_written(
 
 
 def test_tokens_and_keys_have_the_order_that_was_written(llm: LLM) -> None:
-    pattern, asked = (
-        "blocks.1.attention.pattern",
-        "blocks.1.attention.pattern[heads=2; tokens=5,2:4; keys=3,0]",
-    )
+    pattern, asked = ("blocks.1.attention.pattern", "blocks.1.attention.pattern[heads=2; tokens=5,2:4; keys=3,0]")
     with llm.trace("embed", pattern) as whole:
         llm.generate(PROMPT, **HOW)
     with llm.trace("embed[tokens=6,generated,2:4]", asked) as trace:
@@ -132,9 +129,7 @@ def test_a_recorded_run_takes_one_range_without_steps(llm: LLM) -> None:
 
 
 def test_all_heads_in_another_order_are_a_part(llm: LLM) -> None:
-    run = llm.record(
-        PROMPT, "blocks.0.attention.pattern[heads=3,2,1,0]", "blocks.0.attention.v[heads=0,1]", **HOW
-    )
+    run = llm.record(PROMPT, "blocks.0.attention.pattern[heads=3,2,1,0]", "blocks.0.attention.v[heads=0,1]", **HOW)
     assert run.parts == {"blocks.0.attention.pattern": {"heads": [3, 2, 1, 0]}}
 
 
@@ -182,16 +177,7 @@ def test_experts_of_an_edit_have_the_order_that_was_written(llm: LLM) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    [
-        "tokens=3,3",
-        "tokens=2:5,0,4",
-        "dims=3,3",
-        "dims=0:5,4",
-        "dims=4,0:5",
-        "dims=0:3,2:5",
-        "heads=1,1",
-        "heads=0:,3",
-    ],
+    ["tokens=3,3", "tokens=2:5,0,4", "dims=3,3", "dims=0:5,4", "dims=4,0:5", "dims=0:3,2:5", "heads=1,1", "heads=0:,3"],
 )
 def test_doubles_are_refused(llm: LLM, part: str) -> None:
     name = f"blocks.0.attention.q[{part}]"

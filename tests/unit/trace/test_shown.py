@@ -45,9 +45,7 @@ def test_traces(llm: LLM) -> None:
     with llm.trace("embed", budget=room) as dropped:
         llm.generate(PROMPT, max_new_tokens=100, temperature=0, ignore_eos=True)
     assert re.search(r"MB, \d+ blocks dropped\)$", repr(dropped))
-    assert re.fullmatch(
-        r"Generation\('.*', \d+ \+ 2 tokens, finish_reason='length', [\d.]+ tokens/s\)", repr(made)
-    )
+    assert re.fullmatch(r"Generation\('.*', \d+ \+ 2 tokens, finish_reason='length', [\d.]+ tokens/s\)", repr(made))
 
 
 def test_lenses(llm: LLM) -> None:
@@ -58,9 +56,6 @@ def test_lenses(llm: LLM) -> None:
     )
     found = attribute(llm, PROMPT)
     first = max(found.contributions, key=lambda one: one.value)
-    assert (
-        repr(found)
-        == f"Attribution({found.token!r}: {found.logit:.3f}, most by {first.name} {first.value:+.3f})"
-    )
+    assert repr(found) == f"Attribution({found.token!r}: {found.logit:.3f}, most by {first.name} {first.value:+.3f})"
     assert f"{found.token!r} against " in repr(attribute(llm, PROMPT, against=65))
     assert re.match(r"HeadScores\(best heads: \w+ \d\.\d \(\d\.\d\d\), ", repr(head_scores(llm)))

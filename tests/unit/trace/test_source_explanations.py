@@ -51,9 +51,7 @@ class DividedRun(Reference):
         row = self.weight(slot)[token] * head.scale
         found = {part: float(row @ vector) for part, vector in self.written.items()}
         if head.bias:
-            found["constant"] = found.get("constant", 0.0) + head.scale * float(
-                self.weight("project.bias")[token]
-            )
+            found["constant"] = found.get("constant", 0.0) + head.scale * float(self.weight("project.bias")[token])
         return found
 
     def normalize(self, kind: Norm, slot: str, written: dict[Any, Array] | None = None) -> None:
@@ -98,9 +96,7 @@ class DividedRun(Reference):
         else:
             self.attention(x, kind, at)
             weights, v = self.patterns[at][:, -1], self.cached[at][1]
-        matrix = kind.output_scale * self.weight(f"{at}.output.weight").reshape(
-            -1, kind.heads, kind.value_dim
-        )
+        matrix = kind.output_scale * self.weight(f"{at}.output.weight").reshape(-1, kind.heads, kind.value_dim)
         each = np.einsum("hs,shv,dhv->hsd", weights, v, matrix)
         found: dict[Any, Array] = {(at, h, s): each[h, s] for h in range(kind.heads) for s in range(len(v))}
         if kind.output_bias:
@@ -128,11 +124,7 @@ def test_contributions_are_the_results_of_a_float64_run(llm: LLM) -> None:
     wanted = run.divided(ids[:STEP], ids[STEP])
 
     near = {"rtol": 0, "atol": 2e-5 * max(1.0, abs(attributed.logit))}
-    tokens, source, by_head = (
-        np.zeros(STEP),
-        np.zeros(len(found.source_pieces)),
-        defaultdict[str, float](float),
-    )
+    tokens, source, by_head = (np.zeros(STEP), np.zeros(len(found.source_pieces)), defaultdict[str, float](float))
     for part, value in wanted.items():
         if isinstance(part, tuple):
             stage, head, at = part
@@ -140,9 +132,7 @@ def test_contributions_are_the_results_of_a_float64_run(llm: LLM) -> None:
             by_head[f"{stage}.heads.{head}"] += value
     np.testing.assert_allclose(by_token.tokens, tokens, **near)
     np.testing.assert_allclose(by_token.source, source, **near)
-    np.testing.assert_allclose(
-        by_token.rest, sum(v for k, v in wanted.items() if not isinstance(k, tuple)), **near
-    )
+    np.testing.assert_allclose(by_token.rest, sum(v for k, v in wanted.items() if not isinstance(k, tuple)), **near)
     assert np.abs(source).min() > 0
     assert np.abs(tokens).min() > 0
 

@@ -107,9 +107,7 @@ def test_all_ways_to_run_record_the_same_source(llm: LLM) -> None:
 
 
 def test_selected_tokens_and_displays_are_those_of_the_source(llm: LLM) -> None:
-    with llm.trace(
-        "encoder.blocks.0.attention.pattern[heads=1; tokens=2:4]", "blocks.1.cross.pattern"
-    ) as trace:
+    with llm.trace("encoder.blocks.0.attention.pattern[heads=1; tokens=2:4]", "blocks.1.cross.pattern") as trace:
         llm.generate(OTHER, **OPTIONS)
     (sequence,) = trace.sequences
     assert sequence["encoder.blocks.0.attention.pattern"].shape == (1, 2, 5)
@@ -120,10 +118,7 @@ def test_selected_tokens_and_displays_are_those_of_the_source(llm: LLM) -> None:
 
 def test_an_edit_of_the_encoder_belongs_to_its_request(llm: LLM) -> None:
     plain = result(llm.generate(SOURCE, **OPTIONS))
-    edits = [
-        ablate("encoder.blocks.0.residual[tokens=3]"),
-        scale("encoder.blocks.1.attention.heads[heads=2]", 3),
-    ]
+    edits = [ablate("encoder.blocks.0.residual[tokens=3]"), scale("encoder.blocks.1.attention.heads[heads=2]", 3)]
     name = "encoder.blocks.0.residual"
     with llm.trace(name) as trace:
         edited = result(llm.generate(SOURCE, **OPTIONS, edits=edits))

@@ -101,11 +101,7 @@ def test_a_sweep_is_many_requests(llm: LLM) -> None:
 
 def test_a_list_of_copies_with_edits_of_the_prompt(llm: LLM) -> None:
     base = add("embed[tokens=2]", np.ones(64))
-    copies = [
-        ablate("blocks.1.residual[tokens=4]"),
-        [mask("blocks.0.attention.scores[keys=0; tokens=3:]")],
-        [],
-    ]
+    copies = [ablate("blocks.1.residual[tokens=4]"), [mask("blocks.0.attention.scores[keys=0; tokens=3:]")], []]
     target = probability(llm, 65)
     found = sweep(llm, CLEAN, copies, target, edits=[base])
     assert found.unedited == target(logits_of(llm, CLEAN, base)) == found.values[2]
@@ -132,11 +128,7 @@ def test_long_prompts_and_neighbours(llm: LLM) -> None:
     assert count > 256
     thread = threading.Thread(target=generate)
     thread.start()
-    edits = [
-        add(f"blocks.{layer}.residual[tokens={at}]", np.ones(64))
-        for layer in range(3)
-        for at in (0, 100, 300)
-    ]
+    edits = [add(f"blocks.{layer}.residual[tokens={at}]", np.ones(64)) for layer in range(3) for at in (0, 100, 300)]
     target = logit_difference(llm, 65, 66)
     swept = sweep(llm, long, edits, target)
     thread.join()
@@ -198,9 +190,7 @@ def test_ablation(llm: LLM) -> None:
         where = f"blocks.1.feedforward.output[tokens=:{count}]"
         assert found.values[1] == target(logits_of(llm, CLEAN, ablate(where, instead)))
     by_token = ablation_sweep(llm, CLEAN, target, kind="attention.output", by="token")
-    assert by_token.values[0, 3] == target(
-        logits_of(llm, CLEAN, ablate("blocks.0.attention.output[tokens=3]"))
-    )
+    assert by_token.values[0, 3] == target(logits_of(llm, CLEAN, ablate("blocks.0.attention.output[tokens=3]")))
     with pytest.raises(InvalidRequest, match="texts is empty: values='mean' needs a list of prompts"):
         ablation_sweep(llm, CLEAN, target, values="mean")
     with pytest.raises(InvalidRequest, match="it has no heads"):
@@ -260,10 +250,7 @@ def test_path_patching(llm: LLM) -> None:
     heads = corrupted["blocks.1.attention.heads"][0].copy()
     heads[:, 2] = clean["blocks.1.attention.heads"][0, :, 2]
     after = ["blocks.1.feedforward.output", "blocks.2.attention.output", "blocks.2.feedforward.output"]
-    edits = [
-        replace("blocks.1.attention.heads", heads),
-        *(replace(name, corrupted[name][0]) for name in after),
-    ]
+    edits = [replace("blocks.1.attention.heads", heads), *(replace(name, corrupted[name][0]) for name in after)]
     low, high = target(logits_of(llm, CORRUPTED)), target(logits_of(llm, CLEAN))
     assert found.values[1, 2] == (target(logits_of(llm, CORRUPTED, *edits)) - low) / (high - low)
     receiver = "blocks.2.attention.q[heads=3]"

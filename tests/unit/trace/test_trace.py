@@ -18,17 +18,7 @@ from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import (
-    ablate,
-    add,
-    call,
-    forbid_expert,
-    forbid_token,
-    force_expert,
-    force_token,
-    replace,
-    scale,
-)
+from pellucid.trace import ablate, add, call, forbid_expert, forbid_token, force_expert, force_token, replace, scale
 from pellucid.trace.budget import ReservedBytes, TraceBudget
 from pellucid.trace.traced_model import ModelWeights
 from pellucid.util.probabilities import softmax
@@ -58,9 +48,7 @@ def test_a_generation_is_recorded_and_does_not_change(llm: LLM) -> None:
     (sequence,) = trace.sequences
     prompt = llm.inputs.prompt(PROMPT)
     assert sequence.ids == [*prompt, *made.ids[:-1]]
-    read = re.sub(r"<0x(..)>", lambda found: chr(int(found[1], 16)), "".join(sequence.pieces)).encode(
-        "latin-1"
-    )
+    read = re.sub(r"<0x(..)>", lambda found: chr(int(found[1], 16)), "".join(sequence.pieces)).encode("latin-1")
     assert read.decode(errors="replace") == llm.tokenizer.decode(sequence.ids, skip_special=False)
     T = len(sequence)
     assert trace["blocks.0.residual"].shape == (1, T, 64)
@@ -251,10 +239,7 @@ def test_a_trace_is_a_mapping_of_its_names(llm: LLM) -> None:
     assert trace == trace
     assert np.array_equal(trace["blocks.-1.residual"], trace["blocks.2.residual"])
     assert trace["blocks.0.attention.q[heads=1]"].shape == trace["blocks.0.attention.q"].shape
-    with (
-        llm.trace("blocks.0.residual[tokens=500:]"),
-        pytest.raises(InvalidRequest, match="selects position 500"),
-    ):
+    with llm.trace("blocks.0.residual[tokens=500:]"), pytest.raises(InvalidRequest, match="selects position 500"):
         llm.generate(PROMPT, **HOW)
 
 
@@ -359,10 +344,7 @@ def test_an_error_of_a_function_ends_its_request_alone(llm: LLM) -> None:
     def fails(values: np.ndarray) -> np.ndarray:
         raise ValueError("no")
 
-    groups = [
-        llm.request(PROMPT, **HOW),
-        llm.request(PROMPT, edits=[call("blocks.1.residual", fails)], **HOW),
-    ]
+    groups = [llm.request(PROMPT, **HOW), llm.request(PROMPT, edits=[call("blocks.1.residual", fails)], **HOW)]
     with pytest.raises(InvalidRequest, match=r"blocks\.1\.residual.*the function fails.*no"):
         run_together(groups[1:])
     run_together(groups[:1])
@@ -375,10 +357,7 @@ def test_an_error_of_a_function_ends_its_request_alone(llm: LLM) -> None:
         values *= 2
 
     for function, problem in ((exits, "SystemExit: 3"), (changes_in_place, "read-only")):
-        groups = [
-            llm.request(PROMPT, **HOW),
-            llm.request(PROMPT, edits=[call("blocks.1.residual", function)], **HOW),
-        ]
+        groups = [llm.request(PROMPT, **HOW), llm.request(PROMPT, edits=[call("blocks.1.residual", function)], **HOW)]
         for group in groups:
             group.start()
         with pytest.raises(InvalidRequest, match=problem):
@@ -416,10 +395,7 @@ def test_names_that_stand_for_nothing(llm: LLM, name: Any, problem: str) -> None
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        (
-            replace("blocks.0.residual", np.zeros(63)),
-            r"shape \(63,\); the selected part takes \(64,\) or \(T, 64\)",
-        ),
+        (replace("blocks.0.residual", np.zeros(63)), r"shape \(63,\); the selected part takes \(64,\) or \(T, 64\)"),
         (replace("blocks.0.residual", np.zeros((2, 3, 64))), "shape"),
         (replace("blocks.0.residual", "text"), "not numbers"),
         (replace("blocks.0.residual", [float("nan")] * 64), "not finite"),
@@ -489,14 +465,7 @@ def test_a_part_of_a_point_is_that_part(llm: LLM, wanted: str) -> None:
 
 
 def test_what_the_chain_does_is_recorded(llm: LLM) -> None:
-    how: dict[str, Any] = {
-        **HOW,
-        "max_new_tokens": 9,
-        "temperature": 0.7,
-        "top_k": 20,
-        "top_p": 0.9,
-        "seed": 4,
-    }
+    how: dict[str, Any] = {**HOW, "max_new_tokens": 9, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "seed": 4}
     watched = llm.generate(PROMPT, watch=True, **how)
     with llm.trace("sample.*", "detokenize.ids", "timings.tokens") as trace:
         made = llm.generate(PROMPT, **how)
@@ -549,10 +518,7 @@ def test_a_function_hears_of_values_while_they_are_computed(llm: LLM) -> None:
 
     with pytest.raises(KeyError):
         both_fail()
-    with (
-        pytest.raises(InvalidRequest, match="cannot be streamed"),
-        llm.trace("sample.entropy", on=heard.append),
-    ):
+    with pytest.raises(InvalidRequest, match="cannot be streamed"), llm.trace("sample.entropy", on=heard.append):
         pass
     with pytest.raises(InvalidRequest, match="on=3"), llm.trace("embed", on=3):  # type: ignore[arg-type]
         pass

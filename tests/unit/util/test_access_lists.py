@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pellucid.util import access_lists, trusted_files
-from pellucid.util.access_lists import CHANGE, REPLACE, others_with, user_sid
+from pellucid.util import trusted_files, windows
 from pellucid.util.trusted_files import TrustedFolder
+from pellucid.util.windows import CHANGE, REPLACE, others_with, user_sid
 
 if sys.platform != "linux":
     pytest.skip("finds the names of open files in /proc", allow_module_level=True)
@@ -126,15 +126,13 @@ def on_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str
 
     def begin(lists: Callable[[str], str]) -> Windows:
         system = Windows(lists)
-        monkeypatch.setattr(access_lists, "library", lambda name: system)
+        monkeypatch.setattr(windows, "library", lambda name: system)
         return system
 
     user_sid.cache_clear()
     monkeypatch.setattr(trusted_files, "sys", type("", (), {"platform": "win32"}))
     monkeypatch.setattr(
-        access_lists,
-        "sddl_of_file",
-        lambda file: access_lists.sddl_of_path(os.readlink(f"/proc/self/fd/{file}")),
+        windows, "sddl_of_file", lambda file: windows.sddl_of_path(os.readlink(f"/proc/self/fd/{file}"))
     )
     monkeypatch.setattr(trusted_files, "_check_permissions", lambda *_, **__: None)
     monkeypatch.setattr(trusted_files, "_is_exclusive", lambda status: False)
@@ -207,4 +205,4 @@ def test_a_list_that_cannot_be_read_is_not_trusted(home: Path, on_windows: Any) 
 
 def test_other_systems_have_no_lists() -> None:
     with pytest.raises(OSError, match="Windows only"):
-        access_lists.sddl_of_file(0)
+        windows.sddl_of_file(0)

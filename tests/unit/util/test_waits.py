@@ -9,13 +9,13 @@ from queue import SimpleQueue
 
 import pytest
 
-from pellucid.util import waits
-from pellucid.util.waits import get, join
+from pellucid.util import interpreter
+from pellucid.util.interpreter import get, join
 
 
 @pytest.mark.parametrize("seconds", [None, 0.01])
 def test_waits_end_with_what_they_wait_for(monkeypatch: pytest.MonkeyPatch, seconds: float | None) -> None:
-    monkeypatch.setattr(waits, "SLICE", seconds)
+    monkeypatch.setattr(interpreter, "SLICE", seconds)
     queue = SimpleQueue[int]()
     thread = threading.Timer(0.1, queue.put, (5,))
     thread.start()
@@ -26,7 +26,7 @@ def test_waits_end_with_what_they_wait_for(monkeypatch: pytest.MonkeyPatch, seco
 
 @pytest.mark.parametrize("wait", ["get", "join"])
 def test_an_interrupt_between_two_slices_ends_a_wait(monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
-    monkeypatch.setattr(waits, "SLICE", 0.02)
+    monkeypatch.setattr(interpreter, "SLICE", 0.02)
     done = threading.Event()
     thread = threading.Thread(target=done.wait, args=(20,))
     thread.start()

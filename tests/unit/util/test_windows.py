@@ -11,8 +11,8 @@ import pytest
 from support.systems import BOOT_OF_WINDOWS
 
 from pellucid.errors import TemplateError
-from pellucid.sample.grammars import workers
-from pellucid.tokenize.chat import template_memory, template_process
+from pellucid.sample.grammars import grammar
+from pellucid.tokenize.chat import template, template_pipes
 from pellucid.tokenize.chat.template import render
 from pellucid.util import macos, windows
 
@@ -101,9 +101,7 @@ def test_a_job_limits_its_process_and_ends_with_this_process(kernel32: Any) -> N
         ("AssignProcessToJobObject", [JOB, PROCESS]),
     ],
 )
-def test_a_job_that_cannot_be_made_leaves_nothing_open(
-    kernel32: Any, failing: str, closed: list[int]
-) -> None:
+def test_a_job_that_cannot_be_made_leaves_nothing_open(kernel32: Any, failing: str, closed: list[int]) -> None:
     system = kernel32(failing)
     with pytest.raises(OSError, match="only"):
         windows.JobObject(4711)
@@ -111,10 +109,10 @@ def test_a_job_that_cannot_be_made_leaves_nothing_open(
 
 
 def test_a_worker_runs_in_a_job(kernel32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    system, pool = kernel32(), template_process._Workers()
-    monkeypatch.setattr(template_process, "memory_of", template_memory.JobMemory)
-    monkeypatch.setattr(template_process, "BOOT", BOOT_OF_WINDOWS)
-    monkeypatch.setattr(template_process, "_workers", pool)
+    system, pool = kernel32(), template._Workers()
+    monkeypatch.setattr(template, "memory_of", template_pipes.JobMemory)
+    monkeypatch.setattr(template, "BOOT", BOOT_OF_WINDOWS)
+    monkeypatch.setattr(template, "_workers", pool)
     assert render("{{ 1 }}", {}) == "1"
     (worker,) = pool._all
     assert system.opened[1] == worker.process.pid
@@ -141,10 +139,10 @@ def test_a_thread_of_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
             return 1
 
     monkeypatch.setattr(windows, "library", lambda name: Threads())
-    monkeypatch.setattr(workers.sys, "platform", "win32")
-    workers._start_thread(0)
+    monkeypatch.setattr(grammar.sys, "platform", "win32")
+    grammar._start_thread(0)
     assert not asked
-    workers._start_thread(5)
+    grammar._start_thread(5)
     assert asked == [((1 << 64) - 2, -1)]
 
 
@@ -157,10 +155,10 @@ def test_a_thread_of_low_priority_on_macos(monkeypatch: pytest.MonkeyPatch) -> N
             return 0
 
     monkeypatch.setattr(macos, "library", Darwin)
-    monkeypatch.setattr(workers.sys, "platform", "darwin")
-    workers._start_thread(0)
+    monkeypatch.setattr(grammar.sys, "platform", "darwin")
+    grammar._start_thread(0)
     assert not asked
-    workers._start_thread(10)
+    grammar._start_thread(10)
     assert asked == [0x11]
 
 

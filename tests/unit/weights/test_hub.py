@@ -152,9 +152,7 @@ def test_without_links_files_are_moved_or_copied(
 
 def test_a_download_continues_in_a_later_call(server: HubServer, cache: Path) -> None:
     server.breaks = [1000, 0, 0, 0]
-    with pytest.raises(
-        DownloadInterrupted, match=r"the hub cannot be reached .*; the same command continues"
-    ):
+    with pytest.raises(DownloadInterrupted, match=r"the hub cannot be reached .*; the same command continues"):
         fetch()
     assert SOURCE.cached(f"{REPO}/sub/m.gguf") is None
     assert snapshot(REPO) is None  # the earlier commit stays the last one until all files are in
@@ -207,19 +205,8 @@ def test_sizes_and_limits(server: HubServer, cache: Path) -> None:
             "damaged: .*sha256",
         ),
         *(
-            (
-                json.dumps({"sha": COMMIT, "siblings": [{"rfilename": name}]}),
-                "is not a name of a file on every",
-            )
-            for name in (
-                "../x.gguf",
-                "/x.gguf",
-                "..\\x.gguf",
-                "a/../../x.gguf",
-                "C:/x.gguf",
-                "con.gguf",
-                "a\n.gguf",
-            )
+            (json.dumps({"sha": COMMIT, "siblings": [{"rfilename": name}]}), "is not a name of a file on every")
+            for name in ("../x.gguf", "/x.gguf", "..\\x.gguf", "a/../../x.gguf", "C:/x.gguf", "con.gguf", "a\n.gguf")
         ),
     ],
 )
@@ -314,12 +301,7 @@ def test_variables_that_are_not_valid(
     ],
 )
 def test_refusals(
-    status: int,
-    headers: dict[str, str],
-    token: str,
-    said: str,
-    server: HubServer,
-    monkeypatch: pytest.MonkeyPatch,
+    status: int, headers: dict[str, str], token: str, said: str, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     server.replies = [(status, headers)] * 2
@@ -373,9 +355,7 @@ def test_names_of_files_are_checked_beside_the_choice(server: HubServer, cache: 
         client.fetch(COMMIT, HubFile("../../../x"), Silent())
 
 
-def test_a_cache_that_cannot_be_written(
-    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     with pytest.raises(SourceError, match=r"cannot write sub/m.gguf to .*models--org--tiny: "):
@@ -388,9 +368,7 @@ def test_a_cache_that_cannot_be_written(
 def test_a_full_disk_names_the_hubs_variable(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     full = type(shutil.disk_usage(os.curdir))(10, 10, 4)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    with pytest.raises(
-        SourceError, match=r"needs 512,000 bytes: no space left, .*: set HF_HOME to use another"
-    ):
+    with pytest.raises(SourceError, match=r"needs 512,000 bytes: no space left, .*: set HF_HOME to use another"):
         fetch()
 
 

@@ -27,14 +27,7 @@ INDEX = "model.safetensors.index.json"
     ("names", "chosen"),
     [
         (
-            [
-                "README.md",
-                "config.json",
-                "model.safetensors",
-                "pytorch_model.bin",
-                "tokenizer.json",
-                "vocab.txt",
-            ],
+            ["README.md", "config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "vocab.txt"],
             ["config.json", "tokenizer.json", "vocab.txt", "model.safetensors"],
         ),
         (
@@ -62,10 +55,7 @@ def test_choice(names: list[str], chosen: list[str]) -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (
-            ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"],
-            "several models, name one: hf:o/r/FILE with a-Q4_K_M.gguf, b-Q4",
-        ),
+        (["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "several models, name one: hf:o/r/FILE with a-Q4_K_M.gguf, b-Q4"),
         (["a-IQ1_S.gguf", "a-IQ2_S.gguf"], "several models"),
         (["config.json", "a.safetensors", "b.safetensors"], "several models"),
         (["pytorch_model.bin"], "neither safetensors with a config.json nor GGUF; it has pytorch_model.bin"),
@@ -127,22 +117,12 @@ def test_only_the_main_revision() -> None:
 
 
 def test_choice_by_a_tag() -> None:
-    files = [
-        "a-Q4_K_M.gguf",
-        "a-Q4_K_S.gguf",
-        "a-Q8_0.gguf",
-        "a-UD-Q4_K_XL.gguf",
-        "config.json",
-        "model.safetensors",
-    ]
+    files = ["a-Q4_K_M.gguf", "a-Q4_K_S.gguf", "a-Q8_0.gguf", "a-UD-Q4_K_XL.gguf", "config.json", "model.safetensors"]
     assert choose("o/r", files, "Q8_0") == ["a-Q8_0.gguf"]
     assert choose("o/r", files, "q4_k_s") == ["a-Q4_K_S.gguf"]
     assert choose("o/r", files, "UD-Q4_K_XL") == ["a-UD-Q4_K_XL.gguf"]
     assert choose("o/r", files) == ["config.json", "model.safetensors"]
-    for tag, said in (
-        ("Q4_K", "no GGUF file with 'Q4_K' in its name; it has a-Q4_K_M.gguf"),
-        ("a", "several models"),
-    ):
+    for tag, said in (("Q4_K", "no GGUF file with 'Q4_K' in its name; it has a-Q4_K_M.gguf"), ("a", "several models")):
         with pytest.raises(SourceError, match=said):
             choose("o/r", files, tag)
     with pytest.raises(SourceError, match="neither safetensors with"):
@@ -230,18 +210,13 @@ def test_fetch_and_find_again_without_the_hub(tmp_path: Path, hub: str) -> None:
     assert time.monotonic() - start < 60
     assert (again, none) == (folder, [])
     assert Path(part) == Path(folder) / SPLIT[1]
-    assert (
-        "there is no file or folder 'org/other'; cannot fetch hf:org/other: the hub cannot be reached"
-        in failed
-    )
+    assert "there is no file or folder 'org/other'; cannot fetch hf:org/other: the hub cannot be reached" in failed
 
 
 def test_other_forms_of_a_spec_are_fetched(tmp_path: Path, hub: str) -> None:
     card, file = "https://huggingface.co/org/tiny", SPLIT[1]
     view = f"{card}/blob/main/{file}"
-    results = run(
-        tmp_path, hub, "hf.co/org/tiny", card, view, "hf.co/org/tiny:m", "org/tiny:nope", "rm org/tiny:m"
-    )
+    results = run(tmp_path, hub, "hf.co/org/tiny", card, view, "hf.co/org/tiny:m", "org/tiny:nope", "rm org/tiny:m")
     (folder, _), (same, _), (part, _), (tagged, _), (absent, _), (kept, _) = results
     assert folder == same
     assert sorted(p.name for p in Path(folder).iterdir() if p.is_file())[-1] == "tokenizer.json"

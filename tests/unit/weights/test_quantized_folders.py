@@ -53,9 +53,7 @@ def line(folder: Path, config: dict[str, Any], *tensors: str, **files: Any) -> s
     ],
 )
 @pytest.mark.parametrize("place", ["quantization_config", "compression_config", "text_config"])
-def test_a_method_that_config_json_states(
-    tmp_path: Path, stated: dict[str, Any], method: str, place: str
-) -> None:
+def test_a_method_that_config_json_states(tmp_path: Path, stated: dict[str, Any], method: str, place: str) -> None:
     inner = place == "text_config"
     config = {"text_config": {"quantization_config": stated}} if inner else {place: stated}
     key = "text_config.quantization_config" if inner else place

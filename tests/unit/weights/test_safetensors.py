@@ -22,8 +22,7 @@ from pellucid.weights.safetensors import open_safetensors
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 SMALL = safetensors(
-    {"w": ("F32", (2, 3), WEIGHT.tobytes()), "ids": ("I64", (1,), bytes(8)), "none": ("F16", (0, 4), b"")},
-    format="pt",
+    {"w": ("F32", (2, 3), WEIGHT.tobytes()), "ids": ("I64", (1,), bytes(8)), "none": ("F16", (0, 4), b"")}, format="pt"
 )
 
 
@@ -59,9 +58,7 @@ def test_reads_tensors_and_config(tmp_path: Path, named: str) -> None:
 
 def test_header_may_be_padded_with_spaces(tmp_path: Path) -> None:
     header = {"w": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}
-    folder = folder_with(
-        tmp_path, model__safetensors=safetensors_raw(json.dumps(header).encode() + b"   ", b"ab")
-    )
+    folder = folder_with(tmp_path, model__safetensors=safetensors_raw(json.dumps(header).encode() + b"   ", b"ab"))
     assert open_safetensors(folder).data("w").tobytes() == b"ab"
 
 
@@ -164,9 +161,7 @@ def test_truncation_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=300, deadline=2000)
-@given(
-    changes=st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=6)
-)
+@given(changes=st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=6))
 def test_any_change_of_bytes_opens_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
 ) -> None:

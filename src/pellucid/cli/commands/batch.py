@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
-from pellucid.cli.cluster_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
-from pellucid.cli.control_options import VectorFolder, registered
 from pellucid.cli.loading import Loading, load
+from pellucid.cli.sampling_options import VectorFolder, registered
+from pellucid.cli.serving_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
@@ -19,9 +19,7 @@ MAX_CONCURRENCY = 1024
 
 
 def command(
-    source: Annotated[
-        Path, common.argument("IN", "The requests, a JSON object in each line; - for standard input.")
-    ],
+    source: Annotated[Path, common.argument("IN", "The requests, a JSON object in each line; - for standard input.")],
     target: Annotated[
         Path,
         common.argument(
@@ -29,8 +27,7 @@ def command(
         ),
     ],
     model: Annotated[
-        str | None,
-        common.text("MODEL", "The model for all requests. Default: the model that the requests name."),
+        str | None, common.text("MODEL", "The model for all requests. Default: the model that the requests name.")
     ] = None,
     vectors: VectorFolder = None,
     concurrency: Annotated[Any, common.count("Maximum requests that run at the same time.")] = 64,
@@ -44,10 +41,9 @@ def command(
     """Answer the requests of a file (chat completions, text completions, embeddings), several at a time."""
     from pellucid.runtime.memory import share_heaps
     from pellucid.serve.batch import Batch
-    from pellucid.serve.batch_answer_id import options_hash
-    from pellucid.serve.batch_output import STANDARD
+    from pellucid.serve.batch_output import STANDARD, options_hash
     from pellucid.util.checks import whole
-    from pellucid.util.garbage_collection import collect_requests
+    from pellucid.util.interpreter import collect_requests
     from pellucid.util.paths import output_lock
 
     share_heaps()
@@ -71,8 +67,7 @@ def command(
     failed = f", {batch.failed:,} of them with an error" if batch.failed else ""
     to_stdout = str(target) == STANDARD  # the summary must not mix with the answers
     print(
-        f"{batch.answered:,} of {batch.total:,} requests answered{failed}"
-        + ("" if to_stdout else f": {target}"),
+        f"{batch.answered:,} of {batch.total:,} requests answered{failed}" + ("" if to_stdout else f": {target}"),
         file=sys.stderr if to_stdout else sys.stdout,
     )
 
@@ -80,7 +75,7 @@ def command(
 def _hash(model: str, loading: LoadOptions) -> str:
     """The hash of a model's files. A missing model is downloaded."""
     from pellucid.loading import open_model
-    from pellucid.weights.model_hash import model_hash
+    from pellucid.weights.hashes import model_hash
 
     with common.progress() as bars:
         opened = open_model(model, loading, progress=bars)

@@ -1,4 +1,5 @@
-"""pellucid bench MODEL: speed of a model, relative to the limits of this machine. bench serve URL: a server's speed."""
+"""pellucid bench MODEL: speed of a model, relative to the limits of this machine. bench serve URL: speed of a
+server."""
 
 from __future__ import annotations
 
@@ -8,7 +9,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
-from pellucid.cli.bench_serve import server_load
 from pellucid.cli.command import CommandGroup
 from pellucid.cli.loading import Loading, load
 from pellucid.errors.messages import one_line
@@ -18,12 +18,127 @@ if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
     from pellucid.measure.cost import Rates
     from pellucid.measure.profile import Profile
-    from pellucid.measure.rounds import Figure
+    from pellucid.measure.roofs import Figure
     from pellucid.measure.suite import SuiteOptions, Workload
 
-FLOAT_WEIGHTS = (
-    "the roofs do not count float products, so prefill and sentences stay far below the roof of the memory"
-)
+# pellucid bench serve URL: latency and throughput of a server under the load of several clients.
+
+Clients = Annotated[
+    list[int] | None,
+    common.count(
+        "Number of clients that send requests at the same time. Each client waits for the response before its next "
+        "request. May be repeated. Default: 16."
+    ),
+]
+Rate = Annotated[
+    list[float] | None, common.number("Instead of --clients: requests per second, at random times. May be repeated.")
+]
+PromptWords = Annotated[
+    str, common.text("N", "Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).")
+]
+Body = Annotated[str | None, common.text("JSON", "JSON object with further fields of each request.")]
+
+
+def server_load(
+    url: Annotated[str, common.argument("URL", "Address of the server: http://HOST:PORT.")],
+    model: Annotated[str | None, common.text("MODEL", "Model to request. Default: the server's first.")] = None,
+    clients: Clients = None,
+    rate: Rate = None,
+    requests: Annotated[int, common.count("Requests for each number of --clients, or each --rate.")] = 64,
+    prompt: PromptWords = "256",
+    shared: Annotated[int, common.count("Words at the beginning that all prompts share.")] = 128,
+    tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
+    chat: Annotated[bool, common.flag("--chat", "Send chat completions, not text completions.")] = False,
+    body: Body = None,
+    key: Annotated[str | None, common.text("KEY", "API key of the server. Default: PELLUCID_KEY.")] = None,
+    seed: Annotated[int, common.count("Seed of the random words, lengths and times.")] = 0,
+    json: common.Json = False,
+) -> None:
+    """Measure the latency and throughput of a server with OpenAI's API, as clients under load see them.
+
+    Times are in milliseconds: median, 95th and 99th percentile. The columns are the time to the first token, the time
+    per token after the first token (the mean over each request), and the time between two pieces of text.
+    """
+    from pellucid.errors import InvalidRequest
+    from pellucid.measure.server_load import Lengths, ServerLoad, measure_server, models_of
+    from pellucid.util.checks import whole
+
+    if clients and rate:
+        raise InvalidRequest("--clients and --rate exclude each other: remove one")
+    key, url = common.secret("PELLUCID_KEY") if key is None else key, url.rstrip("/").removesuffix("/v1")
+    load = ServerLoad(
+        url,
+        model or _first(models_of(url, key), url),
+        "chat" if chat else "completions",
+        key,
+        requests,
+        Lengths.of("prompt", prompt),
+        whole("shared", shared, 0, 1 << 20),
+        Lengths.of("tokens", tokens),
+        seed,
+        _fields(body),
+    )
+    levels: list[dict[str, Any]] = (
+        [{"rate": level} for level in rate] if rate else [{"clients": level} for level in clients or [16]]
+    )
+    results = []
+    for level in levels:
+        with common.progress() as bars:
+            results.append(measure_server(load, **level, progress=bars.answering))
+    if json:
+        common.print_json(results[0] if len(results) == 1 else results)
+    else:
+        _show(results)
+    if all(result["failed"] == result["requests"] for result in results):
+        raise InvalidRequest(f"no request was answered: {results[0]['errors'][0]}")
+
+
+def _first(models: list[str], url: str) -> str:
+    from pellucid.errors import InvalidRequest
+
+    if not models:
+        raise InvalidRequest(f"{url} lists no model: name one with --model")
+    return models[0]
+
+
+def _fields(body: str | None) -> dict[str, Any]:
+    import json
+
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import brief
+
+    if body is None:
+        return {}
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"body={brief(body)}: must be a JSON object")
+    return fields
+
+
+def _show(results: list[dict[str, Any]]) -> None:
+    level = "clients" if "clients" in results[0] else "rate"
+    columns = ("tokens/s", "requests/s", "first token", "per token", "gap", "longest gap", "failed")
+    table = common.table(level, *columns, right=(level, *columns))
+    for result in results:
+        table.add_row(
+            f"{result[level]:g}",
+            f"{result['tokens_per_second']:.1f}",
+            f"{result['requests_per_second']:.2f}",
+            *(common.milliseconds(result[name]) for name in ("first_token", "per_token", "gap")),
+            f"{1e3 * result['gap']['longest']:.0f}",
+            str(result["failed"]),
+        )
+    common.show(table)
+    for problem in dict.fromkeys(problem for result in results for problem in result["errors"]):
+        print(problem)
+
+
+# pellucid bench MODEL: speed of a model, relative to the limits of this machine. bench serve URL: a server's speed.
+
+FLOAT_WEIGHTS = "the roofs do not count float products, so prefill and sentences stay far below the roof of the memory"
 THREE_PRODUCTS = (
     "24-bit activations take three int8 products for each multiply-add, so the limit is 33 % of an int8 roof"
 )
@@ -61,7 +176,7 @@ def model_speed(
     with weights ("int8"). Both times are measured in the same round, with kernels that do nothing else.
     """
     from pellucid.measure.profile import profile_step
-    from pellucid.measure.rounds import measure
+    from pellucid.measure.roofs import measure
     from pellucid.measure.suite import SuiteOptions, suite
     from pellucid.util.checks import whole
 
@@ -82,7 +197,7 @@ def model_speed(
     if json:
         common.print_json(_document(llm, loading.precise, figures, profiles, notes))
         return
-    _show(llm, loading, figures)
+    _bench_show(llm, loading, figures)
     for note in notes:
         print(note)
     for each in profiles:
@@ -110,15 +225,13 @@ def steps_to_profile(llm: LLM, options: SuiteOptions, workloads: Sequence[Worklo
     return [(len(chunk.tokens), chunk.table.length) for chunk in last] + [(1, depth) for depth in depths]
 
 
-def _show(llm: LLM, options: LoadOptions, figures: Sequence[Figure]) -> None:
+def _bench_show(llm: LLM, options: LoadOptions, figures: Sequence[Figure]) -> None:
     runner, unit = llm.runner, figures[0].workload.unit
     print(
         f"{one_line(llm.spec.name)}, threads {runner.threads}, activations of {options.activation_bits} bits, "
         f"context {llm.context:,}, medians of {len(figures[0].rates)}\n"
     )
-    shown = common.table(
-        "", f"{unit}/s", "±", "roof", "bound by", "share", right=(f"{unit}/s", "±", "roof", "share")
-    )
+    shown = common.table("", f"{unit}/s", "±", "roof", "bound by", "share", right=(f"{unit}/s", "±", "roof", "share"))
     for figure in figures:
         shown.add_row(
             figure.workload.what,
@@ -176,7 +289,7 @@ def _cells(timed: Any, profile: Profile) -> tuple[str, ...]:
 def _document(
     llm: LLM, precise: bool, figures: Sequence[Figure], profiles: Sequence[Profile], notes: list[str]
 ) -> dict[str, Any]:
-    from pellucid.measure.machine import facts
+    from pellucid.measure.roofs import facts
 
     read, multiply = _machine_rates(figures)
     return {

@@ -37,21 +37,16 @@ MAX_CONVERSATION = 1 << 17
 TimeToFirstToken = Annotated[
     str,
     common.text(
-        "TIME",
-        "Goal for the time to the first token, such as 1s or 300ms. 95 of 100 requests must reach this goal.",
+        "TIME", "Goal for the time to the first token, such as 1s or 300ms. 95 of 100 requests must reach this goal."
     ),
 ]
 TimePerToken = Annotated[
-    str,
-    common.text("TIME", "Goal for the time per output token after the first token, for 95 of 100 requests."),
+    str, common.text("TIME", "Goal for the time per output token after the first token, for 95 of 100 requests.")
 ]
 PromptTokens = Annotated[
-    str,
-    common.text("N", "New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation)."),
+    str, common.text("N", "New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).")
 ]
-Turns = Annotated[
-    Any, common.count("Requests of a conversation; each prompt contains the conversation so far.")
-]
+Turns = Annotated[Any, common.count("Requests of a conversation; each prompt contains the conversation so far.")]
 
 
 def command(
@@ -61,14 +56,10 @@ def command(
     tpot: TimePerToken = "100ms",
     prompt: PromptTokens = "256",
     tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
-    shared: Annotated[
-        Any, common.count("Tokens of --prompt that are a system prompt, which prompts share.")
-    ] = 0,
+    shared: Annotated[Any, common.count("Tokens of --prompt that are a system prompt, which prompts share.")] = 0,
     prefixes: Annotated[Any, common.count("Different system prompts, chosen at random.")] = 1,
     turns: Turns = 1,
-    think: Annotated[
-        str, common.text("TIME", "Time from an answer to the next request of the conversation.")
-    ] = "20s",
+    think: Annotated[str, common.text("TIME", "Time from an answer to the next request of the conversation.")] = "20s",
     day: Annotated[
         str, common.text("NAME", "Change of the rate over the day: office (busy in the daytime) or flat.")
     ] = "office",

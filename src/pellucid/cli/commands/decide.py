@@ -12,17 +12,15 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, check_task, load
 
 if TYPE_CHECKING:
-    from pellucid.decide.answers import Decision, Decisions
     from pellucid.decide.explanation import DecisionExplanation
+    from pellucid.decide.questions import Decision, Decisions
 
 BAR = 20
 """Characters of the bar of probability 1."""
 SHOWN_WORDS = 8
 WITH_OPTIONS = re.compile(r"\[[^\]]*<[^\]]*\]")
 """Brackets with levels."""
-EXAMPLES = (
-    "'Is the customer angry?', 'Which team? [billing | shipping]', 'How urgent? [can wait < today < now]'"
-)
+EXAMPLES = "'Is the customer angry?', 'Which team? [billing | shipping]', 'How urgent? [can wait < today < now]'"
 
 
 def command(
@@ -44,8 +42,7 @@ def command(
         ),
     ] = None,
     questions: Annotated[
-        str | None,
-        common.text("FILE", "A JSON file with questions by id, in the form of the System One API."),
+        str | None, common.text("FILE", "A JSON file with questions by id, in the form of the System One API.")
     ] = None,
     explain: Annotated[
         bool, common.flag("--explain", "Show also the words of the state that made an answer likely.")
@@ -69,9 +66,7 @@ def command(
     llm = load(model, loading, lambda inputs: check_task(inputs, "decide", "generate"))
     decisions = llm.decide(given, asked, explain=explain)
     if json:
-        common.print_json(
-            {"answers": decisions.as_dict(), "usage": {"input_tokens": decisions.prompt_tokens}}
-        )
+        common.print_json({"answers": decisions.as_dict(), "usage": {"input_tokens": decisions.prompt_tokens}})
         return
     if llm.decider.format is None:
         print("pellucid: not a decision model: the probabilities are not calibrated", file=sys.stderr)
@@ -132,20 +127,14 @@ def _divided(text: str) -> tuple[str, str | None]:
             break
     else:
         return text, None
-    return (
-        (text[:place].rstrip(), text[place + 1 : -1]) if text[place] == "[" and depth == 0 else (text, None)
-    )
+    return (text[:place].rstrip(), text[place + 1 : -1]) if text[place] == "[" and depth == 0 else (text, None)
 
 
 def _state(file: str | None) -> Any:
     from pellucid.errors import InvalidRequest
 
     is_stdin = file is None or file == "-"
-    text = (
-        common.text_or_stdin(file, "no state")
-        if is_stdin
-        else common.file_text(str(file), "name another file")
-    )
+    text = common.text_or_stdin(file, "no state") if is_stdin else common.file_text(str(file), "name another file")
     if not text.strip():
         raise InvalidRequest("the state is empty: give --state FILE, or the state on standard input")
     return _json_of(file, text) if file is not None and file.endswith(".json") else text
@@ -194,9 +183,7 @@ def _answer(decision: Decision) -> str:
 
 def _show_explanation(explanation: DecisionExplanation, names: Mapping[str, str]) -> None:
     option, against = names[explanation.option], names[explanation.against]
-    print(
-        f"why {option} and not {against}: the logits differ by {explanation.logit:+.3f}; words of the state add"
-    )
+    print(f"why {option} and not {against}: the logits differ by {explanation.logit:+.3f}; words of the state add")
     table = common.table("adds", "word", right=("adds",))
     for word in explanation.ranked()[:SHOWN_WORDS]:
         table.add_row(f"{word.value:+.3f}", common.visible(word.text))

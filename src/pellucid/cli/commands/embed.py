@@ -38,10 +38,7 @@ def command(
         ),
     ] = None,
     prompt: Annotated[
-        str,
-        common.text(
-            "PROMPT", "The name of a prompt of the model, such as query, or a text before each text."
-        ),
+        str, common.text("PROMPT", "The name of a prompt of the model, such as query, or a text before each text.")
     ] = "",
     dimensions: Annotated[Any, common.count("Cut the vectors to their first N components.")] = None,
     truncate: common.Truncate = False,
@@ -65,14 +62,10 @@ def command(
             print(f"{total:,} vectors of {width:,} components: {out}")
         return
     if file is not None or out is not None or field is not None:
-        raise InvalidRequest(
-            "--file FILE and --out FILE belong together, without TEXT: give both, or only texts"
-        )
+        raise InvalidRequest("--file FILE and --out FILE belong together, without TEXT: give both, or only texts")
     if not texts:
         before = ", which --prompt is put before" if prompt else ""
-        raise InvalidRequest(
-            f"embed needs texts{before}, or --file FILE and --out FILE. See pellucid embed --help."
-        )
+        raise InvalidRequest(f"embed needs texts{before}, or --file FILE and --out FILE. See pellucid embed --help.")
     llm = load(model, loading, lambda inputs: _check(inputs, prompt, texts, truncate))
     vectors = llm.embed(texts, prompt=prompt, dimensions=dimensions, truncate=truncate)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
@@ -108,10 +101,10 @@ def _embed_file(
 ) -> tuple[int, int]:
     """Write the vectors of a file of texts. Returns the number of vectors and of their components."""
     from pellucid.cli.vector_file import VectorFile
-    from pellucid.encoders.embedding import embed, vector_width
-    from pellucid.serve.batch_answer_id import options_hash
+    from pellucid.encoders.tasks import embed, vector_width
+    from pellucid.serve.batch_output import options_hash
     from pellucid.util.text_file import TextFile
-    from pellucid.weights.model_hash import model_hash
+    from pellucid.weights.hashes import model_hash
 
     source = TextFile(file, field)
     target = VectorFile(out, source)

@@ -14,8 +14,7 @@ from pellucid.cli.loading import Loading, load
 File = Annotated[str, common.argument("FILE", "A text file in UTF-8; - for standard input.")]
 Window = Annotated[int | None, common.count("Tokens of a window. Default: 512, at most the context.")]
 Stride = Annotated[
-    int | None,
-    common.count("Tokens between the beginnings of adjacent windows. Default: half a window."),
+    int | None, common.count("Tokens between the beginnings of adjacent windows. Default: half a window.")
 ]
 
 

@@ -33,8 +33,7 @@ def command(
     heads: Annotated[int, common.count("Attention heads to show, the largest effect first.")] = HEADS,
     step: Annotated[int, common.count("The generated token to explain: 1 for the first.")] = 1,
     html: Annotated[
-        Path | None,
-        common.text("FILE", "Write the report as one self-contained HTML page; - for standard output."),
+        Path | None, common.text("FILE", "Write the report as one self-contained HTML page; - for standard output.")
     ] = None,
     *,
     loading: Loading,
@@ -56,9 +55,7 @@ def command(
     step = whole("step", step, 1, MOST_STEP)
     page = None if html is None else OutputFile("html", html, [model])
     if json and page is not None and page.is_stdout:
-        raise InvalidRequest(
-            "--html - and --json both write to standard output: name a file, or remove --json"
-        )
+        raise InvalidRequest("--html - and --json both write to standard output: name a file, or remove --json")
     options = checked(sampling, max_new_tokens=step, watch=True)
     text = common.text_or_stdin(prompt, "no prompt")
 
@@ -88,8 +85,7 @@ def command(
 def _explain_encoder(llm: LLM, text: str, top: int, *, json: bool) -> None:
     """Show what each layer of a masked language model or of a classifier says."""
     from pellucid.trace.explanation import MOST_TOP
-    from pellucid.trace.lenses.label_lens import label_lens
-    from pellucid.trace.lenses.logit_lens import logit_lens
+    from pellucid.trace.lenses.logit_lens import label_lens, logit_lens
     from pellucid.util.checks import whole
 
     top = whole("top", top, 1, MOST_TOP)
@@ -101,9 +97,7 @@ def _explain_encoder(llm: LLM, text: str, top: int, *, json: bool) -> None:
         print("scores of the labels after each layer")
         table = common.table("after", "labels and their scores")
         for layer, name in enumerate(labels.layers):
-            line = "  ".join(
-                f"{common.visible(label)} {score:.4f}" for label, score in labels.ranked(layer)[:top]
-            )
+            line = "  ".join(f"{common.visible(label)} {score:.4f}" for label, score in labels.ranked(layer)[:top])
             table.add_row(name.removesuffix(".residual"), line)
         common.show(table)
         return
@@ -129,9 +123,7 @@ def _show(explanation: PromptExplanation) -> None:
     print("\nprediction of each layer after the last token (logit lens)")
     _show_layers(explanation.layers, 0)
     if (attribution := explanation.attribution) is not None:
-        print(
-            f"\nparts that made {common.visible(attribution.token)} likely (its logit is {attribution.logit:.3f})"
-        )
+        print(f"\nparts that made {common.visible(attribution.token)} likely (its logit is {attribution.logit:.3f})")
         table = common.table("adds", "part", right=("adds",))
         for part in attribution.ranked()[:10]:
             table.add_row(f"{part.value:+.3f}", part.name)
@@ -146,11 +138,7 @@ def _show(explanation: PromptExplanation) -> None:
     table = common.table("head", "adds", "attends to", right=("adds",))
     for head in explanation.heads:
         looked = ", ".join(f"{common.visible(text)} {weight:.2f}" for text, weight in head.looked_at)
-        table.add_row(
-            head.name,
-            "" if head.contribution is None else f"{head.contribution:+.3f}",
-            looked,
-        )
+        table.add_row(head.name, "" if head.contribution is None else f"{head.contribution:+.3f}", looked)
     common.show(table)
     _show_draw(explanation)
     for note in explanation.notes:
@@ -175,9 +163,7 @@ def _show_layers(lens: LogitLens, position: int) -> None:
         shown = range((len(shown) - 1) % step, len(shown), step)
     for layer in shown:
         line = "  ".join(f"{common.visible(text)} {p:.2f}" for text, p in lens.top(layer, position))
-        table.add_row(
-            lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, position]:.2f}", line
-        )
+        table.add_row(lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, position]:.2f}", line)
     common.show(table)
 
 
@@ -193,9 +179,7 @@ def _show_draw(explanation: PromptExplanation) -> None:
         )  # fmt: skip
     common.show(table)
     for text, trace in explanation.tokens:
-        steps = ", ".join(
-            f"{step.name} leaves {step.left:,} and moves {step.moved:.2f}" for step in trace.steps
-        )
+        steps = ", ".join(f"{step.name} leaves {step.left:,} and moves {step.moved:.2f}" for step in trace.steps)
         how = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
         print(f"\n{common.visible(text)}  {how}" + (f"; {steps}" if steps else ""))
     print(f"\n{common.visible(explanation.prompt)} → {common.visible(explanation.text)}")

@@ -24,31 +24,21 @@ def command(
     prompt: common.Prompt = None,
     transcoders: Annotated[
         Path | None,
-        common.text(
-            "PATH", "Transcoders, whose features are the nodes. Default: neurons and attention heads."
-        ),
+        common.text("PATH", "Transcoders, whose features are the nodes. Default: neurons and attention heads."),
     ] = None,
     token: Annotated[
-        list[str] | None,
-        common.text("TEXT", "A token whose logit is explained. Default: the most likely tokens."),
+        list[str] | None, common.text("TEXT", "A token whose logit is explained. Default: the most likely tokens.")
     ] = None,
     nodes: Annotated[int, common.count("Neurons, features and heads before pruning.")] = 1000,
     heads: Annotated[
-        bool | None,
-        typer.Option(help="Attention heads are nodes. Default: without transcoders.", show_default=False),
+        bool | None, typer.Option(help="Attention heads are nodes. Default: without transcoders.", show_default=False)
     ] = None,
-    first: Annotated[
-        int, typer.Option(help="The first token with units as nodes. 0: the first of the prompt.")
-    ] = 1,
+    first: Annotated[int, typer.Option(help="The first token with units as nodes. 0: the first of the prompt.")] = 1,
     node_share: Annotated[float, typer.Option(help="Share of the influence that the kept nodes have.")] = 0.8,
-    edge_share: Annotated[
-        float, typer.Option(help="Share of the influence that the kept edges have.")
-    ] = 0.98,
+    edge_share: Annotated[float, typer.Option(help="Share of the influence that the kept edges have.")] = 0.98,
     out: Annotated[
         Path | None,
-        common.text(
-            "FILE", "The file to write: .json in Neuronpedia's format, or .html, which opens in a browser."
-        ),
+        common.text("FILE", "The file to write: .json in Neuronpedia's format, or .html, which opens in a browser."),
     ] = None,
     *,
     loading: Loading,
@@ -66,7 +56,7 @@ def command(
     from pellucid.errors import InvalidRequest
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.graphs.build import attribution_graph
-    from pellucid.trace.graphs.promoted import promoted_tokens
+    from pellucid.trace.graphs.targets import promoted_tokens
     from pellucid.util.checks import real
 
     if out is not None and out.suffix.lower() not in (".json", ".html"):
@@ -74,8 +64,7 @@ def command(
     output = None if out is None else OutputFile("out", out, [model, *([transcoders] if transcoders else [])])
     text = common.text_or_stdin(prompt, "no prompt")
     node_share, edge_share = (
-        real(name, share, 0.0, 1.0)
-        for name, share in (("node-share", node_share), ("edge-share", edge_share))
+        real(name, share, 0.0, 1.0) for name, share in (("node-share", node_share), ("edge-share", edge_share))
     )
     llm = load(model, loading, lambda inputs: inputs.prompt(text))
     dictionary = None if transcoders is None else Dictionary.open(transcoders, llm)
@@ -88,15 +77,11 @@ def command(
     scan = llm.checkpoint.path.stem
     if output is not None and out is not None:
         is_page = out.suffix.lower() == ".html"
-        output.write(
-            graph.html(scan=scan, promoted=promoted) if is_page else dumps(graph.as_dict("", scan, promoted))
-        )
+        output.write(graph.html(scan=scan, promoted=promoted) if is_page else dumps(graph.as_dict("", scan, promoted)))
     if json:
         common.print_json(graph.as_dict("", scan, promoted))
     elif out is not None:
-        print(
-            f"{len(graph.nodes):,} nodes, {np.count_nonzero(graph.edges):,} edges: {common.visible(str(out))}"
-        )
+        print(f"{len(graph.nodes):,} nodes, {np.count_nonzero(graph.edges):,} edges: {common.visible(str(out))}")
     else:
         _show(whole, graph, promoted)
 
@@ -104,24 +89,14 @@ def command(
 def _show(whole: AttributionGraph, graph: AttributionGraph, promoted: Promoted) -> None:
     replaced, complete = whole.scores()
     print(f"{graph!r}")
-    print(
-        f"of {len(whole.nodes):,} nodes; replacement score {replaced:.2f}, completeness score {complete:.2f}"
-    )
+    print(f"of {len(whole.nodes):,} nodes; replacement score {replaced:.2f}, completeness score {complete:.2f}")
     print("\nnodes with the highest influence on the logits")
     table = common.table(
-        "influence",
-        "node",
-        "token",
-        "activation",
-        "promotes",
-        "strongest inputs",
-        right=("influence", "activation"),
+        "influence", "node", "token", "activation", "promotes", "strongest inputs", right=("influence", "activation")
     )
     for node, share in graph.top(SHOWN):
         at = graph.index(node)
-        inputs = "  ".join(
-            f"{graph.nodes[edge.source].name} {edge.weight:+.2f}" for edge in graph.inputs(at, EDGES)
-        )
+        inputs = "  ".join(f"{graph.nodes[edge.source].name} {edge.weight:+.2f}" for edge in graph.inputs(at, EDGES))
         tokens = " ".join(common.visible(text) for text, _ in promoted.get(at, ())[:EDGES])
         token = common.visible(graph.pieces[node.position])
         table.add_row(f"{share:.4f}", node.name, token, f"{node.activation:.2f}", tokens, inputs)

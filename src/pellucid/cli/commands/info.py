@@ -6,8 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
-from pellucid.cli.catalogue_facts import facts_of
 from pellucid.cli.command import Command
+from pellucid.cli.commands.models import facts_of
 
 if TYPE_CHECKING:
     from pellucid.model.spec import FeedForward, Mixture, ModelSpec
@@ -27,7 +27,7 @@ def command(
     if (model is not None) == machine:
         raise InvalidRequest("info takes a model or --machine")
     if model is None:
-        from pellucid.measure.machine import facts as machine_facts
+        from pellucid.measure.roofs import facts as machine_facts
 
         facts = machine_facts()
     else:
@@ -85,9 +85,7 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
     if deciding and (last := spec.blocks[-1].feedforward):
         facts["decision"] = f"the last {deciding} blocks, feed-forward {_feedforward(last)}"
     elif spec.task == "decide":
-        facts["decision"] = (
-            "a head of its own scores labels" if spec.head else "a head of its own scores options"
-        )
+        facts["decision"] = "a head of its own scores labels" if spec.head else "a head of its own scores options"
     return facts
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
-from pellucid.cli.plan_layouts import show_layouts
-from pellucid.cli.planning import MachinesFile
+from pellucid.cli.planning import MachinesFile, show_layouts
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
@@ -23,15 +22,10 @@ ROOMY = 120
 
 def command(
     model: common.Model,
-    whole: Annotated[
-        bool, common.flag("--all", "Show every block, even if it equals an earlier block.")
-    ] = False,
-    measured: Annotated[
-        bool, common.flag("--measured", "Load the model and time each operation of a step.")
-    ] = False,
+    whole: Annotated[bool, common.flag("--all", "Show every block, even if it equals an earlier block.")] = False,
+    measured: Annotated[bool, common.flag("--measured", "Load the model and time each operation of a step.")] = False,
     prompt: Annotated[
-        int | None,
-        common.count("With --measured: time a prefill step of N tokens. Default: a decode step."),
+        int | None, common.count("With --measured: time a prefill step of N tokens. Default: a decode step.")
     ] = None,
     machines: MachinesFile = None,
     *,
@@ -60,9 +54,7 @@ def command(
     profile = None
     if machines is not None:
         if whole or prompt is not None:
-            raise InvalidRequest(
-                "--machines shows layouts, not operations: remove --all and --prompt, or --machines"
-            )
+            raise InvalidRequest("--machines shows layouts, not operations: remove --all and --prompt, or --machines")
         show_layouts(model, machines, measured, loading, json)
         return
     if on_paper(model):
@@ -71,9 +63,7 @@ def command(
         }  # fmt: skip
         for name, value in options.items():
             if value is not None:
-                raise InvalidRequest(
-                    f"--{name}: {model} is a shape on paper, without weights: remove the option"
-                )
+                raise InvalidRequest(f"--{name}: {model} is a shape on paper, without weights: remove the option")
         _show_paper(model, whole, loading, json)
         return
     if measured:
@@ -239,9 +229,7 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
     common.show(shown)
     if profile:
         read, multiply = profile.rates.read / 1e9, profile.rates.multiply / 1e9
-        print(
-            f"\n{profile.what}\nthis machine reads {read:.1f} GB/s and computes {multiply:,.0f} int8 GMAC/s"
-        )
+        print(f"\n{profile.what}\nthis machine reads {read:.1f} GB/s and computes {multiply:,.0f} int8 GMAC/s")
 
 
 def _times(indices: list[int] | range, profile: Profile | None) -> tuple[str, ...]:

@@ -13,12 +13,9 @@ from pellucid.load_options import LoadOptions
 def command(
     model: common.Model,
     name: Annotated[
-        str | None,
-        common.argument("NAME", "Only points with this name; * matches any part: blocks.*.residual."),
+        str | None, common.argument("NAME", "Only points with this name; * matches any part: blocks.*.residual.")
     ] = None,
-    whole: Annotated[
-        bool, common.flag("--all", "Show every block, even if it equals an earlier block.")
-    ] = False,
+    whole: Annotated[bool, common.flag("--all", "Show every block, even if it equals an earlier block.")] = False,
     precise: Precise = False,
     json: common.Json = False,
 ) -> None:
@@ -33,17 +30,9 @@ def command(
 
     generates = read_model(common.opened(model)).spec.generates
     points = all_points(common.plan(model, LoadOptions(precise=precise)), generates=generates)
-    selected = (
-        [match.point for match in select(points, [name])] if name is not None else list(points.values())
-    )
+    selected = [match.point for match in select(points, [name])] if name is not None else list(points.values())
     rows = [
-        {
-            "name": point.name,
-            "shape": point.shape,
-            "dtype": point.dtype,
-            "unit": point.unit,
-            "about": point.about,
-        }
+        {"name": point.name, "shape": point.shape, "dtype": point.dtype, "unit": point.unit, "about": point.about}
         for point in selected
     ]
     if json:
@@ -59,9 +48,7 @@ def _shortened(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows without the blocks that equal an earlier block, separately for the encoder of an encoder-decoder."""
     from pellucid.model.shapes import ENCODER
 
-    encoder = [
-        {**row, "name": row["name"].removeprefix(ENCODER)} for row in rows if row["name"].startswith(ENCODER)
-    ]
+    encoder = [{**row, "name": row["name"].removeprefix(ENCODER)} for row in rows if row["name"].startswith(ENCODER)]
     others = [row for row in rows if not row["name"].startswith(ENCODER)]
     of_encoder = [{**row, "name": ENCODER + row["name"]} for row in _first_of_each(encoder)]
     return [*of_encoder, *_first_of_each(others)]
@@ -95,9 +82,7 @@ def _ranges(numbers: list[int]) -> str:
     """Numbers as text, with ranges for consecutive numbers: "0-3,5"."""
     from pellucid.trace.selection import runs_of
 
-    return ",".join(
-        str(first) if count == 1 else f"{first}-{first + count - 1}" for first, count in runs_of(numbers)
-    )
+    return ",".join(str(first) if count == 1 else f"{first}-{first + count - 1}" for first, count in runs_of(numbers))
 
 
 COMMAND = Command("points", command)

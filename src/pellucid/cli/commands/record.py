@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
-from pellucid.cli.cluster_options import Cluster, ReplicaCpus, Replicas
 from pellucid.cli.command import Command
 from pellucid.cli.loading import EncoderLoading, load
+from pellucid.cli.serving_options import Cluster, ReplicaCpus, Replicas
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
-    from pellucid.trace.dataset.options import DatasetOptions
+    from pellucid.trace.dataset.index import DatasetOptions
     from pellucid.trace.dataset.recorder import RecordedDataset
     from pellucid.util.text_file import TextFile
 
@@ -23,20 +23,16 @@ def command(
     model: common.Model,
     corpus: Annotated[
         str,
-        common.argument(
-            "CORPUS", "A file of texts (.txt, .jsonl, .csv, .parquet), or a folder of .txt and .md files."
-        ),
+        common.argument("CORPUS", "A file of texts (.txt, .jsonl, .csv, .parquet), or a folder of .txt and .md files."),
     ],
     points: Annotated[
         list[str] | None,
         common.text(
-            "POINT",
-            "The points, such as 'blocks.*.residual' (pellucid points MODEL lists them). May be repeated.",
+            "POINT", "The points, such as 'blocks.*.residual' (pellucid points MODEL lists them). May be repeated."
         ),
     ] = None,
     out: Annotated[
-        str | None,
-        common.text("FOLDER", "The folder of the dataset. An interrupted run continues."),
+        str | None, common.text("FOLDER", "The folder of the dataset. An interrupted run continues.")
     ] = None,
     field: Annotated[
         str | None, common.text("NAME", "The field or column of the texts in CORPUS. Default: text.")
@@ -59,10 +55,7 @@ def command(
     truncate: common.Truncate = False,
     cluster: Cluster = None,
     replicas: Annotated[
-        Any,
-        common.count(
-            "Parts that run at once on the cluster, in a folder that all machines share. Default: 1."
-        ),
+        Any, common.count("Parts that run at once on the cluster, in a folder that all machines share. Default: 1.")
     ] = None,
     replica_cpus: ReplicaCpus = None,
     *,
@@ -72,7 +65,7 @@ def command(
     """Record the values of points for all tokens of a corpus: a dataset of activations."""
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief
-    from pellucid.trace.dataset.options import MOST_SHARD, DatasetOptions
+    from pellucid.trace.dataset.index import MOST_SHARD, DatasetOptions
     from pellucid.util.checks import whole
     from pellucid.util.text_file import TextFile
 
@@ -82,9 +75,7 @@ def command(
         shard_size = MEGABYTE * whole("shard_size", shard_size, 1, MOST_SHARD // MEGABYTE)
     machines = Replicas.of(cluster, replicas, None, replica_cpus, None)
     if machines is not None and part is not None:
-        raise InvalidRequest(
-            f"part={brief(part)}: the cluster computes all parts: leave --part or --cluster out"
-        )
+        raise InvalidRequest(f"part={brief(part)}: the cluster computes all parts: leave --part or --cluster out")
     options = DatasetOptions.of(dtype, format, truncate, shard_size, part)
     source = TextFile(Path(corpus), field)
     next(source.texts(), None)  # a file that cannot be read is an error before the model is loaded
@@ -123,12 +114,7 @@ def _document(made: RecordedDataset, out: str) -> dict[str, Any]:
         "shards": None if index is None else len(index.shards),
         "bytes": None if index is None else sum(shard.bytes for shard in index.shards),
         "sha256": None if index is None else index.sha256,
-        "computed": {
-            "rows": made.rows,
-            "shards": made.shards,
-            "bytes": made.nbytes,
-            "seconds": round(made.seconds, 3),
-        },
+        "computed": {"rows": made.rows, "shards": made.shards, "bytes": made.nbytes, "seconds": round(made.seconds, 3)},
     }
 
 
@@ -138,9 +124,7 @@ def _sentences(made: RecordedDataset, out: str) -> str:
         rate = max(made.seconds, 1e-9)
         speed = f"; {made.rows / rate:,.0f} rows/s, {made.nbytes / rate / MEGABYTE:,.0f} MB/s"
     if made.index is None:
-        return (
-            f"{made.shards:,} shards with {made.rows:,} rows{speed}. Shards of other parts are missing: {out}"
-        )
+        return f"{made.shards:,} shards with {made.rows:,} rows{speed}. Shards of other parts are missing: {out}"
     index = made.index
     size = sum(shard.bytes for shard in index.shards) / MEGABYTE
     count = len(index.run["points"])

@@ -1,4 +1,4 @@
-"""pellucid run MODEL PROMPT: answer a prompt, or continue it as text."""
+"""pellucid run MODEL PROMPT: answers a prompt, or continues it as text. pellucid chat MODEL: a conversation."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.control_options import ControlOptions, steered
-from pellucid.cli.conversation import talk
+from pellucid.cli.conversation import messages, prompt_text, say_form, talk, with_form
 from pellucid.cli.loading import DraftLoading, load, with_template
 from pellucid.cli.output_file import OutputFile
-from pellucid.cli.prompts import messages, prompt_text, say_form, with_form
-from pellucid.cli.sampling_options import checked
+from pellucid.cli.sampling_options import ControlOptions, checked, steered
 from pellucid.errors.messages import shown
 
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs, PromptInput
     from pellucid.engine.output import Generation
     from pellucid.llm import LLM
+
+# pellucid run MODEL PROMPT: answer a prompt, or continue it as text.
 
 Words = Annotated[
     list[str] | None,
@@ -37,12 +37,11 @@ Template = Annotated[
     str | None, common.text("FILE", "A chat template (Jinja), instead of the template in the model's file.")
 ]
 Verbose = Annotated[
-    bool,
-    common.flag("--verbose", "Print tokens and times after the text, also if standard error is no terminal."),
+    bool, common.flag("--verbose", "Print tokens and times after the text, also if standard error is no terminal.")
 ]
 
 
-def command(
+def run_command(
     model: common.Model,
     prompt: Words = None,
     system: System = None,
@@ -62,22 +61,19 @@ def command(
     control: ControlOptions,
     logprobs: Annotated[
         int | None,
-        common.count(
-            "With --json: log-probabilities of each generated token and of the N most likely tokens."
-        ),
+        common.count("With --json: log-probabilities of each generated token and of the N most likely tokens."),
     ] = None,
     prompt_logprobs: Annotated[
         int | None, common.count("With --json: log-probabilities of each prompt token and of N alternatives.")
     ] = None,
     receipt: Annotated[
-        str | None,
-        common.text("FILE", "Write a receipt of the run, which `pellucid verify-run FILE` replays."),
+        str | None, common.text("FILE", "Write a receipt of the run, which `pellucid verify-run FILE` replays.")
     ] = None,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
     """Answer a prompt, or continue it as text (--raw). The text appears token by token."""
-    from pellucid.tokenize.chat.template_process import start_ahead
+    from pellucid.tokenize.chat.template import start_ahead
 
     for name, value in (("logprobs", logprobs), ("prompt-logprobs", prompt_logprobs)):
         if value is not None and not json:
@@ -165,4 +161,44 @@ def summary(result: Generation) -> str:
     )
 
 
-COMMAND = Command("run", command, sampling=True)
+RUN = Command("run", run_command, sampling=True)
+
+
+# pellucid chat MODEL [PROMPT]: a conversation with a model in the terminal, or one answer.
+
+
+def chat_command(
+    model: common.Model,
+    prompt: Words = None,
+    system: System = None,
+    chat_template: Template = None,
+    verbose: Verbose = False,
+    *,
+    loading: DraftLoading,
+    control: ControlOptions,
+    **sampling: Any,
+) -> None:
+    """Chat with a model in the terminal, or answer one PROMPT.
+
+    The conversation is remembered; /help lists its commands.
+    """
+    from pellucid.tokenize.chat.template import start_ahead
+
+    options, vector = checked(sampling), control.vector()
+    text, system = prompt_text(prompt), None if system is None else common.text_or_file(system)
+    loading = with_template(loading, chat_template)
+    start_ahead()  # the template process starts while the model is loaded
+
+    def conversation() -> list[dict[str, Any]]:
+        return messages("Hi" if text is None else text, system)
+
+    # A model without a chat template, or a prompt that does not fit, is refused before kernels compile.
+    llm = load(model, loading, lambda inputs: inputs.prompt(conversation()))
+    options = steered(options, vector, llm)
+    if text is None:
+        talk(llm, conversation()[:-1], options)
+    else:
+        generate(llm, conversation(), options, verbose=verbose)
+
+
+CHAT = Command("chat", chat_command, sampling=True)

@@ -1,4 +1,5 @@
-"""pellucid sample MODEL PROMPT: the choice of each token, step by step through the sampler chain."""
+"""pellucid sample MODEL PROMPT: the choice of each token. pellucid beams MODEL PROMPT: the best texts by beam
+search."""
 
 from __future__ import annotations
 
@@ -10,16 +11,18 @@ from pellucid.cli.loading import Loading, load
 from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
-    from pellucid.engine.output import TokenOutput
-    from pellucid.sample.token_trace import TokenTrace
+    from pellucid.engine.output import Beams, TokenOutput
+    from pellucid.sample.chain import TokenTrace
     from pellucid.tokenize import Tokenizer
+
+# pellucid sample MODEL PROMPT: the choice of each token, step by step through the sampler chain.
 
 BAR = 20
 """Characters of the bar of probability 1."""
 USUAL_TOKENS = 4
 
 
-def command(
+def sample_command(
     model: common.Model,
     prompt: common.Prompt = None,
     top: Annotated[int, common.count("Tokens to show, the most likely first.")] = 8,
@@ -56,16 +59,12 @@ def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: in
     """The choice of a token, as data."""
     from dataclasses import asdict
 
-    return {
-        **asdict(trace),
-        "text": tokenizer.piece(trace.token),
-        "candidates": candidates(piece, tokenizer, top),
-    }
+    return {**asdict(trace), "text": tokenizer.piece(trace.token), "candidates": candidates(piece, tokenizer, top)}
 
 
 def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[str, Any]]:
     """The most likely tokens and the chosen token, with their probabilities in the model and after the chain."""
-    from pellucid.sample.token_trace import likeliest
+    from pellucid.sample.chain import likeliest
 
     assert piece.draw is not None  # the token has not waited in a queue
     ids, before, after = likeliest(piece.draw, top)
@@ -96,9 +95,7 @@ def _show(index: int, piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenize
             step.note,
         )
     common.show(table)
-    bars = common.table(
-        "token", "id", "model", "", "chain", "", right=("id", "model", "chain"), no_wrap=("token",)
-    )
+    bars = common.table("token", "id", "model", "", "chain", "", right=("id", "model", "chain"), no_wrap=("token",))
     for candidate in candidates(piece, tokenizer, top):
         mark = "▸" if candidate["id"] == trace.token else " "
         bars.add_row(
@@ -122,4 +119,85 @@ def _bar(probability: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-COMMAND = Command("sample", command, sampling=True)
+SAMPLE = Command("sample", sample_command, sampling=True)
+
+
+# pellucid beams MODEL PROMPT: the best continuations by beam search; --tree shows all candidates.
+
+BEAMS_USUAL_TOKENS = 32
+
+
+def beams_command(
+    model: common.Model,
+    prompt: common.Prompt = None,
+    num_beams: Annotated[int, common.count("Beams: candidate texts that each step keeps.")] = 4,
+    num_return_sequences: Annotated[int, common.count("Texts to print, the best first.")] = 1,
+    length_penalty: Annotated[
+        float, common.number("Scores are divided by the length to this power. A number above 0 favours long texts.")
+    ] = 1.0,
+    early_stopping: Annotated[
+        str,
+        common.text(
+            "WHEN",
+            "When to stop: at --num-beams finished texts (true), or when better texts are unlikely (false) or "
+            "impossible (never).",
+        ),
+    ] = "false",
+    num_beam_groups: Annotated[
+        int, common.count("Groups of beams (diverse beam search), which should differ from each other.")
+    ] = 1,
+    diversity_penalty: Annotated[
+        float, common.number("Penalty on the score of a token that another group chose.")
+    ] = 0.0,
+    do_sample: Annotated[
+        bool,
+        common.flag("--do-sample", "Sample the candidates with the sampler chain, instead of the most likely tokens."),
+    ] = False,
+    tree: Annotated[bool, common.flag("--tree", "Print all candidates of the search, step by step.")] = False,
+    *,
+    loading: Loading,
+    json: common.Json = False,
+    **sampling: Any,
+) -> None:
+    """Find the best continuations of a text by beam search.
+
+    Generates at most 32 tokens unless --max-new-tokens is given.
+    """
+    from pellucid.sample.beams import BeamOptions
+
+    beams: dict[str, Any] = {
+        "num_beams": num_beams,
+        "num_return_sequences": num_return_sequences,
+        "length_penalty": length_penalty,
+        "early_stopping": {"true": True, "false": False}.get(early_stopping, early_stopping),
+        "num_beam_groups": num_beam_groups,
+        "diversity_penalty": diversity_penalty,
+        "do_sample": do_sample,
+    }
+    BeamOptions(**beams)
+    options = checked(sampling, max_new_tokens=BEAMS_USUAL_TOKENS)
+    text = common.text_or_stdin(prompt, "no prompt")
+    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+    result = llm.beam_search(text, **beams, **options)
+    if json:
+        common.print_json(result.as_dict())
+        return
+    if tree:
+        _tree(result, llm.tokenizer)
+    for best in result.texts:
+        print(f"{best.score:9.4f}  {common.visible(best.text)}  [{len(best.ids)} tokens, {best.finish_reason}]")
+
+
+def _tree(result: Beams, tokenizer: Tokenizer) -> None:
+    """Print the search tree, a line for each candidate."""
+    nodes = result.tree
+    table = common.table("step", "node", "from", "token", "score", "", right=("step", "node", "from", "score"))
+    for node in nodes[1:]:
+        state = {"extended": "goes on", "finished": f"finished, {node.final_score or 0:.4f}"}.get(node.state, node.why)
+        token = common.visible(tokenizer.piece(node.token))
+        table.add_row(str(node.step), str(node.id), str(node.parent), token, f"{node.score:.4f}", state)
+    common.show(table)
+    print()
+
+
+BEAMS = Command("beams", beams_command, sampling=True)

@@ -1,21 +1,33 @@
-"""pellucid serve [MODEL]...: an HTTP server with the APIs of OpenAI, Anthropic and Ollama."""
+"""pellucid serve [MODEL]...: an HTTP server. pellucid look [MODEL]...: the server's page, in the browser."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from msgspec.structs import replace
 
 from pellucid.cli import common
-from pellucid.cli.cluster_options import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
-from pellucid.cli.control_options import Guards, VectorFolder, registered
-from pellucid.cli.loading import ServerLoading, load, with_template
-from pellucid.cli.serving_options import ServingOptions, Texts, repeated
+from pellucid.cli.loading import Loading, ServerLoading, load, with_template
+from pellucid.cli.sampling_options import Guards, VectorFolder, registered
+from pellucid.cli.serving_options import (
+    Cluster,
+    MaxReplicas,
+    ReplicaCount,
+    ReplicaCpus,
+    Replicas,
+    ServingOptions,
+    StageCount,
+    Texts,
+    repeated,
+)
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
     from pellucid.weights.sources.source import DownloadProgress
+
+# pellucid serve [MODEL]...: an HTTP server with the APIs of OpenAI, Anthropic and Ollama.
 
 Pulls = Annotated[
     bool,
@@ -26,21 +38,17 @@ Pulls = Annotated[
 ]
 AnyModel = Annotated[
     bool,
-    common.flag(
-        "--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp."
-    ),
+    common.flag("--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp."),
 ]
 TemplateFile = Annotated[
-    str | None,
-    common.text("FILE", "A chat template (Jinja) for the first model, instead of the template in its file."),
+    str | None, common.text("FILE", "A chat template (Jinja) for the first model, instead of the template in its file.")
 ]
 ReceiptKey = Annotated[
-    str | None,
-    common.text("FILE", "An Ed25519 private key, which signs receipts. Default: receipts are not signed."),
+    str | None, common.text("FILE", "An Ed25519 private key, which signs receipts. Default: receipts are not signed.")
 ]
 
 
-def command(
+def serve_command(
     models: Annotated[
         list[str] | None,
         common.argument(
@@ -57,10 +65,7 @@ def command(
         ),
     ] = None,
     memory: Annotated[
-        Any,
-        common.number(
-            "Maximum gigabytes of all loaded models together. Default: three quarters of the memory."
-        ),
+        Any, common.number("Maximum gigabytes of all loaded models together. Default: three quarters of the memory.")
     ] = None,
     pull: Pulls = False,
     any_model: AnyModel = False,
@@ -82,7 +87,7 @@ def command(
 
     The first named model is loaded at the start, other models at their first request.
     """
-    from pellucid.serve.model_names import served_names
+    from pellucid.serve.pool import served_names
     from pellucid.serve.server import serve
     from pellucid.util.checks import real, whole
 
@@ -152,4 +157,53 @@ def all_models(pull: bool) -> list[str]:
 
 
 RENAMED = {"--grace": "--shutdown-timeout", "--receive": "--read-timeout"}
-COMMAND = Command("serve", command, renamed=RENAMED)
+SERVE = Command("serve", serve_command, renamed=RENAMED)
+
+
+# pellucid look [MODEL]...: opens the page that shows the inside of a running model.
+
+HOST, GRACE = "127.0.0.1", 1.0
+
+
+def look_command(
+    models: Annotated[
+        list[str] | None, common.argument("MODEL", "Models, as in `pellucid run`. Default: all models on this machine.")
+    ] = None,
+    port: Annotated[Any, common.count("Port to listen on; 0: any free port.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    *,
+    loading: Loading,
+) -> None:
+    """Open a page that shows the inside of a running model: tokens, attention, neurons, layers, sampling.
+
+    Starts a server that only this machine can reach. Ctrl-C ends the server. `pellucid serve` has the same page.
+    """
+    import webbrowser
+
+    from pellucid.serve.guard import LOOPBACK, AccessRules
+    from pellucid.serve.pool import served_names
+    from pellucid.serve.server import Settings, serve
+    from pellucid.util.checks import whole
+
+    whole("port", port, 0, 65535)
+    sources = served_names(models or all_models(pull=False))
+
+    # A model with a shorter context than --context keeps its own context.
+    options = replace(loading, cap_context=True)
+
+    def ready(url: str) -> None:
+        if browser and not webbrowser.open(url):
+            typer.echo(f"no browser can be opened here: open {url}", err=True)
+
+    rules = AccessRules(hosts=LOOPBACK)
+    serve(
+        list(sources),
+        lambda name: load(sources[name], options),
+        int(usual_memory()),
+        rules,
+        Settings(HOST, port, GRACE, first=bool(models)),
+        ready,
+    )
+
+
+LOOK = Command("look", look_command)

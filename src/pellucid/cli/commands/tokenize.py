@@ -12,12 +12,7 @@ from pellucid.errors.messages import one_line
 if TYPE_CHECKING:
     from pellucid.tokenize.explain import ExplainedToken, Explanation, PreToken
 
-COLOURS = (
-    "black on bright_cyan",
-    "black on bright_yellow",
-    "black on bright_green",
-    "black on bright_magenta",
-)
+COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
 CONTROL = "bold reverse"
 
 
@@ -35,8 +30,7 @@ def command(
     explain: Annotated[
         bool,
         common.flag(
-            "--explain",
-            "Show every stage: normalised text, pre-tokens, then merges, attempted matches or the lattice.",
+            "--explain", "Show every stage: normalised text, pre-tokens, then merges, attempted matches or the lattice."
         ),
     ] = False,
     parse_special: Annotated[
@@ -70,11 +64,7 @@ def _coloured(explanation: Explanation) -> None:
     for at, token in enumerate(explanation.tokens):
         if at:
             line.append("|", "dim")
-        shown = (
-            one_line(token.piece)
-            if token.special
-            else common.visible(explanation.text[token.start : token.end])
-        )
+        shown = one_line(token.piece) if token.special else common.visible(explanation.text[token.start : token.end])
         line.append(shown, CONTROL if token.special else COLOURS[at % len(COLOURS)])
     common.show(line)
     print()

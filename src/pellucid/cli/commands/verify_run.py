@@ -12,14 +12,12 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 
 if TYPE_CHECKING:
-    from pellucid.receipt_check import ReceiptCheck
+    from pellucid.receipts.check import ReceiptCheck
     from pellucid.receipts.receipt import Receipt
 
 
 def command(
-    file: Annotated[
-        str, common.argument("FILE", "A receipt, or a server's answer with one receipt, as a JSON file.")
-    ],
+    file: Annotated[str, common.argument("FILE", "A receipt, or a server's answer with one receipt, as a JSON file.")],
     model: Annotated[
         str | None,
         common.argument(
@@ -29,8 +27,7 @@ def command(
         ),
     ] = None,
     signed_by: Annotated[
-        str | None,
-        common.text("FILE", "A public key. The receipt must have a valid signature of this key."),
+        str | None, common.text("FILE", "A public key. The receipt must have a valid signature of this key.")
     ] = None,
     ignore_signature: Annotated[
         bool, common.flag("--ignore-signature", "Replay the run without checking the receipt's signature.")
@@ -43,7 +40,7 @@ def command(
 
     Prints "equal", or the first difference. The exit code is 0 if the runs are equal, and 1 if they differ.
     """
-    from pellucid.receipt_check import check_seals, replay
+    from pellucid.receipts.check import check_seals, replay
     from pellucid.receipts.receipt import Receipt
     from pellucid.receipts.signature import public_key_in
 

@@ -74,9 +74,7 @@ class BeamSearchTask:
         """The prompt during the prefill, then all beams."""
         return self._sequences or [self.prompt]
 
-    def process(
-        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[list[Beam] | Wait]:
+    def process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[list[Beam] | Wait]:
         """Advance the search when the logits of all beams have arrived, and yield its beams."""
         raise_of(sequence.probe)
         self.seconds += 0.0 if self._rows else seconds  # counted once if all beams run in one step
@@ -141,11 +139,7 @@ class BeamSearchTask:
 
 
 def search_beams(
-    engine: Engine,
-    inputs: Inputs,
-    prompt: PromptInput,
-    request: RequestOptions,
-    beams: BeamOptions,
+    engine: Engine, inputs: Inputs, prompt: PromptInput, request: RequestOptions, beams: BeamOptions
 ) -> Beams:
     """Find the best continuations of a prompt.
 
@@ -155,9 +149,7 @@ def search_beams(
     options, defaults = request.generation, Options()
     for name in NOT_FOR_BEAMS:
         if getattr(options, name) != getattr(defaults, name):
-            raise InvalidRequest(
-                f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
-            )
+            raise InvalidRequest(f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out")
     tokenizer, prompt_ids = inputs.tokenizer, inputs.prompt(prompt)
     source = engine.source(prompt_ids, request.watching)
     ids = inputs.decoder_prompt(prompt_ids)
@@ -167,9 +159,7 @@ def search_beams(
     if not beams.do_sample:
         chain = chain.without_drawing()
     elif chain.greedy:
-        raise InvalidRequest(
-            "temperature=0 with do_sample=True: nothing would be drawn; remove one of the two"
-        )
+        raise InvalidRequest("temperature=0 with do_sample=True: nothing would be drawn; remove one of the two")
     elif lone := next((step for step in chain.steps if step.alone), None):
         option, *_ = options_of(type(lone))
         raise InvalidRequest(

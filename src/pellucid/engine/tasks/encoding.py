@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import CacheManager
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.engine import Engine
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.probe import RequestTracer, raise_of, refuse_changed
@@ -28,11 +28,7 @@ class EncodingTask:
     """
 
     def __init__(
-        self,
-        cache: CacheManager,
-        spec: ModelSpec,
-        texts: Sequence[EncoderInput],
-        watching: RequestTracer | None = None,
+        self, cache: CacheManager, spec: ModelSpec, texts: Sequence[EncoderInput], watching: RequestTracer | None = None
     ) -> None:
         self._cache, pooling = cache, spec.pooling
         self._shares = pooling is not None and not spec.in_one_step

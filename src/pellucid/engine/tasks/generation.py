@@ -8,7 +8,7 @@ from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.probe import EngineProbe, blame_edits, raise_of
 from pellucid.engine.source import SourceSequence
-from pellucid.engine.step_times import StepTimes
+from pellucid.engine.state import StepTimes
 from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.engine.tasks.scoring import token_logprobs
 from pellucid.engine.text_sequence import TextSequence
@@ -49,9 +49,7 @@ class PromptSequence(CachedSequence):
             for place, row in enumerate(outputs, self.table.length - len(outputs) + 1):
                 if place < len(self.tokens):
                     token = self.tokens[place]
-                    self._logprobs.append(
-                        token_logprobs(row, place, token, self._alternatives, self._vocabulary)
-                    )
+                    self._logprobs.append(token_logprobs(row, place, token, self._alternatives, self._vocabulary))
         return None if self.unread_tokens else outputs[-1:]
 
     @property
@@ -103,9 +101,7 @@ class GenerationTask:
         """The prompt during the prefill, then all texts."""
         return self._texts if self._prefilled else [self.prompt]
 
-    def process(
-        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[TokenOutput | Wait]:
+    def process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[TokenOutput | Wait]:
         """Yield token outputs: one per sequence after the prefill, later one per row up to a rejected draft token."""
         raise_of(sequence.probe)
         try:
@@ -114,9 +110,7 @@ class GenerationTask:
             blame_edits(sequence.probe, error)
             raise
 
-    def _process(
-        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[TokenOutput | Wait]:
+    def _process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[TokenOutput | Wait]:
         if isinstance(sequence, TextSequence):
             yield from self._advance(sequence, outputs, seconds)
             return
@@ -134,9 +128,7 @@ class GenerationTask:
         for text in self._texts:
             yield from self._advance(text, logits, self.prompt.seconds)
 
-    def _advance(
-        self, text: TextSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[TokenOutput | Wait]:
+    def _advance(self, text: TextSequence, outputs: ChunkOutput, seconds: float) -> Iterator[TokenOutput | Wait]:
         text.waits = False
         for row in outputs:
             yield from text.sample(row, seconds)

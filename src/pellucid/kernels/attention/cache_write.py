@@ -58,10 +58,7 @@ def build(simd: Any, kv_dtype: str) -> Any:
             for i in range(max(begin, first * heads), min(end, (first + count) * heads)):
                 position, head = start + i // heads - first, i % heads
                 page, slot = load_i32(pages + position // PAGE * 4) * page_bytes, position % PAGE
-                key, value = (
-                    keys + page + head * bytes_of(head_dim),
-                    values + page + head * bytes_of(value_dim),
-                )
+                key, value = (keys + page + head * bytes_of(head_dim), values + page + head * bytes_of(value_dim))
                 write_keys(k + i * head_dim * 4, head_dim, key, slot, spare)
                 write_values(v + i * value_dim * 4, value_dim, value, slot, spare)
 

@@ -57,9 +57,7 @@ def rounded(x: NDArray[np.float32], kv_dtype: str) -> NDArray[np.float32]:
         bits = x.view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
     blocks = x.reshape(*x.shape[:-1], -1, SCALED)
-    scale = (
-        (np.abs(blocks).max(-1, keepdims=True) * np.float32(1 / 127)).astype(np.float16).astype(np.float32)
-    )
+    scale = (np.abs(blocks).max(-1, keepdims=True) * np.float32(1 / 127)).astype(np.float16).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
     return np.asarray(np.clip(np.rint(blocks * inverse), -127, 127) * scale).reshape(x.shape)
 

@@ -89,9 +89,7 @@ def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: in
     return PageLoops(open_keys, scores, open_values, values, simd.vstore, 4)
 
 
-def _scores_of_few(
-    simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, query_bytes: int, stride: int
-) -> Any:
+def _scores_of_few(simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, query_bytes: int, stride: int) -> Any:
     """Make the helper for scores of at most 8 rows, from loops over 8, 4, 3, 2 and 1 rows.
 
     For fewer than 8 rows, the helper reads a page in the order of memory if all tokens of the page are needed and the
@@ -128,9 +126,7 @@ def _scores_of_four(
     simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, query_bytes: int, stride: int, span: int
 ) -> Any:
     """Make the helper for scores of any number of rows with ``span`` tokens, from loops over 4, 3, 2 and 1 rows."""
-    scores4, scores3, scores2, scores1 = (
-        tiles.scores_tile(simd, n, head_dim, kv_dtype, span) for n in (4, 3, 2, 1)
-    )
+    scores4, scores3, scores2, scores1 = (tiles.scores_tile(simd, n, head_dim, kv_dtype, span) for n in (4, 3, 2, 1))
 
     @simd.jit
     def few(queries, count, here, token, ahead, further, out):

@@ -61,9 +61,7 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                 scales = [
                     scale
                     for at in range(0, span, 32)
-                    for scale in kv_layout.key_scales(
-                        e, simd, kv_dtype, width, keys, block.index, e.at(token, at)
-                    )
+                    for scale in kv_layout.key_scales(e, simd, kv_dtype, width, keys, block.index, e.at(token, at))
                 ]
                 first = e.times(block.index, columns)
                 with cgutils.for_range(e.b, e.const(columns)) as loop:
@@ -106,9 +104,7 @@ def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, ran
     ]
 
 
-def turns(
-    e: Any, simd: Any, totals: list[list[Any]], halves: tuple[Any, ...] = (None,)
-) -> Iterator[tuple[slice, Any]]:
+def turns(e: Any, simd: Any, totals: list[list[Any]], halves: tuple[Any, ...] = (None,)) -> Iterator[tuple[slice, Any]]:
     """Yield (vectors, half): the vectors of a block whose operands are loaded together, and one of ``halves``.
 
     Yields all vectors together. If the sums leave no registers for the operands of all vectors, yields one vector at a
@@ -211,9 +207,7 @@ def widen_values(simd: Any, width: int, kv_dtype: str) -> Any:
 
 def _widen16(e: Any, simd: Any, kv_dtype: str, source: Any, number: Any, scale: Any, out: Any) -> None:
     place = e.at(source, e.times(number, kv_layout.SIZE[kv_dtype]))
-    e.store(
-        kv_layout.load16(e, simd, kv_dtype, place, scale), e.at(out, e.times(number, kv_layout.SIZE["f32"]))
-    )
+    e.store(kv_layout.load16(e, simd, kv_dtype, place, scale), e.at(out, e.times(number, kv_layout.SIZE["f32"])))
 
 
 def _copier(simd: Any, emit: Any) -> Any:

@@ -101,9 +101,7 @@ class Walk(NamedTuple):
     finish: Any
 
 
-def walk(
-    simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, kv_dtype: str, activation_bits: int
-) -> Walk:
+def walk(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, kv_dtype: str, activation_bits: int) -> Walk:
     """Make the helpers for a tile. ``at`` holds the field offsets of attention's record.
 
     Call these helpers directly, not through another helper: Numba optimises all code below a function again for every
@@ -189,13 +187,7 @@ def page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
 
 
 def _scores(
-    simd: Any,
-    rows: RowHelpers,
-    loops: PageLoops,
-    space: ScratchLayout,
-    keys_of: Any,
-    values_of: Any,
-    far: int,
+    simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any, far: int
 ) -> Any:
     seen, open_keys, scores = rows.seen, loops.open_keys, loops.scores
     page_at, queries_at, weights_at = space.page, space.queries, space.weights
@@ -225,9 +217,7 @@ def _scores(
                 first, last = max(low, t0), min(high, t0 + PAGE)
                 if first < last:
                     to = out + (first - piece) * 4
-                    scores(
-                        tile.rows, count, queries, here, page, first - t0, ahead, further, last - first, to
-                    )
+                    scores(tile.rows, count, queries, here, page, first - t0, ahead, further, last - first, to)
 
     return write_scores
 
@@ -264,13 +254,7 @@ def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scra
 
 
 def _values(
-    simd: Any,
-    rows: RowHelpers,
-    loops: PageLoops,
-    space: ScratchLayout,
-    keys_of: Any,
-    values_of: Any,
-    far: int,
+    simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any, far: int
 ) -> Any:
     seen, open_values, values = rows.seen, loops.open_values, loops.values
     page_at, weights_at = space.page, space.weights
@@ -322,9 +306,7 @@ def _join(simd: Any, space: ScratchLayout) -> Any:
         highest = max(top, largest)
         old, new = vexp(splat(top - highest)), vexp(splat(largest - highest))
         store_f32(state, highest)
-        store_f32(
-            state + 4, lane0(fma(splat(load_f32(piece_state + 4)), new, splat(load_f32(state + 4)) * old))
-        )
+        store_f32(state + 4, lane0(fma(splat(load_f32(piece_state + 4)), new, splat(load_f32(state + 4)) * old)))
         for i in range(0, out_bytes, 64):
             vstore(total + i, fma(vload(piece_sum + i), new, vload(total + i) * old))
 
@@ -333,9 +315,7 @@ def _join(simd: Any, space: ScratchLayout) -> Any:
         """Join a piece to the pieces before it."""
         totals, states, piece_states = scratch + totals_at, scratch + states_at, sums + rows * out_bytes
         for r in range(rows):
-            join_row(
-                totals + r * out_bytes, states + r * STATE, sums + r * out_bytes, piece_states + r * STATE
-            )
+            join_row(totals + r * out_bytes, states + r * STATE, sums + r * out_bytes, piece_states + r * STATE)
 
     return join
 

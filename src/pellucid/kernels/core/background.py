@@ -1,9 +1,4 @@
-"""Compiles kernels in the background, so that no call waits for the compiler.
-
-The compiler runs in a process of low priority (``compile_process.py``), and a thread waits for it. The compiling
-process continues after this process ends, so that the next process finds the kernels in the cache. If the cache folder
-cannot be written, or no process can be started, the thread compiles the kernels itself.
-"""
+"""Compiles kernels in the background, and those of a new model in several processes."""
 
 from __future__ import annotations
 
@@ -11,12 +6,22 @@ import contextlib
 import functools
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Collection, Iterable
+from queue import Empty, SimpleQueue
+from typing import TypeAlias
 
 from pellucid.errors import KernelError
-from pellucid.kernels.core.compile_process import send_key, start_process
-from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.core.library import Library, can_cache, can_compile, shared
+from pellucid.kernels.core.compile_process import CACHED, READY, send_key, start_process
+from pellucid.kernels.core.definitions import KernelKey, definition
+from pellucid.kernels.core.library import CompileProgress, Library, can_cache, can_compile, shared
+from pellucid.kernels.core.objects import source_bytes
+
+# Compiles kernels in the background, so that no call waits for the compiler.
+#
+# The compiler runs in a process of low priority (``compile_process.py``), and a thread waits for it. The compiling
+# process continues after this process ends, so that the next process finds the kernels in the cache. If the cache
+# folder cannot be written, or no process can be started, the thread compiles the kernels itself.
 
 NICE = 10  # added to the nice value of the compiling process
 POLL_SECONDS = 0.2  # seconds between checks whether this process ends
@@ -80,3 +85,97 @@ def _start(keys: Collection[KernelKey]) -> subprocess.Popen[bytes] | None:
     with contextlib.suppress(OSError):
         process.stdin.close()
     return process
+
+
+# Compiles the kernels of a new model in several processes at once (``compile_process.py``).
+#
+# One process takes 7 to 24 seconds for the kernels of a model. The longest kernel takes a third of this time or more.
+
+MAX_PROCESSES = 3  # further processes would only wait for the process with the longest kernel
+PROCESS_BYTES = 250 << 20  # bytes of memory that each process takes
+STARTUP_SECONDS = 30.0  # a process that does not answer in this time is not Python
+MIN_SOURCE_BYTES = 60_000
+"""Minimum bytes of sources, without the longest kernel, at which several processes are faster than one process.
+
+The time to compile a kernel grows with the size of its sources. Attention and matrix products have some 90 KB each and
+take 2 to 9 s. Most other kernels have 10 to 40 KB and take less than 1 s.
+"""
+Events: TypeAlias = SimpleQueue[KernelKey | bytes | None]
+"""Events of a process: READY, then each key that it has compiled, and None when it receives no more keys."""
+
+
+def compile_in_parallel(
+    keys: Iterable[KernelKey], max_processes: int, free: int | None, progress: CompileProgress | None = None
+) -> None:
+    """Compile the kernels that are not cached, in up to ``max_processes`` processes with half of ``free`` bytes.
+
+    Does nothing if one process would be as fast, if compiled kernels cannot be cached, or without a compiler. Errors
+    are ignored here, because a later load of a kernel that is not cached compiles the kernel, or raises the error.
+    """
+    library = shared()
+    absent = [key for key in dict.fromkeys(keys) if not library.is_cached([key])]
+    absent.sort(key=_work, reverse=True)
+    count = min(max_processes, MAX_PROCESSES, len(absent))
+    if free is not None:
+        count = min(count, free // 2 // PROCESS_BYTES)
+    if count < 2 or sum(map(_work, absent[1:])) < MIN_SOURCE_BYTES or not (can_cache() and can_compile()):
+        return
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        while len(processes) < count and (process := start_process(0, answers=True)):
+            processes.append(process)
+        _run(processes, absent, progress)
+    finally:
+        for process in processes:
+            # Closing the input is not enough, because a process that was forked meanwhile may keep the input open.
+            process.kill()
+        for process in processes:
+            process.wait()
+
+
+def _work(key: KernelKey) -> int:
+    return source_bytes(definition(key.name).module)
+
+
+def _run(processes: list[subprocess.Popen[bytes]], keys: list[KernelKey], progress: CompileProgress | None) -> None:
+    """Give each process the next key as soon as it has compiled a kernel."""
+    waiting, events, remaining = deque(keys), Events(), dict.fromkeys(keys)
+    active, wait = 0, STARTUP_SECONDS
+    for process in processes:
+        with contextlib.suppress(RuntimeError):  # no more threads can be started
+            threading.Thread(target=_feed, args=(process, waiting, events), daemon=True).start()
+            active += 1
+    if progress:
+        progress(0, len(keys), str(keys[0]))
+    while active:
+        try:
+            event = events.get(timeout=wait)
+        except Empty:
+            return
+        if event is None:
+            active -= 1
+        elif isinstance(event, bytes):
+            wait = threading.TIMEOUT_MAX
+        else:
+            del remaining[event]
+            if progress:
+                progress(len(keys) - len(remaining), len(keys), str(next(iter(remaining), "")))
+
+
+def _feed(process: subprocess.Popen[bytes], waiting: deque[KernelKey], events: Events) -> None:
+    """Send keys to a process one by one, until no key is left, the process ends, or its kernels are not cached."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        with process.stdout, process.stdin, contextlib.suppress(IndexError, OSError):
+            while (line := process.stdout.readline()) != READY:
+                if not line:
+                    return
+            events.put(READY)
+            while send_key(process, key := waiting.popleft()) and (answer := process.stdout.readline()):
+                if answer != CACHED:
+                    waiting.clear()
+                    return
+                events.put(key)
+    finally:
+        events.put(None)

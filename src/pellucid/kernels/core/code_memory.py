@@ -18,12 +18,7 @@ from pellucid.errors.messages import reason
 from pellucid.util import windows
 
 _WINDOWS_LIBRARIES = ("kernel32", "kernelbase", "ntdll", "ucrtbase")
-_COMMIT, _READ, _READ_WRITE, _READ_EXECUTE = (
-    0x3000,
-    0x02,
-    0x04,
-    0x20,
-)  # Windows: MEM_COMMIT | MEM_RESERVE, PAGE_...
+_COMMIT, _READ, _READ_WRITE, _READ_EXECUTE = (0x3000, 0x02, 0x04, 0x20)  # Windows: MEM_COMMIT | MEM_RESERVE, PAGE_...
 # void clear(start, end): writes back the data cache and drops the instruction cache (Arm Architecture Reference Manual
 # for A-profile, B2.9.5), 16 bytes at a time, the smallest line that there may be.
 _CLEAR_CACHE = bytes.fromhex(
@@ -80,9 +75,7 @@ if sys.platform == "win32":
     def _protect(address: int, size: int, *, code: bool) -> None:
         before, access = ctypes.c_uint32(), _READ_EXECUTE if code else _READ
         types = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p
-        if size and not function("VirtualProtect", ctypes.c_int, *types)(
-            address, size, access, ctypes.byref(before)
-        ):
+        if size and not function("VirtualProtect", ctypes.c_int, *types)(address, size, access, ctypes.byref(before)):
             raise windows.error()
 
 else:

@@ -22,9 +22,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
 from pellucid.util.windows import OWN_CONSOLE
 
-BOOT = (
-    "import sys; sys.path[:] = sys.argv[1:]; from pellucid.kernels.core.compile_process import main; main()"
-)
+BOOT = "import sys; sys.path[:] = sys.argv[1:]; from pellucid.kernels.core.compile_process import main; main()"
 READY, CACHED, NOT_CACHED = b"ready\n", b"cached\n", b"not cached\n"
 
 

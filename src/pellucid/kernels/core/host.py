@@ -41,9 +41,7 @@ _OSXSAVE = (1, 0, _ECX, 27)
 
 # int cpuid(leaf, subleaf, registers), and int64 xgetbv(), with the calling conventions of System V and of Windows.
 _CPUID_CODE = {
-    "linux": bytes.fromhex(
-        "53 49 89 d0 89 f8 89 f1 0f a2 41 89 00 41 89 58 04 41 89 48 08 41 89 50 0c 5b c3"
-    ),
+    "linux": bytes.fromhex("53 49 89 d0 89 f8 89 f1 0f a2 41 89 00 41 89 58 04 41 89 48 08 41 89 50 0c 5b c3"),
     "windows": bytes.fromhex("53 89 c8 89 d1 0f a2 41 89 00 41 89 58 04 41 89 48 08 41 89 50 0c 5b c3"),
 }
 _XGETBV_CODE = bytes.fromhex("31 c9 0f 01 d0 48 c1 e2 20 48 09 d0 c3")

@@ -90,13 +90,7 @@ PORTABLE = Isa("portable", "plain LLVM vectors", (frozenset(),), "x86-64-v2", su
 # ``portable`` names no instruction, and runs on every CPU that NumPy's wheels run on.
 KNOWN: tuple[Isa, ...] = (
     AMX,
-    Isa(
-        "avx512vnni",
-        "512-bit vpdpbusd",
-        (_VNNI,),
-        "x86-64-v4",
-        (Variant(_BF16, zen=True), Variant(_BF16), Variant()),
-    ),
+    Isa("avx512vnni", "512-bit vpdpbusd", (_VNNI,), "x86-64-v4", (Variant(_BF16, zen=True), Variant(_BF16), Variant())),
     Isa(
         "avxvnni",
         "256-bit vpdpbusd",
@@ -131,10 +125,7 @@ KNOWN: tuple[Isa, ...] = (
 
 _TRIPLES = {
     ("linux", "x86_64"): "x86_64-unknown-linux-gnu",
-    (
-        "darwin",
-        "x86_64",
-    ): "x86_64-unknown-linux-gnu",  # the same calling convention; objects are ELF everywhere
+    ("darwin", "x86_64"): "x86_64-unknown-linux-gnu",  # the same calling convention; objects are ELF everywhere
     ("windows", "x86_64"): "x86_64-pc-windows-msvc-elf",
     ("linux", "aarch64"): "aarch64-unknown-linux-gnu",
     ("darwin", "aarch64"): "aarch64-unknown-linux-gnu",
@@ -212,9 +203,7 @@ def possible() -> tuple[Isa, ...]:
 def emulated() -> tuple[Isa, ...]:
     """Return the instruction sets that the host can only emulate, with the vectors of its best set."""
     best = possible()[0]
-    tiles = replace(
-        best, name=AMX.name, description=f"tiles, emulated with {best.name}", tiles=True, vectors=best.name
-    )
+    tiles = replace(best, name=AMX.name, description=f"tiles, emulated with {best.name}", tiles=True, vectors=best.name)
     return () if best == AMX else (tiles,)
 
 
@@ -231,9 +220,7 @@ def choose() -> Isa:
         if isa.name == name:
             return isa
     names = ", ".join(isa.name for isa in available)
-    raise InvalidRequest(
-        f"PELLUCID_ISA={name}: this machine has {names}; unset it to use {available[0].name}"
-    )
+    raise InvalidRequest(f"PELLUCID_ISA={name}: this machine has {names}; unset it to use {available[0].name}")
 
 
 @functools.cache

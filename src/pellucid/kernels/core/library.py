@@ -2,34 +2,56 @@
 
 An installation may hold the object files of the most frequent kernels for its system (``objects.py``). Another kernel
 is compiled once for a machine, by Numba. Object files that were used or compiled are stored in a cache folder. Their
-names contain hashes of everything that the code depends on (``fingerprint.py``), so an object is never stale. Later
+names contain hashes of everything that the code depends on (``objects.py``), so an object is never stale. Later
 processes link the object (``linker.py``) and do not import Numba, which is not needed to run.
 
 The folder holds only object code, no pickles. A file is loaded only if no other user can have written it, if its
-content was written under its name (``util/trusted_files.py``), and if it can be linked (``elf.py``). Otherwise the
+content was written under its name (``util/trusted_files.py``), and if it can be linked (``linker.py``). Otherwise the
 kernel is compiled again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
+import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from pellucid.errors import KernelError
 from pellucid.errors.messages import reason
-from pellucid.kernels.core import interrupts, linker
+from pellucid.kernels.core import linker
 from pellucid.kernels.core.definitions import KernelKey, definition
-from pellucid.kernels.core.elf import BadObject
-from pellucid.kernels.core.fingerprint import environment, sources
 from pellucid.kernels.core.isa import target
-from pellucid.kernels.core.objects import installed
+from pellucid.kernels.core.linker import BadObject
+from pellucid.kernels.core.objects import environment, installed, sources
 from pellucid.util.paths import home
 from pellucid.util.trusted_files import TrustedFolder
+
+# Delays Ctrl-C while the compiler runs. LLVM calls back into Python, where an exception is lost or does damage.
+
+
+@contextlib.contextmanager
+def delayed() -> Iterator[None]:
+    """Delay interrupts until the end of the block."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])
+
 
 ENTRY = "kernel"
 """The name of a kernel's function in its object file (``compiler.py``)."""
@@ -78,9 +100,7 @@ class Library:
         self._addresses: dict[KernelKey, int] = {}
         self._functions: dict[KernelKey, Callable[[int, int, int, int], int]] = {}
 
-    def load(
-        self, keys: Iterable[KernelKey], progress: CompileProgress | None = None
-    ) -> dict[KernelKey, int]:
+    def load(self, keys: Iterable[KernelKey], progress: CompileProgress | None = None) -> dict[KernelKey, int]:
         """Load kernels and return their addresses. Kernels that are not cached are compiled.
 
         Raises:
@@ -93,7 +113,7 @@ class Library:
             return {key: self._addresses[key] for key in unique}
 
     def _load(self, folder: TrustedFolder, keys: list[KernelKey], progress: CompileProgress | None) -> None:
-        with interrupts.delayed():
+        with delayed():
             # Neighbours in the order of names are often in the same group (objects.py).
             addresses = {key: self._load_cached(folder, key) for key in sorted(keys, key=str)}
         missing = [key for key in keys if not addresses[key]]
@@ -101,7 +121,7 @@ class Library:
         for done, key in enumerate(missing):
             if progress:
                 progress(done, len(missing), str(key))
-            with interrupts.delayed():
+            with delayed():
                 code = compile_kernel(key)
                 self._addresses[key] = _link_compiled(code, key)
                 folder.write(file_name(key), code)
@@ -130,8 +150,7 @@ class Library:
         """True if all these kernels are loaded or cached, so that no kernel has to be compiled."""
         folder = _folder_at_first_use(home())  # this method is called often
         return all(
-            key in self._addresses or installed().has(name := file_name(key)) or folder.has(name)
-            for key in keys
+            key in self._addresses or installed().has(name := file_name(key)) or folder.has(name) for key in keys
         )
 
     def compile_one(self, key: KernelKey) -> None:

@@ -62,10 +62,7 @@ class Record:
 
     def __init_subclass__(cls) -> None:
         # ``get_type_hints`` would take another 0.3 ms.
-        own = {
-            name: kind if isinstance(kind, type) else _KINDS[kind]
-            for name, kind in cls.__annotations__.items()
-        }
+        own = {name: kind if isinstance(kind, type) else _KINDS[kind] for name, kind in cls.__annotations__.items()}
         inherited = {name: kind for base in cls.__bases__ for name, kind in base.fields.items()}  # type: ignore[attr-defined]
         cls.fields, cls.at = inherited | own, _Offsets()
         if cls.header + len(cls.fields) > RECORD_WORDS:
@@ -83,10 +80,7 @@ class Record:
         if values.keys() != cls.fields.keys():
             wrong = sorted(values.keys() ^ cls.fields.keys())
             raise TypeError(f"{cls.__name__}: fields missing or unknown: {', '.join(wrong)}")
-        fields = [
-            float_word(values[name]) if kind is float else int(values[name])
-            for name, kind in cls.fields.items()
-        ]
+        fields = [float_word(values[name]) if kind is float else int(values[name]) for name, kind in cls.fields.items()]
         return [*(header or [0] * cls.header), *fields]
 
 

@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.packed_layout import VECTOR, PackedLayout
-from pellucid.kernels.matmul.product import (
-    ManyTokens,
-    MatmulRecord,
-    TileSums,
-    by_group_tiles,
-    prefetch_ahead,
-    product,
-)
+from pellucid.kernels.matmul.product import ManyTokens, MatmulRecord, TileSums, by_group_tiles, prefetch_ahead, product
 
 UNROLL = 4  # pairs of an iteration; D is a multiple of 16, so D/2 is a multiple of it
 GROUPS, TOKENS = 2, 8  # of a tile of many tokens
@@ -53,9 +46,7 @@ def rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return (bits(values).astype(np.uint32) << 16).view(np.float32)
 
 
-def reference(
-    x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] | float = 0.0
-) -> NDArray[np.float64]:
+def reference(x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] | float = 0.0) -> NDArray[np.float64]:
     """Compute the product in float64 from (T, D) and (N, D), both rounded to bfloat16."""
     exact = rounded(x).astype(np.float64) @ rounded(weights).astype(np.float64).T
     return np.asarray(exact + addend, np.float64)

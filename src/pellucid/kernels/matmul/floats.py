@@ -20,9 +20,7 @@ from pellucid.kernels.matmul.product import MatmulRecord, TileSums, prefetch_ahe
 UNROLL = 4  # columns of an iteration; D is a multiple of it
 
 
-def reference(
-    x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] | float = 0.0
-) -> NDArray[np.float64]:
+def reference(x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] | float = 0.0) -> NDArray[np.float64]:
     """Compute the product in float64 from (T, D) and (N, D)."""
     return np.asarray(x.astype(np.float64) @ weights.astype(np.float64).T + addend, np.float64)
 

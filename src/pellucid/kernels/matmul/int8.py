@@ -37,9 +37,7 @@ from pellucid.kernels.matmul.product import ManyTokens, MatmulRecord, TileSums, 
 from pellucid.kernels.matmul.quantize import block_bytes, values
 
 
-def reference(
-    x: NDArray[Any], weights: NDArray[np.float64], addend: NDArray[Any] | float = 0.0
-) -> NDArray[np.float64]:
+def reference(x: NDArray[Any], weights: NDArray[np.float64], addend: NDArray[Any] | float = 0.0) -> NDArray[np.float64]:
     """Compute the product in float64 from activation blocks (T, D/32) and dequantized weights (N, D)."""
     return np.asarray(values(x) @ weights.T + addend, np.float64)
 
@@ -58,14 +56,7 @@ def _column(e: Any, packed: PackedLayout, weights: Any) -> Any:
 
 
 def _emit_sums(
-    packed: PackedLayout,
-    planes: int,
-    e: Any,
-    tokens: int,
-    weights: Any,
-    first_time: Any,
-    width: Any,
-    rows: list[Any],
+    packed: PackedLayout, planes: int, e: Any, tokens: int, weights: Any, first_time: Any, width: Any, rows: list[Any]
 ) -> list[Any]:
     """Emit the dot products of a group of 16 weight rows with each token over all columns."""
     from numba.core import cgutils

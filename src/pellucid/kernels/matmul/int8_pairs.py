@@ -31,13 +31,7 @@ def many_tokens(simd: Any, packed: PackedLayout, planes: int) -> ManyTokens:
 
 
 def _sums(
-    packed: PackedLayout,
-    planes: int,
-    e: Any,
-    groups: list[Any],
-    first_time: Any,
-    columns: Any,
-    rows: list[Any],
+    packed: PackedLayout, planes: int, e: Any, groups: list[Any], first_time: Any, columns: Any, rows: list[Any]
 ) -> list[list[Any]]:
     """Emit the sums of the groups of weight rows with each token: [token][group]."""
     from numba.core import cgutils
@@ -51,8 +45,7 @@ def _sums(
     with cgutils.for_range(e.b, blocks) as loop:
         here = [e.at(group, e.times(loop.index, plane_bytes)) for group in groups]
         scales = [
-            e.at(e.at(group, e.times(blocks, plane_bytes)), e.times(loop.index, packed.scale_bytes))
-            for group in groups
+            e.at(e.at(group, e.times(blocks, plane_bytes)), e.times(loop.index, packed.scale_bytes)) for group in groups
         ]
         for place, scale in zip(here, scales):
             prefetch_ahead(e, first_time, place, plane_bytes)
@@ -61,18 +54,14 @@ def _sums(
         xs = [e.at(r, offset) for r in rows]
         sums = _exact(e, packed, planes, here, xs)
         for g, scale in enumerate(scales):
-            factors = operands.block_scales(
-                e, packed, scale, operands.unit_scales(e, packed, scale), e.const(0)
-            )
+            factors = operands.block_scales(e, packed, scale, operands.unit_scales(e, packed, scale), e.const(0))
             for total, of_token, at in zip(totals, sums, xs):
                 value = add_scaled(e, planes, e.b.load(total[g]), [of_token[g]], factors, at)
                 e.b.store(value, total[g])
     return [[e.b.load(total) for total in of_token] for of_token in totals]
 
 
-def _exact(
-    e: Any, packed: PackedLayout, planes: int, groups: list[Any], xs: list[Any]
-) -> list[list[list[Any]]]:
+def _exact(e: Any, packed: PackedLayout, planes: int, groups: list[Any], xs: list[Any]) -> list[list[list[Any]]]:
     """Emit the exact int32 sums of a block: [token][group][plane]."""
     from pellucid.kernels import simd
     from pellucid.kernels.simd import int8_dot

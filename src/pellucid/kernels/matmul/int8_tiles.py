@@ -165,15 +165,7 @@ def _multiply(
 
 
 def _add_sums(
-    layout: TiledLayout,
-    blocks: int,
-    e: Any,
-    memory: Any,
-    x: Any,
-    x_stride: Any,
-    block: Any,
-    token: Any,
-    tokens: Any,
+    layout: TiledLayout, blocks: int, e: Any, memory: Any, x: Any, x_stride: Any, block: Any, token: Any, tokens: Any
 ) -> None:
     from numba.core import cgutils
 

@@ -174,9 +174,7 @@ def _finish(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
     memory, tokens, out, out_stride, addend, addend_group, addend_row = args
     with cgutils.for_range(e.b, tokens) as loop:
-        to, more = (
-            e.b.add(at, e.b.mul(by, loop.index)) for at, by in ((out, out_stride), (addend, addend_row))
-        )
+        to, more = (e.b.add(at, e.b.mul(by, loop.index)) for at, by in ((out, out_stride), (addend, addend_row)))
         for group in range(layout.groups):
             total = e.at(e.at(memory, layout.group(group)), layout.total(e, loop.index))
             value = e.load(e.b.add(more, e.times(addend_group, group)), vec(f32))

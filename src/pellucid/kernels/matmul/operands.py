@@ -69,9 +69,7 @@ def _power_of_two(e: Any, exponent: Any) -> Any:
     return e.b.fmul(e.b.bitcast(bits, vec(f32)), e.fill(f32, 0.5))
 
 
-def block_scales(
-    e: Any, packed: PackedLayout, address: Any, factors: tuple[Any, Any], block: Any
-) -> list[Any]:
+def block_scales(e: Any, packed: PackedLayout, address: Any, factors: tuple[Any, Any], block: Any) -> list[Any]:
     """Compute (scale, minimum or None) of each part of a block.
 
     ``block`` is the block's index (i64) in the unit at ``address``; ``factors`` are the ``unit_scales`` of this unit. A

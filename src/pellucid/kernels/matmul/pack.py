@@ -53,10 +53,7 @@ def pack_int(simd: Any, packed: PackedLayout, stored: FileLayout) -> Any:
             for i in range(units):
                 for row in range(ROWS):
                     pack_block(
-                        rows + (row * units + i) * nbytes,
-                        planes + i * unit_bytes,
-                        scales + i * scale_bytes,
-                        row,
+                        rows + (row * units + i) * nbytes, planes + i * unit_bytes, scales + i * scale_bytes, row
                     )
 
     return body

@@ -69,9 +69,7 @@ def store_planes(e: Any, packed: PackedLayout, words: list[Any], out: Any) -> No
         below += bits
 
 
-def store_scale_fields(
-    e: Any, packed: PackedLayout, stored: FileLayout, block: Any, out: Any, row: Any
-) -> None:
+def store_scale_fields(e: Any, packed: PackedLayout, stored: FileLayout, block: Any, out: Any, row: Any) -> None:
     """Store the scales and minima of one row in the scale unit at ``out``."""
     at = 0
     for (count, kind), field in zip(packed.scale_fields, stored.scale_fields, strict=True):

@@ -129,18 +129,14 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any
 
     @simd.jit
     def run(o, row):
-        tile(
-            o.weights, row, o.columns, o.x, o.x_stride, o.sources, o.out, o.out_stride, o.addend, o.addend_row
-        )
+        tile(o.weights, row, o.columns, o.x, o.x_stride, o.sources, o.out, o.out_stride, o.addend, o.addend_row)
 
     return run
 
 
 def _tiles(simd: Any, sums: TileSums, max_tokens: int, gathered: bool) -> Any:
     """Make the helper that multiplies 16 weight rows with a tile of 8, 4, 2 or 1 tokens, at most ``max_tokens``."""
-    tile8, tile4, tile2, tile1 = (
-        _tile(simd, sums.emit, min(tokens, max_tokens), gathered) for tokens in TILES
-    )
+    tile8, tile4, tile2, tile1 = (_tile(simd, sums.emit, min(tokens, max_tokens), gathered) for tokens in TILES)
 
     @simd.jit
     def run(o, tokens, row):

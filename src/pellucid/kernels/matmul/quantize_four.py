@@ -15,9 +15,7 @@ from pellucid.kernels.simd.arithmetic import ROUNDING, ROUNDING_BITS, emit_maxim
 from pellucid.kernels.simd.types import LANES, f32, i8, i32, vec
 
 
-def emit(
-    e: Any, x: Any, out: Any, factors: Any | None, size: int, max_integer: int, min_largest: float
-) -> None:
+def emit(e: Any, x: Any, out: Any, factors: Any | None, size: int, max_integer: int, min_largest: float) -> None:
     """Emit the quantization. ``x`` is the address of 128 float32, ``out`` of four blocks of ``size`` bytes.
 
     The 128 float32 at ``factors``, unless it is None, multiply the values first.
@@ -48,14 +46,11 @@ def emit(
 
     halves = [[values(128 * i + 64 * half) for half in (0, 1)] for i in range(4)]
     sizes = [[e.call("llvm.fabs.v16f32", one.type, one) for one in both] for both in halves]
-    largest = by_block(
-        [emit_maximum(e, *both) for both in sizes], lambda one, other: emit_maximum(e, one, other)
-    )
+    largest = by_block([emit_maximum(e, *both) for both in sizes], lambda one, other: emit_maximum(e, one, other))
     for order in ((1, 0, 3, 2), (2, 3, 0, 1)):
         largest = emit_maximum(e, largest, mixed(largest, largest, within_four(order)))
     times = b.fdiv(
-        e.fill(f32, float(max_integer)),
-        emit_maximum(e, largest, e.fill(f32, float(np.float32(min_largest)))),
+        e.fill(f32, float(max_integer)), emit_maximum(e, largest, e.fill(f32, float(np.float32(min_largest))))
     )
     scale = b.fmul(largest, e.fill(f32, float(np.float32(1 / max_integer))))
     sums, seconds = [], []

@@ -66,11 +66,7 @@ def reference(
 
 
 def derivative(
-    kind: str,
-    x: NDArray[Any],
-    up: NDArray[Any] | None = None,
-    limit: float = 7.0,
-    sharpness: float = 1.702,
+    kind: str, x: NDArray[Any], up: NDArray[Any] | None = None, limit: float = 7.0, sharpness: float = 1.702
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Compute y = f(x) * up in float64, with its derivatives by x and by up."""
     x = x.astype(np.float64)

@@ -218,9 +218,7 @@ def build_route(simd: Any, kind: str, group_best: int) -> Any:
             if word(record + at.normalize) == 0:
                 total = np.float32(1)
             for choice in range(chosen):
-                store(
-                    weights + 4 * choice, load(weights + 4 * choice) * (factor / (total + np.float32(1e-20)))
-                )
+                store(weights + 4 * choice, load(weights + 4 * choice) * (factor / (total + np.float32(1e-20))))
                 if factors != 0:
                     expert_factor = load(factors + 4 * load_i32(ids + 4 * choice))
                     store(weights + 4 * choice, load(weights + 4 * choice) * expert_factor)

@@ -117,8 +117,7 @@ def build_multiply(simd: Any) -> Any:
         # Each term has another factor, so that chains have no products in common.
         factors = [e.b.xor(factor, e.fill(simd.i32, 0x01010101 * term)) for term in range(simd.ISA.terms)]
         chains = [
-            cgutils.alloca_once_value(e.b, ir.Constant(simd.vec(simd.i32), _first(chain)))
-            for chain in range(count)
+            cgutils.alloca_once_value(e.b, ir.Constant(simd.vec(simd.i32), _first(chain))) for chain in range(count)
         ]
         with cgutils.for_range(e.b, rounds):
             before = [e.b.load(place) for place in chains]
@@ -171,10 +170,7 @@ def build_tiles(simd: Any) -> Any:
         unit.configure([(rows, row)] * tiles.COUNT)
         factor = e.splat(e.b.trunc(factor, simd.i32))
         for i in range(SIDES):
-            sides = (
-                e.b.xor(factor, e.fill(simd.i32, 0x01010101 * i)),
-                ir.Constant(simd.vec(simd.i32), _first(i)),
-            )
+            sides = (e.b.xor(factor, e.fill(simd.i32, 0x01010101 * i)), ir.Constant(simd.vec(simd.i32), _first(i)))
             for side, values in enumerate(sides):
                 for number in range(rows):
                     e.store(values, e.at(memory, row * number))

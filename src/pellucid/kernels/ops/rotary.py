@@ -47,9 +47,7 @@ def reference(
     cos, sin = np.cos(angle), np.sin(angle)
     out = x.copy()
     first, second = (
-        (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
-        if interleaved
-        else (slice(0, pairs), slice(pairs, 2 * pairs))
+        (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)) if interleaved else (slice(0, pairs), slice(pairs, 2 * pairs))
     )
     out[..., first] = x[..., first] * cos - x[..., second] * sin
     out[..., second] = x[..., first] * sin + x[..., second] * cos

@@ -77,9 +77,7 @@ def predict_reference(streams: NDArray[Any], coefs: NDArray[Any]) -> NDArray[np.
     return np.asarray(x + np.einsum("tij,tjd->tid", coefs.astype(np.float64), x), np.float64)
 
 
-def correct_reference(
-    streams: NDArray[Any], coefs: NDArray[Any], x: NDArray[Any], active: int
-) -> NDArray[np.float64]:
+def correct_reference(streams: NDArray[Any], coefs: NDArray[Any], x: NDArray[Any], active: int) -> NDArray[np.float64]:
     """Correct (T, S, D) with coefficients (T, S), in float64."""
     before = streams.astype(np.float64)
     change = x.astype(np.float64) - before[:, active]

@@ -36,11 +36,7 @@ class ConvolveRecord(StateRecord):
 
 
 def reference(
-    x: NDArray[Any],
-    weight: NDArray[Any],
-    bias: NDArray[Any] | float = 0.0,
-    silu: bool = False,
-    ahead: int = 0,
+    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | float = 0.0, silu: bool = False, ahead: int = 0
 ) -> NDArray[np.float64]:
     """Compute in float64 the convolution of a whole sequence, starting from a state of zeros.
 
@@ -48,9 +44,7 @@ def reference(
     """
     zeros = np.zeros((len(weight) - 1, x.shape[1]))
     padded = np.concatenate([zeros, x.astype(np.float64), zeros])
-    out = bias + sum(
-        padded[j + ahead : j + ahead + len(x)] * row for j, row in enumerate(weight.astype(np.float64))
-    )
+    out = bias + sum(padded[j + ahead : j + ahead + len(x)] * row for j, row in enumerate(weight.astype(np.float64)))
     return np.asarray(out / (1 + np.exp(-out)) if silu else out, np.float64)
 
 
@@ -81,9 +75,7 @@ def build(simd: Any, silu: bool, ahead: int) -> Any:
                         back = kept - j - ahead
                         if back <= t:
                             if t - back < count:
-                                total = fma(
-                                    vload(here - back * row + c), vload(weight + j * stride + c), total
-                                )
+                                total = fma(vload(here - back * row + c), vload(weight + j * stride + c), total)
                         elif before != 0:
                             old = before + (kept + t - back) * row + c
                             total = fma(vload(old), vload(weight + j * stride + c), total)

@@ -32,9 +32,7 @@ vabs = emitted_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.fabs.v16f32", x.t
 nearest = emitted_op(
     I32x16,
     (F32x16,),
-    lambda e, x: e.b.sub(
-        e.b.bitcast(e.b.fadd(x, e.fill(f32, ROUNDING)), vec(i32)), e.fill(i32, ROUNDING_BITS)
-    ),
+    lambda e, x: e.b.sub(e.b.bitcast(e.b.fadd(x, e.fill(f32, ROUNDING)), vec(i32)), e.fill(i32, ROUNDING_BITS)),
 )
 # x * 2**n by adding n to the exponent; x and the result must be normal numbers.
 times_power_of_two = emitted_op(
@@ -49,9 +47,7 @@ low_plane = emitted_op(  # w - 128 * high
     I32x16, (I32x16, I32x16), lambda e, w, high: e.b.sub(w, e.b.shl(high, e.fill(i32, 7)))
 )
 # (w + 2**13) // 2**14 of an integer w, so that the rest is in -2**13 to 2**13 - 1.
-top_plane = emitted_op(
-    I32x16, (I32x16,), lambda e, w: e.b.ashr(e.b.add(w, e.fill(i32, 1 << 13)), e.fill(i32, 14))
-)
+top_plane = emitted_op(I32x16, (I32x16,), lambda e, w: e.b.ashr(e.b.add(w, e.fill(i32, 1 << 13)), e.fill(i32, 14)))
 below_top = emitted_op(  # w - 2**14 * top
     I32x16, (I32x16, I32x16), lambda e, w, top: e.b.sub(w, e.b.shl(top, e.fill(i32, 14)))
 )
@@ -63,18 +59,13 @@ select_below = emitted_op(  # a where x < limit, else b
 
 widen64 = emitted_op(F64x16, (F32x16,), lambda e, x: e.b.fpext(x, vec(f64)))
 splat64 = emitted_op(F64x16, (types.float64,), lambda e, x: e.splat(x))
-fma64 = emitted_op(
-    F64x16, (F64x16, F64x16, F64x16), lambda e, x, y, z: e.call("llvm.fma.v16f64", x.type, x, y, z)
-)
+fma64 = emitted_op(F64x16, (F64x16, F64x16, F64x16), lambda e, x, y, z: e.call("llvm.fma.v16f64", x.type, x, y, z))
 # x * 2**n by adding n to the exponent; ``shifted`` is n + ROUNDING64.
 times_power_of_two64 = emitted_op(
     F64x16,
     (F64x16, F64x16),
     lambda e, x, shifted: e.b.bitcast(
-        e.b.add(
-            e.b.bitcast(x, vec(i64)),
-            e.b.shl(e.b.bitcast(shifted, vec(i64)), ir.Constant(vec(i64), [52] * LANES)),
-        ),
+        e.b.add(e.b.bitcast(x, vec(i64)), e.b.shl(e.b.bitcast(shifted, vec(i64)), ir.Constant(vec(i64), [52] * LANES))),
         vec(f64),
     ),
 )

@@ -85,9 +85,7 @@ def _store_apart(e: Any, address: Any, stride: Any, lanes: Any) -> None:
 store_pairs = emitted_op(
     types.void,
     (types.int64, types.int64, F32x16),
-    lambda e, address, stride, x: _store_apart(
-        e, address, stride, e.b.bitcast(_to_bf16(e, x), vec(i32, LANES // 2))
-    ),
+    lambda e, address, stride, x: _store_apart(e, address, stride, e.b.bitcast(_to_bf16(e, x), vec(i32, LANES // 2))),
 )
 # Store 16 numbers as the same half of 16 pairs, ``stride`` bytes apart: (address, stride, numbers).
 store_halves = emitted_op(

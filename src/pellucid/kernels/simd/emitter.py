@@ -52,9 +52,7 @@ class Emitter:
     def splat(self, value, lanes: int = LANES):
         kind = vec(value.type, lanes)
         one = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(i32, 0))
-        return self.b.shuffle_vector(
-            one, ir.Constant(kind, ir.Undefined), ir.Constant(vec(i32, lanes), [0] * lanes)
-        )
+        return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(vec(i32, lanes), [0] * lanes))
 
     def fill(self, kind, value, lanes: int = LANES):
         return ir.Constant(vec(kind, lanes), [value] * lanes)
@@ -140,9 +138,7 @@ class Emitter:
         pointer = self.b.inttoptr(address, i8.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
         function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
-        self.b.call(
-            function, [pointer, ir.Constant(i32, 0), ir.Constant(i32, 4 - nearest), ir.Constant(i32, 1)]
-        )
+        self.b.call(function, [pointer, ir.Constant(i32, 0), ir.Constant(i32, 4 - nearest), ir.Constant(i32, 1)])
 
     def prefetch_scattered(self, address, size, ahead, further, *, twice: bool) -> None:
         """Prefetch ``size`` bytes that lie ``ahead`` bytes after ``address``: the next part of a scattered stream.

@@ -30,9 +30,7 @@ MAX_WORD = 32767
 
 def prefers_signed(max_byte: int) -> bool:
     """True if unsigned bytes up to ``max_byte`` are faster as signed bytes, with a zero point of 128 subtracted."""
-    return max_byte > 127 and (
-        ISA.vector_set == "avx2" or (ISA.vector_set == "neon" and not TARGET.has("i8mm"))
-    )
+    return max_byte > 127 and (ISA.vector_set == "avx2" or (ISA.vector_set == "neon" and not TARGET.has("i8mm")))
 
 
 class Sum:
@@ -61,9 +59,7 @@ class Sum:
             self._add_words(unsigned, signed)
             return
         at = self._turn % len(self._chains)
-        self._chains[at] = _product(
-            self.e, self._chains[at], unsigned, signed, self.max_byte, self.both_signed
-        )
+        self._chains[at] = _product(self.e, self._chains[at], unsigned, signed, self.max_byte, self.both_signed)
         self._turn += 1
 
     def total(self) -> Any:
@@ -93,9 +89,7 @@ class Sum:
         e = self.e
         if self._words:
             ones = e.fill(i16, 1, 2 * ISA.lanes)
-            wide = [
-                e.call("llvm.x86.avx2.pmadd.wd", vec(i32, ISA.lanes), words, ones) for words in self._words
-            ]
+            wide = [e.call("llvm.x86.avx2.pmadd.wd", vec(i32, ISA.lanes), words, ones) for words in self._words]
             self._chains[0] = e.b.add(self._chains[0], e.joined(wide))
         self._words, self._room = [], 0
 

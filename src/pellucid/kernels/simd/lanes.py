@@ -31,9 +31,7 @@ select_bits = emitted_op(
 
 def _lanes_of_two(order):
     """Make an intrinsic that picks 16 lanes of two vectors; lanes 16 to 31 belong to the second vector."""
-    return emitted_op(
-        F32x16, (F32x16, F32x16), lambda e, x, y: e.b.shuffle_vector(x, y, ir.Constant(vec(i32), order))
-    )
+    return emitted_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.b.shuffle_vector(x, y, ir.Constant(vec(i32), order)))
 
 
 lane0 = emitted_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))

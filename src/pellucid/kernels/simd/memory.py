@@ -26,9 +26,7 @@ load_f16 = _scalar_load(f16, types.float32, from_half)
 
 def _scalar_store(kind, convert):
     return emitted_op(
-        types.void,
-        (types.int64, kind),
-        lambda e, address, value: e.store(convert(e.b, value), address, 1),
+        types.void, (types.int64, kind), lambda e, address, value: e.store(convert(e.b, value), address, 1)
     )
 
 
@@ -43,9 +41,7 @@ store_u8 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i8))
 vload = emitted_op(F32x16, (types.int64,), lambda e, a: e.load(a, vec(f32), 2))
 vstore = emitted_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
 vstore_f16 = emitted_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(to_half(e.b, v), a, 2))
-vstore_i8 = emitted_op(
-    types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1)
-)
+vstore_i8 = emitted_op(types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1))
 vstore64 = emitted_op(types.void, (types.int64, F64x16), lambda e, a, v: e.store(v, a, 8))
 prefetch = emitted_op(types.void, (types.int64,), lambda e, address: e.prefetch(address))
 

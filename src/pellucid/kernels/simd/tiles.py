@@ -121,9 +121,7 @@ def _zero(e: Emitter, tile: Any) -> None:
 
 def _copy(e: Emitter, rows: Any, nbytes: Any, to: Any, to_stride: Any, source: Any, stride: Any) -> None:
     with cgutils.for_range(e.b, rows) as outer:
-        row, to_row = (
-            e.b.add(at, e.b.mul(outer.index, by)) for at, by in ((source, stride), (to, to_stride))
-        )
+        row, to_row = (e.b.add(at, e.b.mul(outer.index, by)) for at, by in ((source, stride), (to, to_stride)))
         with cgutils.for_range(e.b, e.b.lshr(nbytes, i64(2))) as inner:
             word = e.times(inner.index, 4)
             e.store(e.load(e.at(row, word), i32, 1), e.at(to_row, word), 1)

@@ -219,9 +219,7 @@ def pieces_body(simd: Any, at: Any, ids_of: Any) -> Any:
                     id_count += longer(record, scratch, place, length, part, where)
                 elif length > 0:
                     h = load(hashes + (i - first) * 8)
-                    id_count += short(
-                        record, memory + (h >> 1 & mask) * ENTRY, h, scratch, place, length, part, where
-                    )
+                    id_count += short(record, memory + (h >> 1 & mask) * ENTRY, h, scratch, place, length, part, where)
         while done < texts:
             store_i64(counts + done * 8, id_count)
             done += 1

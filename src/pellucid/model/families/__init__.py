@@ -1,1 +1,1 @@
-"""The families of models, one file each. No code outside this folder depends on the name of a family."""
+"""The families of models, one file for a lineage. No code outside this folder depends on the name of a family."""

@@ -17,7 +17,7 @@ from pellucid.model.family import Family
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
 from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Learned, RelativePositions
-from pellucid.model.read_outputs import read_outputs
+from pellucid.model.sentence_modules import read_outputs
 from pellucid.model.spec import (
     Attention,
     Block,
@@ -152,9 +152,7 @@ def _convolution(config: Config) -> TokenConvolution | None:
         return None
     config.refuse("conv_groups", 1)
     if taps % 2 == 0:
-        raise config.error(
-            "conv_kernel_size", f"is {taps}; it must be odd, so that each token keeps its place"
-        )
+        raise config.error("conv_kernel_size", f"is {taps}; it must be odd, so that each token keeps its place")
     return TokenConvolution(taps, activation)
 
 
@@ -205,9 +203,7 @@ def _read(checkpoint: Checkpoint, config: Config, v1: bool) -> Model:
     return Model(outputs.of(spec), slots, config.name("num_hidden_layers"))
 
 
-def _slots(
-    checkpoint: Checkpoint, spec: ModelSpec, v1: bool
-) -> Iterator[tuple[str, Slot | tuple[Slot, ...]]]:
+def _slots(checkpoint: Checkpoint, spec: ModelSpec, v1: bool) -> Iterator[tuple[str, Slot | tuple[Slot, ...]]]:
     """The tensors of the body."""
     prefix = "deberta." if "deberta.embeddings.word_embeddings.weight" in checkpoint.tensors else ""
     names = {slot: prefix + name for slot, name in BASE.items()}
@@ -221,9 +217,7 @@ def _slots(
     yield "convolution.bias", Slot(f"{prefix}encoder.conv.conv.bias")
     if v1:
         for i in range(len(spec.blocks)):
-            yield from _joined(
-                f"blocks.{i}.attention", f"{prefix}encoder.layer.{i}.attention.self", spec.attention
-            )
+            yield from _joined(f"blocks.{i}.attention", f"{prefix}encoder.layer.{i}.attention.self", spec.attention)
 
 
 def _joined(place: str, name: str, attention: Attention) -> Iterator[tuple[str, Slot | tuple[Slot, ...]]]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Container
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
+from pellucid.model.metadata import even, yarn_magnitude
 from pellucid.model.positions import Pairing
-from pellucid.model.rotary_metadata import even, yarn_magnitude
 from pellucid.model.spec import Attention, Latent, Mixture, ModelSpec, Norm, Router
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -44,9 +44,7 @@ def _change_router(spec: ModelSpec, change: Callable[[Router], Router]) -> Model
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     heads, key = spec.attention.heads, "num_key_value_heads"
     if config.divisor(key, "num_attention_heads", heads) != heads:
-        raise config.error(
-            key, f"must be {heads}, like num_attention_heads, because each head has its own keys"
-        )
+        raise config.error(key, f"must be {heads}, like num_attention_heads, because each head has its own keys")
     config.table("rope_parameters").refuse("partial_rotary_factor", 1)
     config.refuse("mlp_bias", False)
     rotated = even(config, "qk_rope_head_dim", config.count("qk_rope_head_dim"))
@@ -95,9 +93,7 @@ def _v3(config: Config, spec: ModelSpec) -> ModelSpec:
     pairing: Pairing = "interleaved" if config.flag("rope_interleave", True) else "half"
     spec = _from_config(config, spec)
     return spec.change_attention(
-        lambda _, attention: replace(
-            attention, rotary=attention.rotary and replace(attention.rotary, pairing=pairing)
-        )
+        lambda _, attention: replace(attention, rotary=attention.rotary and replace(attention.rotary, pairing=pairing))
     )
 
 
@@ -176,11 +172,7 @@ _KEYS = {
     "rotated_dim": "qk_rope_head_dim",
     "value_dim": "v_head_dim",
 }
-_COUNTS = {
-    "scale": "routed_scaling_factor",
-    "shared": "n_shared_experts",
-    "dense": "first_k_dense_replace",
-}
+_COUNTS = {"scale": "routed_scaling_factor", "shared": "n_shared_experts", "dense": "first_k_dense_replace"}
 _DEEPSEEK = StandardDecoder(
     "deepseek_v3",
     architecture="deepseek2",

@@ -6,10 +6,10 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.gguf_outputs import gguf_outputs
+from pellucid.model.gguf_encoder import gguf_outputs
 from pellucid.model.output_heads import HeadLayer, Heads, OutputParts, TaskHead
 from pellucid.model.outputs import PoolingKind
-from pellucid.model.read_outputs import read_outputs
+from pellucid.model.sentence_modules import read_outputs
 from pellucid.model.spec import Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.weight_map import Model

@@ -13,14 +13,8 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.families.gemma import TANH
-from pellucid.model.families.gemma4 import (
-    GGUF_NAMES,
-    NAMES,
-    per_layer_embeddings,
-    with_ignored_keys,
-    with_shared_keys,
-)
-from pellucid.model.sliding_windows import SlidingWindows
+from pellucid.model.families.gemma4 import GGUF_NAMES, NAMES, per_layer_embeddings, with_ignored_keys, with_shared_keys
+from pellucid.model.metadata import SlidingWindows
 from pellucid.model.spec import AltUp, FeedForward, ModelSpec, PerLayer
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.weight_map import Model, Slot
@@ -81,9 +75,7 @@ def _sparse_layers(layers: int) -> int:
 def _sparsities(config: Config, layers: int) -> list[float]:
     """The fraction of gate values that each layer cuts off."""
     sparse = _sparse_layers(layers)
-    sparsities = config.number_tuple(
-        "activation_sparsity_pattern", (SPARSITY,) * sparse + (0.0,) * (layers - sparse)
-    )
+    sparsities = config.number_tuple("activation_sparsity_pattern", (SPARSITY,) * sparse + (0.0,) * (layers - sparse))
     if any(sparsity >= 1 for sparsity in sparsities):
         raise config.error("activation_sparsity_pattern", "must be a list of fractions from 0 to below 1")
     return list(sparsities)
@@ -99,9 +91,7 @@ def _gguf_sparsities(config: Config, layers: int) -> list[float]:
     return [0.0 if deviation == -math.inf else normal.cdf(deviation) for deviation in deviations]
 
 
-def _changed(
-    config: Config, spec: ModelSpec, sparsities: list[float], altup: AltUp, per_layer: PerLayer
-) -> ModelSpec:
+def _changed(config: Config, spec: ModelSpec, sparsities: list[float], altup: AltUp, per_layer: PerLayer) -> ModelSpec:
     def sparse(layer: int, dense: FeedForward) -> FeedForward:
         return replace(dense, sparsity=sparsities[layer])
 
@@ -123,9 +113,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     altup = _altup(config, "altup_num_inputs", "altup_active_idx", scaled=scaled)
     width, rows = spec.embedding.width, spec.embedding.vocabulary
     stated = config.count("vocab_size_per_layer_input", rows)
-    per_layer = per_layer_embeddings(
-        config.count("hidden_size_per_layer_input"), width, stated if stated < rows else 0
-    )
+    per_layer = per_layer_embeddings(config.count("hidden_size_per_layer_input"), width, stated if stated < rows else 0)
     spec = _changed(config, spec, _sparsities(config, len(spec.blocks)), altup, per_layer)
     spec = spec.with_blocks(laurel=config.count("laurel_rank"))
     return with_shared_keys(config, spec, "num_kv_shared_layers")
@@ -173,9 +161,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     layers = range(len(model.spec.blocks))
     scales = [Slot(f"{names.prefix}.{layer}.altup.correct_output_scale") for layer in layers]
     if model.spec.altup and not model.spec.altup.scaled:
-        model = replace(
-            model, ignored=(*model.ignored, *(scale for scale in scales if scale.tensor in tensors))
-        )
+        model = replace(model, ignored=(*model.ignored, *(scale for scale in scales if scale.tensor in tensors)))
     return model
 
 

@@ -14,22 +14,18 @@ from msgspec.structs import replace
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.families.gemma import check_activation
 from pellucid.model.family import Family
-from pellucid.model.gguf_metadata import gguf_vocabulary
+from pellucid.model.metadata import (
+    GGUF_PATTERN,
+    GGUF_WINDOW,
+    even,
+    except_every,
+    frequency_factors,
+    gguf_vocabulary,
+    sliding_layers,
+)
 from pellucid.model.outputs import Head
 from pellucid.model.positions import Rotary
-from pellucid.model.rotary_metadata import even, frequency_factors
-from pellucid.model.sliding_windows import GGUF_PATTERN, GGUF_WINDOW, except_every, sliding_layers
-from pellucid.model.spec import (
-    Attention,
-    Block,
-    Embedding,
-    FeedForward,
-    Mixture,
-    ModelSpec,
-    Norm,
-    PerLayer,
-    Router,
-)
+from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Mixture, ModelSpec, Norm, PerLayer, Router
 from pellucid.model.standard_decoder import tied_head
 from pellucid.model.standard_mixture import MAX_EXPERTS, FeedForwards, limit_experts
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH, TensorNames
@@ -81,10 +77,7 @@ GGUF_NAMES = GGUF | {
     "feedforward.shared.down": "ffn_down",
     "feedforward.shared_post_norm": "post_ffw_norm_1",
 }
-_GGUF_APART = GGUF_NAMES | {
-    "feedforward.experts.gate": "ffn_gate_exps",
-    "feedforward.experts.up": "ffn_up_exps",
-}
+_GGUF_APART = GGUF_NAMES | {"feedforward.experts.gate": "ffn_gate_exps", "feedforward.experts.up": "ffn_up_exps"}
 
 
 def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
@@ -185,8 +178,7 @@ def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
     for layer, number in numbers.items():
         if is_sliding.get(number, not number.isdecimal()):
             raise config.error(
-                "per_layer_config",
-                f"has an entry {layer!r:.20}; it must be the number of a layer with full attention",
+                "per_layer_config", f"has an entry {layer!r:.20}; it must be the number of a layer with full attention"
             )
     if len(set(numbers.values())) != len(numbers):
         raise config.error("per_layer_config", "has two entries for a layer: remove one of the two")
@@ -289,12 +281,9 @@ def _gguf_attentions(
     heads = own.count("attention.head_count")
     by_layer = own.by_layer("attention.head_count_kv", layers)
     kv_heads = dict(zip(sliding, by_layer))
-    if any(
-        kv_heads[slides] != count or not count or heads % count for slides, count in zip(sliding, by_layer)
-    ):
+    if any(kv_heads[slides] != count or not count or heads % count for slides, count in zip(sliding, by_layer)):
         raise own.error(
-            "attention.head_count_kv",
-            f"must divide {heads}, and must be equal in all layers of a kind (sliding, full)",
+            "attention.head_count_kv", f"must divide {heads}, and must be equal in all layers of a kind (sliding, full)"
         )
     lengths = ("attention.key_length", "attention.key_length_swa")
     full_dim, local_dim = (even(own, key, own.count(key)) for key in lengths)
@@ -326,10 +315,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     if sliding is None:
         raise own.error(GGUF_PATTERN, f"missing; it must be a list of {layers} booleans")
     full, local = _gguf_attentions(checkpoint, own, sliding, norm)
-    widths, moe = (
-        own.by_layer("feed_forward_length", layers),
-        own.optional_count("expert_count", limit=MAX_EXPERTS),
-    )
+    widths, moe = (own.by_layer("feed_forward_length", layers), own.optional_count("expert_count", limit=MAX_EXPERTS))
     experts = _experts(own, GGUF_EXPERT_KEYS, layers, width, norm) if moe else None
     names = _GGUF_APART if "blk.0.ffn_gate_exps.weight" in checkpoint.tensors else GGUF_NAMES
     spec = _spec(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.sliding_windows import SlidingWindows
+from pellucid.model.metadata import SlidingWindows
 from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -64,11 +64,7 @@ _DECODER = StandardDecoder(
     sinks=True,
     windows=SlidingWindows(period=2),
     feedforward_bias=True,
-    mixture=StandardMixture(
-        normalize=True,
-        bias=True,
-        keys={"width": "", "normalize": ""},
-    ),
+    mixture=StandardMixture(normalize=True, bias=True, keys={"width": "", "normalize": ""}),
     keys={"feedforward_bias": ""},
     gguf_names=GGUF | {"attention.sinks": "attn_sinks", "feedforward.norm": "post_attention_norm"},
     names=_NAMES.with_experts(GATE_UP, DOWN, transposed=True),

@@ -10,14 +10,13 @@ import math
 from typing import Literal
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.encoder_parts import bidirectional, encoder_model, head_sizes
 from pellucid.model.family import Family
+from pellucid.model.metadata import rope_parameters
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
 from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Rotary
-from pellucid.model.rotary_metadata import rope_parameters
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
-from pellucid.model.standard_encoder import ACTIVATIONS
+from pellucid.model.standard_encoder import ACTIVATIONS, bidirectional, encoder_model, head_sizes
 from pellucid.model.tensor_names import TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
@@ -76,9 +75,7 @@ def _rotary(config: Config, head_dim: int) -> Rotary:
     if stated.has("mixed_b"):
         power = stated.number("mixed_b")
         growth = math.log(factor) / pairs**power
-        return Rotary(
-            base, head_dim, "half", factors=tuple(math.exp(growth * j**power) for j in range(1, pairs + 1))
-        )
+        return Rotary(base, head_dim, "half", factors=tuple(math.exp(growth * j**power) for j in range(1, pairs + 1)))
     return Rotary(base * factor, head_dim, "half", factors=(factor ** (2 / head_dim),) * pairs)
 
 

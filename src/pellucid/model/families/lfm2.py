@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.decision_blocks import OMNI, has_decision_blocks, with_decision, without_decision
+from pellucid.model.decision_heads import OMNI, has_decision_blocks, with_decision, without_decision
 from pellucid.model.decoder_outputs import two_sided
 from pellucid.model.hybrid import MAX_TAPS, gguf_recurrent, layer_types, mixed
 from pellucid.model.spec import ModelSpec, Norm, ShortConvolution

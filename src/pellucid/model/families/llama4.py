@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from pellucid.errors.messages import brief
 from pellucid.model.config import MAX_LAYERS, Config
+from pellucid.model.metadata import except_every, slide
 from pellucid.model.positions import QueryScale
-from pellucid.model.sliding_windows import except_every, slide
 from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -33,8 +33,7 @@ def _mixtures(spec: ModelSpec, sparse: list[bool], dense: FeedForward) -> ModelS
 
     blocks = zip(spec.blocks, sparse)
     return replace(
-        spec,
-        blocks=tuple(replace(block, feedforward=change(block.feedforward, has)) for block, has in blocks),
+        spec, blocks=tuple(replace(block, feedforward=change(block.feedforward, has)) for block, has in blocks)
     )
 
 
@@ -52,9 +51,7 @@ def _positions(spec: ModelSpec, rotated: list[bool], normed: bool, scale: QueryS
 
 def _every(config: Config, layers: int) -> list[bool]:
     """True for each layer with experts: every ``interleave_moe_layer_step``-th layer; 0: no layer."""
-    step = (
-        config.optional_count("interleave_moe_layer_step") if config.has("interleave_moe_layer_step") else 1
-    )
+    step = config.optional_count("interleave_moe_layer_step") if config.has("interleave_moe_layer_step") else 1
     return [step > 0 and (layer + 1) % step == 0 for layer in range(layers)]
 
 
@@ -64,9 +61,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     rotated = except_every(interval, layers)
     if config.value("no_rope_layers") not in (None, []):  # the published list is empty
         rotated = config.flags("no_rope_layers", layers) or rotated
-    chunk = (
-        config.optional_count("attention_chunk_size") if config.is_present("attention_chunk_size") else CHUNK
-    )
+    chunk = config.optional_count("attention_chunk_size") if config.is_present("attention_chunk_size") else CHUNK
     kinds = {"chunked_attention": True, "full_attention": False}
     chunked = config.choices("layer_types", kinds, layers) or [chunk > 0 and one for one in rotated]
     if any(chunked) and not chunk:
@@ -74,9 +69,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     scale = QueryScale(config.number("attn_scale", GROWTH), config.count("floor_scale", FLOOR), offset=1)
     tuned = config.value("attn_temperature_tuning")  # older files have a number
     if not isinstance(tuned, (bool, int, type(None))):
-        raise config.error(
-            "attn_temperature_tuning", f"is {brief(tuned)}; it must be true, false or a whole number"
-        )
+        raise config.error("attn_temperature_tuning", f"is {brief(tuned)}; it must be true, false or a whole number")
     spec = slide(spec, chunked, chunk, chunked=True)
     spec = _positions(spec, rotated, config.flag("use_qk_norm", True), None if tuned in (False, 0) else scale)
     sparse = _every(config, layers)
@@ -107,9 +100,7 @@ _DECODER = StandardDecoder(
     pairing="interleaved",
     base=500_000.0,
     norm=Norm("rms", 1e-5),
-    mixture=StandardMixture(
-        score="sigmoid", optional=True, keys={"width": "intermediate_size", "normalize": ""}
-    ),
+    mixture=StandardMixture(score="sigmoid", optional=True, keys={"width": "intermediate_size", "normalize": ""}),
     keys={"feedforward_bias": "", "feed_forward": "intermediate_size_mlp"},
     names=TRANSFORMERS.with_experts(f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj", transposed=True)
     | {

@@ -9,18 +9,15 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.decision_blocks import LAYA, has_decision_blocks, with_decision, without_decision
-from pellucid.model.encoder_parts import bidirectional, encoder_model, head_sizes
+from pellucid.model.decision_heads import LAYA, has_decision_blocks, with_decision, without_decision
 from pellucid.model.family import Family
-from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model
-from pellucid.model.gguf_outputs import Classifier
+from pellucid.model.gguf_encoder import GGUF_KEYS, Classifier, gguf_body, gguf_model
+from pellucid.model.metadata import rope_parameters, slide, sliding_layers
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
 from pellucid.model.outputs import OutputActivation, PoolingKind
 from pellucid.model.positions import Rotary
-from pellucid.model.rotary_metadata import rope_parameters
-from pellucid.model.sliding_windows import slide, sliding_layers
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
-from pellucid.model.standard_encoder import ACTIVATIONS
+from pellucid.model.standard_encoder import ACTIVATIONS, bidirectional, encoder_model, head_sizes
 from pellucid.model.tensor_names import GGUF, TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
@@ -79,9 +76,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     base, scaling = rope_parameters(config, "full_attention", "global_rope_theta", BASE)
     local_base, _ = rope_parameters(config, "sliding_attention", "local_rope_theta", LOCAL_BASE)
     bias = config.flag("attention_bias", False)
-    attention = bidirectional(
-        config, rotary=Rotary(base, head_dim, "half", scaling), bias=bias, output_bias=bias
-    )
+    attention = bidirectional(config, rotary=Rotary(base, head_dim, "half", scaling), bias=bias, output_bias=bias)
     activation: OutputActivation = config.choice("hidden_activation", ACTIVATIONS, "gelu")
     inner = config.count("intermediate_size")
     feedforward = FeedForward(inner, activation, gated=True, bias=config.flag("mlp_bias", False))  # type: ignore[arg-type]
@@ -107,13 +102,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         own, widths = without_decision(own)
     activation: OutputActivation = own.choice("hidden_activation", ACTIVATIONS, "gelu")
     body = gguf_body(
-        checkpoint,
-        own.with_prefix(""),
-        "modernbert",
-        activation,
-        GGUF_NAMES,
-        placement="pre",
-        norm_bias=False,
+        checkpoint, own.with_prefix(""), "modernbert", activation, GGUF_NAMES, placement="pre", norm_bias=False
     )
     window, layers = own.optional_count("attention.sliding_window"), len(body.blocks)
     if own.is_list("attention.sliding_window_pattern"):

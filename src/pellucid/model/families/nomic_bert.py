@@ -14,15 +14,14 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
-from pellucid.model.encoder_parts import bidirectional, encoder_model, head_sizes
 from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model, gguf_names
+from pellucid.model.metadata import rope_parameters, rotary_dims
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
 from pellucid.model.outputs import OutputActivation
 from pellucid.model.positions import Rotary, RotaryScaling
-from pellucid.model.rotary_metadata import rope_parameters, rotary_dims
 from pellucid.model.spec import Block, Embedding, FeedForward, Mixture, ModelSpec, Norm, Router
-from pellucid.model.standard_encoder import ACTIVATIONS
+from pellucid.model.standard_encoder import ACTIVATIONS, bidirectional, encoder_model, head_sizes
 from pellucid.model.standard_mixture import MAX_EXPERTS, limit_experts
 from pellucid.model.tensor_names import TensorNames
 from pellucid.model.weight_map import Model, Slot
@@ -67,18 +66,11 @@ def _heads(base: str) -> Heads:
     transform = "cls.predictions.transform"
     return {
         "classify": TaskHead(
-            (
-                HeadLayer(f"{base}.pooler.dense", activation="tanh"),
-                HeadLayer("classifier", "labels"),
-            ),
-            "cls",
+            (HeadLayer(f"{base}.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")), "cls"
         ),
         "tag": TaskHead((HeadLayer("classifier", "labels"),)),
         "fill": TaskHead(
-            (
-                HeadLayer(f"{transform}.dense", activation="hidden"),
-                HeadLayer(f"{transform}.layer_norm", "norm"),
-            ),
+            (HeadLayer(f"{transform}.dense", activation="hidden"), HeadLayer(f"{transform}.layer_norm", "norm")),
             decoder="cls.predictions.decoder",
             bias="cls.predictions.bias",
         ),
@@ -89,9 +81,7 @@ def _rotary(config: Config, head_dim: int) -> Rotary:
     base, scaling = rope_parameters(config, base_key="rotary_emb_base", default=BASE)
     factor = config.optional_number("rotary_scaling_factor")
     if factor:
-        scaling = RotaryScaling(
-            "dynamic", factor, trained_context=config.count("max_trained_positions", 2048)
-        )
+        scaling = RotaryScaling("dynamic", factor, trained_context=config.count("max_trained_positions", 2048))
     dims = rotary_dims(config, head_dim, older="rotary_emb_fraction")
     interleaved = config.flag("rotary_emb_interleaved", False)
     return Rotary(base, dims, "interleaved" if interleaved else "half", scaling)
@@ -99,14 +89,7 @@ def _rotary(config: Config, head_dim: int) -> Rotary:
 
 def _check(config: Config) -> None:
     """Refuse the options of the code on the hub that no published model uses."""
-    for key in (
-        "prenorm",
-        "parallel_block",
-        "use_rms_norm",
-        "causal",
-        "expert_choice_router",
-        "num_shared_experts",
-    ):
+    for key in ("prenorm", "parallel_block", "use_rms_norm", "causal", "expert_choice_router", "num_shared_experts"):
         config.refuse(key, False, 0)
     config.refuse("rotary_emb_scale_base")
     # Training and the format of outputs.
@@ -205,8 +188,7 @@ def mixture_from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     assert isinstance(dense, FeedForward)
     mixture = Mixture(router, replace(dense, bias=False, output_bias=False))
     blocks = tuple(
-        replace(block, feedforward=mixture) if layer % period == 1 else block
-        for layer, block in enumerate(body.blocks)
+        replace(block, feedforward=mixture) if layer % period == 1 else block for layer, block in enumerate(body.blocks)
     )
     return gguf_model(checkpoint, own, replace(body, blocks=blocks), names)
 

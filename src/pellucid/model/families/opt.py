@@ -1,18 +1,20 @@
-"""OPT (Zhang et al. 2022), a reproduction of GPT-3: learned positions, pre-norms, ReLU.
-
-OPT-350M has norms after the residual additions, no final norm, and a narrower embedding.
-"""
+"""OPT and XGLM (Zhang et al. 2022; Lin et al. 2021)."""
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
+from pellucid.model.positions import Sinusoidal
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import FAIRSEQ_BLOCK, TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
+
+# OPT (Zhang et al. 2022), a reproduction of GPT-3: learned positions, pre-norms, ReLU.
+#
+# OPT-350M has norms after the residual additions, no final norm, and a narrower embedding.
 
 OFFSET = 2  # rows of the table of positions before position 0
 NAMES = TensorNames(
@@ -74,3 +76,44 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 OPT = replace(_DECODER.family(), safetensors={"opt": from_config})
+
+
+# XGLM (Lin et al. 2021): sinusoidal positions, layer norms before attention and feed-forward, scaled embeddings.
+
+XGLM_OFFSET = 2  # position of the first token
+
+
+def _xglm_from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    width = spec.embedding.width
+    if width % 2 or width < 4:
+        raise config.error("d_model", f"is {width}; it must be an even number from 4")
+    scale = width**0.5 if config.flag("scale_embedding", True) else 1.0
+    return replace(spec, embedding=replace(spec.embedding, scale=scale), position=Sinusoidal(10_000.0, XGLM_OFFSET))
+
+
+XGLM = StandardDecoder(
+    "xglm",
+    architecture=None,
+    positions="none",
+    bias=True,
+    output_bias=True,
+    activation="gelu",
+    gated=False,
+    feedforward_bias=True,
+    norm=Norm("layer", 1e-5),
+    tied=True,
+    keys={
+        **UNGROUPED_KEYS,
+        "width": "d_model",
+        "heads": "attention_heads",
+        "feed_forward": "ffn_dim",
+        "layers": "num_layers",
+        "activation": "activation_function",
+        "norm_eps": "",
+    },
+    aliases={"d_model": "hidden_size", "attention_heads": "num_attention_heads", "num_layers": "num_hidden_layers"},
+    names=replace(
+        NAMES | {"model.embed": "model.embed_tokens", "model.norm": "model.layer_norm"}, prefix="model.layers"
+    ),
+    config_change=_xglm_from_config,
+).family()

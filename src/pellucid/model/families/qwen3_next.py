@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.hybrid import MAX_TAPS, layer_types, mixed
-from pellucid.model.sliding_windows import except_every
+from pellucid.model.metadata import except_every
 from pellucid.model.spec import DeltaNet, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -115,10 +115,7 @@ QWEN3_NEXT_DECODER = StandardDecoder(
     rotated=0.25,
     head_norm=True,
     mixture=StandardMixture(
-        normalize=True,
-        shared_gate=True,
-        sparse_step=True,
-        keys={"shared_width": "shared_expert_intermediate_size"},
+        normalize=True, shared_gate=True, sparse_step=True, keys={"shared_width": "shared_expert_intermediate_size"}
     ),
     mtp_layers="num_nextn_predict_layers",
     pattern=("linear_attention",) * 3 + ("full_attention",),
@@ -135,7 +132,7 @@ _QWEN3_5 = replace(
     name="qwen3_5",
     model_type="qwen3_5_text",
     architecture="qwen35",
-    gguf_also=("clef",),  # a decision model (``joint_head.py``)
+    gguf_also=("clef",),  # a decision model (``decision_heads.py``)
     mixture=None,
     names=_NAMES_35,
     # In the order of llama.cpp, the value heads of a key head are not adjacent.
@@ -150,9 +147,7 @@ QWEN3_5_MOE = replace(
     architecture="qwen35moe",
     gguf_also=(),
     mixture=StandardMixture(
-        normalize=True,
-        shared_gate=True,
-        keys={"shared_width": "shared_expert_intermediate_size", "normalize": ""},
+        normalize=True, shared_gate=True, keys={"shared_width": "shared_expert_intermediate_size", "normalize": ""}
     ),
     keys={"feedforward_bias": "", "feed_forward": "moe_intermediate_size", **_DIMENSIONS},
 ).family()

@@ -24,12 +24,7 @@ STARCODER2 = StandardDecoder(
     feedforward_bias=True,
     norm=Norm("layer", 1e-5),
     tied=True,
-    keys={
-        "norm_eps": "norm_epsilon",
-        "bias": "use_bias",
-        "feedforward_bias": "use_bias",
-        "window": "sliding_window",
-    },
+    keys={"norm_eps": "norm_epsilon", "bias": "use_bias", "feedforward_bias": "use_bias", "window": "sliding_window"},
     config_change=_from_config,
     names=TRANSFORMERS | {"feedforward.up": "mlp.c_fc", "feedforward.down": "mlp.c_proj"},
 ).family()

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.encoder_decoder import first_tokens, refuse_heads
 from pellucid.model.family import Family
-from pellucid.model.gguf_metadata import gguf_vocabulary
+from pellucid.model.metadata import gguf_vocabulary
 from pellucid.model.outputs import Head, Pooling, UnitLength
 from pellucid.model.positions import RelativeBuckets
-from pellucid.model.read_outputs import read_outputs
+from pellucid.model.sentence_modules import read_outputs
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm
 from pellucid.model.standard_decoder import ACTIVATIONS
 from pellucid.model.tensor_names import TensorNames
@@ -80,8 +80,7 @@ def _gated(names: TensorNames) -> TensorNames:
 
 _encoder_names, _decoder_names = _transformers("encoder"), _transformers("decoder")
 TRANSFORMERS = Names(
-    replace(_decoder_names, encoder=_encoder_names),
-    replace(_gated(_decoder_names), encoder=_gated(_encoder_names)),
+    replace(_decoder_names, encoder=_encoder_names), replace(_gated(_decoder_names), encoder=_gated(_encoder_names))
 )
 GGUF = Names(*[replace(_gguf("dec"), encoder=_gguf("enc"))] * 2)
 
@@ -125,9 +124,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         spec = outputs.of(encoder)
         slots = {**names.encoder.slots(encoder), **outputs.slots}
         return Model(spec, slots, config.name("num_layers"))
-    head = Head(
-        "lm_head.weight" not in checkpoint.tensors, scale=width**-0.5 if stated and kind != "mt5" else 1.0
-    )
+    head = Head("lm_head.weight" not in checkpoint.tensors, scale=width**-0.5 if stated and kind != "mt5" else 1.0)
     start = first_tokens(checkpoint, config, encoder.embedding.vocabulary, default=0)
     spec = _with_decoder(encoder, decoder_layers, head, start)
     return Model(spec, names.slots(spec), config.name("num_decoder_layers"))
@@ -171,9 +168,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     return Model(spec, names.slots(spec), own.name("decoder_block_count"))
 
 
-def _encoder(
-    attention: Attention, feedforward: FeedForward, norm: Norm, layers: int, **fields: Any
-) -> ModelSpec:
+def _encoder(attention: Attention, feedforward: FeedForward, norm: Norm, layers: int, **fields: Any) -> ModelSpec:
     """The spec of an encoder with ``layers`` equal blocks."""
     block = Block(attention, feedforward, norm, "pre")
     return ModelSpec("t5", blocks=(block,) * layers, final_norm=norm, **fields)
@@ -203,12 +198,6 @@ T5 = Family(
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
         r"dec\.blk\.0\.cross_attn_rel_b\.weight",
     ),
-    keys={
-        "width": "d_model",
-        "heads": "num_heads",
-        "head_dim": "d_kv",
-        "feed_forward": "d_ff",
-        "layers": "num_layers",
-    },
+    keys={"width": "d_model", "heads": "num_heads", "head_dim": "d_kv", "feed_forward": "d_ff", "layers": "num_layers"},
     gguf_usual={"attention.relative_buckets_count": 32},
 )

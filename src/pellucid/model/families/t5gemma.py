@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.encoder_decoder import first_tokens, refuse_heads
-from pellucid.model.families.gemma2 import DECODER
+from pellucid.model.families.gemma import DECODER
 from pellucid.model.family import Family
 from pellucid.model.outputs import Head
 from pellucid.model.spec import Attention, Block, ModelSpec
@@ -39,18 +39,10 @@ NAMES = replace(_names("decoder"), encoder=_names("encoder"))
 def _side(checkpoint: Checkpoint, config: Config, side: str) -> ModelSpec:
     """The spec of the "encoder" or "decoder", from its table of config.json."""
     own = config.table(side) if config.has(side) else config
-    for key in (
-        "attention_bias",
-        "cross_attention_hidden_size",
-        "layer_types",
-        "sliding_window",
-        "vocab_size",
-    ):
+    for key in ("attention_bias", "cross_attention_hidden_size", "layer_types", "sliding_window", "vocab_size"):
         own.value(key)
     spec = replace(DECODER, name="t5gemma", names=_names(side)).from_config(checkpoint, own).spec
-    own.check_count(
-        "vocab_size", config.count("vocab_size"), "because encoder and decoder share a vocabulary"
-    )
+    own.check_count("vocab_size", config.count("vocab_size"), "because encoder and decoder share a vocabulary")
     return spec
 
 

@@ -141,9 +141,7 @@ def quota_of(system: Path) -> float | None:
 
     Source: Linux kernel documentation, admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst.
     """
-    quotas = (
-        _quota_1(group) if version == 1 else _quota_2(group) for group, version in _groups(system, "cpu")
-    )
+    quotas = (_quota_1(group) if version == 1 else _quota_2(group) for group, version in _groups(system, "cpu"))
     return min((quota for quota in quotas if quota), default=None)
 
 

@@ -28,9 +28,7 @@ def _cores() -> tuple[Core, ...]:
     found = list[Core]()
     for level in range(sysctl_number("hw.nperflevels")):
         slow = level > 0 and sysctl_text(f"hw.perflevel{level}.name") in ("Efficiency", "")
-        physical, logical = (
-            sysctl_number(f"hw.perflevel{level}.{kind}cpu") for kind in ("physical", "logical")
-        )
+        physical, logical = (sysctl_number(f"hw.perflevel{level}.{kind}cpu") for kind in ("physical", "logical"))
         _append(found, physical, logical, slow)
     if not found:  # a Mac with an Intel processor
         physical, logical = sysctl_number("hw.physicalcpu"), sysctl_number("hw.logicalcpu")

@@ -187,9 +187,7 @@ def _read_text(kind: str, given: Any) -> str:
         depth += (character in "([{") - (character in ")]}")
         deepest = max(depth, deepest)
     if deepest > MAX_DEPTH:
-        raise InvalidRequest(
-            f"{kind} has brackets nested {deepest:,} deep; the limit is {MAX_DEPTH}: make it simpler"
-        )
+        raise InvalidRequest(f"{kind} has brackets nested {deepest:,} deep; the limit is {MAX_DEPTH}: make it simpler")
     rules = len(re.findall(r"^\s*[?!]?[\w.-]+\s*(?:\[[^\n]*\])?\s*(?:::=|:)", value, re.MULTILINE))
     if kind == "grammar" and rules > MAX_RULES:
         raise InvalidRequest(f"{kind} has {rules:,} rules; the limit is {MAX_RULES:,}: make it simpler")

@@ -55,9 +55,7 @@ class _Vocabulary:
         if len(data) > MAX_FORCED_BYTES:  # llguidance holds the GIL during this call
             return self(data[: _whole_characters(data, MAX_FORCED_BYTES)])[:-UNCERTAIN_TOKENS]
         tokenizer = self._tokenizer()
-        ids = (
-            [] if tokenizer is None else tokenizer.encode(data.decode("utf-8", "replace"), add_special=False)
-        )
+        ids = [] if tokenizer is None else tokenizer.encode(data.decode("utf-8", "replace"), add_special=False)
         # Some tokenizers put a space before a text, and the bytes may not be valid UTF-8.
         return ids if b"".join(self.tokens[token] for token in ids) == data else self._longest_matches(data)
 
@@ -90,9 +88,7 @@ def _whole_characters(data: bytes, limit: int) -> int:
     return next((at for at in range(limit, max(limit - 4, 0), -1) if data[at] & 0xC0 != 0x80), limit)
 
 
-_trees: weakref.WeakKeyDictionary[TokenizerProtocol, dict[frozenset[int], LLTokenizer]] = (
-    weakref.WeakKeyDictionary()
-)
+_trees: weakref.WeakKeyDictionary[TokenizerProtocol, dict[frozenset[int], LLTokenizer]] = weakref.WeakKeyDictionary()
 """llguidance's trees of a vocabulary, by the tokens that end a text. Building a tree of 262,144 tokens takes 1 s."""
 
 
@@ -106,9 +102,7 @@ def tree_of(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
             known.pop(next(iter(known)))
         pieces = _Vocabulary(tokenizer, ends)
         wrapped = TokenizerWrapper(pieces)
-        known[ends] = LLTokenizer(
-            wrapped, n_vocab=len(pieces.tokens), eos_token=sorted(ends) or [tokenizer.vocab_size]
-        )
+        known[ends] = LLTokenizer(wrapped, n_vocab=len(pieces.tokens), eos_token=sorted(ends) or [tokenizer.vocab_size])
     return known[ends]
 
 

@@ -107,9 +107,7 @@ _CARET = re.compile(r"regex parse error:\n    (?P<regex>[^\n]*)\n    (?P<indent>
 
 def refused(kind: str, problem: str, remedy: str = MEND) -> InvalidRequest:
     """The error for a constraint that cannot be enforced. ``problem`` is a part of the message."""
-    return InvalidRequest(
-        f"{kind} cannot be enforced: {one_line(problem)[:MAX_PROBLEM_CHARACTERS]}; {remedy}"
-    )
+    return InvalidRequest(f"{kind} cannot be enforced: {one_line(problem)[:MAX_PROBLEM_CHARACTERS]}; {remedy}")
 
 
 def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> InvalidRequest:

@@ -16,9 +16,8 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.sample.grammars.finite import without_endless_parts
-from pellucid.sample.grammars.overlap import as_any_of
 from pellucid.sample.grammars.problems import refused
+from pellucid.sample.grammars.rewrites import as_any_of, without_endless_parts
 from pellucid.sample.grammars.subschemas import is_number, list_in, subschemas, target
 
 MAX_CHARACTERS = 1 << 20
@@ -104,9 +103,7 @@ def _check_bounds(kind: str, value: Any) -> None:
                 _check_count(kind, len(value), MAX_ITEMS, "entries in a list")
                 inner += value
             elif isinstance(value, (int, float)) and MAX_NUMBER < abs(value) < math.inf:
-                raise InvalidRequest(
-                    f"{kind} holds {brief(value)}; numbers beyond {MAX_NUMBER:,} would be rounded"
-                )
+                raise InvalidRequest(f"{kind} holds {brief(value)}; numbers beyond {MAX_NUMBER:,} would be rounded")
         seen += len(inner)
         _check_count(kind, seen, MAX_CHARACTERS, "values")
         if not inner:
@@ -177,9 +174,7 @@ class _SchemaChecker:
             _check_count(self.kind, self.patterns, MAX_PATTERNS, "patternProperties")
         least, free = node.get("minProperties", 0), node.get("additionalProperties", True) is not False
         if isinstance(least, (int, float)) and least > 1 and (free or node.get("patternProperties")):
-            raise refused(
-                self.kind, f"minProperties is {least}, but names are free: a repeated name would count twice"
-            )
+            raise refused(self.kind, f"minProperties is {least}, but names are free: a repeated name would count twice")
         if isinstance(options := node.get("x-guidance"), dict) and options.get("lenient"):
             raise refused(self.kind, "x-guidance is lenient: unknown keywords would be ignored")
         constants = node["enum"] if isinstance(node.get("enum"), list) else []
@@ -205,9 +200,7 @@ class _SchemaChecker:
                     f"the constant {brief(value)} has the character U+{ord(found[0]):04X}, which no text can have here",
                 )
             if isinstance(value, float) and (other := _generated(value)) != value:
-                raise refused(
-                    self.kind, f"the constant {value!r} would be generated as {other!r}", "use fewer digits"
-                )
+                raise refused(self.kind, f"the constant {value!r} would be generated as {other!r}", "use fewer digits")
             inner += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
             names = value if isinstance(value, dict) else ()
             if name := next((name for name in names if SURROGATE.search(name)), ""):
@@ -228,8 +221,6 @@ class _SchemaChecker:
                 numerator = math.lcm(common.numerator, fraction.numerator)
                 common = Fraction(numerator, math.gcd(common.denominator, fraction.denominator))
                 if max(common.numerator, fraction.denominator) > MAX_MULTIPLE:
-                    raise refused(
-                        self.kind, f"multipleOf, as a fraction, has a number above {MAX_MULTIPLE:,}"
-                    )
+                    raise refused(self.kind, f"multipleOf, as a fraction, has a number above {MAX_MULTIPLE:,}")
             stack += list_in(part, "allOf")
             stack.append(target(self.root, part))

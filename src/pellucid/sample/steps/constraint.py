@@ -50,9 +50,7 @@ class Constraint(SamplerStep):
     @property
     def constraints(self) -> dict[str, Any]:
         """The constraints that are set, by option name."""
-        return {
-            kind: getattr(self, kind) for kind in options_of(type(self)) if getattr(self, kind) is not None
-        }
+        return {kind: getattr(self, kind) for kind in options_of(type(self)) if getattr(self, kind) is not None}
 
     @property
     def idle(self) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pellucid.sample.candidates import Candidates, fewest, lowest
+from pellucid.sample.chain import XTC, uniform
 from pellucid.sample.checking import real, whole
-from pellucid.sample.random import XTC, uniform
 from pellucid.sample.step import SamplerStep, TokenHistory, option
 from pellucid.util.probabilities import exponentials
 
@@ -37,9 +37,7 @@ class TopP(SamplerStep):
     name, order, kind, off = "top_p", 110, "cut", 1
 
     top_p: float = option(
-        0.95,
-        real(0, 1, "1 turns it off"),
-        "Only the most likely tokens whose probabilities sum to this; 1 is off.",
+        0.95, real(0, 1, "1 turns it off"), "Only the most likely tokens whose probabilities sum to this; 1 is off."
     )
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
@@ -53,9 +51,7 @@ class MinP(SamplerStep):
     name, order, kind, off = "min_p", 120, "cut", 0
 
     min_p: float = option(
-        0.05,
-        real(0, 1, "0 turns it off"),
-        "Only tokens of at least this share of the highest probability; 0 is off.",
+        0.05, real(0, 1, "0 turns it off"), "Only tokens of at least this share of the highest probability; 0 is off."
     )
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
@@ -107,9 +103,7 @@ class Eta(SamplerStep):
     name, order, kind, off = "eta", 160, "cut", 0
 
     eta_cutoff: float = option(
-        0.0,
-        real(0, 1, "0 turns it off"),
-        "Only tokens above a probability that falls as the entropy rises; 0 is off.",
+        0.0, real(0, 1, "0 turns it off"), "Only tokens above a probability that falls as the entropy rises; 0 is off."
     )
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
@@ -178,9 +172,7 @@ class Xtc(SamplerStep):
     name, order, kind = "xtc", 180, "cut"
 
     xtc_probability: float = option(
-        0.0,
-        real(0, 1, "0 turns it off"),
-        "The probability with which the most likely tokens are removed; 0 is off.",
+        0.0, real(0, 1, "0 turns it off"), "The probability with which the most likely tokens are removed; 0 is off."
     )
     xtc_threshold: float = option(
         0.1,
@@ -195,11 +187,7 @@ class Xtc(SamplerStep):
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         if uniform(history.seed, history.index, XTC) >= self.xtc_probability:
             return candidates
-        count = (
-            min(len(candidates), int(1 / self.xtc_threshold) + 1)
-            if self.xtc_threshold > 1e-9
-            else len(candidates)
-        )
+        count = min(len(candidates), int(1 / self.xtc_threshold) + 1) if self.xtc_threshold > 1e-9 else len(candidates)
         positions = candidates.top(count)
         probabilities = candidates.weights_at(positions) / candidates.sums.total
         above = int((probabilities >= self.xtc_threshold).sum())

@@ -13,8 +13,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import tokens_or_texts, whole
-from pellucid.sample.spelling import split_entries, token_sequences
-from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option, split_entries, token_sequences
 from pellucid.util.checks import string, token_id
 
 MAX_ALLOWED = 65_536
@@ -40,10 +39,7 @@ class Allowed(SamplerStep):
 
     def bind(self, context: RequestContext) -> SamplerStep:
         tokens = {
-            token
-            for entry in self.allowed
-            for ids in token_sequences(context, "allowed", entry)
-            for token in ids
+            token for entry in self.allowed for ids in token_sequences(context, "allowed", entry) for token in ids
         }
         return Allowed(self.allowed, np.array(sorted(tokens), np.int64))
 
@@ -71,9 +67,7 @@ class Banned(SamplerStep):
         "Words that must not occur, separated by commas, or ids.",
         split_entries,
     )
-    always: NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False
-    )
+    always: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
     sequences: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     def bind(self, context: RequestContext) -> SamplerStep:
@@ -84,9 +78,7 @@ class Banned(SamplerStep):
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         ids = history.ids
-        ends = [
-            s[-1] for s in self.sequences if tuple(ids[max(len(ids) - len(s) + 1, 0) :].tolist()) == s[:-1]
-        ]
+        ends = [s[-1] for s in self.sequences if tuple(ids[max(len(ids) - len(s) + 1, 0) :].tolist()) == s[:-1]]
         ids = np.concatenate([self.always, np.array(ends, np.int64)]) if ends else self.always
         return candidates.forbid(ids)
 
@@ -150,10 +142,7 @@ class Forced(SamplerStep):
         first = self.forced_bos_token_id
         if self.target_language:
             first = _token_of(context, self.target_language)
-        for name, token in (
-            ("forced_bos_token_id", first),
-            ("forced_eos_token_id", self.forced_eos_token_id),
-        ):
+        for name, token in (("forced_bos_token_id", first), ("forced_eos_token_id", self.forced_eos_token_id)):
             if token >= 0:
                 token_id(name, token, context.vocabulary)
         return replace(self, forced_bos_token_id=first, limit=context.limit)

@@ -15,8 +15,15 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, texts, token_or_text, whole
-from pellucid.sample.spelling import single_token
-from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol, last, option
+from pellucid.sample.step import (
+    RequestContext,
+    SamplerStep,
+    TokenHistory,
+    TokenizerProtocol,
+    last,
+    option,
+    single_token,
+)
 
 MAX_ENTRIES = 16_384
 _finite = real(-1000, 1000, "minus infinity forbids a token")
@@ -26,16 +33,10 @@ def _biases(name: str, value: Any) -> tuple[tuple[int | str, float], ...]:
     """Pairs of token and number, from a mapping, or from a value that this function has checked before."""
     pairs = tuple(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        raise InvalidRequest(
-            f"{name}={brief(value)}: must map token ids or texts to numbers, as {{1234: -5.0}}"
-        )
+        raise InvalidRequest(f"{name}={brief(value)}: must map token ids or texts to numbers, as {{1234: -5.0}}")
     if len(pairs) > MAX_ENTRIES:
-        raise InvalidRequest(
-            f"{name} has {len(pairs):,} entries; the limit is {MAX_ENTRIES:,}: bias fewer tokens"
-        )
-    return tuple(
-        (token_or_text(name, token), _amount(f"{name} of {brief(token)}", amount)) for token, amount in pairs
-    )
+        raise InvalidRequest(f"{name} has {len(pairs):,} entries; the limit is {MAX_ENTRIES:,}: bias fewer tokens")
+    return tuple((token_or_text(name, token), _amount(f"{name} of {brief(token)}", amount)) for token, amount in pairs)
 
 
 def _amount(name: str, value: Any) -> float:
@@ -73,9 +74,7 @@ class LogitBias(SamplerStep):
         ids = tuple(single_token(context, "logit_bias", token) for token, _ in self.logit_bias)
         if len(set(ids)) < len(ids):
             twice = next(token for at, token in enumerate(ids) if token in ids[:at])
-            raise InvalidRequest(
-                f"logit_bias names token {twice} twice, by its id and its text: remove one of the two"
-            )
+            raise InvalidRequest(f"logit_bias names token {twice} twice, by its id and its text: remove one of the two")
         amounts = np.array([amount for _, amount in self.logit_bias])
         return replace(self, ids=np.array(ids, np.int64), amounts=amounts)
 
@@ -98,14 +97,10 @@ class Penalties(SamplerStep):
     name, order, kind = "penalties", 10, "change"
 
     repetition_penalty: float = option(
-        1.0,
-        real(0.001, 100, "1 turns it off"),
-        "Above 1, tokens that occurred before are less likely; 1 is off.",
+        1.0, real(0.001, 100, "1 turns it off"), "Above 1, tokens that occurred before are less likely; 1 is off."
     )
     frequency_penalty: float = option(
-        0.0,
-        real(-100, 100, "0 turns it off"),
-        "Subtracted from a token's logit for each occurrence in the answer.",
+        0.0, real(-100, 100, "0 turns it off"), "Subtracted from a token's logit for each occurrence in the answer."
     )
     presence_penalty: float = option(
         0.0, real(-100, 100, "0 turns it off"), "Subtracted once from the logit of each token in the answer."
@@ -159,9 +154,7 @@ class Dry(SamplerStep):
     dry_base: float = option(1.75, real(1, 100), "How the penalty grows with the length of a repetition.")
     dry_allowed_length: int = option(2, whole(0, 1 << 31), "Repetitions longer than this are penalised.")
     dry_penalty_last_n: int = option(
-        -1,
-        whole(-1, 1 << 31, "-1 is all"),
-        "How many of the last tokens are searched for repetitions; -1 is all.",
+        -1, whole(-1, 1 << 31, "-1 is all"), "How many of the last tokens are searched for repetitions; -1 is all."
     )
     dry_sequence_breakers: Sequence[str] = option(
         ("\n", ":", '"', "*"),
@@ -201,9 +194,7 @@ class Dry(SamplerStep):
         positions = np.flatnonzero(np.isin(ids, self.heads))
         for position in positions[::-1].tolist():
             after = ids[position + 1 : position + 1 + MAX_TAIL_TOKENS].tolist()
-            fits = [
-                len(tail) for tail in self.breakers[int(ids[position])] if tuple(after[: len(tail)]) == tail
-            ]
+            fits = [len(tail) for tail in self.breakers[int(ids[position])] if tuple(after[: len(tail)]) == tail]
             if fits:
                 return int(len(ids) - 1 - position - max(fits))
         return len(ids)

@@ -23,14 +23,10 @@ class Temperature(SamplerStep):
     name, order, kind = "temperature", 90, "scale"
 
     temperature: float = option(
-        0.8,
-        real(0, 100, "0 is greedy"),
-        "0 takes the most likely token; higher values give more varied text.",
+        0.8, real(0, 100, "0 is greedy"), "0 takes the most likely token; higher values give more varied text."
     )
     dynatemp_range: float = option(
-        0.0,
-        real(0, 100, "0 turns it off"),
-        "The temperature varies with the entropy by at most this; 0 is off.",
+        0.0, real(0, 100, "0 turns it off"), "The temperature varies with the entropy by at most this; 0 is off."
     )
     dynatemp_exponent: float = option(1.0, real(0, 100), "The exponent that maps the entropy to the range.")
 

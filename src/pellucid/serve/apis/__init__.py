@@ -1,1 +1,1 @@
-"""The APIs of the server, one file each. Discovery finds every `Api` that a module declares."""
+"""The APIs of the server, and their request and response bodies. Discovery finds every `Api` that a module declares."""

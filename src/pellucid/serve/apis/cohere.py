@@ -1,12 +1,279 @@
-"""Cohere's API for encoders: vectors and ranking. /v1/rerank is in ``llamacpp.py``, because its server has it too."""
+"""Cohere's and Jina's API for encoders: vectors and ranking."""
 
 from __future__ import annotations
 
-from pellucid.serve.api import Api
-from pellucid.serve.cohere.cohere_embedding import EMBED_V1, EMBED_V2, embedded_v1, embedded_v2
-from pellucid.serve.cohere.meta import error_body
-from pellucid.serve.cohere.ranking import RANKING, ranked_v2
-from pellucid.serve.encoder_response import encoder_route
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta
+
+from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
+from pellucid.encoders.tasks import EncoderModel, embed
+from pellucid.engine.request import Request
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.serve.api import NO_DETAILS, Api, ErrorDetails
+from pellucid.serve.encoder_inputs import (
+    VectorFormat,
+    check_task,
+    encoded_texts,
+    encoder_route,
+    formatted,
+    prompt_of_purpose,
+    truncating,
+)
+from pellucid.serve.request_body import (
+    BodyRules,
+    BodyType,
+    Count,
+    Fields,
+    ModelFields,
+    RequestBody,
+    Texts,
+    TokenLimit,
+    TruncationSide,
+    listed_texts,
+    side_of,
+)
+from pellucid.serve.served_model import ServedModel
+
+# The part of Cohere's responses that counts tokens, and Cohere's errors.
+#
+# Source: https://docs.cohere.com/reference/rerank and https://docs.cohere.com/reference/embed
+
+
+def meta(version: int, tokens: int, **units: int) -> dict[str, Any]:
+    """The field ``meta``: the version of the API, the tokens of the input, and what Cohere would bill."""
+    return {"api_version": {"version": str(version)}, "billed_units": units, "tokens": {"input_tokens": tokens}}
+
+
+def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
+    """Error body in Cohere's form."""
+    return {"message": message}
+
+
+# /v1/embed and /v2/embed: vectors of texts, in several number formats.
+
+InputType = Literal["search_document", "search_query", "classification", "clustering", "image"]
+Formats = Annotated[list[VectorFormat], Meta(min_length=1, max_length=6)]
+
+
+class EmbeddedText(Fields, frozen=True, kw_only=True):
+    """A part of an input with several parts."""
+
+    type: Literal["text"]
+    text: str
+
+
+class PartedInput(Fields, frozen=True):
+    """An input of /v2/embed, in parts."""
+
+    content: Annotated[list[EmbeddedText], Meta(min_length=1)]
+
+
+class CohereEmbeddingFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /v1/embed."""
+
+    texts: list[str] | None = None
+    input_type: InputType | None = None
+    embedding_types: Formats | None = None
+    truncate: Literal["NONE", "START", "END"] = "END"
+
+
+class CohereEmbeddingFieldsV2(CohereEmbeddingFields, frozen=True, kw_only=True):
+    """Fields of /v2/embed."""
+
+    inputs: list[PartedInput] | None = None
+    max_tokens: Count | None = None
+    output_dimension: Count | None = None
+
+
+RULES = BodyRules(only={"images": []})
+EMBED_V1 = BodyType(CohereEmbeddingFields, RULES)
+EMBED_V2 = BodyType(CohereEmbeddingFieldsV2, RULES, required=("input_type",))
+
+
+def embedded_v1(body: RequestBody[CohereEmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    """Response body of /v1/embed: a list of vectors, or lists by format if the request names formats."""
+    fields = body.fields
+    return _response(fields, llm, number, fields.texts or (), None, None, 1)
+
+
+def embedded_v2(body: RequestBody[CohereEmbeddingFieldsV2], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    """Response body of /v2/embed: lists of vectors by format."""
+    fields = body.fields
+    if fields.input_type is None:
+        raise InvalidRequest("input_type is missing: the request must have it")
+    if fields.texts and fields.inputs:
+        raise InvalidRequest("texts and inputs are two forms of one field: remove one of the two")
+    texts = fields.texts or ["\n".join(part.text for part in one.content) for one in fields.inputs or ()]
+    return _response(fields, llm, number, texts, fields.max_tokens, fields.output_dimension, 2)
+
+
+def _response(
+    fields: CohereEmbeddingFields,
+    llm: ServedModel,
+    number: str,
+    texts: Sequence[str],
+    limit: int | None,
+    width: int | None,
+    version: int,
+) -> dict[str, Any]:
+    if fields.input_type == "image":
+        raise InvalidRequest("input_type='image': the server embeds texts only")
+    if not texts:
+        raise InvalidRequest("texts is missing: the request must have at least one text")
+    check_task(llm, "embed")
+    model = truncating(llm, limit, "left" if fields.truncate == "START" else "right")
+    prompt = prompt_of_purpose(model, fields.input_type)
+    encoded = encoded_texts(model, listed_texts("texts", texts), fields.truncate != "NONE", prompt)
+    vectors, tokens = embed(model, encoded, width), sum(map(len, encoded))
+    forms: Sequence[VectorFormat] = fields.embedding_types or ("float",)
+    found = {one: formatted(vectors, one) for one in forms}
+    by_type = version == 2 or fields.embedding_types is not None
+    return {
+        "id": f"embed-{number}",
+        "embeddings": found if by_type else found["float"],
+        "texts": list(texts),
+        "meta": meta(version, tokens, input_tokens=tokens),
+        "response_type": "embeddings_by_type" if by_type else "embeddings_floats",
+    }
+
+
+# /rerank, /v1/rerank, /v2/rerank: ranks documents by their relevance to a query.
+#
+# A request has the fields of Cohere, Jina, vLLM and llama.cpp (``documents``), or of text-embeddings-inference
+# (``texts``). A response to ``documents`` has the fields of all four servers.
+
+Document: TypeAlias = str | Mapping[str, str]
+Documents: TypeAlias = Annotated[
+    str | list[str | dict[str, str]], Meta(title="a text, or a list of texts and of objects with a text")
+]
+SEARCH_UNIT = 100
+"""Documents that Cohere bills as a search."""
+
+
+class RankingFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of a request that ranks. ``instruction`` says what makes a document relevant (``llm.rerank``).
+
+    ``rank_fields`` are the fields of documents that the model reads; without it the model reads ``text``.
+    """
+
+    query: Annotated[str, Meta(min_length=1)]
+    documents: Documents | None = None
+    texts: Texts | None = None
+    top_n: Count | None = None
+    return_documents: bool = False
+    return_text: bool = False
+    truncate: bool = True
+    truncation_direction: TruncationSide = "Right"
+    truncate_prompt_tokens: TokenLimit | None = None
+    max_tokens_per_doc: Count | None = None
+    rank_fields: Annotated[list[str], Meta(min_length=1)] | None = None
+    raw_scores: bool = False
+    instruction: str = ""
+
+
+RANKING = BodyType(RankingFields, BodyRules(ignored=frozenset({"user"}), only={"max_chunks_per_doc": 1}), required=())
+
+
+@dataclass(frozen=True)
+class RankingRequest:
+    """A request that ranks ``documents``, whose texts are ``texts``, with ``model``."""
+
+    fields: RankingFields
+    documents: Sequence[Document]
+    texts: Sequence[str]
+    model: EncoderModel
+    groups: Sequence[Request] = ()  # nothing is generated
+
+    @classmethod
+    def of(cls, body: RequestBody[RankingFields], llm: ServedModel) -> RankingRequest:
+        """Read a body. Raises InvalidRequest if a field is wrong or the model ranks nothing."""
+        fields = body.fields
+        plain = fields.texts is not None
+        name, other = ("texts", "documents") if plain else ("documents", "texts")
+        odd = [other, "return_documents" if plain else "return_text"]
+        odd += ["max_tokens_per_doc", "rank_fields"] if plain else []
+        for one in odd:
+            if getattr(fields, one) not in (None, False):
+                raise InvalidRequest(f"{one} does not go with {name}: leave it out")
+        documents: Any = fields.texts if plain else fields.documents
+        if documents is None:
+            raise InvalidRequest("documents is missing: the request must have it")
+        if not documents:
+            raise InvalidRequest(f"{name}=[]: must have at least one text")
+        documents = listed_texts(name, documents)
+        check_task(llm, *PAIR_TASKS)
+        texts = [_text(f"{name}[{at}]", one, fields.rank_fields) for at, one in enumerate(documents)]
+        if fields.max_tokens_per_doc is not None:
+            texts = [_shortened(llm, text, fields.max_tokens_per_doc) for text in texts]
+        model = truncating(llm, fields.truncate_prompt_tokens, side_of(fields.truncation_direction))
+        return cls(fields, documents, texts, model)
+
+    def answer(self, name: str, number: str, version: int = 1) -> dict[str, Any] | list[Any]:
+        """Compute the scores and return the response body of the model ``name``, for a ``version`` of Cohere's API."""
+        fields = self.fields
+        pairs = [(fields.query, text) for text in self.texts]
+        truncate = fields.truncate or fields.truncate_prompt_tokens is not None
+        scores, tokens = pair_scores(self.model, pairs, truncate, instruction=fields.instruction, raw=fields.raw_scores)
+        order = sorted(range(len(scores)), key=lambda at: -scores[at])[: fields.top_n]
+        if fields.texts is not None:
+            return [
+                {"index": at, "score": scores[at], **({"text": self.texts[at]} if fields.return_text else {})}
+                for at in order
+            ]
+        return {
+            "id": f"rerank-{number}",
+            "model": name,
+            "object": "list",
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "results": [
+                {
+                    "index": at,
+                    "relevance_score": scores[at],
+                    **({"document": _object(self.documents[at])} if fields.return_documents else {}),
+                }
+                for at in order
+            ],
+            "meta": meta(version, tokens, search_units=-(-len(pairs) // SEARCH_UNIT)),
+        }
+
+
+def ranked(body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str) -> Any:
+    """Response body of /rerank and /v1/rerank."""
+    return RankingRequest.of(body, llm).answer(name, number)
+
+
+def ranked_v2(body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str) -> Any:
+    """Response body of /v2/rerank."""
+    return RankingRequest.of(body, llm).answer(name, number, 2)
+
+
+def _text(where: str, document: Document, rank_fields: Sequence[str] | None) -> str:
+    """The text that the model reads: ``text`` of an object, or its ``rank_fields``, a line for each."""
+    if isinstance(document, str):
+        return document
+    missing = next((one for one in rank_fields or ("text",) if one not in document), None)
+    if missing is not None:
+        raise InvalidRequest(f"{where}={brief(dict(document))}: it has no {brief(missing)}")
+    if rank_fields is None:
+        return document["text"]
+    return "\n".join(f"{one}: {document[one]}" for one in rank_fields)
+
+
+def _object(document: Document) -> Mapping[str, str]:
+    return {"text": document} if isinstance(document, str) else document
+
+
+def _shortened(llm: ServedModel, text: str, limit: int) -> str:
+    """The text up to the end of its first ``limit`` tokens."""
+    offsets = llm.tokenizer.encode_with_offsets(text, add_special=False).offsets
+    return text if len(offsets) <= limit else text[: offsets[limit - 1][1]]
+
+
+# Cohere's API for encoders: vectors and ranking. /v1/rerank is in ``llamacpp.py``, because its server has it too.
 
 COHERE = Api(
     "cohere",

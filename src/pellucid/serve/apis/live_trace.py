@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route, array_body, json_response
+from pellucid.serve.apis.openai_parts import error_body
 from pellucid.serve.live_requests import LiveRequest
-from pellucid.serve.look.token_fields import token_fields
-from pellucid.serve.openai.response_parts import error_body
+from pellucid.serve.look.prompt_fields import token_fields
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.frames import LIMIT, TraceFrame, TraceStream
 from pellucid.util.checks import real, whole
@@ -54,9 +54,7 @@ async def _trace(call: ClientCall) -> Response:
     query = call.request.query_params
     names = query.getlist("points")
     if not 1 <= len(names) <= MOST_POINTS:
-        raise InvalidRequest(
-            f"points={brief(names)}: name 1 to {MOST_POINTS} points, such as blocks.*.residual"
-        )
+        raise InvalidRequest(f"points={brief(names)}: name 1 to {MOST_POINTS} points, such as blocks.*.residual")
     limit = whole("limit", _number("limit", query.get("limit", str(LIMIT)), int), 1, 1 << 16)
     wait = real("wait", _number("wait", query.get("wait", "0"), float), 0.0, MOST_WAIT)
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
@@ -114,9 +112,7 @@ async def _events(
             }
             for one in streams[0].selected
         ]
-        yield _event(
-            "begin", {"version": VERSION, "request": live.number, "model": live.model, "points": points}
-        )
+        yield _event("begin", {"version": VERSION, "request": live.number, "model": live.model, "points": points})
         token_fields_of = [
             [_TokenFields(live.llm.tokenizer, group.prompt) for _ in group.outputs] for group in live.groups
         ]
@@ -181,12 +177,7 @@ def _tokens(live: LiveRequest, token_fields_of: list[list[_TokenFields]]) -> lis
 
 
 def _values_event(choice: int, frame: TraceFrame) -> bytes:
-    body = {
-        "choice": choice,
-        "point": frame.selected.name,
-        "first": frame.positions.start,
-        **array_body(frame.values),
-    }
+    body = {"choice": choice, "point": frame.selected.name, "first": frame.positions.start, **array_body(frame.values)}
     return _event("values", body)
 
 

@@ -1,27 +1,290 @@
-"""llama.cpp's own paths: completion, infill, embedding, ranking, decisions. Its chat is in ``llamacpp_chat.py``."""
+"""llama.cpp's own paths: state, embedding, decisions; its completions are in ``llamacpp_completion.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.errors import QueueFull
-from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, StreamForm, json_response
-from pellucid.serve.cohere.ranking import RANKING, ranked
-from pellucid.serve.encoder_response import encoder_route
+from pellucid.decide.questions import LEAST_LEVELS, MOST_LEVELS, MOST_OPTIONS, MOST_QUESTIONS
+from pellucid.encoders.tasks import embed, token_vectors
+from pellucid.errors import ContextOverflow, InvalidRequest, QueueFull, UnsupportedTask
+from pellucid.errors.messages import shown
+from pellucid.llm import LLM
+from pellucid.sample.options import Options
+from pellucid.serve.api import DATA_SSE, NO_DETAILS, Api, ClientCall, ErrorDetails, Route, StreamForm, json_response
+from pellucid.serve.apis.cohere import RANKING, ranked
+from pellucid.serve.apis.llamacpp_completion import (
+    COMPLETION,
+    INFILL,
+    LlamaCompletion,
+    LlamaPrompts,
+    infill_request,
+    prompts_of,
+)
+from pellucid.serve.apis.llamacpp_fields import BUILD, LLAMACPP_RULES, LlamaFields, settings_of
+from pellucid.serve.encoder_inputs import check_task, encoder_route
 from pellucid.serve.generation_response import Streaming, generation_response
-from pellucid.serve.llamacpp.error_form import error_body
-from pellucid.serve.llamacpp.generation_fields import LlamaFields
-from pellucid.serve.llamacpp.infill import INFILL, infill_request
-from pellucid.serve.llamacpp.llama_completion import COMPLETION, LlamaCompletion
-from pellucid.serve.llamacpp.llama_embedding import EMBEDDING, llama_embedding
-from pellucid.serve.llamacpp.properties import properties, slots
-from pellucid.serve.llamacpp.systemone import SYSTEMONE, systemone
-from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.json_schema import Schema, closed_object
+from pellucid.serve.live_requests import LiveRequest
+from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
+
+# Errors in llama.cpp's form: its types, and the HTTP status as the code.
+#
+# Source: ``format_error_response`` in llama.cpp's tools/server/server-common.cpp.
+
+TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+"""llama.cpp's error type for an HTTP status. Other types: "invalid_request_error" below 500, else "server_error"."""
+
+
+def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
+    """Error body in llama.cpp's form."""
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    if details.code == "context_length_exceeded":
+        kind = "exceed_context_size_error"
+    return {"error": {"code": status, "message": message, "type": kind, "param": details.param}}
+
+
+# /props and /slots: state of the server, in llama.cpp's form.
+#
+# The engine has no slots: any number of requests share a step. /slots lists the running sequences and one idle slot.
+
+ELSEWHERE = 256  # slots that a model on replicas reports
+
+
+def properties(llm: ServedModel, name: str) -> dict[str, Any]:
+    """Body of GET /props for the model ``name``."""
+    tokenizer = llm.tokenizer
+    usual = Options.of(**(llm.recommended or LLAMACPP_RULES.defaults))
+    return {
+        "default_generation_settings": {**_idle(0, llm), "params": settings_of(usual, None)},
+        "total_slots": _most(llm),
+        "model_alias": name,
+        "model_path": llm.checkpoint.path.name,  # without the folder, which is private to the server
+        "modalities": {"vision": False, "video": False, "audio": False},
+        "endpoint_slots": True,
+        "endpoint_props": False,
+        "endpoint_metrics": True,
+        "chat_template": tokenizer.chat_template or "",
+        "bos_token": tokenizer.named_tokens.get("bos_token", ""),
+        "eos_token": tokenizer.named_tokens.get("eos_token", ""),
+        "build_info": BUILD,
+        "is_sleeping": False,
+    }
+
+
+def slots(llm: ServedModel, running: Sequence[LiveRequest]) -> list[dict[str, Any]]:
+    """Body of GET /slots: the running sequences, and an idle slot if there is room for another sequence."""
+    slot_list = list[dict[str, Any]]()
+    for live in running:
+        for group in live.groups:
+            for one in group.outputs:
+                most = group.options.max_new_tokens
+                remaining = -1 if most is None else most - len(one.ids)
+                state = {"has_next_token": not one.ended, "n_remain": remaining, "n_decoded": len(one.ids)}
+                shown = {"request": live.number, "is_processing": not one.ended, "next_token": [state]}
+                slot_list.append({**_idle(len(slot_list), llm), "n_prompt_tokens": len(group.prompt), **shown})
+    return slot_list if len(slot_list) >= _most(llm) else [*slot_list, _idle(len(slot_list), llm)]
+
+
+def _idle(number: int, llm: ServedModel) -> dict[str, Any]:
+    return {
+        "id": number,
+        "n_ctx": llm.context,
+        "speculative": False,
+        "is_processing": False,
+        "next_token": [{"has_next_token": False, "n_remain": -1, "n_decoded": 0}],
+    }
+
+
+def _most(llm: ServedModel) -> int:
+    """Maximum number of sequences in a step."""
+    return llm.engine.runner.limits.sequences if isinstance(llm, LLM) else ELSEWHERE
+
+
+# /embedding and /embeddings in llama.cpp's own form: for each prompt a list of vectors.
+
+# Largest component if embd_normalize is 0, as in llama.cpp. It fits into int16.
+LARGEST = 32_760.0
+
+
+class LlamaEmbeddingFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /embedding. ``content`` and ``input`` are names of one field."""
+
+    content: LlamaPrompts | None = None
+    input: LlamaPrompts | None = None
+    embd_normalize: Annotated[int, Meta(ge=-1, le=1024)] = 2
+
+
+EMBEDDING = BodyType(LlamaEmbeddingFields, BodyRules(ignored=frozenset({"user"}), only={"encoding_format": "float"}))
+
+
+@dataclass(frozen=True)
+class LlamaEmbedding:
+    """A request for the vectors of ``prompts`` (token ids). ``norm`` is -1 (none), 0 (maximum) or p (p-norm)."""
+
+    prompts: Sequence[list[int]]
+    norm: int
+    llm: ServedModel
+
+    @classmethod
+    def of(cls, body: RequestBody[LlamaEmbeddingFields], llm: ServedModel) -> LlamaEmbedding:
+        """Read a body with ``content`` or ``input``.
+
+        Raises:
+            InvalidRequest: a field is wrong, or the model computes no vectors; the message names it.
+        """
+        check_task(llm, "embed", "tokens")
+        fields = body.fields
+        if fields.content is not None and fields.input is not None:
+            raise InvalidRequest("content and input are names of one field: remove one of the two")
+        name = "input" if fields.content is None else "content"
+        if body.raw.get(name) is None:
+            raise InvalidRequest("input is missing: the request must have it")
+        prompts, _ = prompts_of(llm, name, body.raw[name])
+        for at, one in enumerate(prompts):
+            if not one:
+                raise InvalidRequest(f"{name}[{at}] is empty: give at least one character")
+            if len(one) > llm.context:
+                raise ContextOverflow(f"{name}[{at}] has {len(one):,} tokens; the limit is {llm.context:,}: shorten it")
+        return cls(prompts, fields.embd_normalize, llm)
+
+    def answer(self) -> list[Any]:
+        """Compute the vectors and return the response body.
+
+        A model without pooling has a vector for each token; llama.cpp does not normalise them either.
+        """
+        if self.llm.spec.task == "tokens":
+            rows = token_vectors(self.llm, self.prompts)
+            return [{"index": at, "embedding": one.tolist()} for at, one in enumerate(rows)]
+        vectors = _normalised(embed(self.llm, self.prompts), self.norm)
+        return [{"index": at, "embedding": [vector]} for at, vector in enumerate(vectors.tolist())]
+
+
+def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
+    """Vectors (n, D), each divided by its norm."""
+    values = vectors.astype(np.float64)
+    if norm < 0:
+        return values
+    values /= np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-30)
+    if norm == 0:
+        values *= LARGEST
+    else:
+        # The division above makes the largest component 1. Without it, high powers of small components underflow to 0.
+        values /= (np.abs(values) ** norm).sum(axis=1, keepdims=True) ** (1 / norm)
+    return values
+
+
+def llama_embedding(body: RequestBody[LlamaEmbeddingFields], llm: ServedModel, name: str, number: str) -> list[Any]:
+    """Response body of /embedding."""
+    return LlamaEmbedding.of(body, llm).answer()
+
+
+# /v1/systemone: typed questions about a state, each answered with a probability for each option.
+#
+# Source: the section "POST /v1/systemone" of llama.cpp's tools/server/README.md, and the OpenAPI of TypeSafe's API.
+
+CONTENT: Schema = {"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "array"}]}
+DESCRIPTION: Schema = {"anyOf": [*CONTENT["anyOf"], {"type": "null"}]}
+
+
+def _question(kind: str, criteria: Schema, *required: str) -> Schema:
+    fields = {"type": {"const": kind}, "instructions": CONTENT, "criteria": criteria}
+    return closed_object(fields, ("type", "instructions", *required))
+
+
+QUESTION: Schema = {
+    "anyOf": [
+        _question(
+            "choice",
+            {
+                "type": "object",
+                "additionalProperties": DESCRIPTION,
+                "minProperties": 1,
+                "maxProperties": MOST_OPTIONS,
+                "description": "The options, each with a description or null.",
+            },
+            "criteria",
+        ),
+        _question(
+            "score",
+            {
+                "type": "array",
+                "items": CONTENT,
+                "minItems": LEAST_LEVELS,
+                "maxItems": MOST_LEVELS,
+                "description": "The levels, the lowest first.",
+            },
+            "criteria",
+        ),
+        _question(
+            "noul",
+            {
+                **closed_object({"true": DESCRIPTION, "false": DESCRIPTION}),
+                "description": "What counts as yes and as no.",
+            },
+        ),
+    ]
+}
+Questions = Annotated[
+    dict[str, Any],
+    Meta(
+        extra_json_schema={
+            "additionalProperties": QUESTION,
+            "minProperties": 1,
+            "maxProperties": MOST_QUESTIONS,
+            "description": "The questions by id: a choice, a score, or yes/no (noul).",
+        }
+    ),
+]
+
+
+class SystemOneFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /v1/systemone. The last two are Pellucid's: reasons, and instruct models."""
+
+    state: Any
+    questions: Questions
+    explain: bool = False
+    uncalibrated: bool = False
+
+
+SYSTEMONE = BodyType(
+    SystemOneFields, BodyRules(only={"files": [], "images": [], "videos": [], "assets": {}, "stream": False})
+)
+
+
+def systemone(body: RequestBody[SystemOneFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    """Answer the questions, and return the response body of the model ``name``.
+
+    Raises:
+        UnsupportedTask: the model is no decision model, and the request does not accept uncalibrated answers.
+        InvalidRequest: as ``LLM.decide``.
+    """
+    fields = body.fields
+    if llm.decider.format is None and not fields.uncalibrated:
+        raise UnsupportedTask(
+            f"{shown(name)} is no decision model, so its probabilities are not calibrated: load a decision model, or "
+            "set uncalibrated=true"
+        )
+    decisions = llm.decide(fields.state, fields.questions, explain=fields.explain)
+    usage = {"input_tokens": decisions.prompt_tokens, "output_tokens": 0}
+    return {"model": name, "answers": decisions.as_dict(), "usage": usage}
+
+
+# llama.cpp's own paths: completion, infill, embedding, ranking, decisions. Its chat is in ``llamacpp_chat.py``.
 
 L = TypeVar("L", bound=LlamaFields)
 EVENTS = StreamForm(DATA_SSE.media_type, DATA_SSE.encode)
@@ -54,9 +317,7 @@ async def _slots(call: ClientCall) -> Response:
     return json_response(listed)
 
 
-COMPLETE = Route(
-    _generates(COMPLETION, LlamaCompletion.of), "Continue a text.", COMPLETION, EVENTS.media_type
-)
+COMPLETE = Route(_generates(COMPLETION, LlamaCompletion.of), "Continue a text.", COMPLETION, EVENTS.media_type)
 EMBED = encoder_route("Vectors of texts.", EMBEDDING, llama_embedding)
 RERANK = encoder_route("Rank documents by a query.", RANKING, ranked)
 LLAMACPP = Api(
@@ -64,9 +325,7 @@ LLAMACPP = Api(
     {
         "POST /completion": COMPLETE,
         "POST /completions": COMPLETE,
-        "POST /infill": Route(
-            _generates(INFILL, infill_request), "Fill a gap in a text.", INFILL, EVENTS.media_type
-        ),
+        "POST /infill": Route(_generates(INFILL, infill_request), "Fill a gap in a text.", INFILL, EVENTS.media_type),
         "POST /embedding": EMBED,
         "POST /embeddings": EMBED,
         **{f"POST {path}": RERANK for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},

@@ -13,19 +13,19 @@ from starlette.responses import Response
 from pellucid.errors import InvalidRequest
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.apis import openai, responses
-from pellucid.serve.chat.chat_run import Conversation, template_input
-from pellucid.serve.chat.tools import MAX_TOOLS
-from pellucid.serve.llamacpp.error_form import error_body
-from pellucid.serve.llamacpp.generation_fields import NO_LIMIT, RANDOM
-from pellucid.serve.openai.answer_constraints import FunctionTool
-from pellucid.serve.openai.chat_completions import (
+from pellucid.serve.apis.llamacpp import error_body
+from pellucid.serve.apis.llamacpp_fields import NO_LIMIT, RANDOM
+from pellucid.serve.apis.openai_chat import (
     CHAT,
     ChatRequest,
     ConversationFields,
+    FunctionTool,
     empty_chunk,
     offered_tools,
 )
-from pellucid.serve.openai.common_fields import OPENAI_RULES
+from pellucid.serve.apis.openai_parts import OPENAI_RULES
+from pellucid.serve.chat.chat_run import Conversation, template_input
+from pellucid.serve.chat.messages import MAX_TOOLS
 from pellucid.serve.request_body import BodyRules, BodyType
 from pellucid.serve.served_model import ServedModel
 
@@ -55,9 +55,7 @@ async def _result(call: ClientCall, function: Callable[[ServedModel, Conversatio
     name, continues_last = call.model(fields.model), fields.continue_final_message
     begins = not continues_last if fields.add_generation_prompt is None else fields.add_generation_prompt
     if begins and continues_last:
-        raise InvalidRequest(
-            "add_generation_prompt and continue_final_message are both true: remove one of the two"
-        )
+        raise InvalidRequest("add_generation_prompt and continue_final_message are both true: remove one of the two")
     tools, choice = offered_tools(fields.tools, fields.tool_choice, True)
     conversation = Conversation(
         body.raw["messages"],
@@ -101,13 +99,7 @@ async def _models(call: ClientCall) -> Response:
     def meta(name: str) -> dict[str, Any]:
         if (llm := call.models.llm(name)) is None:
             return {}
-        return {
-            "meta": {
-                "n_vocab": llm.tokenizer.vocab_size,
-                "n_ctx_train": llm.spec.context,
-                "n_ctx": llm.context,
-            }
-        }
+        return {"meta": {"n_vocab": llm.tokenizer.vocab_size, "n_ctx_train": llm.spec.context, "n_ctx": llm.context}}
 
     entries = [{**openai.model(call, name), **meta(name)} for name in call.models.names]
     return json_response({"object": "list", "data": entries})

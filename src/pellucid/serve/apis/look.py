@@ -1,4 +1,4 @@
-"""Routes of the page: generated text with token probabilities, traces, lenses, profiles (docs/serving.md)."""
+"""The page, its files and its routes: generated text, traces, lenses, profiles (docs/page.md)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,68 @@ from typing import Any
 
 from starlette.responses import Response
 
+from pellucid.errors import NotFound
+from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import NAMED_SSE, TOGETHER_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve.apis.ollama_fields import capabilities
+from pellucid.serve.apis.openai_parts import error_body
 from pellucid.serve.generation_response import generation_response
 from pellucid.serve.live_requests import HEADER
+from pellucid.serve.look.model_facts import state
 from pellucid.serve.look.queries import QUERIES
-from pellucid.serve.look.running_model import state
 from pellucid.serve.look.token_events import LOOK_GENERATE, LookGeneration
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
-from pellucid.serve.ollama.model_descriptions import capabilities
-from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.served_model import ServedModel
+from pellucid.web.bundle import web_files
+
+# The page and its files. The page itself needs no key; the requests that it sends do.
+
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+HEADERS = {
+    # Scripts and styles are files of this server. Text of a model or a user cannot run as a script or a style.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # A site that opens the page gets no reference to the page's window.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+    "Vary": "Accept",
+}
+
+
+def _file(path: str) -> Response:
+    content = web_files().get(path)
+    if content is None:
+        raise NotFound(f"web/{brief(path)}: the page has no such file")
+    kind = KINDS[path[path.rindex(".") :]]
+    return Response(content, media_type=kind, headers=HEADERS)
+
+
+async def _root(call: ClientCall) -> Response:
+    if "text/html" in call.request.headers.get("accept", ""):
+        return _file("index.html")
+    return Response("Pellucid is running", media_type="text/plain")
+
+
+async def _web(call: ClientCall) -> Response:
+    return _file(call.request.path_params["path"])
+
+
+PAGE = Api(
+    "page",
+    {
+        "GET /": Route(_root, "The page, for browsers; a short text for Ollama's clients.", media="text/plain"),
+        "GET /web/{path:path}": Route(_web, "A file of the page.", media="text/javascript"),
+    },
+    error_body,
+    prefixes=("/web",),
+)
+
+
+# Routes of the page: generated text with token probabilities, traces, lenses, profiles (docs/serving.md).
 
 
 async def _models(call: ClientCall) -> Response:
@@ -85,9 +135,7 @@ async def _queried(call: ClientCall, kind: str, name: str, body: RequestBody[Any
         return json_response(await call.cancelled_on_disconnect(work))
 
 
-async def _remote(
-    call: ClientCall, llm: ServedModel, kind: str, name: str, body: RequestBody[Any]
-) -> Response:
+async def _remote(call: ClientCall, llm: ServedModel, kind: str, name: str, body: RequestBody[Any]) -> Response:
     assert not isinstance(llm, LLM)
     response = await call.cancelled_on_disconnect(llm.look(kind, name, body.raw))
     return Response(response, media_type="application/json", headers={HEADER: call.number})

@@ -9,16 +9,12 @@ from typing import Any, TypeVar
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.encoders.embedding import embed, vector_width
+from pellucid.encoders.tasks import embed, vector_width
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import JSON_LINES, Api, ClientCall, Route, event_stream, json_response
-from pellucid.serve.encoder_inputs import check_task, encoded_texts, prompt_of_name
-from pellucid.serve.generation_response import Streaming, generation_response
-from pellucid.serve.ollama import model_descriptions
-from pellucid.serve.ollama.chat_response import OllamaChat
-from pellucid.serve.ollama.generate_response import OllamaGenerate
-from pellucid.serve.ollama.ollama_fields import (
+from pellucid.serve.apis import ollama_fields
+from pellucid.serve.apis.ollama_fields import (
     CHAT,
     EMBED,
     GENERATE,
@@ -27,11 +23,14 @@ from pellucid.serve.ollama.ollama_fields import (
     SHOW,
     GenerateOptions,
     OllamaFields,
+    chunk,
+    error_body,
     keep_alive_of,
     refuse_options,
 )
-from pellucid.serve.ollama.pull import pulling
-from pellucid.serve.ollama.response_chunks import chunk, error_body
+from pellucid.serve.apis.ollama_responses import OllamaChat, OllamaGenerate, pulling
+from pellucid.serve.encoder_inputs import check_task, encoded_texts, prompt_of_name
+from pellucid.serve.generation_response import Streaming, generation_response
 from pellucid.serve.request_body import BodyType, RequestBody, listed_texts
 from pellucid.serve.served_model import ServedModel
 from pellucid.weights.sources.source import Silent
@@ -62,9 +61,7 @@ def _keep(call: ClientCall, given: str | float | None) -> Callable[[str], None]:
         return lambda name: None
     seconds = keep_alive_of(given)
     if seconds is not None and not call.models.local:
-        raise InvalidRequest(
-            f"keep_alive={brief(given)}: models on a cluster stay loaded; leave keep_alive out"
-        )
+        raise InvalidRequest(f"keep_alive={brief(given)}: models on a cluster stay loaded; leave keep_alive out")
     if seconds is not None and call.viewer.key and not call.viewer.admin:
         raise InvalidRequest(
             f"keep_alive={brief(given)}: unloading the model affects other clients and needs an admin key; "
@@ -95,9 +92,7 @@ def _generates(
             keep(name)
             return request
 
-        return await generation_response(
-            call, name, read_and_keep, JSON_LINES if body.fields.stream else None
-        )
+        return await generation_response(call, name, read_and_keep, JSON_LINES if body.fields.stream else None)
 
     return run
 
@@ -147,7 +142,7 @@ async def _embeddings(call: ClientCall) -> Response:
 async def _show(call: ClientCall) -> Response:
     fields = (await call.read(SHOW)).fields
     async with call.use(_model(call, fields)) as llm:
-        return json_response(await run_in_threadpool(model_descriptions.model_details, llm, fields.verbose))
+        return json_response(await run_in_threadpool(ollama_fields.model_details, llm, fields.verbose))
 
 
 async def _pull(call: ClientCall) -> Response:
@@ -165,7 +160,7 @@ async def _pull(call: ClientCall) -> Response:
 
 
 async def _tags(call: ClientCall) -> Response:
-    entries = [model_descriptions.model_entry(name, call.models.llm(name)) for name in call.models.names]
+    entries = [ollama_fields.model_entry(name, call.models.llm(name)) for name in call.models.names]
     return json_response({"models": entries})
 
 
@@ -174,9 +169,7 @@ async def _running(call: ClientCall) -> Response:
     return json_response(
         {
             "models": [
-                model_descriptions.running_model(name, llm, call.models.expires_in(name))
-                for name, llm in loaded
-                if llm
+                ollama_fields.running_model(name, llm, call.models.expires_in(name)) for name, llm in loaded if llm
             ]
         }
     )
@@ -194,10 +187,7 @@ OLLAMA = Api(
         "GET /api/ps": Route(_running, "The models in memory."),
         "POST /api/show": Route(_show, "Details of a model.", SHOW),
         "POST /api/generate": Route(
-            _generates(GENERATE, OllamaGenerate.of, "prompt"),
-            "Answer a prompt.",
-            GENERATE,
-            JSON_LINES.media_type,
+            _generates(GENERATE, OllamaGenerate.of, "prompt"), "Answer a prompt.", GENERATE, JSON_LINES.media_type
         ),
         "POST /api/chat": Route(
             _generates(CHAT, OllamaChat.of, "messages"), "Answer a conversation.", CHAT, JSON_LINES.media_type

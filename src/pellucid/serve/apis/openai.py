@@ -8,13 +8,19 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
-from pellucid.serve.encoder_response import encoder_route
+from pellucid.serve.apis.llamacpp_fields import Telemetry
+from pellucid.serve.apis.openai_chat import CHAT, ChatFields, ChatRequest, empty_chunk
+from pellucid.serve.apis.openai_completions import (
+    COMPLETION,
+    EMBEDDING,
+    CompletionFields,
+    CompletionRequest,
+    embeddings,
+    empty_event,
+)
+from pellucid.serve.apis.openai_parts import error_body
+from pellucid.serve.encoder_inputs import encoder_route
 from pellucid.serve.generation_response import Streaming, generation_response
-from pellucid.serve.llamacpp.telemetry import Telemetry
-from pellucid.serve.openai.chat_completions import CHAT, ChatFields, ChatRequest, empty_chunk
-from pellucid.serve.openai.completions import COMPLETION, CompletionFields, CompletionRequest, empty_event
-from pellucid.serve.openai.embeddings import EMBEDDING, embeddings
-from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
 

@@ -2,12 +2,201 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
+from pellucid.encoders.tasks import EncoderModel, classify, embed, token_vectors
+from pellucid.engine.encoder_inputs import EncoderInput
+from pellucid.engine.request import Request
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import shown
+from pellucid.model.outputs import Task, scores_of
 from pellucid.serve.api import Api
-from pellucid.serve.encoder_response import encoder_route
-from pellucid.serve.openai.response_parts import error_body
-from pellucid.serve.vllm.classification import CLASSIFICATION, classified
-from pellucid.serve.vllm.pooling import POOLING, pooled
-from pellucid.serve.vllm.scoring import SCORE, scored
+from pellucid.serve.apis.openai_parts import error_body
+from pellucid.serve.encoder_inputs import check_task, encoded_texts, encoder_route, formatted, listed_inputs, truncating
+from pellucid.serve.request_body import (
+    PLAIN_RULES,
+    BodyType,
+    Count,
+    ModelFields,
+    Prompt,
+    RequestBody,
+    Texts,
+    TokenLimit,
+    listed_texts,
+)
+from pellucid.serve.served_model import ServedModel
+
+# The form of vLLM's responses about encoders.
+
+
+def listed(prefix: str, number: str, name: str, data: Sequence[dict[str, Any]], tokens: int) -> dict[str, Any]:
+    """A response with an entry for each input. ``tokens`` is the number of tokens of the inputs."""
+    return {
+        "id": f"{prefix}-{number}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": name,
+        "data": [{"index": at, **one} for at, one in enumerate(data)],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+    }
+
+
+# /classify: the scores of the labels of texts.
+
+
+class ClassificationFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /classify. Without ``use_activation``, the response has logits."""
+
+    input: Prompt
+    truncate_prompt_tokens: TokenLimit | None = None
+    use_activation: bool = True
+
+
+CLASSIFICATION = BodyType(ClassificationFields, PLAIN_RULES)
+
+
+def classified(body: RequestBody[ClassificationFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    """Response body of /classify."""
+    fields = body.fields
+    check_task(llm, "classify")
+    limit = fields.truncate_prompt_tokens
+    encoded = encoded_texts(truncating(llm, limit), listed_inputs("input", fields.input), limit is not None)
+    data = [
+        {
+            "label": one.label,
+            "probs": list(one.scores if fields.use_activation else one.logits),
+            "num_classes": len(one.labels),
+        }
+        for one in classify(llm, [EncoderInput(ids) for ids in encoded])
+    ]
+    return listed("classify", number, name, data, sum(map(len, encoded)))
+
+
+# /pooling: what a model makes of texts, for every task: vectors, vectors of tokens, scores of labels.
+
+PoolingTask = Literal["embed", "classify", "score", "token_embed", "token_classify"]
+NAMES: Mapping[Task, Sequence[PoolingTask]] = {
+    "embed": ("embed",),
+    "tokens": ("token_embed",),
+    "classify": ("classify", "score"),
+    "tag": ("token_classify",),
+}
+"""vLLM's names of the tasks."""
+
+
+class PoolingFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /pooling. ``task`` only checks the task of the model."""
+
+    input: Prompt
+    task: PoolingTask | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Count | None = None
+    truncate_prompt_tokens: TokenLimit | None = None
+    use_activation: bool = True
+
+
+POOLING = BodyType(PoolingFields, PLAIN_RULES)
+
+
+def pooled(body: RequestBody[PoolingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    """Response body of /pooling."""
+    fields = body.fields
+    check_task(llm, *NAMES)
+    names = NAMES[llm.spec.task]
+    if fields.task not in (None, *names):
+        raise InvalidRequest(f"task={fields.task!r}: the task of {shown(llm.spec.name)} is {names[0]}: leave it out")
+    if fields.dimensions is not None and llm.spec.task != "embed":
+        raise InvalidRequest(f"dimensions={fields.dimensions}: only sentence vectors can be cut: leave it out")
+    limit = fields.truncate_prompt_tokens
+    encoded = encoded_texts(truncating(llm, limit), listed_inputs("input", fields.input), limit is not None)
+    data = [{"object": "pooling", "data": one} for one in _outputs(fields, llm, encoded)]
+    return listed("pool", number, name, data, sum(map(len, encoded)))
+
+
+def _outputs(fields: PoolingFields, llm: ServedModel, encoded: Sequence[list[int]]) -> list[Any]:
+    """The outputs of each text: a vector, or a list of vectors if each token has a vector."""
+    task, form, inputs = llm.spec.task, fields.encoding_format, [EncoderInput(ids) for ids in encoded]
+    if task == "embed":
+        return formatted(embed(llm, encoded, fields.dimensions), form)
+    if form == "base64":
+        raise InvalidRequest("encoding_format='base64': only sentence vectors have this format: leave it out")
+    if task == "tokens":
+        return [one.tolist() for one in token_vectors(llm, encoded)]
+    if task == "classify":
+        return [list(one.scores if fields.use_activation else one.logits) for one in classify(llm, inputs)]
+    labels = llm.spec.labels
+    assert labels is not None
+    return [
+        [scores_of(labels, row) if fields.use_activation else row.tolist() for row in rows]
+        for rows in llm.encode(inputs)
+    ]
+
+
+# /score: the relevance of texts to a text, or of pairs of texts.
+
+
+class ScoreFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /score. A single ``text_1`` goes with every ``text_2``; else the texts go in pairs."""
+
+    text_1: Texts
+    text_2: Texts
+    truncate_prompt_tokens: TokenLimit | None = None
+    use_activation: bool = True
+    instruction: str = ""
+
+
+SCORE = BodyType(ScoreFields, PLAIN_RULES)
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A request for the relevance of the second text to the first text of each pair."""
+
+    fields: ScoreFields
+    pairs: Sequence[tuple[str, str]]
+    model: EncoderModel
+    groups: Sequence[Request] = ()  # nothing is generated
+
+    @classmethod
+    def of(cls, body: RequestBody[ScoreFields], llm: ServedModel) -> ScoreRequest:
+        """Read a body. Raises InvalidRequest if a field is wrong or the model compares no texts."""
+        fields = body.fields
+        first, second = listed_texts("text_1", fields.text_1), listed_texts("text_2", fields.text_2)
+        for name, texts in (("text_1", first), ("text_2", second)):
+            if not texts:
+                raise InvalidRequest(f"{name}=[]: must have at least one text")
+        if len(first) not in (1, len(second)):
+            raise InvalidRequest(
+                f"text_1 has {len(first):,} texts and text_2 has {len(second):,}: give text_1 one text, or as many "
+                "as text_2"
+            )
+        check_task(llm, *PAIR_TASKS)
+        pairs = list(zip(first if len(first) > 1 else [first[0]] * len(second), second))
+        return cls(fields, pairs, truncating(llm, fields.truncate_prompt_tokens))
+
+    def answer(self, name: str, number: str) -> dict[str, Any]:
+        """Compute the scores and return the response body of the model ``name``."""
+        fields = self.fields
+        scores, tokens = pair_scores(
+            self.model,
+            self.pairs,
+            fields.truncate_prompt_tokens is not None,
+            instruction=fields.instruction,
+            raw=not fields.use_activation,
+        )
+        return listed("score", number, name, [{"object": "score", "score": one} for one in scores], tokens)
+
+
+def scored(body: RequestBody[ScoreFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    """Response body of /score."""
+    return ScoreRequest.of(body, llm).answer(name, number)
+
+
+# vLLM's API for encoders: scores of pairs, labels, and what a model makes.
 
 SCORES = encoder_route("The relevance of pairs of texts.", SCORE, scored)
 VLLM = Api(

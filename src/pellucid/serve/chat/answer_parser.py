@@ -9,9 +9,48 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pellucid.serve.chat.call_format import Answer, CallFormat
-from pellucid.serve.chat.reasoning import ReasoningMarks
+from pellucid.serve.chat.messages import Tool
 from pellucid.serve.chat.text_parser import Parse
-from pellucid.serve.chat.tools import Tool
+
+# The marks of reasoning: the texts before and after a model's reasoning, such as <think> and </think>.
+#
+# The reasoning comes before the answer.
+
+
+@dataclass(frozen=True)
+class ReasoningMarks:
+    """Texts before and after a model's reasoning."""
+
+    open: str
+    close: str
+
+
+KNOWN = (
+    ReasoningMarks("<think>", "</think>"),
+    ReasoningMarks("[THINK]", "[/THINK]"),
+    ReasoningMarks("<|channel>thought\n", "<channel|>"),
+    ReasoningMarks("<|START_THINKING|>", "<|END_THINKING|>"),
+    ReasoningMarks("<seed:think>", "</seed:think>"),
+    ReasoningMarks("<|inner_prefix|>", "<|inner_suffix|>"),
+)
+
+
+def reasoning_marks(template: str) -> ReasoningMarks | None:
+    """The marks that a chat template contains; None if it contains no known marks."""
+    return next((marks for marks in KNOWN if marks.close in template), None)
+
+
+def is_open(prompt_end: str, marks: ReasoningMarks) -> bool:
+    """True if the prompt has begun the reasoning, because the prompt ends with the opening mark."""
+    return prompt_end.rstrip().endswith(marks.open.rstrip())
+
+
+def is_closed(prompt_end: str, marks: ReasoningMarks) -> bool:
+    """True if the answer has no reasoning, because the prompt ends with the closing mark."""
+    return prompt_end.rstrip().endswith(marks.close)
+
+
+# A model's text as parts: reasoning, text for the user, tool calls.
 
 
 @dataclass(frozen=True)
@@ -56,11 +95,7 @@ class AnswerParser(Answer):
     """
 
     def __init__(
-        self,
-        reasoning: ReasoningMarks | None,
-        begun: bool,
-        calls: CallFormat | None,
-        tools: Mapping[str, Tool],
+        self, reasoning: ReasoningMarks | None, begun: bool, calls: CallFormat | None, tools: Mapping[str, Tool]
     ) -> None:
         self.tools = tools
         self._reasoning, self._begun, self._calls = reasoning, begun, calls
@@ -108,9 +143,7 @@ class AnswerParser(Answer):
     def call(self, name: str) -> None:
         self._space = ""
         id_length = self._calls.id_length if self._calls else None
-        call_id = (
-            f"call_{secrets.token_hex(12)}" if id_length is None else secrets.token_hex(id_length)[:id_length]
-        )
+        call_id = f"call_{secrets.token_hex(12)}" if id_length is None else secrets.token_hex(id_length)[:id_length]
         self._parts.append(CallStart(self._count, call_id, name))
         self._count += 1
 

@@ -17,8 +17,8 @@ import regex  # type: ignore[import-untyped]
 
 from pellucid.errors import InvalidRequest
 from pellucid.serve.chat.lark import ANYTHING, LarkBuilder, checked_schema, either
+from pellucid.serve.chat.messages import Tool, ToolChoice
 from pellucid.serve.chat.text_parser import Parse, TextParser
-from pellucid.serve.chat.tools import Tool, ToolChoice
 from pellucid.util.registry import discover
 
 SPACE = regex.compile(" ?")
@@ -149,8 +149,7 @@ class _Calls(CallFormat):
 
     def grammar(self, build: LarkBuilder, choice: ToolChoice, shape: str | None) -> str:
         calls = [
-            f"{_literal(build, one.name + self.middle)} {self.arguments_grammar(build, one)}"
-            for one in choice.tools
+            f"{_literal(build, one.name + self.middle)} {self.arguments_grammar(build, one)}" for one in choice.tools
         ]
         call = build.rule("call", either(*calls))
         more = f" ({_literal(build, self.next)} {call}){{0,{MOST_CALLS - 1}}}" if choice.parallel else ""
@@ -171,9 +170,7 @@ class _Calls(CallFormat):
         for begin in (r"\s{0,2}", rf"(.|\n)*{FENCE}"):
             calls = []
             for tool in choice.tools:
-                head = build.rule(
-                    "bare", f"/{begin}{self.bare.replace('{name}', regex.escape(tool.name))}/", "[lazy]"
-                )
+                head = build.rule("bare", f"/{begin}{self.bare.replace('{name}', regex.escape(tool.name))}/", "[lazy]")
                 calls.append(f'{head} (" ")? {self.arguments_grammar(build, tool)}')
             expressions.append(f"{either(*calls)} /{BARE_END}/")
         return expressions
@@ -253,9 +250,7 @@ class TaggedCalls(_Calls):
             return f"({key} {build.up_to(self.after_value)})*"
         required, entries = tool.parameters.get("required", []), list[str]()
         for key, value in properties.items():
-            one = (
-                f"{build.text(self.before_key + key + self.after_key)} {self._value(build, tool, key, value)}"
-            )
+            one = f"{build.text(self.before_key + key + self.after_key)} {self._value(build, tool, key, value)}"
             entries.append(one if key in required else f"({one})?")
         return " ".join(entries) or '""'
 
@@ -337,9 +332,7 @@ def _split(literal: str) -> list[str]:
 
 def _literal(build: LarkBuilder, literal: str) -> str:
     """Grammar expression for a literal with slots."""
-    expressions = [
-        f"/{SLOTS[part]}/" if part in SLOTS else build.text(part) for part in _split(literal) if part
-    ]
+    expressions = [f"/{SLOTS[part]}/" if part in SLOTS else build.text(part) for part in _split(literal) if part]
     return " ".join(expressions) or '""'
 
 

@@ -12,13 +12,19 @@ from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.sample.step import options_of
 from pellucid.sample.steps.constraint import Constraint
-from pellucid.serve.chat.answer_parser import AnswerParser, ChatAnswer, Part, assemble
+from pellucid.serve.chat.answer_parser import (
+    AnswerParser,
+    ChatAnswer,
+    Part,
+    ReasoningMarks,
+    assemble,
+    is_closed,
+    is_open,
+)
 from pellucid.serve.chat.call_format import CallFormat
 from pellucid.serve.chat.chat_style import ChatStyle, chat_style
 from pellucid.serve.chat.lark import LarkBuilder
-from pellucid.serve.chat.messages import template_messages
-from pellucid.serve.chat.reasoning import ReasoningMarks, is_closed, is_open
-from pellucid.serve.chat.tools import Tool, ToolChoice
+from pellucid.serve.chat.messages import Tool, ToolChoice, template_messages
 from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.served_model import ServedModel
 
@@ -61,9 +67,7 @@ def prompt_of(llm: ServedModel, conversation: Conversation, *, any_length: bool 
     return [*conversation.prefix, *ids[again:]]
 
 
-def template_input(
-    llm: ServedModel, conversation: Conversation
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def template_input(llm: ServedModel, conversation: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Messages and extra variables for the chat template.
 
     Raises: as ``prompt_of``.

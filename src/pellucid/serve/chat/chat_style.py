@@ -10,8 +10,8 @@ from typing import Any
 import regex  # type: ignore[import-untyped]
 
 from pellucid.errors import TemplateError
+from pellucid.serve.chat.answer_parser import ReasoningMarks, reasoning_marks
 from pellucid.serve.chat.call_format import SLOTS, CallFormat, known_formats
-from pellucid.serve.chat.reasoning import ReasoningMarks, reasoning_marks
 from pellucid.tokenize import Tokenizer
 
 NAME, ARGUMENTS = "lookup", {"city": "Paris", "days": 1}

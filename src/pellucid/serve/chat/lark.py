@@ -15,7 +15,7 @@ import regex  # type: ignore[import-untyped]
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars import schema
 from pellucid.sample.grammars.grammar import JSON, compiled
-from pellucid.serve.closed_schema import closed
+from pellucid.serve.json_schema import closed
 from pellucid.tokenize import Tokenizer
 
 ANYTHING = r"/(.|\n)*/"
@@ -51,7 +51,7 @@ class LarkBuilder:
         return self.rule("up_to", rf"/(.|\n)*{quoted}/", "[lazy]")
 
     def json(self, name: str, value: Any) -> str:
-        """Expression for JSON that follows a schema. The schema's objects are closed (``serve/closed_schema.py``).
+        """Expression for JSON that follows a schema. The schema's objects are closed (``serve/json_schema.py``).
 
         Raises:
             InvalidRequest: the schema is invalid or cannot be enforced; the message begins with ``name``.

@@ -83,9 +83,7 @@ class TextParser:
                 self._hand_on(len(self._text), out)
                 return False
 
-    def search(
-        self, pattern: regex.Pattern[str], out: Callable[[str], object]
-    ) -> Parse[regex.Match[str] | None]:
+    def search(self, pattern: regex.Pattern[str], out: Callable[[str], object]) -> Parse[regex.Match[str] | None]:
         """Pass text to ``out`` up to the first match, and consume the match. None if the text ends without a match."""
         while True:
             match = pattern.search(self._text, partial=True)

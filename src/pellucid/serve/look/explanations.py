@@ -1,8 +1,10 @@
-"""POST /look/…: lenses, attribution, tokenization, texts of tokens, nearest tokens."""
+"""POST /look/…: lenses, attribution, features, graphs, beams, tokenization, nearest tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -10,13 +12,24 @@ from msgspec import Meta
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.serve.look.edit_fields import edits_of
-from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, prompt_of
+from pellucid.sample.beams import BeamOptions
+from pellucid.serve.look.prompt_fields import (
+    PromptFields,
+    PromptTokens,
+    dictionary_of,
+    edits_of,
+    prompt_of,
+    token_fields,
+)
 from pellucid.serve.request_body import ModelFields, RequestBody, Texts, TokenId, listed_texts
+from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
 from pellucid.trace.explanation import MOST_TOP
+from pellucid.trace.graphs.build import attribution_graph
+from pellucid.trace.graphs.targets import promoted_tokens
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.attribution import needed as attribution_points
+from pellucid.trace.lenses.features import features
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.logit_lens import needed as lens_points
 from pellucid.trace.lenses.neighbours import around
@@ -25,6 +38,152 @@ from pellucid.trace.lenses.token_contributions import token_contributions
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import read
 from pellucid.util.checks import whole
+
+# POST /look/features: the features of a server's dictionary that are active at the tokens of a prompt.
+
+MAX_TOKENS = 2048
+
+
+class FeaturesFields(PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/features: the name of a ``dictionary``, and the number ``top`` of features of each token."""
+
+    dictionary: str
+    top: Annotated[int, Meta(ge=1, le=100)] = 10
+
+
+def active_features(body: RequestBody[FeaturesFields], llm: LLM) -> dict[str, Any]:
+    """The features with the highest activations at each token, and the explained variance of each point."""
+    fields, prompt, edits = body.fields, prompt_of(body, llm), edits_of(body.fields.edits, llm)
+    dictionary = dictionary_of("dictionary", fields.dictionary, llm)
+    if len(prompt.read) > MAX_TOKENS:
+        raise InvalidRequest(f"prompt has {len(prompt.read):,} tokens; the limit is {MAX_TOKENS:,} here")
+    points = [own.name for coder in dictionary.coders.values() for own in (coder.reads, coder.writes[0])]
+    table = features(llm, read(llm, prompt.ids, points, edits, answer=prompt.answer), dictionary)
+    return {
+        "dictionary": described(dictionary),
+        "pieces": table.pieces,
+        "features": [
+            [
+                {"layer": own.layer, "feature": own.feature, "activation": own.activation}
+                for own in table.top(position, fields.top)
+            ]
+            for position in range(len(table.pieces))
+        ],
+        "explained_variance": table.explained(),
+    }
+
+
+def described(dictionary: Dictionary) -> Mapping[str, Any]:
+    """Facts about a dictionary."""
+    coders = dictionary.coders
+    return {
+        "kind": dictionary.kind,
+        "layers": {
+            str(layer): {
+                "features": coder.features,
+                "activation": coder.activation,
+                "reads": coder.reads.name,
+                "writes": [own.name for own in coder.writes],
+            }
+            for layer, coder in coders.items()
+        },
+    }
+
+
+# POST /look/graph: an attribution graph of the token after a prompt.
+
+MAX_TOKENS, MAX_NODES = 512, 4096
+BUDGET = 2 << 30
+Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+class GraphFields(PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/graph: the name of a ``dictionary`` of transcoders, and the number of ``nodes`` before pruning.
+
+    ``tokens`` are texts or ids of the tokens whose logits are explained; by default the most likely tokens.
+    ``node_share`` and ``edge_share`` are the shares of the influence that are kept.
+    """
+
+    dictionary: str | None = None
+    nodes: Annotated[int, Meta(ge=1, le=MAX_NODES)] = 500
+    heads: bool | None = None
+    tokens: Annotated[list[Any], Meta(min_length=1, max_length=16)] | None = None
+    first: Annotated[int, Meta(ge=0)] = 1
+    node_share: Share = 0.8
+    edge_share: Share = 0.98
+
+
+def graph(body: RequestBody[GraphFields], llm: LLM) -> dict[str, Any]:
+    """The pruned graph in Neuronpedia's format, with the tokens that units promote (``trace/graphs``)."""
+    fields, prompt, edits = body.fields, prompt_of(body, llm), edits_of(body.fields.edits, llm)
+    if len(prompt.read) > MAX_TOKENS:
+        raise InvalidRequest(f"prompt has {len(prompt.read):,} tokens; the limit is {MAX_TOKENS:,} here")
+    own = fields.dictionary
+    dictionary = None if own is None else dictionary_of("dictionary", own, llm)
+    whole = attribution_graph(
+        llm,
+        prompt.ids,
+        dictionary,
+        target=fields.tokens,
+        nodes=fields.nodes,
+        heads=fields.heads,
+        first=fields.first,
+        edits=edits,
+        budget=BUDGET,
+    )
+    found = whole.pruned(fields.node_share, fields.edge_share)
+    return found.as_dict(scan=llm.checkpoint.path.stem, promoted=promoted_tokens(llm, found, dictionary))
+
+
+# POST /look/beams: beam search, with the tree of all candidates.
+
+
+class BeamsFields(PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/beams."""
+
+    num_beams: Annotated[int, Meta(ge=1, le=16)] = 4
+    max_tokens: Annotated[int, Meta(ge=1, le=200)] = 12
+
+
+def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
+    """Texts, best first, the search tree, and the ``length_penalty`` of the scores. Each node has its token's text.
+
+    The ``score`` of a node is the sum of the log-probabilities of its tokens, the score of a text this sum divided by
+    the number of tokens to the power of ``length_penalty``.
+
+    Raises:
+        InvalidRequest: a field is wrong; the message names it.
+    """
+    prompt, count = prompt_of(body, llm), body.fields.num_beams
+    if prompt.answer:
+        raise InvalidRequest(f"answer={brief(prompt.answer)}: a beam search begins before the answer: leave it out")
+    beams_found = llm.beam_search(
+        prompt.ids,
+        num_beams=count,
+        num_return_sequences=count,
+        max_new_tokens=body.fields.max_tokens,
+        edits=edits_of(body.fields.edits, llm),
+    )
+    groupers = {0: llm.tokenizer.grouper()}
+    for token in prompt.read:
+        groupers[0].push(token)
+    tree = [asdict(beams_found.tree[0])]
+    for node in beams_found.tree[1:]:
+        groupers[node.id] = grouper = copy(groupers[node.parent])
+        fields = token_fields(llm.tokenizer, node.token, grouper.push(node.token))
+        tree.append({**asdict(node), **fields})
+    return {
+        "prompt": prompt.read,
+        "texts": [
+            {"text": one.text, "score": one.score, "node": one.node, "finish_reason": one.finish_reason}
+            for one in beams_found.texts
+        ],
+        "tree": tree,
+        "length_penalty": llm.recommended_beams.get("length_penalty", BeamOptions.length_penalty),
+    }
+
+
+# POST /look/…: lenses, attribution, tokenization, texts of tokens, nearest tokens.
 
 MAX_TEXT, MAX_IDS = 4000, 4096  # characters; token ids
 MAX_LENS, MAX_SCORES = 512, 1 << 26  # tokens; tokens times the vocabulary

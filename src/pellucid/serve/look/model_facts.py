@@ -1,17 +1,26 @@
-"""GET /look/models/NAME: facts about a model that the page needs."""
+"""Facts about a model that the page needs: its structure, its state, the times of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from pellucid.engine.task import ReadingTask
 from pellucid.llm import LLM
+from pellucid.measure.profile import profile_turns
 from pellucid.plan.points import Point
 from pellucid.sample.step import steps
-from pellucid.serve.look.active_features import described
-from pellucid.serve.request_body import Fields, RequestBody
+from pellucid.serve.look.explanations import described
+from pellucid.serve.request_body import Count, Fields, ModelFields, RequestBody
+from pellucid.serve.served_model import ServedModel
 from pellucid.trace.recorded_run import shape_of
+from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import parameter_count, stored_bytes
+
+# GET /look/models/NAME: facts about a model that the page needs.
 
 
 class FactsFields(Fields, frozen=True):
@@ -23,7 +32,7 @@ class FactsFields(Fields, frozen=True):
 def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
     """A model's shape, its hook points and its sampler steps. ``notice``: why its values cannot be traced.
 
-    ``blocks`` and ``facts`` are sizes of the blocks and of the model (``model/block_sizes.py``), with the number of
+    ``blocks`` and ``facts`` are sizes of the blocks and of the model (``model/describe.py``), with the number of
     ``parameters`` and their ``bytes`` in the file. ``graph`` is the dataflow between the points (``plan/dataflow.py``).
     ``encoder`` has the sizes of the blocks of an encoder-decoder's encoder.
 
@@ -67,13 +76,7 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
         },
         "notice": llm.unwatched,
         "points": {
-            one.name: {
-                "shape": one.shape,
-                "dtype": one.dtype,
-                "unit": one.unit,
-                "about": one.about,
-                "kind": one.kind,
-            }
+            one.name: {"shape": one.shape, "dtype": one.dtype, "unit": one.unit, "about": one.about, "kind": one.kind}
             for one in points.values()
         },
     }
@@ -89,3 +92,57 @@ def _output(llm: LLM, points: Mapping[str, Point]) -> dict[str, Any] | None:
     if spec.task == "answer":
         labels, scale = ["an answer begins", "an answer ends"], "none"
     return {"point": names[-1], "each": spec.pooling is None, "labels": labels, "scale": scale}
+
+
+# GET /look/state/NAME and POST /look/profile: state of a running model, and the times of a step's operations.
+
+ROUNDS, MOST_DEPTH = 3, 1024
+ROOF_BYTES = 64 << 20  # larger than most CPU caches, small beside a model
+
+
+def state(llm: ServedModel) -> dict[str, Any]:
+    """Requests, steps, pages of the cache, and bytes of the prefix cache. ``replicas``: the same of each replica."""
+    replicas = llm.replica_states()
+    own = {} if replicas is None else {"replicas": asdict(replicas)["replicas"]}
+    return {**asdict(llm.state()), **own}
+
+
+class ProfileFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /look/profile."""
+
+    tokens: Count = 1
+    depth: Annotated[int, Meta(ge=0)] = 0
+
+
+def profile(body: RequestBody[ProfileFields], llm: LLM) -> dict[str, Any]:
+    """Measure the operations of a step with ``tokens`` tokens after ``depth`` tokens, between the steps of requests.
+
+    Raises:
+        InvalidRequest: a field is out of range, or the model is closed.
+        CacheFull: the cache has no pages for the step.
+    """
+    most = min(llm.runner.limits.tokens, llm.context - 1)
+    tokens = whole("tokens", body.fields.tokens, 1, most)
+    depth = whole("depth", body.fields.depth, 0, min(MOST_DEPTH, llm.context - 1 - tokens))
+    turns = profile_turns(llm.runner, tokens, depth, ROUNDS, roof_bytes=ROOF_BYTES)
+    *_, profiled = llm.engine.run(ReadingTask(turns), llm.scheduling)
+    assert profiled is not None
+    kinds = sorted(profiled.kinds().items(), key=lambda one: -one[1].seconds)
+    return {
+        "what": profiled.what,
+        "seconds": profiled.total.seconds,
+        "repetitions": profiled.repetitions,
+        "read_bytes_per_second": profiled.rates.read,
+        "multiply_adds_per_second": profiled.rates.multiply,
+        "operations": [
+            {
+                "stage": stage,
+                "kernel": kernel,
+                "count": timed.count,
+                "seconds": timed.seconds,
+                "rate": timed.rate(profiled.rates),
+                "share": timed.share(profiled.rates),
+            }
+            for (stage, kernel), timed in kinds
+        ],
+    }

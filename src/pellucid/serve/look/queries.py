@@ -8,11 +8,8 @@ from typing import Any
 
 from pellucid.llm import LLM
 from pellucid.serve.look import explanations as explain
-from pellucid.serve.look.active_features import FeaturesFields, active_features
-from pellucid.serve.look.attribution_graphs import GraphFields, graph
-from pellucid.serve.look.beam_tree import BeamsFields, beams
-from pellucid.serve.look.model_facts import FactsFields, model_facts
-from pellucid.serve.look.running_model import ProfileFields, profile
+from pellucid.serve.look.explanations import BeamsFields, FeaturesFields, GraphFields, active_features, beams, graph
+from pellucid.serve.look.model_facts import FactsFields, ProfileFields, model_facts, profile
 from pellucid.serve.look.weight_rows import WeightsFields, weights
 from pellucid.serve.request_body import BodyType, F, RequestBody
 
@@ -37,22 +34,16 @@ QUERIES: Mapping[str, ModelQuery] = {
         "The active features of a dictionary at each token of a prompt.", FeaturesFields, active_features
     ),
     "beams": _query("A beam search, with the tree of all candidates.", BeamsFields, beams),
-    "profile": _query(
-        "The times of a step's operations beside the limits of the machine.", ProfileFields, profile
-    ),
+    "profile": _query("The times of a step's operations beside the limits of the machine.", ProfileFields, profile),
     "attribution": _query(
         "Contribution of each part to the logit of a token.", explain.AttributionFields, explain.attribution
     ),
     "graph": _query("Attribution graph of the next token, in Neuronpedia's format.", GraphFields, graph),
-    "neighbours": _query(
-        "The nearest tokens of token ids or words.", explain.NeighboursFields, explain.neighbours
-    ),
+    "neighbours": _query("The nearest tokens of token ids or words.", explain.NeighboursFields, explain.neighbours),
     "weights": _query(
         "The weights of one number of a point, and the input that they multiply.", WeightsFields, weights
     ),
     "pieces": _query("The texts of tokens.", explain.PiecesFields, explain.pieces),
-    "tokenize": _query(
-        "Tokenization of a text, stage by stage.", explain.TextTokenizeFields, explain.tokenization
-    ),
+    "tokenize": _query("Tokenization of a text, stage by stage.", explain.TextTokenizeFields, explain.tokenization),
 }
 """``TraceReading`` is not a query, because it is cancelled when its client disconnects."""

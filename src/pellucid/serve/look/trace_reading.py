@@ -11,21 +11,19 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.request import Request
 from pellucid.engine.tasks.encoding import EncodingTask
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import array_body
+from pellucid.serve.apis.openai_parts import OPENAI_RULES
 from pellucid.serve.generation_options import CONTROL, LOGPROBS, OPENAI_DEFAULTS, generation_options
-from pellucid.serve.look.edit_fields import edits_of
-from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, prompt_of
-from pellucid.serve.look.token_fields import described, source_fields
-from pellucid.serve.openai.common_fields import OPENAI_RULES
+from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, described, edits_of, prompt_of, source_fields
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, RequestBody, TokenId
+from pellucid.trace.frames import row_norms
 from pellucid.trace.positions import TokenTexts
-from pellucid.trace.row_norms import row_norms
 from pellucid.trace.selection import select
 from pellucid.trace.trace import Trace
 from pellucid.util.checks import whole
@@ -95,9 +93,7 @@ class TraceReading:
             raise InvalidRequest(f"views has {len(fields.views):,} views; the limit is {MAX_VIEWS}")
         views = [PatternView.of(f"views[{at}]", one, llm) for at, one in enumerate(fields.views)]
         options = body.options({"temperature": 0, "max_new_tokens": 1})
-        norm_points = {one.name for one in select(llm.points, norms)} - {
-            one.name for one in select(llm.points, points)
-        }
+        norm_points = {one.name for one in select(llm.points, norms)} - {one.name for one in select(llm.points, points)}
         recorded = list(dict.fromkeys([*points, *norms, *(view.point for view in views)]))
         returned = {one.name for one in select(llm.points, [*points, *norms])}
         with llm.trace(*recorded, budget=RECORDED) as trace:
@@ -163,17 +159,13 @@ class TraceReading:
         prompt, trace, shapes = self.prompt, self.trace, dict[str, Sequence[int]]()
         limit = self.groups[0].limit if self.groups else 1
         tokens = len(prompt.read) + limit - 1  # the last token is not read
-        texts = [
-            None if ids is None else TokenTexts(ids, trace.piece) for ids in (prompt.read, prompt.source)
-        ]
+        texts = [None if ids is None else TokenTexts(ids, trace.piece) for ids in (prompt.read, prompt.source)]
         for part in trace.selected:
             of_text = texts[1] if part.point.of_source and texts[1] else texts[0]
             assert of_text is not None
             own = part.resolve(of_text, texts[1])
             is_output = part.point.kind == "output"
-            shapes[part.name] = (
-                (limit, *part.point.sizes) if is_output else own.shape(tokens, len(prompt.source or ()))
-            )
+            shapes[part.name] = (limit, *part.point.sizes) if is_output else own.shape(tokens, len(prompt.source or ()))
         for name, shape in shapes.items():
             if name in self.returned:
                 yield name, shape[:1] if name in self.norm_points else shape

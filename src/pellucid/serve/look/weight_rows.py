@@ -60,14 +60,9 @@ def weights(body: RequestBody[WeightsFields], llm: LLM) -> dict[str, Any]:
         name = name.removesuffix(suffix)
     if source is None or op is None or name not in (*PRODUCTS, "norm", "embedding"):
         inputs = _listed(source.inputs) if source else "the logits"
-        raise InvalidRequest(
-            f"point={brief(point.name)}: it is no product of weights, but computed from {inputs}"
-        )
+        raise InvalidRequest(f"point={brief(point.name)}: it is no product of weights, but computed from {inputs}")
     for field in ("expert", "row"):
-        if getattr(fields, field) is not None and field != {
-            "matmul_experts": "expert",
-            "embedding": "row",
-        }.get(name):
+        if getattr(fields, field) is not None and field != {"matmul_experts": "expert", "embedding": "row"}.get(name):
             raise InvalidRequest(f"{field}={getattr(fields, field)}: {point.name} has none: leave it out")
     row = _ComponentWeights(llm, plan, op, point, source, whole("index", fields.index, 0, _size(point) - 1))
     if name == "norm":
@@ -94,9 +89,7 @@ def _size(point: Point) -> int:
 class _ComponentWeights:
     """The weights of component ``index`` of a point, which ``op`` computes."""
 
-    def __init__(
-        self, llm: LLM, plan: Plan, op: Operation, point: Point, source: PointSource, index: int
-    ) -> None:
+    def __init__(self, llm: LLM, plan: Plan, op: Operation, point: Point, source: PointSource, index: int) -> None:
         self._llm, self._plan, self._op, self._point = llm, plan, op, point
         self._source, self._index = source, index
         self._weights = ModelWeights(llm.checkpoint, llm.model)
@@ -182,9 +175,7 @@ class _ComponentWeights:
         fields = self._op.fields
         if row is None:
             if fields["index"] != StepRecord.at.token_types:
-                raise InvalidRequest(
-                    f"row is missing: {self._point.name} is a row of a table: a token id or position"
-                )
+                raise InvalidRequest(f"row is missing: {self._point.name} is a row of a table: a token id or position")
             row = 0  # a text alone has tokens of type 0
         limit = int(fields["limit"])  # type: ignore[arg-type]
         rows = self._weights.row(self._slot, 0 if limit and row >= limit else row)

@@ -45,9 +45,7 @@ def conversation(messages: Any) -> list[Message]:
         refuse_other_than_text(message.get("content"), f"messages[{at}].content")
         if texts := _parts_of_text(message.get("content")):
             message["content"] = "".join(texts)  # most templates take only a text
-    return [
-        _aliased({key: value for key, value in message.items() if value is not None}) for message in converted
-    ]
+    return [_aliased({key: value for key, value in message.items() if value is not None}) for message in converted]
 
 
 def _parts_of_text(content: Any) -> list[str]:
@@ -124,9 +122,7 @@ def _breaker(texts: Iterable[str], control_tokens: Iterable[str]) -> tuple[Calla
     """A function that inserts a mark into each control token of a text, and the mark, which no text contains."""
     characters = set[str]().union(*texts)
     mark = _unused(characters)
-    present = sorted(
-        (token for token in control_tokens if token and token[0] in characters), key=len, reverse=True
-    )
+    present = sorted((token for token in control_tokens if token and token[0] in characters), key=len, reverse=True)
 
     def broken(value: Any) -> Any:
         if isinstance(value, str):
@@ -161,18 +157,14 @@ def text_before(end: str, text: str) -> str:
     """
     before, separator, _ = text.rpartition(end)
     if not separator:
-        raise TemplateError(
-            "the chat template leaves out the last message, so the message cannot be continued"
-        )
+        raise TemplateError("the chat template leaves out the last message, so the message cannot be continued")
     return before
 
 
 def _unused(characters: set[str]) -> str:
     mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in characters), None)
     if mark is None:
-        raise InvalidRequest(
-            "the messages hold all noncharacters U+FDD0 to U+FDEF: remove at least one of them"
-        )
+        raise InvalidRequest("the messages hold all noncharacters U+FDD0 to U+FDEF: remove at least one of them")
     return mark
 
 

@@ -1,4 +1,4 @@
-"""The program of the worker process that renders chat templates. ``template_process.py`` starts and kills it.
+"""The program of the worker process that renders chat templates. ``template.py`` starts and kills it.
 
 The worker reads requests from standard input and writes one reply per request to standard output. Requests and replies
 are frames. A frame is the length in four big-endian bytes, followed by JSON in UTF-8 (unpaired surrogates are allowed).
@@ -94,11 +94,7 @@ def answer(frame: bytes, limits: Limits) -> dict[str, Any]:
             limits.stop()
         return {"text": text, "last": _is_large()}
     except TooLong:
-        return {
-            "error": f"it wrote more than {request['characters']:,} characters",
-            "line": None,
-            "last": True,
-        }
+        return {"error": f"it wrote more than {request['characters']:,} characters", "line": None, "last": True}
     except OutOfTime as error:
         return _failed(error, f"it ran for more than {request['seconds']:g} seconds", last=True)
     except MemoryError as error:
@@ -180,15 +176,9 @@ def environment() -> Environment:
                 raise SecurityError(f"a namespace cannot have {name!r}: names in it do not start with _")
 
     def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: Any = None,
-        separators: Any = None,
-        sort_keys: bool = False,
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
     ) -> str:
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def raise_exception(message: str) -> NoReturn:
         raise TemplateRuntimeError(str(message))
@@ -197,17 +187,11 @@ def environment() -> Environment:
         return datetime.now().strftime(format)
 
     sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", GenerationTag],
-        cache_size=0,
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag], cache_size=0
     )
     sandbox.filters["tojson"] = tojson
     sandbox.globals.update(
-        raise_exception=raise_exception,
-        strftime_now=strftime_now,
-        dict=TemplateDict(),
-        namespace=TemplateNamespace,
+        raise_exception=raise_exception, strftime_now=strftime_now, dict=TemplateDict(), namespace=TemplateNamespace
     )
     return sandbox
 

@@ -20,7 +20,7 @@ from pellucid.kernels.text import apart as text_apart
 from pellucid.kernels.text import merge as text_merge
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.kernels.text import words as text_words
-from pellucid.runtime.call import Call
+from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import Arena
 from pellucid.tokenize.stages.decode import byte_alphabet
 
@@ -75,9 +75,7 @@ class SpelledPieces(Struct, frozen=True):
     def in_alphabet(cls, ids: Mapping[str, int], size: int) -> SpelledPieces:
         """Build from pieces spelled in the byte alphabet."""
         strange = 0xFFFF
-        table = dict.fromkeys(range(0x180), strange) | {
-            ord(char): byte for char, byte in byte_alphabet().items()
-        }
+        table = dict.fromkeys(range(0x180), strange) | {ord(char): byte for char, byte in byte_alphabet().items()}
         pieces = [""] * size
         for piece, index in ids.items():
             pieces[index] = piece
@@ -158,11 +156,7 @@ class PairTable:
     """A hash table of merges: ``lefts``, ``rights``, ``merged`` and ``ranks`` (n,) int32."""
 
     def __init__(
-        self,
-        lefts: NDArray[np.int32],
-        rights: NDArray[np.int32],
-        merged: NDArray[np.int32],
-        ranks: NDArray[np.int32],
+        self, lefts: NDArray[np.int32], rights: NDArray[np.int32], merged: NDArray[np.int32], ranks: NDArray[np.int32]
     ) -> None:
         self.slots, self.mask = slots(len(lefts), 2)
         self._columns = (lefts, rights, merged, ranks)

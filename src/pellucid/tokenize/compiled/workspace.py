@@ -108,9 +108,7 @@ class WorkspacePool:
         self._free.append(workspace)
         if len(self._free) == 1:
             return
-        from pellucid.runtime.processors import (
-            processors,  # slow to import, and most programs use one workspace
-        )
+        from pellucid.runtime.processors import processors  # slow to import, and most programs use one workspace
 
         try:
             while len(self._free) > 1 and (
@@ -153,9 +151,7 @@ class TextBatch(Struct):
         joined = data[0] if len(data) == 1 else b"".join(data)
         length = len(joined)
         if length > MAX_BYTES:
-            raise InvalidRequest(
-                f"a text of {length:,} bytes; the limit is {MAX_BYTES:,}: encode it in parts"
-            )
+            raise InvalidRequest(f"a text of {length:,} bytes; the limit is {MAX_BYTES:,}: encode it in parts")
         count = len(data) if pieces is None else len(pieces)
         text = workspace.array("text", 0, length + text_pieces.PADDING, np.uint8)
         ends = workspace.array("ends", 0, len(data), np.int32)

@@ -15,13 +15,12 @@ from msgspec import Struct
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
-from pellucid.tokenize.piece_ids import PieceIds
 from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.postprocess import Template
-from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
+from pellucid.tokenize.vocabulary import SPECIAL_TYPES, PieceIds, TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.weights.gguf_strings import StringArray
+    from pellucid.weights.gguf_values import StringArray
 
 END_OF_GENERATION = frozenset((
     "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>",
@@ -85,7 +84,7 @@ class GGUFFields:
 
     def strings(self, key: str) -> Sequence[str] | None:
         """The array of strings ``tokenizer.ggml.<key>``."""
-        from pellucid.weights.gguf_strings import StringArray
+        from pellucid.weights.gguf_values import StringArray
 
         if isinstance(values := self._sized(key), StringArray):
             return values
@@ -133,7 +132,7 @@ class GGUFFields:
         In a SentencePiece vocabulary, user-defined tokens that consist only of spaces are changed back to ``▁``. Files
         spell these tokens with spaces, for engines that match them in the raw text.
         """
-        from pellucid.weights.gguf_strings import StringArray
+        from pellucid.weights.gguf_values import StringArray
 
         tokens = self.strings("tokens")
         if tokens is None:
@@ -170,10 +169,7 @@ class GGUFFields:
         mask = self.token_id("mask", vocabulary.size) if mask_lstrip else None
         return AddedTokens(
             AddedToken(
-                index,
-                vocabulary.tokens[index],
-                special=vocabulary.types[index] in SPECIAL_TYPES,
-                lstrip=index == mask,
+                index, vocabulary.tokens[index], special=vocabulary.types[index] in SPECIAL_TYPES, lstrip=index == mask
             )
             for index in vocabulary.of_type(*kinds)
         )
@@ -205,9 +201,7 @@ class GGUFFields:
         bos = added("bos", self.token_id("bos", size), defaults.bos)
         eos = added("eos", self.token_id("eos", size), defaults.eos)
         separator = self.separator(size)
-        between = added(
-            "sep", eos[0] if separator is None and eos else separator, defaults.sep and bool(bos and eos)
-        )
+        between = added("sep", eos[0] if separator is None and eos else separator, defaults.sep and bool(bos and eos))
         return Template.around(bos, eos, between)
 
     def shared(
@@ -223,9 +217,7 @@ class GGUFFields:
             value = self._metadata.get(f"tokenizer.ggml.{key}")
             unset = value is None or value is False or (hasattr(value, "__len__") and not len(value))
             if key not in handled and not unset:
-                raise UnsupportedModel(
-                    f"{self.path.name}: tokenizer.ggml.{key} is not implemented for this kind"
-                )
+                raise UnsupportedModel(f"{self.path.name}: tokenizer.ggml.{key} is not implemented for this kind")
         names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
         names |= {"cls_token": "cls", "mask_token": "mask"}
         ids = {name: self.token_id(key, vocabulary.size) for name, key in names.items()}

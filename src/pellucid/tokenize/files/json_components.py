@@ -13,13 +13,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.text.split import BEHAVIORS
 from pellucid.tokenize.encoding import Padding, Truncation
-from pellucid.tokenize.files.tokenizer_json import (
-    MAX_LETTERS,
-    ComponentReader,
-    Json,
-    TokenizerJson,
-    read_steps,
-)
+from pellucid.tokenize.files.tokenizer_json import MAX_LETTERS, ComponentReader, Json, TokenizerJson, read_steps
 from pellucid.tokenize.patterns.matcher import matcher
 from pellucid.tokenize.patterns.oniguruma_sets import PatternError, quoted
 from pellucid.tokenize.patterns.published import GPT2
@@ -64,9 +58,7 @@ _NORMALIZERS: dict[str, ComponentReader[Normalizer]] = {
         for form in ("NFC", "NFD", "NFKC", "NFKD")
     },
     "Replace": ComponentReader(_replace, ("pattern", "content")),
-    "Prepend": ComponentReader(
-        lambda parts, spec: normalize.Prepend(parts.text(spec, "prepend")), ("prepend",)
-    ),
+    "Prepend": ComponentReader(lambda parts, spec: normalize.Prepend(parts.text(spec, "prepend")), ("prepend",)),
     "Strip": ComponentReader(
         lambda _, spec: normalize.Strip(bool(spec["strip_left"]), bool(spec["strip_right"])),
         ("strip_left", "strip_right"),
@@ -109,9 +101,7 @@ def _same_in_bytes(stage: Stage) -> bool:
 
 
 def _byte_level(parts: TokenizerJson, spec: Json) -> list[Stage]:
-    prefix = (
-        [NormalizeStep(normalize.Prepend(" ", unless_there=True))] if spec.get("add_prefix_space") else []
-    )
+    prefix = [NormalizeStep(normalize.Prepend(" ", unless_there=True))] if spec.get("add_prefix_space") else []
     return [*prefix, *([Split(GPT2)] if spec.get("use_regex", True) else []), SPELLING]
 
 
@@ -127,9 +117,7 @@ def _metaspace(parts: TokenizerJson, spec: Json) -> list[Stage]:
     space = _searchable(parts, parts.text(spec, "replacement"))
     stages: list[Stage] = [NormalizeStep(normalize.Replace(" ", space))]
     if scheme != "never":
-        stages.append(
-            NormalizeStep(normalize.Prepend(space, unless_there=True), only_first=scheme == "first")
-        )
+        stages.append(NormalizeStep(normalize.Prepend(space, unless_there=True), only_first=scheme == "first"))
     if spec.get("split", True):
         stages.append(Split(quoted(space), "MergedWithNext"))
     return stages
@@ -175,9 +163,7 @@ def post_processors(parts: TokenizerJson, spec: Json | None) -> tuple[Template, 
     steps = read_steps(parts, spec, "post_processor", "processors", _POST_PROCESSORS)
     templates = [template for template, _ in steps if template != Template()]
     if len(templates) > 1:
-        raise UnsupportedModel(
-            f"{parts.path.name}: post_processor with {len(templates)} templates is not implemented"
-        )
+        raise UnsupportedModel(f"{parts.path.name}: post_processor with {len(templates)} templates is not implemented")
     return templates[0] if templates else Template(), tuple(trim for _, trims in steps for trim in trims)
 
 
@@ -193,10 +179,7 @@ _CLS_SEP_FIELDS = ("cls", "sep", "trim_offsets", "add_prefix_space")
 _POST_PROCESSORS: dict[str, ComponentReader[tuple[Template, tuple[Trim, ...]]]] = {
     "ByteLevel": ComponentReader(lambda _, spec: (Template(), _trims(spec)), BYTE_LEVEL_FIELDS),
     "TemplateProcessing": ComponentReader(
-        lambda parts, spec: (
-            Template(_template(parts, spec, "single"), _template(parts, spec, "pair")),
-            (),
-        ),
+        lambda parts, spec: (Template(_template(parts, spec, "single"), _template(parts, spec, "pair")), ()),
         ("single", "pair", "special_tokens"),
     ),
     "BertProcessing": ComponentReader(_cls_sep, _CLS_SEP_FIELDS),
@@ -252,9 +235,7 @@ def padding(parts: TokenizerJson, spec: Json | None) -> Padding | None:
     if spec is None:
         return None
     parts.component(
-        spec,
-        "padding",
-        *("strategy", "direction", "pad_to_multiple_of", "pad_id", "pad_type_id", "pad_token"),
+        spec, "padding", *("strategy", "direction", "pad_to_multiple_of", "pad_id", "pad_type_id", "pad_token")
     )
     strategy, multiple = spec["strategy"], spec.get("pad_to_multiple_of")
     length = parts.whole(strategy, "Fixed", 0, MAX_FILLED) if isinstance(strategy, dict) else None

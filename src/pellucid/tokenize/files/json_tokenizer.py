@@ -27,13 +27,7 @@ from pellucid.tokenize.files.json_components import (
     unspelled,
 )
 from pellucid.tokenize.files.sidecar import Sidecar, parse_json
-from pellucid.tokenize.files.tokenizer_json import (
-    ComponentReader,
-    Json,
-    JsonModelReader,
-    TokenizerJson,
-    read_steps,
-)
+from pellucid.tokenize.files.tokenizer_json import ComponentReader, Json, JsonModelReader, TokenizerJson, read_steps
 from pellucid.tokenize.stages import normalize
 from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import Decoder
@@ -45,13 +39,13 @@ from pellucid.tokenize.stages.decode_steps import (
     MetaspaceStep,
     ReplaceStep,
     Step,
+    StepDecoder,
     StripStep,
     SuffixStep,
     WordPieceStep,
 )
 from pellucid.tokenize.stages.normalize import Replace
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
-from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType
@@ -92,8 +86,7 @@ _STEPS: dict[str, ComponentReader[Step]] = {
         METASPACE_FIELDS,
     ),
     "WordPiece": ComponentReader(
-        lambda parts, spec: WordPieceStep(parts.text(spec, "prefix"), bool(spec["cleanup"])),
-        ("prefix", "cleanup"),
+        lambda parts, spec: WordPieceStep(parts.text(spec, "prefix"), bool(spec["cleanup"])), ("prefix", "cleanup")
     ),
     "BPEDecoder": ComponentReader(_suffix, ("suffix",)),
     "Replace": ComponentReader(_replace, ("pattern", "content")),
@@ -122,9 +115,7 @@ def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None 
     if place is not None and (arrays := parsed_cache.read(place)) is not None:
         spec = json.loads(parsed_cache.text_of(arrays["spec"]))
         return _build(TokenizerJson(path, spec, arrays, numbers=read is None), sidecar, models)
-    parts = _checked(
-        path, parse_json(data, path) if read is None else read(data, path, sidecar), models, read is None
-    )
+    parts = _checked(path, parse_json(data, path) if read is None else read(data, path, sidecar), models, read is None)
     tokenizer = _build(parts, sidecar, models)
     if place is not None and (arrays := parts.to_cache()) is not None:
         parsed_cache.write(place, arrays)

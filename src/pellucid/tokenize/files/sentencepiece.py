@@ -96,16 +96,12 @@ def from_file(
     """
     kind = file.trainer.get("model_type", UNIGRAM)
     if kind not in models:
-        raise UnsupportedModel(
-            f"{path.name}: model_type {kind} is not known; known are {', '.join(TYPES.values())}"
-        )
+        raise UnsupportedModel(f"{path.name}: model_type {kind} is not known; known are {', '.join(TYPES.values())}")
     _add(file, sidecar, path)
     vocabulary = Vocabulary(file.pieces, file.types, path, "pieces")
     named = file.named(vocabulary)
     theirs = sidecar.arguments(vocabulary)
-    names = {f"{name}_token": vocabulary.tokens[index] for name, index in named.items()} | theirs[
-        "named_tokens"
-    ]
+    names = {f"{name}_token": vocabulary.tokens[index] for name, index in named.items()} | theirs["named_tokens"]
     arguments = theirs | {
         "bos_id": named.get("bos"),
         "eos_ids": theirs["eos_ids"].union([named["eos"]] if "eos" in named else []),
@@ -126,9 +122,7 @@ def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
                 raise FileFormatError(path, "added tokens", problem)
             continue
         if token["id"] != len(spec.pieces):
-            problem = (
-                f"{brief(token['content'])} has id {token['id']}, but the next free id is {len(spec.pieces)}"
-            )
+            problem = f"{brief(token['content'])} has id {token['id']}, but the next free id is {len(spec.pieces)}"
             raise FileFormatError(path, "added tokens", problem)
         spec.pieces.append(token["content"])
         spec.scores.append(0.0)
@@ -178,9 +172,7 @@ def from_spec(
     suffix = bool(spec.trainer.get("treat_whitespace_as_suffix", 0))
     if spec.denormalizer.get("precompiled_charsmap"):
         raise UnsupportedModel(f"{path.name}: denormalizer_spec with a character map is not implemented")
-    dummy_prefix, remove_extra = (
-        bool(normal.get(key, 1)) for key in ("add_dummy_prefix", "remove_extra_whitespaces")
-    )
+    dummy_prefix, remove_extra = (bool(normal.get(key, 1)) for key in ("add_dummy_prefix", "remove_extra_whitespaces"))
     protected = [vocabulary.tokens[index] for index in user]
     values = vocabulary.byte_pieces(path, "pieces")
     byte_ids = {byte: index for index, byte in values.items()}
@@ -221,9 +213,7 @@ def from_spec(
 def _control_tokens(vocabulary: Vocabulary, described: Mapping[str, Json]) -> Iterator[AddedToken]:
     for index in vocabulary.of_type(TokenType.CONTROL):
         text = vocabulary.tokens[index]
-        flags = {
-            flag: bool(described.get(text, {}).get(flag)) for flag in ("lstrip", "rstrip", "single_word")
-        }
+        flags = {flag: bool(described.get(text, {}).get(flag)) for flag in ("lstrip", "rstrip", "single_word")}
         yield AddedToken(index, text, special=True, **flags)
 
 
@@ -246,10 +236,7 @@ def read(data: bytes, path: Path) -> SentencePieceFile:
 def _to_cache(spec: SentencePieceFile) -> parsed_cache.Arrays:
     """The fields as arrays."""
     specs = [
-        {
-            name: value if isinstance(value, int) else [base64.b64encode(value).decode()]
-            for name, value in one.items()
-        }
+        {name: value if isinstance(value, int) else [base64.b64encode(value).decode()] for name, value in one.items()}
         for one in (spec.trainer, spec.normalizer, spec.denormalizer)
     ]
     return {
@@ -304,9 +291,7 @@ def _piece(spec: SentencePieceFile, data: bytes, path: Path) -> None:
     if not piece:
         raise FileFormatError(path, where, "the piece is empty")
     if not isinstance(score, float) or not isfinite(score):
-        raise FileFormatError(
-            path, where, f"the score of {brief(piece)} is {brief(score)}, not a finite number"
-        )
+        raise FileFormatError(path, where, f"the score of {brief(piece)} is {brief(score)}, not a finite number")
     if not isinstance(kind, int):
         raise FileFormatError(path, where, f"the type of {brief(piece)} is {brief(kind)}")
     spec.pieces.append(piece)
@@ -346,9 +331,7 @@ def _message(data: bytes, path: Path, where: str) -> Iterator[tuple[int, Any]]:
         if size is None:
             size = varint()
         if number == 0 or size < 0 or size > end - at:
-            raise FileFormatError(
-                path, where, f"not a SentencePiece model: field {number} of kind {kind}", at
-            )
+            raise FileFormatError(path, where, f"not a SentencePiece model: field {number} of kind {kind}", at)
         value = data[at : at + size]
         at += size
         yield number, struct.unpack("<f", value)[0] if kind == 5 else value

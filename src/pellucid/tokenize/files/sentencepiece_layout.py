@@ -101,9 +101,7 @@ class KnownPieces(TokenizerModel):
         return self._model.explain(pre_token)
 
 
-def from_class(
-    file: SentencePieceFile, path: Path, models: Mapping[int, ModelBuilder], sidecar: Sidecar
-) -> Tokenizer:
+def from_class(file: SentencePieceFile, path: Path, models: Mapping[int, ModelBuilder], sidecar: Sidecar) -> Tokenizer:
     """A tokenizer with the ids and special tokens of a known class. Raises as ``sentencepiece.from_file``."""
     known = sidecar.known
     assert known is not None
@@ -153,8 +151,5 @@ def _with_ids_of(
     if not any(started.values()):
         return found
     codes = {match[1]: ids[piece] for piece, match in started.items() if match}
-    added = [
-        *found.added,
-        *(AddedToken(ids[f">>{code}<<"], f">>{code}<<", text_start=True) for code in codes),
-    ]
+    added = [*found.added, *(AddedToken(ids[f">>{code}<<"], f">>{code}<<", text_start=True) for code in codes)]
     return dataclasses.replace(found, added=AddedTokens(added), languages=codes)

@@ -27,8 +27,7 @@ from pellucid.tokenize.vocabulary import Vocabulary
 Json = Mapping[str, Any]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 TYPED = {
-    f"{name}Tokenizer"
-    for name in ("Bert", "ConvBert", "MobileBert", "SqueezeBert", "Deberta", "DebertaV2", "FNet")
+    f"{name}Tokenizer" for name in ("Bert", "ConvBert", "MobileBert", "SqueezeBert", "Deberta", "DebertaV2", "FNet")
 }
 """Classes of transformers 5 that give the model the types of tokens."""
 NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -52,10 +51,7 @@ class Sidecar(Struct, frozen=True):
     @classmethod
     def read(cls, folder: Path) -> Sidecar:
         """Read the sidecar files of a folder. Raises :class:`FileFormatError` for a damaged file."""
-        config, special = (
-            read_json(folder / "tokenizer_config.json"),
-            read_json(folder / "special_tokens_map.json"),
-        )
+        config, special = (read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json"))
         named = {}
         for name in NAMES:
             text = _content(config.get(name)) or _content(special.get(name))
@@ -159,9 +155,7 @@ class Sidecar(Struct, frozen=True):
 
     def arguments(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """The arguments of :class:`Tokenizer` that come from these files."""
-        names = {
-            name: text for name, text in self.names().items() if name in self.named or text in vocabulary.ids
-        }
+        names = {name: text for name, text in self.names().items() if name in self.named or text in vocabulary.ids}
         for key in ("bos_token_id", "eos_token_id"):
             self.ends.token_ids(key, vocabulary.size)
         ends = self.ends.values.get("eos_token_id")
@@ -218,9 +212,7 @@ def parse_json(data: bytes, path: Path) -> Json:
     except FileFormatError:
         raise
     except UnicodeEncodeError as bad:
-        raise FileFormatError(
-            path, "JSON", f"{brief(bad.object[bad.start])} is half of a character"
-        ) from None
+        raise FileFormatError(path, "JSON", f"{brief(bad.object[bad.start])} is half of a character") from None
     except (ValueError, RecursionError) as bad:  # not JSON, not UTF-8, or a number with thousands of digits
         raise FileFormatError(path, "JSON", reason(bad), getattr(bad, "pos", None)) from None
     if not isinstance(spec, dict):
@@ -266,9 +258,7 @@ def _decoder(folder: Path, config: Json) -> list[Json]:
     """The added tokens in ``added_tokens_decoder`` of ``tokenizer_config.json``, an object whose keys are ids."""
     path, listed = folder / "tokenizer_config.json", config.get("added_tokens_decoder") or {}
     if not isinstance(listed, dict):
-        raise FileFormatError(
-            path, "added_tokens_decoder", f"expected an object, found {type(listed).__name__}"
-        )
+        raise FileFormatError(path, "added_tokens_decoder", f"expected an object, found {type(listed).__name__}")
     tokens: list[Json] = []
     for key, token in listed.items():
         if not key.isdecimal() or _content(token) is None or not isinstance(token, dict):

@@ -114,10 +114,7 @@ def _albert(config: Json) -> list[Normalizer]:
     """ALBERT's rewrites: white space, quotation marks, accents and case."""
     normalizers: list[Normalizer] = []
     if config.get("remove_space", True):
-        normalizers += [
-            normalize.Strip(True, True),
-            normalize.Replace(r"\p{White_Space}+", " ", is_pattern=True),
-        ]
+        normalizers += [normalize.Strip(True, True), normalize.Replace(r"\p{White_Space}+", " ", is_pattern=True)]
     normalizers += [normalize.Replace(mark, '"') for mark in ("``", "''")]
     if not config.get("keep_accents", False):
         normalizers += [normalize.Normalize("NFKD"), normalize.StripAccents()]
@@ -189,18 +186,14 @@ def _fairseq(around: tuple[str, str], languages: Languages | None = None, **more
 _BERT = TokenizerClass(VOCAB_TXT, BERT, *CLS_SEP)
 _ROBERTA = TokenizerClass(VOCAB_JSON_MERGES, FAIRSEQ, *CLS_SEP_SEP, mask_lstrip=True, trims_offsets=True)
 CLASSES: Mapping[str, TokenizerClass] = {
-    **dict.fromkeys(
-        ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"), _BERT
-    ),
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"), _BERT),
     **dict.fromkeys(("ConvBertTokenizer", "SqueezeBertTokenizer", "LayoutLMTokenizer"), _BERT),
     "MPNetTokenizer": TokenizerClass(VOCAB_TXT, {**FAIRSEQ, "unk": "[UNK]"}, *CLS_SEP_SEP, mask_lstrip=True),
     "GPT2Tokenizer": TokenizerClass(VOCAB_JSON_MERGES, {}, "A", "A B:1"),
     "Qwen2Tokenizer": TokenizerClass(VOCAB_JSON_MERGES, {}, "A", "A B:1", pattern=QWEN2, form="NFC"),
     **dict.fromkeys(("RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "LEDTokenizer"), _ROBERTA),
     "DebertaTokenizer": TokenizerClass(VOCAB_JSON_MERGES, DEBERTA, *CLS_SEP, mask_lstrip=True),
-    "BlenderbotTokenizer": TokenizerClass(
-        VOCAB_JSON_MERGES, FAIRSEQ, *EOS, mask_lstrip=True, adds_space=True
-    ),
+    "BlenderbotTokenizer": TokenizerClass(VOCAB_JSON_MERGES, FAIRSEQ, *EOS, mask_lstrip=True, adds_space=True),
     "XLMRobertaTokenizer": _fairseq(CLS_SEP_SEP),
     "CamembertTokenizer": TokenizerClass(
         SENTENCEPIECE,
@@ -227,9 +220,7 @@ CLASSES: Mapping[str, TokenizerClass] = {
         VOCAB_JSON_SENTENCEPIECE, UNMASKED, *LANGUAGE_FIRST, languages=Languages("m2m100", "en", "__{}__")
     ),
     "MarianTokenizer": TokenizerClass(VOCAB_JSON_SENTENCEPIECE, T5, *EOS),
-    "PegasusTokenizer": TokenizerClass(
-        SENTENCEPIECE, {**T5, "mask": "<mask_2>"}, *EOS, first=_unks, replaced=2
-    ),
+    "PegasusTokenizer": TokenizerClass(SENTENCEPIECE, {**T5, "mask": "<mask_2>"}, *EOS, first=_unks, replaced=2),
     "T5Tokenizer": TokenizerClass(SENTENCEPIECE, T5, "A eos", "A eos B eos", last=_extra_ids),
     "AlbertTokenizer": TokenizerClass(
         SENTENCEPIECE, ALBERT, *CLS_SEP, mask_lstrip=True, normalizers=_albert, splits_commas=True

@@ -199,11 +199,7 @@ class TokenizerJson:
 
     def _added(self, at: int, token: Any) -> AddedToken:
         where = f"added_tokens[{at}]"
-        if (
-            not isinstance(token, dict)
-            or type(token.get("id")) is not int
-            or not isinstance(token.get("content"), str)
-        ):
+        if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str):
             raise self.wrong(where, f"{brief(token)} has no id and content")
         flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
         self.component(token, where, "id", "content", *flags)
@@ -239,8 +235,7 @@ class TokenizerJson:
         if min(ids.values()) < 0 or size > 2 * len(ids) + 1024:
             piece = min(ids, key=ids.__getitem__) if min(ids.values()) < 0 else max(ids, key=ids.__getitem__)
             raise self.wrong(
-                "model.vocab",
-                f"the id of {brief(piece)}, {ids[piece]}, is out of range for {len(ids):,} pieces",
+                "model.vocab", f"the id of {brief(piece)}, {ids[piece]}, is out of range for {len(ids):,} pieces"
             )
         # Some files leave gaps: ids without a piece get a name that no text contains.
         tokens = [f"\0unused {index}" for index in range(size)]
@@ -268,11 +263,7 @@ class ComponentReader(Struct, Generic[StageT], frozen=True):
 
 
 def read_steps(
-    parts: TokenizerJson,
-    spec: Json | None,
-    name: str,
-    inner: str,
-    readers: Mapping[str, ComponentReader[StageT]],
+    parts: TokenizerJson, spec: Json | None, name: str, inner: str, readers: Mapping[str, ComponentReader[StageT]]
 ) -> list[StageT]:
     """The steps of the component ``name``, in order. A ``Sequence`` has its steps in the field ``inner``.
 

@@ -1,1 +1,1 @@
-"""The kinds of vocabulary, one file per kind. The package discovers all files in this folder."""
+"""The kinds of vocabulary, related kinds in one file. The package discovers all files in this folder."""

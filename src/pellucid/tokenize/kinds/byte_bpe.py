@@ -19,19 +19,17 @@ from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
-from pellucid.tokenize.kind import Kind, known_pre
 from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, merge, merge_spans
 from pellucid.tokenize.patterns.published import GGUF_PRE
 from pellucid.tokenize.stages.decode import byte_letters
-from pellucid.tokenize.stages.decode_steps import ByteLevelStep
+from pellucid.tokenize.stages.decode_steps import ByteLevelStep, StepDecoder
 from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split, Stage
-from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.tokenizer_model import TokenizerModel
+from pellucid.tokenize.tokenizer_model import Kind, TokenizerModel, known_pre
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.compiled_model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
 
 # Minimum number of merges of a cached table. A larger table is read from the cache faster than it is parsed.
 WORTH_CACHING = 10_000
@@ -115,21 +113,17 @@ class ByteBPE(TokenizerModel):
 
     def compiled(self) -> CompiledModel:
         """The compiled form."""
-        from pellucid.tokenize.compiled.compiled_model import merging
+        from pellucid.tokenize.compiled.compiled_pipeline import merging
         from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
 
         ids, spelled = byte_table(self._byte_ids), SpelledPieces.in_alphabet(self._ids, self.pairs.size)
         pairs = self.pairs.compiled()
         known = {"bytes": ids, "first": pairs.of_bytes(ids)}
         around = NeighbourTable.of_bytes(spelled, self.lost)
-        return merging(
-            "bytes", self._ignore_merges, pairs, WordTable(spelled), around, spelled.lengths, **known
-        )
+        return merging("bytes", self._ignore_merges, pairs, WordTable(spelled), around, spelled.lengths, **known)
 
 
-def explain_merges(
-    symbols: Sequence[Span], pairs: Ranks, names: Mapping[int, str] | Sequence[str]
-) -> dict[str, Any]:
+def explain_merges(symbols: Sequence[Span], pairs: Ranks, names: Mapping[int, str] | Sequence[str]) -> dict[str, Any]:
     """The initial symbols, and the rank or score, the parts and the result of every merge.
 
     ``at`` of a merge is the index of the first symbol of the merge's left part.
@@ -186,9 +180,7 @@ def json_pairs(parts: TokenizerJson) -> PairRanks:
     """
     if parts.pairs is None:
         prefix, _ = affixes(parts)
-        pairs = pair_ranks(
-            parts.model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges", prefix
-        )
+        pairs = pair_ranks(parts.model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges", prefix)
         parts.pairs = pairs.with_last()
     return parts.pairs
 
@@ -196,9 +188,7 @@ def json_pairs(parts: TokenizerJson) -> PairRanks:
 def affixes(parts: TokenizerJson) -> tuple[str, str]:
     """The prefix of pieces inside a word and the suffix at the end of a word. Raises :class:`FileFormatError`."""
     names = ("continuing_subword_prefix", "end_of_word_suffix")
-    prefix, suffix = (
-        "" if parts.model.get(name) is None else parts.text(parts.model, name) for name in names
-    )
+    prefix, suffix = ("" if parts.model.get(name) is None else parts.text(parts.model, name) for name in names)
     return prefix, suffix
 
 
@@ -228,9 +218,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         raise UnsupportedModel(f"tokenizer.ggml.pre {brief(name)} is not known; known are {known}")
     vocabulary = fields.vocabulary()
     pairs = gguf_pairs(fields, vocabulary)
-    around = SpecialTokenDefaults(
-        bos=splitting.add_bos, sep=splitting.add_sep, mask_lstrip=splitting.mask_lstrip
-    )
+    around = SpecialTokenDefaults(bos=splitting.add_bos, sep=splitting.add_sep, mask_lstrip=splitting.mask_lstrip)
     verbatim = frozenset(vocabulary.of_type(*SPECIAL_TYPES, TokenType.USER_DEFINED))
     return Tokenizer(
         normalizer=None,
@@ -274,7 +262,7 @@ def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
 
 def _key(strings: Sequence[str]) -> bytes:
     """Bytes that identify a list of strings."""
-    from pellucid.weights.gguf_strings import StringArray
+    from pellucid.weights.gguf_values import StringArray
 
     if isinstance(strings, StringArray):  # no need to create the strings
         return strings.encoded

@@ -19,28 +19,21 @@ from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.sentencepiece import BPE, SentencePieceParts
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
-from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.kinds import byte_bpe
 from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, explain_merges
 from pellucid.tokenize.kinds.char import Affixes, Chars
 from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, merge, merge_spans
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
 from pellucid.tokenize.stages.decode import SPACE
-from pellucid.tokenize.stages.decode_steps import ByteFallbackStep, FuseStep, ReplaceStep, StripStep
+from pellucid.tokenize.stages.decode_steps import ByteFallbackStep, FuseStep, ReplaceStep, StepDecoder, StripStep
 from pellucid.tokenize.stages.normalize import Normalizer, Prepend, Replace, sequence
-from pellucid.tokenize.stages.pretokenize import (
-    BEFORE_SPACES,
-    NormalizeStep,
-    PreTokenizer,
-    Split,
-    Stage,
-)
-from pellucid.tokenize.stages.step_decoder import StepDecoder
+from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, NormalizeStep, PreTokenizer, Split, Stage
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import Kind
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.compiled_model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
 
 
 class CharBPE(Chars):
@@ -109,7 +102,7 @@ class CharBPE(Chars):
         """The compiled form."""
         import numpy as np
 
-        from pellucid.tokenize.compiled.compiled_model import merging
+        from pellucid.tokenize.compiled.compiled_pipeline import merging
         from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
         from pellucid.tokenize.unicode import CODES
 
@@ -118,11 +111,7 @@ class CharBPE(Chars):
         tables = np.full((len(by_place), CODES), -1, np.int32)
         for table, (before, after) in zip(tables, by_place):
             for piece, index in self._pieces.items():
-                if (
-                    len(piece) == len(before) + 1 + len(after)
-                    and piece.startswith(before)
-                    and piece.endswith(after)
-                ):
+                if len(piece) == len(before) + 1 + len(after) and piece.startswith(before) and piece.endswith(after):
                     table[ord(piece[len(before)])] = index
         characters = tables[0]
         # No cut is made next to an unknown character, because it affects its neighbours. It may be fused with the next
@@ -139,9 +128,7 @@ class CharBPE(Chars):
             }
         spelled = SpelledPieces.by_id(words, self.pairs.size)
         lengths = spelled.lengths
-        if (
-            self._affixes is not None
-        ):  # a cut would give a part affixes; a piece may cover fewer bytes than it has
+        if self._affixes is not None:  # a cut would give a part affixes; a piece may cover fewer bytes than it has
             together[:], lengths[:] = True, -1
         lengths[[*self._byte_ids.values()]] = -1 if self._exactly else 1
         if self._unknown is not None:
@@ -163,7 +150,7 @@ class CharBPE(Chars):
 
 def _before_spaces(names: Sequence[str], pieces: Mapping[str, int]) -> set[str]:
     """The characters that come before a ``▁`` within a piece; for a StringArray also within control tokens."""
-    from pellucid.weights.gguf_strings import StringArray
+    from pellucid.weights.gguf_values import StringArray
 
     if isinstance(names, StringArray):  # no need to create the strings
         return names.before(SPACE) - {SPACE}
@@ -246,9 +233,7 @@ def _gguf_tokenizer(
     return Tokenizer(
         normalizer=None if words else sequence([*steps, Replace(" ", SPACE)]),
         pre_tokenizer=_metaspace() if words else PreTokenizer(),
-        model=CharBPE(
-            vocabulary.tokens, pieces, pairs, {byte: index for index, byte in values.items()}, unknown
-        ),
+        model=CharBPE(vocabulary.tokens, pieces, pairs, {byte: index for index, byte in values.items()}, unknown),
         decoder=StepDecoder(
             vocabulary.tokens,
             [

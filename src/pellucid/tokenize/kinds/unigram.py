@@ -19,13 +19,12 @@ from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.sentencepiece import UNIGRAM, SentencePieceFile, SentencePieceParts, from_spec
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
-from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
+from pellucid.tokenize.tokenizer_model import Kind, TokenizerModel, without_token
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.compiled_model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
 
 UNKNOWN_PENALTY = 10.0
 """Difference between the lowest score of a piece and the score of an unknown character.
@@ -166,7 +165,7 @@ class Unigram(TokenizerModel):
         import numpy as np
 
         from pellucid.kernels.text import unigram as text_unigram
-        from pellucid.tokenize.compiled.compiled_model import CompiledModel
+        from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
         from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces, byte_table
 
         scores = np.array(self._scores, np.float64)

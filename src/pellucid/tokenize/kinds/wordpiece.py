@@ -1,7 +1,4 @@
-"""WordPiece: cuts words greedily into the longest pieces (Devlin et al. 2019, BERT; Schuster & Nakajima 2012).
-
-A piece inside a word has the prefix ``##``, such as ``##ing``. A word without a segmentation becomes one unknown token.
-"""
+"""WordPiece, which cuts words greedily into the longest pieces, and vocabularies of whole words."""
 
 from __future__ import annotations
 
@@ -11,20 +8,24 @@ from typing import TYPE_CHECKING, Any
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
+from pellucid.tokenize.files.sentencepiece import WORD, SentencePieceParts
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
-from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.stages.decode import SPACE
-from pellucid.tokenize.stages.decode_steps import WordPieceStep
+from pellucid.tokenize.stages.decode_steps import StepDecoder, WordPieceStep
 from pellucid.tokenize.stages.normalize import Bert
 from pellucid.tokenize.stages.postprocess import A, B, Template
-from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer
-from pellucid.tokenize.stages.step_decoder import StepDecoder
+from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, BERT, PreTokenizer, Split
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.tokenizer_model import TokenizerModel
+from pellucid.tokenize.tokenizer_model import Kind, TokenizerModel, without_token
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.compiled_model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
+
+# WordPiece: cuts words greedily into the longest pieces (Devlin et al. 2019, BERT; Schuster & Nakajima 2012).
+#
+# A piece inside a word has the prefix ``##``, such as ``##ing``. A word without a segmentation becomes one unknown
+# token.
 
 
 class WordPiece(TokenizerModel):
@@ -83,7 +84,7 @@ class WordPiece(TokenizerModel):
         import numpy as np
 
         from pellucid.kernels.text import wordpiece as text_wordpiece
-        from pellucid.tokenize.compiled.compiled_model import CompiledModel
+        from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
         from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces
 
         prefix, size = self._prefix, 1 + max(self._ids.values())
@@ -140,11 +141,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         model=WordPiece(pieces, unknown),
         decoder=StepDecoder(vocabulary.tokens, [WordPieceStep("##", cleanup=True)]),
         **fields.shared(vocabulary, SpecialTokenDefaults())
-        | {
-            "post_processor": Template(
-                ((cls, 0), (A, 0), (sep, 0)), ((cls, 0), (A, 0), (sep, 0), (B, 1), (sep, 1))
-            )
-        },
+        | {"post_processor": Template(((cls, 0), (A, 0), (sep, 0)), ((cls, 0), (A, 0), (sep, 0), (B, 1), (sep, 1)))},
     )
 
 
@@ -158,3 +155,56 @@ def _spelled(token: str, kind: int) -> str:
 
 
 KIND = Kind("wordpiece", gguf={"bert": from_gguf}, json=JsonModelReader("WordPiece", from_json))
+
+
+# Whole words: each word is a piece or unknown.
+#
+# Hugging Face calls this kind WordLevel. SentencePiece's model type WORD also splits the text into words.
+
+
+class WordLevel(TokenizerModel):
+    """The model stage: one word → one id.
+
+    A word that is not in the vocabulary becomes the id ``unknown``. If ``unknown`` is None, such a word is refused.
+    ``words`` splits a pre-token into words. If ``words`` is None, a pre-token is one word. Adjacent unknown words
+    become one token.
+    """
+
+    def __init__(self, ids: Mapping[str, int], unknown: int | None, words: Split | None = None) -> None:
+        self._ids, self._unknown, self._words = ids, unknown, words
+
+    def spans(self, pre_token: str) -> list[Span]:
+        """The ids with the characters that they cover."""
+        spans: list[Span] = []
+        for start, stop in [(0, len(pre_token))] if self._words is None else self._words.spans(pre_token):
+            index = self._ids.get(pre_token[start:stop], self._unknown)
+            if index is None:
+                raise without_token(pre_token[start:stop])
+            if spans and spans[-1][0] == index == self._unknown:
+                spans[-1] = (index, spans[-1][1], stop)
+            else:
+                spans.append((index, start, stop))
+        return spans
+
+    def explain(self, pre_token: str) -> dict[str, Any]:
+        """The words that are not in the vocabulary."""
+        words = [pre_token] if self._words is None else self._words(pre_token)
+        unknown = [word for word in words if word not in self._ids]
+        return {"unknown": f"not in the vocabulary: {', '.join(map(repr, unknown))}"} if unknown else {}
+
+
+def wordlevel_from_json(parts: TokenizerJson) -> WordLevel:
+    """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
+    model = parts.component(parts.model, "model", "vocab", "unk_token")
+    unknown = parts.vocabulary.ids.get(parts.text(model, "unk_token", "<unk>"))
+    return WordLevel(parts.text_ids, unknown)
+
+
+def from_sentencepiece(parts: SentencePieceParts) -> WordLevel:
+    """The model stage of a SentencePiece file."""
+    return WordLevel(parts.pieces, parts.unknown, BEFORE_SPACES)
+
+
+WORDLEVEL_KIND = Kind(
+    "wordlevel", json=JsonModelReader("WordLevel", wordlevel_from_json), sentencepiece={WORD: from_sentencepiece}
+)

@@ -321,9 +321,7 @@ class _Writer:
         if self._classes is None:
             runs = members
         else:
-            runs = tuple(
-                (FIRST_CLASS + number, FIRST_CLASS + number) for number in self._classes.within[members]
-            )
+            runs = tuple((FIRST_CLASS + number, FIRST_CLASS + number) for number in self._classes.within[members])
         if not runs:
             return "(?!)"
         if runs == ((0, CODES - 1),):

@@ -16,9 +16,15 @@ from msgspec.structs import replace
 
 from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode
-from pellucid.tokenize.patterns.oniguruma_case import without_case, without_groups
-from pellucid.tokenize.patterns.oniguruma_refused import cannot_repeat, looks_anchored, refused_in_look_behind
-from pellucid.tokenize.patterns.oniguruma_repeats import MAX_TIMES, nested
+from pellucid.tokenize.patterns.oniguruma_rules import (
+    MAX_TIMES,
+    cannot_repeat,
+    looks_anchored,
+    nested,
+    refused_in_look_behind,
+    without_case,
+    without_groups,
+)
 from pellucid.tokenize.patterns.oniguruma_sets import ANY, ASCII, PatternError, Scanner, checked
 from pellucid.tokenize.patterns.tree import (
     NEWLINE,
@@ -71,9 +77,7 @@ def parse(pattern: str) -> Node:
         raise PatternError(f"it is nested more than {MAX_DEPTH} deep")
     tree: Node = without_groups(without_case(node, single=False), parser.groups())
     if looks_anchored(tree):
-        raise PatternError(
-            "an anchor or a look-around before \\O+ at the beginning of the pattern is not implemented"
-        )
+        raise PatternError("an anchor or a look-around before \\O+ at the beginning of the pattern is not implemented")
     if size(tree) > MAX_NODES:
         raise PatternError(f"it has more than {MAX_NODES:,} nodes with its repeats expanded")
     return tree
@@ -231,9 +235,7 @@ class _Parser(Scanner):
                 raise PatternError(f"\\k<{shown(name)}> names no group")
             return self._back(number)
         if name not in self._names:
-            raise PatternError(
-                f"\\k<{shown(name)}> names no earlier group, or has a level, which is not implemented"
-            )
+            raise PatternError(f"\\k<{shown(name)}> names no earlier group, or has a level, which is not implemented")
         self._refuse_any_case()
         numbers = [at + 1 for at, known in enumerate(self._names) if known == name]
         self._count(len(numbers))
@@ -297,9 +299,7 @@ class _Parser(Scanner):
     def _look(self, ahead: bool, negative: bool) -> Look:
         node = self._closed()
         # Oniguruma ignores a look-behind that may be empty, including any border in it.
-        if not ahead and (
-            may_be_empty(node) or any(refused_in_look_behind(part, negative) for part in walk(node))
-        ):
+        if not ahead and (may_be_empty(node) or any(refused_in_look_behind(part, negative) for part in walk(node))):
             raise PatternError("the contents of this look-behind are not implemented")
         return Look(node, ahead, negative)
 

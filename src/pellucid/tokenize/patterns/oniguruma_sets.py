@@ -296,9 +296,7 @@ class _Members:
         if self.in_range:
             assert self._value is not None
             if self._value > code:
-                raise PatternError(
-                    f"a set has a range that ends before it begins, {self._value:#x} to {code:#x}"
-                )
+                raise PatternError(f"a set has a range that ends before it begins, {self._value:#x} to {code:#x}")
             self._sets.append(((self._value, min(code, CODES - 1)),))
             self._state, self._value = "complete", None
             return

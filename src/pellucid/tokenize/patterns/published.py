@@ -55,14 +55,7 @@ DEEPSEEK_LETTERS = (
 )
 """The letters of alphabets with two cases, as DeepSeek's first tokenizer lists them."""
 _CJK = "[一-龥\u0800-一가-\ud7ff]+"
-DEEPSEEK = (
-    "[\r\n]",
-    rf"\s?[{DEEPSEEK_LETTERS}]+",
-    "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
-    r"\s+$",
-    _CJK,
-    r"\p{N}+",
-)
+DEEPSEEK = ("[\r\n]", rf"\s?[{DEEPSEEK_LETTERS}]+", "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$", _CJK, r"\p{N}+")
 DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")
 SEED = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -102,14 +95,11 @@ def _named(names: str, splitting: Splitting) -> dict[str, Splitting]:
 GGUF_PRE: dict[str, Splitting] = {
     **_named("default", Splitting((PUNCTUATION_RUN, GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))),
     **_named(
-        "gpt-2 gpt2 phi-2 mpt olmo jais trillion gigachat mellum a.x-4.0 exaone4 granite-docling",
-        Splitting((GPT2,)),
+        "gpt-2 gpt2 phi-2 mpt olmo jais trillion gigachat mellum a.x-4.0 exaone4 granite-docling", Splitting((GPT2,))
     ),
     **_named("jina-es jina-de jina-v2-es jina-v2-de modern-bert", Splitting((GPT2,), mask_lstrip=True)),
     **_named("roberta-bpe jina-v1-en jina-v2-code", Splitting((GPT2,), add_sep=True, mask_lstrip=True)),
-    **_named(
-        "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", Splitting((DIGIT, GPT2))
-    ),
+    **_named("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", Splitting((DIGIT, GPT2))),
     **_named(
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 midm-2.0 jina-v5-nano",
         Splitting((LLAMA3,), True, True),
@@ -118,17 +108,13 @@ GGUF_PRE: dict[str, Splitting] = {
     **_named("glm4 glm5", Splitting((LLAMA3,), ignore_merges=True)),
     **_named("deepseek-llm", Splitting(DEEPSEEK)),
     **_named("deepseek-coder", Splitting(DEEPSEEK_CODER)),
-    **_named(
-        "deepseek-v3 hunyuan-dense joyai-llm hy_v4", Splitting((r"\p{N}{1,3}", DEEPSEEK_HAN, DEEPSEEK3))
-    ),
+    **_named("deepseek-v3 hunyuan-dense joyai-llm hy_v4", Splitting((r"\p{N}{1,3}", DEEPSEEK_HAN, DEEPSEEK3))),
     **_named("falcon", Splitting(FALCON)),
     **_named("bloom poro-chat gpt3-finnish", Splitting((BLOOM,))),
     **_named("viking", Splitting((BLOOM, DIGIT))),
     **_named("seed-coder", Splitting((SEED,))),
     **_named("dbrx smaug-bpe", Splitting((LLAMA3,))),
-    **_named(
-        "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez kormo f2llmv2 solar-open grok-2", Splitting((QWEN2,))
-    ),
+    **_named("qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez kormo f2llmv2 solar-open grok-2", Splitting((QWEN2,))),
     **_named("qwen35", Splitting((QWEN35,))),
     **_named("gpt-4o llama4 kanana2 talkie minimax-m2", Splitting((O200K,))),
     **_named("tekken", Splitting((TEKKEN,), ignore_merges=True)),

@@ -211,8 +211,7 @@ class Classes:
             del self.borders[-1], self.classes[-1]
         self.count = len(known)
         self.within = {
-            one: tuple(number for held, number in known.items() if held >> bit & 1)
-            for bit, one in enumerate(sets)
+            one: tuple(number for held, number in known.items() if held >> bit & 1) for bit, one in enumerate(sets)
         }
 
     def of(self, code: int) -> int:

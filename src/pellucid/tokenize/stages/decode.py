@@ -1,20 +1,22 @@
-"""Detokenization: ids to text, all at once or as a stream.
-
-The decoder of a kind returns the bytes of each id. The text is the bytes decoded as UTF-8, with U+FFFD for invalid
-bytes, as by ``bytes.decode("utf-8", errors="replace")``. The stream holds back the bytes of an incomplete character (at
-most three), and text that later steps hold back (``decode_steps.py``). So its joined output equals the result of
-decoding all ids at once.
-"""
+"""Detokenization: ids to text, all at once or as a stream of whole characters."""
 
 from __future__ import annotations
 
 import codecs
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pellucid.tokenize.vocabulary import checked_id
+
+# Detokenization: ids to text, all at once or as a stream.
+#
+# The decoder of a kind returns the bytes of each id. The text is the bytes decoded as UTF-8, with U+FFFD for invalid
+# bytes, as by ``bytes.decode("utf-8", errors="replace")``. The stream holds back the bytes of an incomplete character
+# (at most three), and text that later steps hold back (``decode_steps.py``). So its joined output equals the result of
+# decoding all ids at once.
 
 SPACE = "▁"
 """The character that SentencePiece writes for a space."""
@@ -97,12 +99,7 @@ class SentencePieceDecoder(Decoder):
     """
 
     def __init__(
-        self,
-        tokens: Sequence[str],
-        byte_values: dict[int, int],
-        strip: bool,
-        strip_all: bool,
-        surfaces: dict[int, str],
+        self, tokens: Sequence[str], byte_values: dict[int, int], strip: bool, strip_all: bool, surfaces: dict[int, str]
     ) -> None:
         self._tokens, self._bytes, self._strip = tokens, byte_values, strip
         self._strip_all, self._surfaces = strip_all, surfaces
@@ -236,3 +233,97 @@ class StreamDecoder:
         rest = self._stream.flush()
         self._stream = self._decoder.stream()
         return rest
+
+
+# Groups a sequence of ids into characters. Adjacent ids that are parts of one character form a group.
+#
+# A piece of a byte-level vocabulary may be a part of a character. For example, two ids of SmolLM2's vocabulary form one
+# Chinese character. Only this module groups ids into characters. A byte that is no character is written in
+# SentencePiece's spelling, ``<0xE4>``.
+
+SPELLED = "pellucid.spelled"
+"""The name of the error handler that writes bytes that are not UTF-8 as ``<0xE4>``."""
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    wrong = error.object[error.start : error.end]
+    return "".join(f"<0x{byte:02X}>" for byte in wrong), error.end
+
+
+codecs.register_error(SPELLED, _spell)
+
+
+class CharacterGroup(NamedTuple):
+    """The ids from index ``first`` to ``stop`` - 1, which share characters, and their ``text``."""
+
+    first: int
+    stop: int
+    text: str
+
+
+class CharacterGrouper:
+    """Groups ids of a vocabulary of ``size`` ids; the ids arrive one at a time.
+
+    A group ends at the end of a character, or before an id that cannot continue the character.
+    """
+
+    def __init__(self, decoder: Decoder, size: int) -> None:
+        self._decoder, self._size = decoder, size
+        self._begin = self._count = 0
+        self._data = self._open = b""  # bytes of the last group; bytes of its last character if incomplete
+        self._started = False
+
+    def push(self, token: int) -> CharacterGroup:
+        """Add an id and return its group so far.
+
+        Raises :class:`InvalidRequest` for an id outside the vocabulary.
+        """
+        data = self._decoder.piece(checked_id(token, self._size), not self._started)
+        self._started = self._started or self._decoder.begins_text(data)
+        if not _continues(self._open, data):
+            self._begin, self._data = self._count, b""
+            self._open = b""
+        self._count, self._data = self._count + 1, self._data + data
+        self._open = _open_end(self._open + data)
+        return CharacterGroup(self._begin, self._count, self._data.decode("utf-8", SPELLED))
+
+    def then(self, token: int) -> CharacterGroup:
+        """The group that ``push`` would return, without adding the id."""
+        return copy.copy(self).push(token)
+
+
+def groups(grouper: CharacterGrouper, ids: Iterable[int]) -> list[CharacterGroup]:
+    """Push ids and return their groups; the first group may begin with ids that were pushed earlier."""
+    groups_so_far: list[CharacterGroup] = []
+    for token in ids:
+        group = grouper.push(token)
+        if groups_so_far and groups_so_far[-1].first == group.first:
+            groups_so_far.pop()
+        groups_so_far.append(group)
+    return groups_so_far
+
+
+def several(found: Iterable[CharacterGroup]) -> list[CharacterGroup]:
+    """The groups of two or more ids."""
+    return [group for group in found if group.stop - group.first > 1]
+
+
+def _continues(partial: bytes, data: bytes) -> bool:
+    """True if ``data`` continues the incomplete character ``partial``."""
+    try:
+        _utf8("strict").decode(partial + data)
+    except UnicodeDecodeError as error:
+        return bool(partial) and error.start > 0
+    return bool(partial) and not begins_surrogate(partial + data)
+
+
+def _open_end(data: bytes) -> bytes:
+    """The bytes at the end of ``data`` that may begin a character."""
+    reader = _utf8("replace")
+    reader.decode(data)
+    held, _ = reader.getstate()
+    return b"" if begins_surrogate(held) else held
+
+
+_utf8 = codecs.getincrementaldecoder("utf-8")

@@ -20,9 +20,8 @@ from msgspec import Struct
 from pellucid.tokenize.patterns.matcher import compiled, matcher
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
 from pellucid.tokenize.stages.aligned import AlignedText, Replacer, check_growth, placed
-from pellucid.tokenize.stages.character_map import SHORT, CharacterMap
+from pellucid.tokenize.stages.character_map import SHORT, CharacterMap, Decomposed, decomposed, decompositions, marks
 from pellucid.tokenize.stages.decode import byte_letters
-from pellucid.tokenize.stages.decomposition import Decomposed, decomposed, decompositions, marks
 from pellucid.tokenize.unicode import Ranges, bracket, letters, members, ranges, singles, small_letters, union
 
 if TYPE_CHECKING:
@@ -341,9 +340,7 @@ class Bert(Normalizer):
         return text.lower() if self.lowercase else text
 
 
-IDEOGRAPHS = ranges(
-    "3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B920-2CEAF 2F800-2FA1F"
-)
+IDEOGRAPHS = ranges("3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B920-2CEAF 2F800-2FA1F")
 _CLEAN_ASCII = dict.fromkeys([*range(32), 127]) | dict.fromkeys(map(ord, "\t\n\r"), " ")
 
 

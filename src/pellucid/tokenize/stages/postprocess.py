@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from pellucid.tokenize.encoding import Token, TokenTable
 from pellucid.tokenize.stages.decode import byte_alphabet
-from pellucid.tokenize.token_table import Token, TokenTable
 from pellucid.tokenize.unicode import white_space
 
 if TYPE_CHECKING:

@@ -249,9 +249,7 @@ class SentencePieceNormalizer(Normalizer):
         made, end = self._placed(text.text)
         starts = [text.starts[at] if at < len(text) else text.ends[-1] for _, at in made]
         last = text.starts[end] if end < len(text) else text.ends[-1] if len(text) else 0
-        return AlignedText(
-            "".join([new for new, _ in made]), starts, [*starts[1:], last][: len(starts)], text.origin
-        )
+        return AlignedText("".join([new for new, _ in made]), starts, [*starts[1:], last][: len(starts)], text.origin)
 
     def _change(self, text: str) -> list[tuple[str, int]]:
         return self._placed(text)[0]

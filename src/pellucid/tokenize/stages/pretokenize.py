@@ -123,14 +123,8 @@ class PreTokenizer(Struct, frozen=True, dict=True):
     @cached_property
     def _needs_offsets(self) -> bool:
         """True if a cut before an ``only_first`` change may drop the start of the text."""
-        firsts = [
-            at
-            for at, stage in enumerate(self.stages)
-            if isinstance(stage, NormalizeStep) and stage.only_first
-        ]
-        return bool(firsts) and not all(
-            isinstance(stage, NormalizeStep) for stage in self.stages[: firsts[-1]]
-        )
+        firsts = [at for at, stage in enumerate(self.stages) if isinstance(stage, NormalizeStep) and stage.only_first]
+        return bool(firsts) and not all(isinstance(stage, NormalizeStep) for stage in self.stages[: firsts[-1]])
 
     def __call__(self, text: str, first: bool) -> Iterable[str]:
         """The pre-tokens of a text; ``first`` is True if it begins the whole text."""

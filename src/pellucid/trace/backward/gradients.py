@@ -1,11 +1,4 @@
-"""Gradients of a target, and the attributions that they give.
-
-    gradients(llm, prompt, target, ["blocks.*.residual"])
-    attribution_patch(llm, clean, corrupted, target)      (Nanda 2023; Syed et al. 2023, arXiv:2310.10348)
-    integrated_gradients(llm, prompt, target)             (Sundararajan et al. 2017, arXiv:1703.01365)
-
-A target must have a ``gradient``, as the targets of ``trace/lenses/targets.py`` have.
-"""
+"""Gradients of a target, and the attributions that they give: the backward pass over a plan's operations."""
 
 from __future__ import annotations
 
@@ -15,20 +8,172 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
+from msgspec.structs import replace as struct_replace
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.backward.backward_pass import BackwardPass
-from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
+from pellucid.plan.plan import Operation
+from pellucid.plan.points import Point, View
+from pellucid.trace.backward.products import product_of
+from pellucid.trace.backward.reverse_walk import Adjoints, ReverseWalk, Rows, Values
+from pellucid.trace.backward.tape import Tape, Version, Versions, refuse_too_long, tape_bytes, version_of
 from pellucid.trace.edits import Edit, replace
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.lenses.patching import LAST_LOGITS, clean_values
 from pellucid.trace.lenses.sweep import Sweep
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.selection import select
-from pellucid.trace.traced_model import TracedModel, read
+from pellucid.trace.traced_model import ModelWeights, TracedModel, read
 from pellucid.util.checks import whole
+
+# The backward pass: the vector-Jacobian products of a plan's operations, in reverse order.
+#
+# A value is a version of a buffer: the plan overwrites its buffers (``Versions``). The rows of several sequences are
+# computed together, so that each matrix is read once.
+
+OF_PATTERNS = ("pattern", "scores")
+
+
+class BackwardPass:
+    """The backward pass of a plan, with the ``versions`` of its buffers, to some ``points``.
+
+    It begins at the output of the plan, or at the value of the point ``start``.
+
+    Raises:
+        InvalidRequest: an operation after the first point has no product, or a point has no gradient.
+    """
+
+    def __init__(self, versions: Versions, points: Sequence[Point], start: Point | None = None) -> None:
+        plan = versions.plan
+        self.plan, self.points = plan, list(points)
+        for point in points:
+            if point.kind not in ("value", *OF_PATTERNS) or point.dtype != "float32":
+                raise InvalidRequest(f"point={point.name}: it has no gradient: choose a value, a pattern or scores")
+        self.recorded = {point.name: version_of(point, versions) for point in points if point.kind == "value"}
+        """The versions of the points, which a tape records too."""
+        first = min((point.operation for point in points), default=len(plan.operations))
+        if start is None:
+            last = max(n for n, op in enumerate(plan.operations) if plan.output in op.writes)
+            self._last = Version(plan.output, last)
+        else:
+            self._last = version_of(start, versions)
+        patterns = [point.operation for point in points if point.kind in OF_PATTERNS]
+        self._walk = ReverseWalk(versions, [self._last], first, product_of, kept=patterns)
+        self.needs = self._walk.needs(self.recorded.values())
+
+    @property
+    def versions(self) -> Versions:
+        """The versions of the plan's buffers."""
+        return self._walk.versions
+
+    def run(
+        self, tapes: Sequence[Tape], seeds: NDArray[np.float32], weights: ModelWeights
+    ) -> list[dict[str, NDArray[np.float32]]]:
+        """The gradients of each point in each sequence, for the gradients ``seeds`` of the start.
+
+        ``seeds`` (R, V) has a row for each output of all sequences, or (T, D) for each of their tokens if the pass
+        begins at a point. A point's gradient has the shape of its value.
+        """
+        ends = np.cumsum([tape.rows["tokens"] for tape in tapes]).tolist()
+        sequences = [slice(end - tape.rows["tokens"], end) for end, tape in zip(ends, tapes)]
+        picked = np.concatenate(
+            [np.arange(own.start + tape.first_output, own.stop) for own, tape in zip(sequences, tapes)]
+        )
+        count = len(picked) if self.versions.rows(self._last) == "outputs" else ends[-1]
+        seed = np.zeros((count, self.versions.width(self._last)), np.float32)
+        seed[:, : seeds.shape[1]] = seeds
+        adjoints, found = Adjoints(self.versions), [dict[str, NDArray[np.float32]]() for _ in tapes]
+        adjoints.add(self._last, seed)
+        angles = dict[str, Any]()
+        for number in range(self._last.writer, self._walk.first - 1, -1):
+            op = self.plan.operations[number]
+            own = {name: adjoints.take(Version(name, number)) for name in op.writes}
+            for point in self.points:
+                gradient = own.get(op.writes[point.write]) if point.operation == number else None
+                if point.kind == "value" and gradient is not None:
+                    self._collect(point, gradient, sequences, tapes, found)
+            out = next((own[name] for name in op.writes if own[name] is not None), None)
+            if out is None or number not in self._walk.products:
+                continue
+            given = {name: one for name, one in own.items() if one is not None}
+            shared = Values(self.plan, weights, {}, sequences, picked, angles=angles, gradients=given)
+            values = self._values(number, tapes, shared)
+            self._push(number, op, out, values, adjoints, found)
+        return found
+
+    def _push(
+        self,
+        number: int,
+        op: Operation,
+        out: Rows,
+        values: Values,
+        adjoints: Adjoints,
+        found: list[dict[str, NDArray[np.float32]]],
+    ) -> None:
+        """Add the gradients of the inputs of an operation."""
+        of_pattern = [point for point in self.points if point.operation == number and point.kind in OF_PATTERNS]
+        for name, gradient in self._walk.products[number].product(op, out, values):
+            kind, _, sequence = name.partition(".")
+            if sequence:
+                for point in of_pattern:
+                    if point.kind == kind:
+                        found[int(sequence)][point.name] = gradient
+                continue
+            version = self._walk.input_of(number, name)
+            if version is not None and version.writer >= self._walk.first:
+                adjoints.add(version, gradient)
+
+    def _values(self, number: int, tapes: Sequence[Tape], shared: Values) -> Values:
+        """The recorded values that the product of an operation reads, beside the ``shared`` values."""
+        needs = self.needs
+        patterns = [tape.pattern(number) for tape in tapes] if number in needs.patterns else []
+        scores = [tape.pattern(number, raw=True) for tape in tapes] if number in needs.scores else []
+        values = self._walk.recorded(number, tapes)
+        own: Values = struct_replace(shared, values=values, patterns=patterns, scores=scores)
+        return own
+
+    def values_of(self, tape: Tape) -> dict[str, NDArray[np.float32]]:
+        """The values of the points in the run of a tape."""
+        points = {point.name: point for point in self.points}
+        return {
+            name: viewed(tape.value(version), points[name].view, heads=points[name].heads > 0)
+            for name, version in self.recorded.items()
+        }
+
+    def _collect(
+        self,
+        point: Point,
+        gradient: Rows,
+        sequences: Sequence[slice],
+        tapes: Sequence[Tape],
+        found: list[dict[str, NDArray[np.float32]]],
+    ) -> None:
+        first = 0
+        for own, tape, gradients in zip(sequences, tapes, found):
+            rows = own
+            if point.rows == "outputs":
+                rows = slice(first, first + tape.rows["outputs"])
+                first = rows.stop
+            gradients[point.name] = viewed(gradient[rows], point.view, heads=point.heads > 0)
+
+
+def viewed(rows: Rows, view: View, *, heads: bool) -> NDArray[np.float32]:
+    """The values of a view in rows of a buffer: (n, parts, count), or without ``heads`` (n, count)."""
+    spaced = np.zeros((len(rows), view.parts * view.stride), np.float32)
+    count = min(spaced.shape[1], rows.shape[1])
+    spaced[:, :count] = rows[:, :count]
+    values = spaced.reshape(len(rows), view.parts, view.stride)[:, :, : view.count]
+    return np.ascontiguousarray(values if heads else values.reshape(len(rows), -1))
+
+
+# Gradients of a target, and the attributions that they give.
+#
+#     gradients(llm, prompt, target, ["blocks.*.residual"])
+#     attribution_patch(llm, clean, corrupted, target)      (Nanda 2023; Syed et al. 2023, arXiv:2310.10348)
+#     integrated_gradients(llm, prompt, target)             (Sundararajan et al. 2017, arXiv:1703.01365)
+#
+# A target must have a ``gradient``, as the targets of ``trace/lenses/targets.py`` have.
 
 BUDGET = 4 << 30
 """Default limit of the bytes of recorded values."""
@@ -84,17 +229,11 @@ def gradients(
         InvalidRequest: a point has no gradient, an operation has no vector-Jacobian product, the target has no
             gradient, or the values do not fit into the budget.
     """
-    several = (
-        isinstance(prompts, (list, tuple)) and bool(prompts) and isinstance(prompts[0], (str, list, tuple))
-    )
+    several = isinstance(prompts, (list, tuple)) and bool(prompts) and isinstance(prompts[0], (str, list, tuple))
     texts = list(prompts) if several else [prompts]
-    targets: list[Target] = (
-        list(target) if isinstance(target, (list, tuple)) else [cast(Target, target)] * len(texts)
-    )
+    targets: list[Target] = list(target) if isinstance(target, (list, tuple)) else [cast(Target, target)] * len(texts)
     if len(targets) != len(texts):
-        raise InvalidRequest(
-            f"target: {len(targets):,} targets for {len(texts):,} prompts: give one for each"
-        )
+        raise InvalidRequest(f"target: {len(targets):,} targets for {len(texts):,} prompts: give one for each")
     for one in targets:
         if not callable(getattr(one, "gradient", None)):
             raise InvalidRequest(
@@ -221,19 +360,14 @@ def integrated_gradients(
     """
     steps = whole("steps", steps, 1, 10_000)
     x = read(model, prompt, ["embed"])["embed"]
-    start = (
-        np.zeros_like(x) if baseline is None else np.broadcast_to(np.asarray(baseline, np.float32), x.shape)
-    )
+    start = np.zeros_like(x) if baseline is None else np.broadcast_to(np.asarray(baseline, np.float32), x.shape)
     total = np.zeros(x.shape)
     for number in range(steps):
         at = start + np.float32((number + 0.5) / steps) * (x - start)
-        total += gradients(model, prompt, target, ["embed"], edits=[replace("embed", at)], budget=budget)[
-            "embed"
-        ]
+        total += gradients(model, prompt, target, ["embed"], edits=[replace("embed", at)], budget=budget)["embed"]
     values = ((x - start) * total / steps).sum(-1)
     whole_run, first = (
-        read(model, prompt, [LAST_LOGITS], edits)["project.logits"][-1]
-        for edits in ((), [replace("embed", start)])
+        read(model, prompt, [LAST_LOGITS], edits)["project.logits"][-1] for edits in ((), [replace("embed", start)])
     )
     pieces = [model.tokenizer.piece(token) for token in model.inputs.prompt(prompt)]
     return TokenAttribution(pieces, values, float(target(whole_run)), float(target(first)))

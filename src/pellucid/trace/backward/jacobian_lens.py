@@ -14,21 +14,135 @@ hold attention sinks, and the last position are left out. The mean is taken over
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.backward.backward_pass import BackwardPass
+from pellucid.trace.backward.gradients import BackwardPass
 from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
-from pellucid.trace.torch_archive import StoredTensor, TorchArchive
+from pellucid.trace.linear_probe import ENDINGS, read_vectors, write_vectors
 from pellucid.trace.traced_model import TracedModel
-from pellucid.trace.vector_file import ENDINGS, read_vectors, write_vectors
 from pellucid.util.checks import items, whole
+
+# Reads tensors from files of ``torch.save``, without torch: a zip archive with a pickle and the bytes of each tensor.
+#
+# The pickle may build dictionaries, lists, numbers, texts and tensors, and nothing else: the few functions that it may
+# name are replaced by our own, and all other names are refused. Nothing in the file is executed.
+
+MOST_PICKLE = 1 << 24
+DTYPES: Mapping[str, str] = {
+    "HalfStorage": "float16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "BFloat16Storage": "bfloat16",
+}
+
+
+class _Storage(NamedTuple):
+    """The bytes of a tensor: the name of its member, the dtype, and the number of values."""
+
+    key: str
+    dtype: str
+    size: int
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of a file: its dtype, its shape, and where its values are."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+
+
+def _rebuilt(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> StoredTensor:
+    shape = tuple(size)
+    expected, strides = 1, list[int]()
+    for length in reversed(shape):
+        strides.insert(0, expected)
+        expected *= length
+    numbers = (offset, *shape)
+    if not isinstance(storage, _Storage) or not all(type(one) is int and one >= 0 for one in numbers):
+        raise pickle.UnpicklingError("a tensor is damaged")
+    if any(own != wanted and length > 1 for own, wanted, length in zip(stride, strides, shape)):
+        raise pickle.UnpicklingError("a tensor is not contiguous")
+    if offset + expected > storage.size:
+        raise pickle.UnpicklingError("a tensor is larger than its storage")
+    return StoredTensor(storage, offset, shape)
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuilt
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        if module == "torch" and name in DTYPES:
+            return name
+        raise pickle.UnpicklingError(f"it names {brief(f'{module}.{name}')}, which tensors do not need")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or pid[1] not in DTYPES:
+            raise pickle.UnpicklingError("a storage is damaged")
+        _, kind, key, _, count = pid
+        if not isinstance(key, str) or type(count) is not int or count < 0:
+            raise pickle.UnpicklingError("a storage is damaged")
+        return _Storage(key, DTYPES[kind], count)
+
+
+class TorchArchive:
+    """A file of ``torch.save``. ``value`` is the saved value, with ``StoredTensor`` in place of tensors.
+
+    Raises:
+        FileFormatError: the file has another format, is damaged, or its pickle names something else than tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+            pickles = [one for one in self._zip.infolist() if one.filename.endswith("/data.pkl")]
+            if len(pickles) != 1 or pickles[0].file_size > MOST_PICKLE:
+                raise FileFormatError(path, "data.pkl", "the archive must have one, of at most 16 MiB")
+            self._folder = pickles[0].filename.removesuffix("data.pkl")
+            self.value: Any = _Reader(io.BytesIO(self._zip.read(pickles[0]))).load()
+        except (zipfile.BadZipFile, OSError) as error:
+            raise FileFormatError(path, "file", "is no archive of torch.save") from error
+        except FileFormatError:
+            raise
+        except Exception as error:  # a damaged pickle raises errors of many classes
+            raise FileFormatError(path, "data.pkl", brief(str(error))) from error
+
+    def values(self, tensor: StoredTensor) -> NDArray[np.float32]:
+        """The values of a tensor as float32.
+
+        Raises:
+            FileFormatError: the member is missing, compressed, or has another size.
+        """
+        name = f"{self._folder}data/{tensor.storage.key}"
+        width = 8 if tensor.storage.dtype == "float64" else 4 if tensor.storage.dtype == "float32" else 2
+        try:
+            member = self._zip.getinfo(name)
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != width * tensor.storage.size:
+                raise FileFormatError(self.path, name, f"must have {width * tensor.storage.size:,} bytes, uncompressed")
+            raw = self._zip.read(member)
+        except (KeyError, zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+            raise FileFormatError(self.path, name, "is missing or damaged") from error
+        count = int(np.prod(tensor.shape, dtype=np.int64))
+        part = raw[width * tensor.offset : width * (tensor.offset + count)]
+        if tensor.storage.dtype == "bfloat16":
+            wide = np.frombuffer(part, "<u2").astype(np.uint32) << 16
+            return wide.view(np.float32).reshape(tensor.shape)
+        kind = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}[tensor.storage.dtype]
+        return np.frombuffer(part, kind).astype(np.float32).reshape(tensor.shape)
+
 
 Matrix = NDArray[np.float32]
 SKIPPED, LENGTH = 16, 128
@@ -100,16 +214,12 @@ class JacobianLens:
                 "use gradients"
             )
         last = len(model.spec.blocks) - 1
-        chosen = (
-            range(last) if layers is None else sorted({whole("layers", one, 0, last - 1) for one in layers})
-        )
+        chosen = range(last) if layers is None else sorted({whole("layers", one, 0, last - 1) for one in layers})
         skip, length = whole("skip", skip, 0, 1 << 20), whole("length", length, 2, 1 << 20)
         names = {layer: f"blocks.{layer}.residual" for layer in chosen}
         points = model.points
         if not names or any(name not in points for name in (*names.values(), f"blocks.{last}.residual")):
-            raise InvalidRequest(
-                "layers: the model has no residual stream between these blocks and its last block"
-            )
+            raise InvalidRequest("layers: the model has no residual stream between these blocks and its last block")
         backward = BackwardPass(
             model.plan_versions, [points[name] for name in names.values()], points[f"blocks.{last}.residual"]
         )
@@ -152,9 +262,7 @@ class JacobianLens:
         """
         path = Path(path)
         if path.suffix not in (*TORCH_ENDINGS, *ENDINGS):
-            raise InvalidRequest(
-                f"path={brief(str(path))}: must end with {', '.join(TORCH_ENDINGS)} or {ENDINGS[-1]}"
-            )
+            raise InvalidRequest(f"path={brief(str(path))}: must end with {', '.join(TORCH_ENDINGS)} or {ENDINGS[-1]}")
         found, texts = _opened_torch(path) if path.suffix in TORCH_ENDINGS else _opened_own(path)
         if len({own.shape for own in found.values()} | {own.shape[::-1] for own in found.values()}) != 1:
             raise FileFormatError(path, "J", "the matrices must be square, and have one size")
@@ -195,12 +303,7 @@ class JacobianLens:
 
 
 def _jacobians(
-    model: TracedModel,
-    backward: BackwardPass,
-    names: Mapping[int, str],
-    ids: Sequence[int],
-    skip: int,
-    budget: int,
+    model: TracedModel, backward: BackwardPass, names: Mapping[int, str], ids: Sequence[int], skip: int, budget: int
 ) -> Iterable[tuple[int, NDArray[np.float64]]]:
     """The Jacobian of each block for one text: row d is the mean gradient of number d of the last stream."""
     T, D = len(ids), model.spec.embedding.width
@@ -229,12 +332,7 @@ def _opened_torch(path: Path) -> tuple[dict[int, Matrix], int]:
     if not isinstance(stored, dict) or not stored:
         raise FileFormatError(path, "J", "the file has no matrices of a Jacobian lens")
     for layer, tensor in stored.items():
-        if (
-            type(layer) is not int
-            or layer < 0
-            or not isinstance(tensor, StoredTensor)
-            or len(tensor.shape) != 2
-        ):
+        if type(layer) is not int or layer < 0 or not isinstance(tensor, StoredTensor) or len(tensor.shape) != 2:
             raise FileFormatError(path, "J", "must have a matrix for each block")
     texts = value.get("n_prompts")
     if type(texts) is not int or texts < 1:
@@ -252,7 +350,5 @@ def _opened_own(path: Path) -> tuple[dict[int, Matrix], int]:
         found[int(layer)] = own
     texts = str(metadata.get(TEXTS, ""))
     if not found or not texts.isdecimal() or not int(texts):
-        raise FileFormatError(
-            path, TEXTS, "the file has no matrices of a Jacobian lens, or no number of texts"
-        )
+        raise FileFormatError(path, TEXTS, "the file has no matrices of a Jacobian lens, or no number of texts")
     return found, int(texts)

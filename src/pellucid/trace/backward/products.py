@@ -13,10 +13,21 @@ import numpy as np
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.ops.activation import derivative
 from pellucid.plan.plan import At, Constant, Operation, Weights
-from pellucid.trace.backward.expert_products import combine, experts, route, weigh
-from pellucid.trace.backward.product_values import KernelProduct, Rows, Values, number_of, size_of, vector_of
-from pellucid.trace.backward.recurrent_products import convolve, decay, scan
-from pellucid.trace.backward.stream_products import correct, match, predict, sparsify, spread
+from pellucid.trace.backward.layer_products import (
+    combine,
+    convolve,
+    correct,
+    decay,
+    experts,
+    match,
+    predict,
+    route,
+    scan,
+    sparsify,
+    spread,
+    weigh,
+)
+from pellucid.trace.backward.reverse_walk import KernelProduct, Rows, Values, number_of, size_of, vector_of
 
 
 def product_of(op: Operation) -> KernelProduct:
@@ -140,12 +151,7 @@ def matmul_heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tupl
 
 def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """Layer norm or RMS of each part of a row."""
-    parts, width, count, eps = (
-        size_of(op, "parts"),
-        size_of(op, "width"),
-        size_of(op, "count"),
-        number_of(op, "eps"),
-    )
+    parts, width, count, eps = (size_of(op, "parts"), size_of(op, "width"), size_of(op, "count"), number_of(op, "eps"))
     of_part = size_of(op, "weight_part") // 4
     weight = vector_of(values.weights, op.fields["weight"], parts * of_part if of_part else count)
     weight = weight.reshape(parts, of_part)[:, :count] if of_part else weight
@@ -213,10 +219,7 @@ def attention(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[s
         pattern = values.patterns[number].reshape(groups, each, *values.patterns[number].shape[1:])
         g = _by_group(gradient[own], groups, each, value_width)
         queries = _by_group(q[own], groups, each, width)
-        keys, vectors = (
-            _by_group(k[own], groups, 1, width)[:, 0],
-            _by_group(v[own], groups, 1, value_width)[:, 0],
-        )
+        keys, vectors = (_by_group(k[own], groups, 1, width)[:, 0], _by_group(v[own], groups, 1, value_width)[:, 0])
         of_pattern = np.matmul(g, vectors[:, None].swapaxes(-1, -2))
         of_scores = pattern * (of_pattern - (of_pattern * pattern).sum(-1, keepdims=True))
         yield f"pattern.{number}", of_pattern.reshape(values.patterns[number].shape)
@@ -249,9 +252,7 @@ def _put(rows: Rows, parts: Rows, width: int) -> None:
 FEW = 8
 SCANNED = ("q", "k", "v", "decays", "factors")
 FORMS = {
-    f"matmul{kind}_{form}": f"matmul{kind}"
-    for kind in ("", "_experts", "_heads")
-    for form in ("float", "int8", "bf16")
+    f"matmul{kind}_{form}": f"matmul{kind}" for kind in ("", "_experts", "_heads") for form in ("float", "int8", "bf16")
 }
 """The kernels of a product with a matrix, by the form of its numbers."""
 PRODUCTS: Mapping[str, KernelProduct] = {
@@ -282,9 +283,7 @@ PRODUCTS: Mapping[str, KernelProduct] = {
     ),
     "rotary": KernelProduct(rotary),
     "streams_predict": KernelProduct(predict, ("streams", "coefs"), inputs=("streams", "coefs")),
-    "streams_correct": KernelProduct(
-        correct, ("predicted", "coefs", "x"), inputs=("predicted", "coefs", "x")
-    ),
+    "streams_correct": KernelProduct(correct, ("predicted", "coefs", "x"), inputs=("predicted", "coefs", "x")),
     "streams_spread": KernelProduct(spread, ("streams", "x")),
     "streams_match": KernelProduct(match, ("x", "like"), inputs=("x", "like")),
     "sparsify": KernelProduct(sparsify, inputs=("x",), outputs=("x",)),

@@ -13,8 +13,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.plan.plan import At, Operation, Plan
 from pellucid.plan.points import Point, RowKind
 from pellucid.plan.traced_plan import PatternTap, Tap, Watch
-from pellucid.runtime.batch import Probe
-from pellucid.runtime.forwarded_edits import ForwardedEdits
+from pellucid.runtime.batch import ForwardedEdits, Probe
 
 NOTHING = -1
 """The version of a buffer that no operation has written."""
@@ -34,11 +33,7 @@ class Versions:
         self.plan, self._read = plan, list[dict[str, Version]]()
         last = dict[str, int]()
         for number, op in enumerate(plan.operations):
-            names = {
-                *op.reads,
-                *op.writes,
-                *(value.buffer for value in op.fields.values() if isinstance(value, At)),
-            }
+            names = {*op.reads, *op.writes, *(value.buffer for value in op.fields.values() if isinstance(value, At))}
             self._read.append({name: Version(name, last.get(name, NOTHING)) for name in names})
             last |= dict.fromkeys(op.writes, number)
 
@@ -88,11 +83,7 @@ class Tape(ForwardedEdits):
         super().__init__(edits, range(len(of_edits.edits)), range(len(of_edits.pattern_edits)))
         self.first_output = first_output
         self.rows: Mapping[RowKind, int] = {"tokens": tokens, "outputs": tokens - first_output}
-        taps, self._columns, widths = (
-            list[Tap](),
-            dict[Version, tuple[RowKind, slice]](),
-            dict[RowKind, int](),
-        )
+        taps, self._columns, widths = (list[Tap](), dict[Version, tuple[RowKind, slice]](), dict[RowKind, int]())
         for version in needs.values:
             index, kind = versions.index_of(version), versions.rows(version)
             view = versions.plan.operations[version.writer].views[index]
@@ -102,23 +93,14 @@ class Tape(ForwardedEdits):
             first = widths.get(kind, 0)
             self._columns[version] = kind, slice(first, first + parts * view.width)
             widths[kind] = first + parts * view.width
-        self._blocks = {
-            kind: np.zeros((self.rows[kind], width), np.float32) for kind, width in widths.items()
-        }
-        patterns = [
-            (number, raw) for raw, own in ((False, needs.patterns), (True, needs.scores)) for number in own
-        ]
+        self._blocks = {kind: np.zeros((self.rows[kind], width), np.float32) for kind, width in widths.items()}
+        patterns = [(number, raw) for raw, own in ((False, needs.patterns), (True, needs.scores)) for number in own]
         heads = {number: int(str(versions.plan.operations[number].fields["heads"])) for number, _ in patterns}
-        self._recorded_patterns = {
-            key: np.zeros((heads[key[0]], tokens, tokens), np.float32) for key in patterns
-        }
+        self._recorded_patterns = {key: np.zeros((heads[key[0]], tokens, tokens), np.float32) for key in patterns}
         self._order = patterns
         self.watch = Watch(
             tuple(taps),
-            tuple(
-                PatternTap(number, 0, heads[number], raw, block)
-                for block, (number, raw) in enumerate(patterns)
-            ),
+            tuple(PatternTap(number, 0, heads[number], raw, block) for block, (number, raw) in enumerate(patterns)),
             of_edits.edits,
             of_edits.pattern_edits,
         )
@@ -161,10 +143,7 @@ def tape_bytes(versions: Versions, needs: TapeNeeds, tokens: int, outputs: int) 
     """The number of bytes of a tape."""
     rows = {"tokens": tokens, "outputs": outputs}
     values = sum(rows[versions.rows(version)] * versions.width(version) for version in needs.values)
-    heads = (
-        int(str(versions.plan.operations[number].fields["heads"]))
-        for number in (*needs.patterns, *needs.scores)
-    )
+    heads = (int(str(versions.plan.operations[number].fields["heads"])) for number in (*needs.patterns, *needs.scores))
     return 4 * (values + sum(heads) * tokens * tokens)
 
 

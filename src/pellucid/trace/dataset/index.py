@@ -1,10 +1,5 @@
-"""The index of an activation dataset, and the shards of an interrupted run in its folder.
-
-The index ``dataset.json`` says what the dataset holds: the model, the corpus and the points (``run``), the columns, and
-the shards with their sizes and SHA-256. It has no times, paths or numbers of threads, so equal datasets have equal
-bytes. The hash of the dataset is the SHA-256 of the index without the hash. The index is written when all shards are on
-disk. The files are not trusted: the types and names in an index are checked.
-"""
+"""The index of an activation dataset, the shards of an interrupted run in its folder, and the options of a
+recording."""
 
 from __future__ import annotations
 
@@ -13,17 +8,26 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct, ValidationError, convert, to_builtins
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, one_line, reason, shown
-from pellucid.trace.dataset.columns import SAFETENSORS, StoredColumn
-from pellucid.trace.dataset.shard_file import KEY, PART, ShardLayout, sha256_of, sync_folder
+from pellucid.trace.dataset.columns import DTYPES, SAFETENSORS, StoredColumn
+from pellucid.trace.dataset.shard_file import KEY, PART, ShardLayout, check_parquet, sha256_of, sync_folder
+from pellucid.util.checks import boolean, whole
 from pellucid.util.paths import is_file_name, move
-from pellucid.weights.files import ModelFile
+from pellucid.weights.checkpoint import ModelFile
 from pellucid.weights.safetensors import read_table
+from pellucid.weights.sources.source import DownloadProgress
+
+# The index of an activation dataset, and the shards of an interrupted run in its folder.
+#
+# The index ``dataset.json`` says what the dataset holds: the model, the corpus and the points (``run``), the columns,
+# and the shards with their sizes and SHA-256. It has no times, paths or numbers of threads, so equal datasets have
+# equal bytes. The hash of the dataset is the SHA-256 of the index without the hash. The index is written when all
+# shards are on disk. The files are not trusted: the types and names in an index are checked.
 
 INDEX, VERSION = "dataset.json", 1
 PREFIX = "activations-"
@@ -225,7 +229,7 @@ class DatasetFolder:
 def run_of(path: Path) -> str | None:
     """The description of the run that made a shard; None if the file is not a shard. Raises OSError."""
     if path.suffix == ".parquet":
-        from pellucid.trace.dataset.parquet_shard import run_of_parquet
+        from pellucid.trace.dataset.shard_file import run_of_parquet
 
         return run_of_parquet(path)
     try:
@@ -238,3 +242,79 @@ def run_of(path: Path) -> str | None:
         return None
     run = metadata.get(KEY) if isinstance(metadata, dict) else None
     return run if isinstance(run, str) else None
+
+
+# The options of an activation dataset, and the progress of its recording.
+
+SHARD_BYTES = 256_000_000
+"""The usual size of a shard, in bytes."""
+LEAST_SHARD, MOST_SHARD = 1 << 10, 1 << 40
+MOST_PARTS = 100_000
+
+
+class DatasetProgress(DownloadProgress, Protocol):
+    """Receives the progress of a recording. ``update`` reports the hashing of the model's files."""
+
+    def surveying(self, texts: int) -> object:
+        """``texts`` texts were counted."""
+        ...
+
+    def recording(self, done: int, total: int) -> object:
+        """``done`` of ``total`` rows were written."""
+        ...
+
+
+class NoProgress:
+    """A ``DatasetProgress`` that shows nothing."""
+
+    def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
+        """As in ``DownloadProgress``."""
+
+    def surveying(self, texts: int) -> None:
+        """As in ``DatasetProgress``."""
+
+    def recording(self, done: int, total: int) -> None:
+        """As in ``DatasetProgress``."""
+
+
+class DatasetOptions(NamedTuple):
+    """Options of ``LLM.record_dataset``. ``part`` (number, count) selects the shards that this process computes."""
+
+    dtype: str
+    format: str
+    truncate: bool
+    shard_bytes: int
+    part: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        dtype: str = "float32",
+        format: str = "safetensors",
+        truncate: bool = False,
+        shard_bytes: int | None = None,
+        part: str | None = None,
+    ) -> DatasetOptions:
+        """Check the options. ``part`` is a text such as "2/8" (None: all shards), ``shard_bytes`` None the usual size.
+
+        Raises:
+            InvalidRequest: an option is out of range, or pyarrow is missing.
+        """
+        if dtype not in DTYPES:
+            raise InvalidRequest(f"dtype={brief(dtype)}: must be one of {', '.join(DTYPES)}")
+        if format not in FORMATS:
+            raise InvalidRequest(f"format={brief(format)}: must be one of {', '.join(FORMATS)}")
+        if format == "parquet":
+            check_parquet(dtype)
+        size = whole("shard_bytes", SHARD_BYTES if shard_bytes is None else shard_bytes, LEAST_SHARD, MOST_SHARD)
+        return cls(dtype, format, boolean("truncate", truncate), size, _part_of(part))
+
+
+def _part_of(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1, 1
+    number, slash, count = text.partition("/") if isinstance(text, str) else ("", "", "")
+    if not (slash and number.isdecimal() and count.isdecimal() and len(text) < 20):
+        raise InvalidRequest(f"part={brief(text)}: must be the number of a part and the number of parts, such as 2/8")
+    of = whole("part", int(count), 1, MOST_PARTS)
+    return whole("part", int(number), 1, of, f"there are {of:,} parts"), of

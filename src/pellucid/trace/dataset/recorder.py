@@ -24,15 +24,19 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.trace.dataset.columns import RecordedColumns, recorded_columns
-from pellucid.trace.dataset.index import DatasetFolder, DatasetIndex, canonical, write_index
-from pellucid.trace.dataset.options import DatasetOptions, DatasetProgress
-from pellucid.trace.dataset.parquet_shard import write_parquet
-from pellucid.trace.dataset.shard_file import ShardLayout, ShardWriter, cannot_be_written
-from pellucid.trace.dataset.shard_recorder import DatasetModel, ShardRecorder
-from pellucid.trace.dataset.survey import Corpus, CorpusReader, ShardTexts, Survey
+from pellucid.trace.dataset.index import (
+    DatasetFolder,
+    DatasetIndex,
+    DatasetOptions,
+    DatasetProgress,
+    canonical,
+    write_index,
+)
+from pellucid.trace.dataset.shard_file import ShardLayout, ShardWriter, cannot_be_written, write_parquet
+from pellucid.trace.dataset.shard_recorder import Corpus, CorpusReader, DatasetModel, ShardRecorder, ShardTexts, Survey
 from pellucid.trace.recorded_run import identity
 from pellucid.util.paths import make_folder
-from pellucid.weights.model_hash import model_hash
+from pellucid.weights.hashes import model_hash
 
 
 class RecordedDataset(Struct, frozen=True):
@@ -127,12 +131,7 @@ def columns_of(model: DatasetModel, points: Sequence[str], dtype: str) -> Record
 
 
 def _run(
-    model: DatasetModel,
-    spec: ModelSpec,
-    columns: RecordedColumns,
-    survey: Survey,
-    options: DatasetOptions,
-    sha256: str,
+    model: DatasetModel, spec: ModelSpec, columns: RecordedColumns, survey: Survey, options: DatasetOptions, sha256: str
 ) -> dict[str, Any]:
     """The facts that determine the bytes of a dataset."""
     return {

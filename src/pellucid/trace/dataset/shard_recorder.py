@@ -1,38 +1,158 @@
-"""Runs the texts of shards through a model, and writes each value to its shard when its step has ended.
-
-Texts run together in the engine's steps. Two tasks run at once, so that the steps stay full when a task ends. A thread
-writes the values, so that the steps do not wait for the disk, and another thread hashes complete shards and brings them
-to the disk.
-"""
+"""Runs the texts of a corpus, divided into shards, through a model, and writes the values of each step."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.engine.encoder_input import EncoderInput
+from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs
-from pellucid.engine.job import SchedulingOptions
-from pellucid.engine.results import Results
+from pellucid.engine.job import Results, SchedulingOptions
 from pellucid.engine.tasks.encoding import EncodingTask
 from pellucid.errors import InvalidRequest
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
 from pellucid.trace.dataset.columns import POSITIONS, TEXTS, TOKEN_IDS, RecordedColumns
 from pellucid.trace.dataset.shard_file import ShardWriter
-from pellucid.trace.dataset.survey import ReadText, ShardTexts
 from pellucid.trace.instrumentation import values_of
+from pellucid.trace.positions import EVERY, Positions, TokenTexts
 from pellucid.trace.request_trace import RequestTrace
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.traced_model import OpenedModel
+
+# The texts of a corpus as token ids, and their division into shards.
+#
+# The division depends on the texts alone, so that every machine divides a corpus in the same way.
+
+MOST_TOKENS = 1 << 18
+"""Maximum number of tokens that a shard's texts have, so that an interruption loses little work."""
+REPORTED = 1024
+"""Texts between two reports of progress."""
+
+
+class Corpus(Protocol):
+    """Texts in order: ``util.text_file.TextFile`` or ``TextList``."""
+
+    def texts(self, start: int = 0) -> Iterator[tuple[str, str]]:
+        """Yield the place of each text, for messages, and the text, after the first ``start`` texts."""
+        ...
+
+
+class ReadText(NamedTuple):
+    """A text: its ``number``, its token ids, and the positions of its rows."""
+
+    number: int
+    ids: list[int]
+    positions: NDArray[np.int64]
+
+
+class ShardTexts(Struct, frozen=True):
+    """The texts of shard ``number``: ``texts`` of the corpus, which are the ``rows`` of the dataset."""
+
+    number: int
+    texts: range
+    rows: range
+
+
+class Survey(NamedTuple):
+    """The number of rows and of tokens of each text, and a hash of the token ids of all texts."""
+
+    rows: Sequence[int]
+    tokens: Sequence[int]
+    sha256: str
+
+    def shards(self, row_bytes: int, shard_bytes: int) -> list[ShardTexts]:
+        """Divide the corpus into shards of whole texts, of at most ``shard_bytes`` if a text is not larger."""
+        found = list[ShardTexts]()
+        first = first_row = rows = tokens = 0
+        for number, (own, count) in enumerate(zip(self.rows, self.tokens)):
+            full = (rows + own) * row_bytes > shard_bytes or tokens + count > MOST_TOKENS
+            if full and number > first:
+                found.append(ShardTexts(len(found), range(first, number), range(first_row, first_row + rows)))
+                first, first_row, rows, tokens = number, first_row + rows, 0, 0
+            rows, tokens = rows + own, tokens + count
+        last = range(first, len(self.rows))
+        return [*found, ShardTexts(len(found), last, range(first_row, first_row + rows))]
+
+
+class CorpusReader:
+    """Reads the texts of ``corpus``. ``encode`` returns the token ids of a text, and ``piece`` the text of a token.
+
+    A text has a row for each of its ``tokens``, or a single row if ``per_text``.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encode: Callable[[str], list[int]],
+        tokens: Positions,
+        piece: Callable[[int], str],
+        *,
+        per_text: bool,
+    ) -> None:
+        self._corpus, self._encode, self._tokens, self._piece = corpus, encode, tokens, piece
+        self._per_text = per_text
+
+    def texts(self, chosen: Sequence[range]) -> Iterator[ReadText]:
+        """Yield the texts with the ``chosen`` numbers, in ascending ranges. Other texts are skipped.
+
+        Raises:
+            InvalidRequest: a text cannot be read, or lacks a selected token; the message has the place of the text.
+        """
+        texts, number = self._corpus.texts(), 0
+        for own in chosen:
+            for place, text in texts:
+                number += 1
+                if number > own.start:
+                    yield self._read(number - 1, place, text)
+                if number == own.stop:
+                    break
+
+    def _read(self, number: int, place: str, text: str) -> ReadText:
+        try:
+            ids = self._encode(text)
+            if self._per_text or self._tokens == EVERY:
+                return ReadText(number, ids, np.arange(1 if self._per_text else len(ids)))
+            tokens = self._tokens.resolve(TokenTexts(ids, self._piece))
+        except InvalidRequest as error:
+            raise type(error)(f"{place}: {error}") from None
+        return ReadText(number, ids, tokens.listed(len(ids)))
+
+    def survey(self, progress: Callable[[int], object]) -> Survey:
+        """Read all texts once, and count. ``progress`` is called with the number of texts.
+
+        Raises:
+            InvalidRequest: as ``texts``, or no text has a row.
+        """
+        rows, tokens, digest = array("Q"), array("Q"), hashlib.sha256()
+        for text in self.texts([range(1 << 62)]):
+            rows.append(len(text.positions))
+            tokens.append(len(text.ids))
+            digest.update(len(text.ids).to_bytes(8, "little") + np.array(text.ids, "<i4").tobytes())
+            if len(rows) % REPORTED == 0:
+                progress(len(rows))
+        if not rows or not sum(rows):
+            has = "no texts" if not rows else "no selected tokens"
+            raise InvalidRequest(f"corpus: has {has}: give a corpus with at least one")
+        return Survey(rows, tokens, digest.hexdigest())
+
+
+# Runs the texts of shards through a model, and writes each value to its shard when its step has ended.
+#
+# Texts run together in the engine's steps. Two tasks run at once, so that the steps stay full when a task ends. A
+# thread writes the values, so that the steps do not wait for the disk, and another thread hashes complete shards and
+# brings them to the disk.
 
 PIECE = 1 << 13
 """Tokens of the texts of a task: several steps."""
@@ -88,9 +208,7 @@ class ShardRecorder:
         progress: Callable[[int], object],
     ) -> None:
         self._model, self._columns, self._opened, self._progress = model, columns, opened, progress
-        self._tracer = RequestTrace(
-            model.points, columns.selected, [], None, lambda _: None, model.tokenizer.piece
-        )
+        self._tracer = RequestTrace(model.points, columns.selected, [], None, lambda _: None, model.tokenizer.piece)
         self._running, self._writing = deque[_RunningTask](), deque[tuple[int, Future[str]]]()
         self._unfinished = dict[int, OpenShard]()
         self._rows, self._room = ThreadPoolExecutor(1, "pellucid-rows"), threading.Condition()
@@ -146,9 +264,7 @@ class ShardRecorder:
 
         self._tracer.keep = keep
         needs_outputs = self._tracer.first_output is not None
-        inputs = [
-            EncoderInput(text.ids, first_output=0 if needs_outputs else len(text.ids)) for text in texts
-        ]
+        inputs = [EncoderInput(text.ids, first_output=0 if needs_outputs else len(text.ids)) for text in texts]
         engine = self._model.engine
         task = EncodingTask(engine.cache, self._model.model.spec, inputs, self._tracer)
         convert: Callable[[Any], int] = lambda result: result[0]  # noqa: E731  # outputs are not kept
@@ -168,13 +284,7 @@ class ShardRecorder:
             writer.put(TOKEN_IDS, row, np.concatenate(ids))
 
     def _take(
-        self,
-        probe: SequenceProbe,
-        own: OpenShard,
-        first: int,
-        rows: str,
-        positions: range,
-        block: NDArray[np.float32],
+        self, probe: SequenceProbe, own: OpenShard, first: int, rows: str, positions: range, block: NDArray[np.float32]
     ) -> None:
         """Hand a step's values of a text whose rows begin at ``first`` to the writing thread."""
         with self._room:

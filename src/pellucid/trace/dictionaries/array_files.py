@@ -1,23 +1,125 @@
-"""Arrays of safetensors and npz files. Neither is trusted: names, types, shapes, sizes and numbers are checked."""
+"""Arrays of safetensors and npz files and the configurations beside them. None of these files is trusted."""
 
 from __future__ import annotations
 
 import math
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, reason, shown
-from pellucid.weights.checkpoint import Tensor
-from pellucid.weights.files import FileCheckpoint, ModelFile
+from pellucid.weights.checkpoint import FileCheckpoint, ModelFile, Tensor
 from pellucid.weights.pack import decode
 from pellucid.weights.safetensors import read_table
+
+# The part of YAML in circuit-tracer's ``config.yaml``: names with texts or numbers, and lists of texts.
+
+LONGEST = 1 << 20
+ENTRY = re.compile(r"([A-Za-z_][\w-]*):(?:\s+(.*))?")
+ITEM = re.compile(r"\s*-\s+(.*)")
+
+
+def read_config(path: Path) -> dict[str, str | list[str]]:
+    """The entries of a file. Raises FileFormatError if it has anything but names with texts, and lists of texts."""
+    file = ModelFile(path)
+    try:
+        if file.size > LONGEST:
+            raise FileFormatError(path, "file", f"{file.size:,} bytes are above the limit of {LONGEST:,}")
+        lines = file.read(0, file.size).decode("utf-8", "replace").splitlines()
+    finally:
+        file.close()
+    entries, last = dict[str, str | list[str]](), ""
+    for number, line in enumerate(lines, 1):
+        bare = line.rstrip()
+        if not bare or bare.lstrip().startswith("#") or bare == "---":
+            continue
+        item, entry = ITEM.fullmatch(bare), ENTRY.fullmatch(bare)
+        if item and last and not entries[last]:
+            entries[last] = []
+        if item and last and isinstance(values := entries[last], list):
+            values.append(_text(item[1]))
+        elif entry and entry[1] not in entries:
+            last = entry[1]
+            entries[last] = _text(entry[2] or "")
+        else:
+            problem = f"{brief(bare)}: must be a name with a text, or an item of a list"
+            raise FileFormatError(path, f"line {number}", problem)
+    return entries
+
+
+def _text(value: str) -> str:
+    """A text without its quotes, or without the comment after it."""
+    if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
+        return value[1:-1]
+    return value.partition(" #")[0].strip()
+
+
+# The configuration beside the arrays of a sparse coder. A field that contradicts the arrays is refused.
+
+
+class StatedConfig(Struct, frozen=True):
+    """The fields of a configuration, and its file. Sizes may be texts of digits, because YAML is read as texts.
+
+    Every method raises FileFormatError, which names the field, its value, what it must be, and the remedy.
+    """
+
+    path: Path
+    fields: Mapping[str, Any]
+
+    def error(self, field: str, problem: str) -> FileFormatError:
+        """The error about a field."""
+        return FileFormatError(self.path, field, f"{brief(self.fields.get(field))}{problem}")
+
+    def text(self, field: str) -> str | None:
+        """A text; None if it is missing or null."""
+        value = self.fields.get(field)
+        if value is not None and not isinstance(value, str):
+            raise self.error(field, ": must be a text")
+        return value
+
+    def flag(self, field: str, default: bool = False) -> bool:
+        """A truth value; ``default`` if it is missing."""
+        value = self.fields.get(field, default)
+        if not isinstance(value, bool):
+            raise self.error(field, ": must be true or false")
+        return value
+
+    def k(self, features: int) -> int:
+        """The k of a top-k coder."""
+        k = self.fields.get("k")
+        if isinstance(k, float) and k.is_integer():
+            k = int(k)
+        if type(k) is not int or not 1 <= k <= features:
+            raise self.error("k", f": must be a whole number from 1 to the {features:,} features")
+        return k
+
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Check that each field in ``sizes``, if it is not missing or null, has the size of the arrays."""
+        for field, size in sizes.items():
+            value = self.fields.get(field)
+            if value is None or (value == size and not isinstance(value, bool)) or value == str(size):
+                continue
+            raise self.error(
+                field, f" contradicts the arrays, which have {size:,}: correct it, or use the arrays of this file"
+            )
+
+    def check_is(self, field: str, found: str, *, known: tuple[str, ...]) -> None:
+        """Check that a text, if it is not missing or null, is ``found``, which the arrays show."""
+        value = self.text(field)
+        if value is not None and value not in known:
+            raise self.error(field, f" is not read; known are {', '.join(known)}")
+        if value not in (None, found):
+            raise self.error(field, f" contradicts the arrays, which are {found!r}: correct it, or use the other files")
+
+
+# Arrays of safetensors and npz files. Neither is trusted: names, types, shapes, sizes and numbers are checked.
 
 MOST_VALUES = 1 << 33
 """Maximum number of values of an array."""
@@ -60,9 +162,7 @@ class SafetensorsArrays:
         if tensor.format not in FLOATS:
             if tensor.format != "F64":
                 raise FileFormatError(
-                    self.path,
-                    f"tensor {shown(name)}",
-                    f"is stored as {tensor.format}; it must be one of {KNOWN}",
+                    self.path, f"tensor {shown(name)}", f"is stored as {tensor.format}; it must be one of {KNOWN}"
                 )
             return self.checkpoint.data(name).view("<f8").astype(np.float32).reshape(tensor.shape)
         if not tensor.shape:
@@ -96,18 +196,12 @@ class NpzArrays:
     def _shape(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...]:
         field = f"array {shown(info.filename)}"
         if info.file_size > MOST_EXPANSION * (info.compress_size + 4096):
-            raise FileFormatError(
-                self.path, field, f"expands to {info.file_size:,} bytes from {info.compress_size:,}"
-            )
+            raise FileFormatError(self.path, field, f"expands to {info.file_size:,} bytes from {info.compress_size:,}")
         with archive.open(info) as file:
             version = np.lib.format.read_magic(file)
             if version[0] not in (1, 2):
                 raise FileFormatError(self.path, field, f"has npy version {version[0]}; 1 and 2 are read")
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version[0] == 1
-                else np.lib.format.read_array_header_2_0
-            )
+            read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
         count = math.prod(shape)
         if dtype.kind != "f" or dtype.itemsize > 8 or count > MOST_VALUES:
@@ -153,9 +247,7 @@ def check_shape(file: ArrayFile, name: str, shape: Sequence[int | None]) -> None
     file.used.add(name)
     if found is None:
         raise FileFormatError(file.path, field, f"is missing; the file has {brief(', '.join(file.shapes))}")
-    if len(found) != len(shape) or any(
-        size < 1 or wanted not in (None, size) for size, wanted in zip(found, shape)
-    ):
+    if len(found) != len(shape) or any(size < 1 or wanted not in (None, size) for size, wanted in zip(found, shape)):
         sizes = ", ".join("any" if size is None else f"{size:,}" for size in shape)
         raise FileFormatError(file.path, field, f"has shape {brief(found)}; it must be ({sizes})")
 

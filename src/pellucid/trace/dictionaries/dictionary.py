@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,12 @@ from numpy.typing import NDArray
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.dictionaries.activations import FeatureActivation, Relu, TopKActivation
-from pellucid.trace.dictionaries.coder_weights import MOST_FEATURES, CoderWeights, DictionaryFormat, Given
-from pellucid.trace.dictionaries.decoder_rows import ArrayRows
-from pellucid.trace.dictionaries.feature_edits import Change, ChangedFeatures, Reconstruction
-from pellucid.trace.dictionaries.sparse_coder import SparseCoder
+from pellucid.trace.dictionaries.coder_weights import MOST_FEATURES, ArrayRows, CoderWeights, DictionaryFormat, Given
+from pellucid.trace.dictionaries.sparse_coder import Change, ChangedFeatures, Reconstruction, SparseCoder
 from pellucid.trace.edits import LARGEST, Edit, add, call
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import real, whole
 from pellucid.util.registry import discover
-
-# A sparse coder from arrays that the user has trained.
 
 PLACE = Path("arrays")
 """The name of the dictionary in messages."""
@@ -55,9 +52,7 @@ def trained_coder(
     bias = np.zeros(vectors.shape[1]) if decoder_bias is None else decoder_bias
     bias = _floats("decoder_bias", bias, (vectors.shape[1],))
     if centred and len(bias) != D:
-        raise InvalidRequest(
-            f"centred: the bias has {len(bias):,} values, and the input {D:,}: they must be equal"
-        )
+        raise InvalidRequest(f"centred: the bias has {len(bias):,} values, and the input {D:,}: they must be equal")
     activation: FeatureActivation = Relu() if k is None else TopKActivation(whole("k", k, 1, F))
     return CoderWeights(
         path=PLACE,
@@ -76,9 +71,7 @@ def _floats(name: str, values: NDArray[Any], shape: tuple[int | None, ...]) -> N
     found = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(found).all():
         raise InvalidRequest(f"{name} of shape {found.shape}: has numbers that are not finite")
-    fits = found.ndim == len(shape) and all(
-        own == wanted for own, wanted in zip(found.shape, shape) if wanted
-    )
+    fits = found.ndim == len(shape) and all(own == wanted for own, wanted in zip(found.shape, shape) if wanted)
     if not fits or not found.size:
         wanted = ", ".join("?" if length is None else f"{length:,}" for length in shape)
         raise InvalidRequest(f"{name} of shape {found.shape}: must have the shape ({wanted})")
@@ -189,13 +182,7 @@ class Dictionary:
         return coder.vectors(_numbers(coder, feature))
 
     def clamp(
-        self,
-        feature: Features,
-        value: float,
-        *,
-        layer: int | None = None,
-        tokens: str = ":",
-        error: bool = True,
+        self, feature: Features, value: float, *, layer: int | None = None, tokens: str = ":", error: bool = True
     ) -> list[Edit]:
         """Set the activation of a feature, or of several, to ``value`` at the positions ``tokens``, such as "5:".
 
@@ -214,21 +201,13 @@ class Dictionary:
         return self.clamp(feature, 0.0, layer=layer, tokens=tokens, error=error)
 
     def scale(
-        self,
-        feature: Features,
-        factor: float,
-        *,
-        layer: int | None = None,
-        tokens: str = ":",
-        error: bool = True,
+        self, feature: Features, factor: float, *, layer: int | None = None, tokens: str = ":", error: bool = True
     ) -> list[Edit]:
         """Multiply the activation of a feature, or of several. Arguments and errors are as in ``clamp``."""
         number = np.float32(real("factor", factor, -LARGEST, LARGEST))
         return self._changed(feature, lambda before: before * number, layer, tokens, error)
 
-    def steer(
-        self, feature: Features, amount: float, *, layer: int | None = None, tokens: str = ":"
-    ) -> list[Edit]:
+    def steer(self, feature: Features, amount: float, *, layer: int | None = None, tokens: str = ":") -> list[Edit]:
         """Add ``amount`` to the activation of a feature, or of several: ``amount`` times its vector is added.
 
         The edits are plain edits ``add``, which need no encoder, unless the dictionary normalises its inputs.
@@ -251,9 +230,7 @@ class Dictionary:
         chosen = self.coders if layer is None else {_layer(self.coder(layer)): self.coder(layer)}
         if layer is not None and any(len(coder.writes) > 1 for coder in self.coders.values()):
             raise InvalidRequest(f"layer={layer}: its features write to several layers: leave layer out")
-        return [
-            self._edit(coder, Reconstruction(coder, self.others(coder)), tokens) for coder in chosen.values()
-        ]
+        return [self._edit(coder, Reconstruction(coder, self.others(coder)), tokens) for coder in chosen.values()]
 
     def others(self, coder: SparseCoder) -> list[tuple[SparseCoder, int]]:
         """The coders that write to the first output of ``coder``, too, with their outputs."""
@@ -263,16 +240,12 @@ class Dictionary:
             if other is not coder and coder.writes[0] in other.writes
         ]
 
-    def _changed(
-        self, feature: Features, change: Change, layer: int | None, tokens: str, error: bool
-    ) -> list[Edit]:
+    def _changed(self, feature: Features, change: Change, layer: int | None, tokens: str, error: bool) -> list[Edit]:
         coder = self.coder(layer)
         changed = ChangedFeatures(coder, _numbers(coder, feature), change)
         if not error and coder.is_autoencoder and len(self.coders) == 1:
             return [self._edit(coder, Reconstruction(coder, (), changed), tokens)]
-        edits = (
-            [] if error else self.reconstruct(layer=None if len(coder.writes) > 1 else layer, tokens=tokens)
-        )
+        edits = [] if error else self.reconstruct(layer=None if len(coder.writes) > 1 else layer, tokens=tokens)
         edits.append(self._edit(coder, changed.at(0), tokens))
         return edits + [
             call(where.at(tokens), changed.at(output))
@@ -309,3 +282,51 @@ def _numbers(coder: SparseCoder, feature: Features) -> NDArray[np.int64]:
     if not 1 <= len(given) <= MOST_CHANGED or len(set(given)) < len(given):
         raise InvalidRequest(f"feature={brief(given)}: must be 1 to {MOST_CHANGED:,} different features")
     return np.array([whole("feature", one, 0, coder.features - 1) for one in given], np.int64)
+
+
+# Dictionaries of a server by name: "NAME=PATH", "PATH", "FOLDER" of dictionaries, or "NAME=PATH,reads=HOOK".
+
+NAME = re.compile(r"[\w][\w.-]{0,63}")
+HOOKS = ("reads", "writes")
+MOST = 256
+"""Maximum number of dictionaries of a model."""
+
+
+def named_dictionaries(given: Sequence[str], model: TracedModel) -> Mapping[str, Dictionary]:
+    """Open dictionaries for a model.
+
+    Raises:
+        InvalidRequest: a name is wrong or given twice, there are too many, or a dictionary is for another model.
+        FileFormatError: a file is damaged, or no dictionary is there.
+    """
+    opened = dict[str, Dictionary]()
+    for text in given:
+        path, hooks = _hooks(text)
+        for name, one in _named(path):
+            if not NAME.fullmatch(name) or name in opened or len(opened) >= MOST:
+                reason = "is given twice" if name in opened else "must have letters, digits, _, - and . alone"
+                if len(opened) >= MOST:
+                    reason = f"is one too many: {MOST} dictionaries may be given"
+                raise InvalidRequest(f"dictionaries={brief(text)}: the name {brief(name)} {reason}: give NAME=PATH")
+            opened[name] = Dictionary.open(one, model, reads=hooks.get("reads"), writes=hooks.get("writes"))
+    return opened
+
+
+def _hooks(text: str) -> tuple[str, dict[str, str]]:
+    """The text before the hooks, and the hooks."""
+    first, *others = re.split(rf",(?=(?:{'|'.join(HOOKS)})=)", text)
+    return first, dict(other.split("=", 1) for other in others)
+
+
+def _named(text: str) -> Iterator[tuple[str, Path]]:
+    """The names and paths of the dictionaries that a text names."""
+    name, equals, path = text.partition("=")
+    if equals:
+        yield name, Path(path)
+        return
+    folder = Path(text)
+    inside = sorted(one for one in folder.iterdir() if is_dictionary(one)) if folder.is_dir() else []
+    if is_dictionary(folder) or not inside:
+        yield folder.name.removesuffix(folder.suffix if folder.is_file() else ""), folder
+    else:
+        yield from ((one.stem if one.is_file() else one.name, one) for one in inside)

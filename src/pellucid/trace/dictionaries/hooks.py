@@ -83,11 +83,7 @@ def point_of_hook(points: Mapping[str, Point], hook: str) -> HookedPoint:
     found = points.get(name)
     if found is None and (match := NAME.fullmatch(name)):
         block, value = match["block"], match["value"]
-        wanted = (
-            OUTSIDE.get(value, value)
-            if block is None
-            else f"blocks.{int(block)}.{OF_BLOCKS.get(value, value)}"
-        )
+        wanted = OUTSIDE.get(value, value) if block is None else f"blocks.{int(block)}.{OF_BLOCKS.get(value, value)}"
         found = points.get(hooks_of(points).get(wanted, ""))
     if found is None:
         blocks = len({name.split(".")[1] for name in points if name.startswith("blocks.")})

@@ -15,11 +15,113 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, reason
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
-from pellucid.trace.graphs.graph_node import GraphNode
-from pellucid.trace.graphs.influence import Influence, influences, shares
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import real, whole
+
+# `GraphNode`: a node of an attribution graph.
+
+
+class NeuronPlace(NamedTuple):
+    """The place of a neuron's value: its ``number`` at the hook point ``point``, of a chosen ``expert`` or None."""
+
+    point: str
+    expert: int | None
+    number: int
+
+    @property
+    def down(self) -> str:
+        """The slot of the matrix, or of the experts' matrices, that read the neuron, as in ``neurons.py``."""
+        return f"{self.point.removesuffix('hidden')}down.weight"
+
+
+class GraphNode(NamedTuple):
+    """A node: a value of ``kind`` at a ``layer`` and a token (``position``).
+
+    ``kind`` is "embedding", "position", "feature", "neuron", "head", "error" (of a feed-forward: what its units in the
+    graph leave out), or "logit".
+
+    ``number`` is the number of the feature, neuron or head, or the id of the token. ``text`` is the text of a token, or
+    the expert and the neuron of a mixture, such as "3.170": its ``number`` counts the neurons of all experts.
+    ``activation`` is the value of the node: of a head its part of the weighted sum of the targets. ``weight`` is the
+    weight of a target.
+    """
+
+    kind: str
+    layer: int | None
+    position: int
+    number: int
+    activation: float = 0.0
+    text: str = ""
+    weight: float = 0.0
+
+    @property
+    def neuron(self) -> NeuronPlace:
+        """The place of a neuron, whose ``text`` is its label (``ExpertNeurons.label``)."""
+        stage, (expert, _, number) = f"blocks.{self.layer}.feedforward", self.text.partition(".")
+        if not expert:
+            return NeuronPlace(f"{stage}.hidden", None, self.number)
+        if expert == "shared":
+            return NeuronPlace(f"{stage}.shared.hidden", None, int(number))
+        return NeuronPlace(f"{stage}.experts.hidden", int(expert), int(number))
+
+    @property
+    def name(self) -> str:
+        """A short name, such as "neuron 5.170 at 3"."""
+        if self.kind in ("embedding", "logit"):
+            return f"{self.kind} {self.text!r}" + (f" at {self.position}" if self.kind == "embedding" else "")
+        if self.kind in ("error", "position"):
+            return f"{self.kind}{'' if self.layer is None else f' {self.layer}'} at {self.position}"
+        return f"{self.kind} {self.layer}.{self.text or self.number} at {self.position}"
+
+
+# The influence of nodes on the targets of a graph, over all paths (Ameisen et al. 2025).
+#
+# The inputs of a node are shares: the absolute values of its edges, divided by their sum. The influence of a node is
+# the sum over all paths to the targets of the products of shares, times the weight of the target.
+
+Rows = NDArray[np.float32]
+Numbers = NDArray[np.int64]
+
+
+class Influence(NamedTuple):
+    """The influence of each node (n,), and the share of each edge in its target's inputs, times the target's influence.
+
+    Edges are (targets, n).
+    """
+
+    nodes: NDArray[np.float64]
+    edges: Rows
+
+
+def shares(edges: Rows) -> Rows:
+    """The absolute values of edges (targets, n), divided by their sums."""
+    size = np.abs(edges)
+    total = size.sum(1, keepdims=True)
+    np.divide(size, total, out=size, where=total > 0)
+    return size
+
+
+def influences(edges: Rows, columns: Numbers, weights: NDArray[np.float64]) -> Influence:
+    """The influences in a graph without cycles.
+
+    Args:
+        edges: the edges (targets, n) from n nodes.
+        columns: the node of each target, or -1 for the targets with ``weights``, in their order.
+    """
+    share = shares(edges)
+    inner = np.flatnonzero(columns >= 0)
+    of_targets = np.zeros(len(edges), np.float32)
+    of_targets[columns < 0] = weights
+    pending, found = of_targets.copy(), np.zeros(edges.shape[1])
+    while pending.any():
+        reached = pending @ share
+        found += reached
+        pending = np.zeros_like(pending)
+        pending[inner] = reached[columns[inner]]
+        of_targets += pending
+    return Influence(found, share * of_targets[:, None])
+
 
 Promoted = Mapping[int, Sequence[tuple[str, float]]]
 """The tokens that nodes promote, with values, by the number of the node."""
@@ -61,9 +163,7 @@ class AttributionGraph(Exportable):
     def __repr__(self) -> str:
         kinds = [node.kind for node in self.nodes]
         counts = ", ".join(f"{kinds.count(kind):,} {kind}s" for kind in dict.fromkeys(kinds))
-        return (
-            f"AttributionGraph({len(self.pieces)} tokens, {counts}, {np.count_nonzero(self.edges):,} edges)"
-        )
+        return f"AttributionGraph({len(self.pieces)} tokens, {counts}, {np.count_nonzero(self.edges):,} edges)"
 
     @cached_property
     def _influence(self) -> Influence:
@@ -73,7 +173,7 @@ class AttributionGraph(Exportable):
 
     @property
     def influence(self) -> NDArray[np.float64]:
-        """The influence (n,) of each node on the logits, over all paths (``graphs/influence.py``)."""
+        """The influence (n,) of each node on the logits, over all paths."""
         return self._influence.nodes
 
     @property
@@ -140,9 +240,7 @@ class AttributionGraph(Exportable):
         root = np.array([node.kind in ROOTS for node in self.nodes])
         kept = root | (self.influence >= _threshold(self.influence, nodes))
         own = np.where(kept[None] & kept[self.targets][:, None], self.edges, np.float32(0))
-        inner = AttributionGraph(
-            self.ids, self.pieces, self.nodes, self.targets, own, self.rests, self.layers
-        )
+        inner = AttributionGraph(self.ids, self.pieces, self.nodes, self.targets, own, self.rests, self.layers)
         strength = inner.edge_influence
         used = (strength >= _threshold(strength.ravel(), edges)) & (own != 0)
         has_inputs = np.array([node.kind in UNITS for node in self.nodes])
@@ -206,7 +304,7 @@ class AttributionGraph(Exportable):
 
         Raises: InvalidRequest if matplotlib is not installed.
         """
-        from pellucid.trace.graphs.drawing import DrawnGraph, draw
+        from pellucid.trace.graphs.graph_files import DrawnGraph, draw
 
         units = [self.nodes.index(node) for node, _ in self.top(len(self.nodes)) if node.kind in UNITS]
         drawn = DrawnGraph(
@@ -224,26 +322,18 @@ class AttributionGraph(Exportable):
         return table(["node", "token", "influence", "activation"], rows, repr(self))
 
     def as_dict(self, slug: str = "", scan: str = "", promoted: Promoted | None = None) -> dict[str, Any]:
-        """The graph in Neuronpedia's format (``graphs/neuronpedia.py``), as a dictionary for JSON.
+        """The graph in Neuronpedia's format (``graphs/graph_files.py``), as a dictionary for JSON.
 
         ``slug`` names the graph, and ``scan`` the model and its transcoders. ``promoted`` are the tokens that nodes
         promote, from ``promoted_tokens``.
         """
-        from pellucid.trace.graphs.neuronpedia import document
+        from pellucid.trace.graphs.graph_files import document
 
         rows, sources = np.nonzero(self.edges)
         weights = self.edges[rows, sources].tolist()
         links = list(zip(sources.tolist(), self.targets[rows].tolist(), weights))
         return document(
-            self.pieces,
-            self.nodes,
-            links,
-            self.influence,
-            self.groups,
-            self.layers,
-            slug,
-            scan,
-            promoted or {},
+            self.pieces, self.nodes, links, self.influence, self.groups, self.layers, slug, scan, promoted or {}
         )
 
     def html(self, slug: str = "", scan: str = "", promoted: Promoted | None = None) -> str:
@@ -252,9 +342,7 @@ class AttributionGraph(Exportable):
 
         return graph_html(self.as_dict(slug, scan, promoted))
 
-    def save(
-        self, path: str | Path, slug: str = "", scan: str = "", promoted: Promoted | None = None
-    ) -> None:
+    def save(self, path: str | Path, slug: str = "", scan: str = "", promoted: Promoted | None = None) -> None:
         """Write the graph to a JSON file in Neuronpedia's format. Arguments are as in ``as_dict``.
 
         Raises: InvalidRequest if the file cannot be written.

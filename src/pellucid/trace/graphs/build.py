@@ -3,7 +3,7 @@
     graph = attribution_graph(llm, "The capital of the state containing Dallas is", dictionary)
 
 1. The prompt runs once, and a tape records what the local replacement model needs (``local_run.py``).
-2. A pass through all units chooses the candidates, which are sources of edges (``candidates.py``). The contributions of
+2. A pass through all units chooses the candidates, which are sources of edges (``edges.py``). The contributions of
    all other units belong to the error of their feed-forward.
 3. Passes from targets give their edges (``edges.py``): from the logits first, then from heads, then from units in the
    order of their influence.
@@ -20,14 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.backward.product_values import Rows
+from pellucid.trace.backward.reverse_walk import Rows
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
-from pellucid.trace.graphs.attribution_graph import AttributionGraph
-from pellucid.trace.graphs.candidates import choose, injections
-from pellucid.trace.graphs.edges import EdgeTable
-from pellucid.trace.graphs.graph_node import GraphNode
-from pellucid.trace.graphs.influence import influences
+from pellucid.trace.graphs.attribution_graph import AttributionGraph, GraphNode, influences
+from pellucid.trace.graphs.edges import EdgeTable, choose, injections
 from pellucid.trace.graphs.local_run import MOST_COPIES, LocalRun
 from pellucid.trace.graphs.targets import GraphTarget, graph_targets
 from pellucid.trace.graphs.units import Numbers
@@ -115,9 +112,7 @@ def _filled(table: EdgeTable, targets: Sequence[GraphTarget], edges: Rows, told:
         elif total == len(targets) + len(reached):
             queue = np.flatnonzero(~reached)
         else:
-            queue = _next(table, edges[: len(columns)], np.array(columns), weights, reached)[
-                : total - len(columns)
-            ]
+            queue = _next(table, edges[: len(columns)], np.array(columns), weights, reached)[: total - len(columns)]
             if not len(queue):
                 break
         reached[queue] = True
@@ -141,16 +136,12 @@ def _next(
 def _batches(table: EdgeTable, queue: Numbers) -> Iterator[Numbers]:
     """The targets of each pass. Later layers come first; of long prompts earlier tokens, which end a pass early."""
     size = table.run.copies
-    order = (
-        np.sort(queue)[::-1] if size == MOST_COPIES else queue[np.argsort(table.rows()[queue], kind="stable")]
-    )
+    order = np.sort(queue)[::-1] if size == MOST_COPIES else queue[np.argsort(table.rows()[queue], kind="stable")]
     for first in range(0, len(order), size):
         yield order[first : first + size]
 
 
-def _assembled(
-    table: EdgeTable, targets: Sequence[GraphTarget], edges: Rows, columns: Numbers
-) -> AttributionGraph:
+def _assembled(table: EdgeTable, targets: Sequence[GraphTarget], edges: Rows, columns: Numbers) -> AttributionGraph:
     """The graph of the targets and of the errors and embeddings."""
     inner = table.heads + table.units
     kept = table.has_node()
@@ -161,8 +152,7 @@ def _assembled(
     nodes = [node for node, own in zip(table.nodes(), kept) if own]
     new = np.cumsum(kept) - 1
     logits = [
-        GraphNode("logit", None, last, target.token, target.value, target.name, target.weight)
-        for target in targets
+        GraphNode("logit", None, last, target.token, target.value, target.name, target.weight) for target in targets
     ]
     numbers = np.where(columns < 0, len(nodes) + np.cumsum(columns < 0) - 1, new[columns])
     order = np.argsort(numbers, kind="stable")

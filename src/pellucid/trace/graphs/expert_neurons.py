@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from pellucid.plan.plan import At, Operation, Weights
 from pellucid.plan.points import Point
-from pellucid.trace.backward.expert_products import choices, opened_gate
-from pellucid.trace.backward.product_values import Rows, size_of
+from pellucid.trace.backward.layer_products import choices, opened_gate
 from pellucid.trace.backward.products import FORMS
+from pellucid.trace.backward.reverse_walk import Rows, size_of
 from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
 from pellucid.trace.graphs.frozen_products import linear_activation
 from pellucid.trace.graphs.neurons import Neurons, before_rounding, neurons_between
@@ -252,9 +252,7 @@ def expert_neurons_of(
     assert results is not None
     own = None
     if shared is not None:
-        own = neurons_between(
-            layer, versions, version_of(points[f"{stage}.shared.hidden"], versions), shared, weights
-        )
+        own = neurons_between(layer, versions, version_of(points[f"{stage}.shared.hidden"], versions), shared, weights)
         if own is None:
             return None
     fields = [name for name in ("x", "up") if isinstance(op.fields[name], At)]

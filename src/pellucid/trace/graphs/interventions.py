@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.spec import Mixture
-from pellucid.trace.calls import CallContext
 from pellucid.trace.dictionaries.dictionary import Dictionary
-from pellucid.trace.edits import Edit, call, replace, scale
+from pellucid.trace.edits import CallContext, Edit, call, replace, scale
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
-from pellucid.trace.graphs.attribution_graph import AttributionGraph, refuse_other_model
-from pellucid.trace.graphs.graph_node import GraphNode
+from pellucid.trace.graphs.attribution_graph import AttributionGraph, GraphNode, refuse_other_model
 from pellucid.trace.lenses.patching import LAST_LOGITS
-from pellucid.trace.lenses.readout import uncapped
+from pellucid.trace.lenses.targets import uncapped
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import real
@@ -236,7 +234,5 @@ def _features(
         assert dictionary is not None
         coder = dictionary.coder(layer)
         encoded = coder.encode(np.ascontiguousarray(trace[coder.reads.point.name], np.float32))
-        found |= {
-            (layer, node.position, node.number): float(encoded[node.position, node.number]) for node in own
-        }
+        found |= {(layer, node.position, node.number): float(encoded[node.position, node.number]) for node in own}
     return found

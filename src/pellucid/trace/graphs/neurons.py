@@ -1,4 +1,4 @@
-"""Neurons as the units of an attribution graph: the values after the activation of a dense feed-forward."""
+"""The units of feed-forwards in a graph: neurons after the activation, and features of transcoders."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from pellucid.errors import InvalidRequest
 from pellucid.plan.plan import Operation, Weights
 from pellucid.plan.points import Point
-from pellucid.trace.backward.product_values import Rows, number_of
+from pellucid.trace.backward.layer_products import through_threshold
 from pellucid.trace.backward.products import FORMS
-from pellucid.trace.backward.stream_products import through_threshold
+from pellucid.trace.backward.reverse_walk import Rows, number_of
 from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
+from pellucid.trace.dictionaries.sparse_coder import SparseCoder
 from pellucid.trace.graphs.frozen_products import linear_activation
-from pellucid.trace.graphs.units import Numbers, Units
+from pellucid.trace.graphs.units import Numbers, Units, by_row
 from pellucid.trace.traced_model import ModelWeights
+
+# Neurons as the units of an attribution graph: the values after the activation of a dense feed-forward.
 
 ROWS_TOGETHER = 512
 """Number of rows of a matrix product that reads a feed-forward backwards."""
@@ -82,9 +86,7 @@ class OpenedNeurons:
     Neurons are linearised by the half rule (``frozen_products.py``). ``gates`` (T, F) are the gates before a threshold.
     """
 
-    def __init__(
-        self, neurons: Neurons, inputs: Mapping[str, Rows], values: Rows, gates: Rows | None
-    ) -> None:
+    def __init__(self, neurons: Neurons, inputs: Mapping[str, Rows], values: Rows, gates: Rows | None) -> None:
         self._neurons, self._inputs, self._values, self._gates = neurons, inputs, values, gates
 
     @property
@@ -188,9 +190,7 @@ class Threshold(NamedTuple):
     deviations: float
 
 
-def neurons_of(
-    layer: int, versions: Versions, points: Mapping[str, Point], weights: ModelWeights
-) -> Neurons | None:
+def neurons_of(layer: int, versions: Versions, points: Mapping[str, Point], weights: ModelWeights) -> Neurons | None:
     """The neurons of a block's feed-forward. None if it is not of the form down(f(gate x) · up x)."""
     stage = f"blocks.{layer}.feedforward"
     hidden_point, output_point = points.get(f"{stage}.hidden"), points.get(f"{stage}.output")
@@ -245,3 +245,122 @@ def before_rounding(versions: Versions, version: Version) -> Version:
     while (source := versions.plan.operations[version.writer]).kernel.name == "quantize":
         version = versions.read(version.writer, fields_of(source, ["x"])[0])
     return version
+
+
+# Active features of transcoders as the units of an attribution graph.
+
+CHUNK = 4096
+"""Number of features whose vectors are in memory at once."""
+LINEAR = ("ReLU", "JumpReLU", "top-k", "groupmax")
+"""Activations that are linear in the input where they are not 0."""
+
+
+class Features:
+    """The active features of a transcoder."""
+
+    kind = "feature"
+
+    def __init__(self, layer: int, coder: SparseCoder, versions: Versions) -> None:
+        self.layer, self._coder = layer, coder
+        self.reads = version_of(coder.reads.point, versions)
+        self.writes = tuple(version_of(own.point, versions) for own in coder.writes)
+
+    @property
+    def recorded(self) -> tuple[Version, ...]:
+        """As in ``LayerUnits``."""
+        return (self.reads,)
+
+    def label(self, number: int) -> str:
+        """As in ``LayerUnits``."""
+        return str(number)
+
+    def open(self, tape: Tape) -> OpenedFeatures:
+        """As in ``LayerUnits``."""
+        active = self._coder.active(self._input(tape))
+        return OpenedFeatures(self._coder, self.writes, Units(active.rows, active.features, active.activations))
+
+    def _input(self, tape: Tape) -> Rows:
+        return np.ascontiguousarray(tape.value(self.reads)[:, : self._coder.width])
+
+    def skipped(self, gradient: Rows) -> Rows | None:
+        """As in ``LayerUnits``."""
+        matrix = self._coder.skip_matrix
+        return None if matrix is None else gradient[:, : len(matrix)] @ matrix
+
+    def skip(self, tape: Tape) -> Rows | None:
+        """As in ``LayerUnits``."""
+        matrix = self._coder.skip_matrix
+        return None if matrix is None else self._input(tape) @ matrix.T
+
+
+class OpenedFeatures:
+    """The active features of a transcoder in a run, as ``Units``."""
+
+    def __init__(self, coder: SparseCoder, writes: tuple[Version, ...], active: Units) -> None:
+        self._coder, self._writes, self._active = coder, writes, active
+
+    @property
+    def count(self) -> int:
+        """As in ``OpenedUnits``."""
+        return len(self._active.rows)
+
+    def before(self, row: int) -> int:
+        """As in ``OpenedUnits``."""
+        return int(np.searchsorted(self._active.rows, row))
+
+    def units(self, chosen: Numbers) -> Units:
+        """As in ``OpenedUnits``."""
+        active = self._active
+        return Units(active.rows[chosen], active.numbers[chosen], active.activations[chosen])
+
+    def vectors(self, units: Units) -> Rows:
+        """As in ``OpenedUnits``."""
+        return self._coder.vectors(units.numbers) * units.activations[:, None, None]
+
+    def directions(self, units: Units) -> Rows:
+        """As in ``OpenedUnits``."""
+        return self._coder.directions(units.numbers)
+
+    def effects(self, version: Version, gradient: Rows) -> Rows:
+        """As in ``OpenedUnits``."""
+        output, found = self._writes.index(version), np.zeros((len(gradient), self.count), np.float32)
+        for chosen in self._chunks():
+            part = self.units(chosen)
+            vectors = self.vectors(part)[:, output]
+            for row, mine in by_row(part.rows):
+                found[:, chosen[mine]] = gradient[:, row, : vectors.shape[1]] @ vectors[mine].T
+        return found
+
+    def passed(self, effects: Rows, rows: int) -> Rows:
+        """As in ``OpenedUnits``."""
+        found = np.zeros((len(effects), rows, self._coder.width), np.float32)
+        for chosen in self._chunks():
+            part = self.units(chosen)
+            directions, slopes = self.directions(part), effects[:, chosen] / part.activations
+            for row, mine in by_row(part.rows):
+                found[:, row] += slopes[:, mine] @ directions[mine]
+        return found
+
+    def _chunks(self) -> Iterator[Numbers]:
+        for first in range(0, self.count, CHUNK):
+            yield np.arange(first, min(first + CHUNK, self.count))
+
+
+def features_of(coder: SparseCoder, layer: int, versions: Versions) -> Features:
+    """The features of a transcoder for a block.
+
+    Raises:
+        InvalidRequest: the coder is no transcoder of a feed-forward, or its activations are not linear in its input.
+    """
+    outputs = ", ".join(own.name for own in coder.writes)
+    if coder.is_autoencoder or not all(".feedforward." in own.name for own in coder.writes):
+        raise InvalidRequest(
+            f"dictionary: it reads {coder.reads.name} and writes {outputs}: an attribution graph needs transcoders, "
+            "which write the outputs of feed-forwards"
+        )
+    if coder.normalizes or coder.activation not in LINEAR:
+        raise InvalidRequest(
+            f"dictionary: activation {coder.activation}, or normalised inputs: an attribution graph needs features "
+            f"that are linear in the input where they are active ({', '.join(LINEAR)})"
+        )
+    return Features(layer, coder, versions)

@@ -53,12 +53,7 @@ class RunDifference:
 
 
 def difference(
-    model: TracedModel,
-    a: Any,
-    b: Any,
-    *,
-    other: TracedModel | None = None,
-    points: Sequence[str] | None = None,
+    model: TracedModel, a: Any, b: Any, *, other: TracedModel | None = None, points: Sequence[str] | None = None
 ) -> RunDifference:
     """Compare run ``a`` of this model with run ``b`` of this model, or of an ``other`` model of the same shape.
 
@@ -69,16 +64,12 @@ def difference(
     """
     names = list(points) if points is not None else residual_points(model)
     second = other or model
-    if second.spec.embedding.width != model.spec.embedding.width or len(second.spec.blocks) != len(
-        model.spec.blocks
-    ):
+    if second.spec.embedding.width != model.spec.embedding.width or len(second.spec.blocks) != len(model.spec.blocks):
         raise InvalidRequest("the two models have different shapes: their values cannot be compared")
     run_a = read(model, a, names)
     run_b = read(second, b, names)
     if len(run_a) != len(run_b):
-        raise InvalidRequest(
-            f"the runs have {len(run_a)} and {len(run_b)} tokens: compare runs of equal length"
-        )
+        raise InvalidRequest(f"the runs have {len(run_a)} and {len(run_b)} tokens: compare runs of equal length")
     return RunDifference([_compared(name, run_a[name], run_b[name]) for name in names], run_a.pieces)
 
 

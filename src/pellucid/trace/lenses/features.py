@@ -63,18 +63,12 @@ class FeatureTable(Exportable):
         from pellucid.util.display import table
 
         rows = [
-            (
-                position,
-                piece,
-                ", ".join(f"{own.feature} ({own.activation:.3g})" for own in self.top(position, 5)),
-            )
+            (position, piece, ", ".join(f"{own.feature} ({own.activation:.3g})" for own in self.top(position, 5)))
             for position, piece in enumerate(self.pieces)
         ]
         return table(["position", "token", "features with the highest activations"], rows)
 
-    def top(
-        self, position: int | None = None, n: int = 10, *, layer: int | None = None
-    ) -> list[FeatureValue]:
+    def top(self, position: int | None = None, n: int = 10, *, layer: int | None = None) -> list[FeatureValue]:
         """The ``n`` highest activations, of all tokens or at one position (-1: the last).
 
         Raises:
@@ -120,9 +114,7 @@ class FeatureTable(Exportable):
             row[:] = self.of(feature, layer=layer)[first:]
         tokens = range(first, len(self.pieces))
         return LabelledArray(
-            "activation",
-            rows,
-            (Axis("feature", "F", labels), Axis("token", "T", tokens, self.pieces[first:])),
+            "activation", rows, (Axis("feature", "F", labels), Axis("token", "T", tokens, self.pieces[first:]))
         )
 
     def of(self, feature: int, *, layer: int | None = None) -> NDArray[np.float32]:

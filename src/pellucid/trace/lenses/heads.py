@@ -35,20 +35,14 @@ class HeadScores(Exportable):
     length: int
 
     def __repr__(self) -> str:
-        best = [
-            f"{kind} {layer}.{head} ({score:.2f})"
-            for kind in KINDS
-            for layer, head, score in self.top(kind, 1)
-        ]
+        best = [f"{kind} {layer}.{head} ({score:.2f})" for kind in KINDS for layer, head, score in self.top(kind, 1)]
         return f"HeadScores(best heads: {', '.join(best)})"
 
     def labelled(self, *names: str) -> list[LabelledArray]:
         """As in ``Exportable``: previous, induction, duplicate."""
         layers, heads = self.previous.shape
         axes = (numbered("layer", "L", layers), numbered("head", "H", heads))
-        return values_named(
-            {kind: LabelledArray(kind, getattr(self, kind), axes) for kind in KINDS}, names or KINDS
-        )
+        return values_named({kind: LabelledArray(kind, getattr(self, kind), axes) for kind in KINDS}, names or KINDS)
 
     def _repr_html_(self) -> str:
         """The scores as heat maps."""
@@ -56,9 +50,7 @@ class HeadScores(Exportable):
 
         layers, heads = self.previous.shape
         names = [str(layer) for layer in range(layers)], [str(head) for head in range(heads)]
-        return "".join(
-            f"<h4>{kind}</h4>{heat(getattr(self, kind), *names, f'{kind} heads')}" for kind in KINDS
-        )
+        return "".join(f"<h4>{kind}</h4>{heat(getattr(self, kind), *names, f'{kind} heads')}" for kind in KINDS)
 
     def top(self, kind: str, count: int = 5) -> list[tuple[int, int, float]]:
         """The heads with the highest scores of a kind: (layer, head, score)."""

@@ -1,10 +1,4 @@
-"""The logit lens: the prediction of the model if it ended after a block (nostalgebraist 2020).
-
-The residual stream after each block goes through the model's last norm and output head, with the same kernels as in a
-run. After the last block, the prediction is therefore the model's own output, bit for bit.
-
-In a masked language model, the prediction is the token at each mask of the text.
-"""
+"""The logit lens and the label lens: the prediction of the model if it ended after a block."""
 
 from __future__ import annotations
 
@@ -16,14 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.model.outputs import scores_of
 from pellucid.sample.candidates import Candidates
-from pellucid.tokenize.masks import masks_of
-from pellucid.tokenize.stages.characters import CharacterGroup, several
+from pellucid.tokenize.infill import masks_of
+from pellucid.tokenize.stages.decode import CharacterGroup, several
 from pellucid.trace.export import Axis, Exportable, LabelledArray, numbered, values_named
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
 from pellucid.util.checks import index, whole
 from pellucid.util.probabilities import exponentials
+
+# The logit lens: the prediction of the model if it ended after a block (nostalgebraist 2020).
+#
+# The residual stream after each block goes through the model's last norm and output head, with the same kernels as in a
+# run. After the last block, the prediction is therefore the model's own output, bit for bit.
+#
+# In a masked language model, the prediction is the token at each mask of the text.
 
 MOST_TOP = 1000
 # The number of rows whose logits are computed together. More rows take more memory, and save no time.
@@ -88,10 +90,7 @@ class LogitLens(Exportable):
                 "probability", self.probabilities, (*axes, Axis("rank", "k", range(1, k + 1))), more
             ),
             "likeliest": LabelledArray(
-                "likeliest",
-                self.probabilities[..., 0],
-                axes,
-                {name: own[..., 0] for name, own in more.items()},
+                "likeliest", self.probabilities[..., 0], axes, {name: own[..., 0] for name, own in more.items()}
             ),
             "entropy": LabelledArray("entropy", self.entropy, axes),
             "agreement": LabelledArray("agreement", self.agreement, axes),
@@ -242,12 +241,7 @@ class _Read(NamedTuple):
         of_all = exponentials(candidates.log_probabilities(np.concatenate([ids, [likeliest], requested])))
         ranks = [1 + np.count_nonzero(candidates.raw > candidates.raw[token]) for token in requested]
         return cls(
-            ids,
-            of_all[:top],
-            candidates.sums.entropy,
-            float(of_all[top]),
-            of_all[top + 1 :],
-            np.array(ranks, np.int64),
+            ids, of_all[:top], candidates.sums.entropy, float(of_all[top]), of_all[top + 1 :], np.array(ranks, np.int64)
         )
 
 
@@ -259,9 +253,7 @@ def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDA
     rows = rows[positions]
     if len(wrong := np.flatnonzero(~np.isfinite(rows).all(-1))):
         position = positions[wrong[0]]
-        raise InvalidRequest(
-            f"point={name}: the values at position {position} are not finite, or were not recorded"
-        )
+        raise InvalidRequest(f"point={name}: the values at position {position} are not finite, or were not recorded")
     return rows
 
 
@@ -274,3 +266,83 @@ def _block(name: str) -> int:
 def _position(position: int, count: int) -> int:
     index = whole("position", position, -count, count - 1, f"the text has {count:,} tokens")
     return index % count
+
+
+# The label lens: the scores of a classifier's labels if the model ended after a block.
+#
+# The residual stream after each block goes through the norm, the pooling and the output layers, with the same kernels
+# as in a run. After the last block, the scores are therefore the model's own scores, bit for bit.
+
+
+@dataclass(frozen=True, repr=False)
+class LabelLens(Exportable):
+    """The ``logits`` and ``scores`` (L, N) of N ``labels`` by layer (L: the embedding and each block)."""
+
+    layers: list[str]
+    labels: tuple[str, ...]
+    logits: NDArray[np.float32]
+    scores: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        label, score = self.ranked(-1)[0]
+        return f"LabelLens({len(self.layers)} layers, says {label!r} with {score:.3f})"
+
+    def ranked(self, layer: int) -> list[tuple[str, float]]:
+        """All labels with their scores after a layer, the highest first."""
+        return sorted(zip(self.labels, self.scores[layer].tolist()), key=lambda pair: -pair[1])
+
+    def labelled(self, *names: str) -> list[LabelledArray]:
+        """As in ``Exportable``: score, logit."""
+        axes = (
+            Axis("layer", "L", [name.removesuffix(".residual") for name in self.layers]),
+            Axis("label", "N", self.labels),
+        )
+        values: dict[str, NDArray[Any]] = {"score": self.scores, "logit": self.logits}
+        return values_named({name: LabelledArray(name, own, axes) for name, own in values.items()}, names)
+
+    def _repr_html_(self) -> str:
+        """The scores of each layer, shaded."""
+        from pellucid.util.display import shade, table
+
+        rows: list[list[Any]] = [
+            [name.removesuffix(".residual"), *((f"{score:.3f}", shade(score, 1.0)) for score in own)]
+            for name, own in zip(self.layers, self.scores.tolist())
+        ]
+        return table(["after", *self.labels], rows, "the label lens: the scores of the labels")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
+        return {
+            "layers": self.layers,
+            "labels": list(self.labels),
+            "logits": self.logits.tolist(),
+            "scores": self.scores.tolist(),
+        }
+
+
+def label_lens_needed(model: TracedModel) -> list[str]:
+    """The points that the lens reads."""
+    return residual_points(model)
+
+
+def label_lens(model: TracedModel, of: Any) -> LabelLens:
+    """Apply the lens to a text, a pair of texts, or a sequence of a trace that has the residual stream of every block.
+
+    Raises:
+        InvalidRequest: the model is no classifier of texts, or a value was not recorded or is not finite.
+    """
+    spec = model.spec
+    labels, pooling = spec.labels, spec.pooling
+    if spec.task != "classify" or labels is None or pooling is None:
+        raise InvalidRequest("the label lens needs a classifier of texts: for masks and next tokens use logit_lens")
+    names = residual_points(model)
+    sequence = read(model, of, names)
+    # A model that reads one row of a text needs only this row.
+    chosen = {"cls": slice(0, 1), "last": slice(-1, None)}.get(pooling.kind, slice(None))
+    rows = [sequence[name] for name in names]
+    for name, own in zip(names, rows):
+        if len(own) != len(sequence) or not np.isfinite(own).all():
+            raise InvalidRequest(f"point={name}: a value is not finite, or was not recorded: trace all positions")
+    logits = np.concatenate([model.project(own[chosen], len(own[chosen])) for own in rows])
+    scores = np.array([scores_of(labels, own) for own in logits])
+    return LabelLens(names, labels.names, logits, scores)

@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.traced_model import ROWS, ModelWeights, OpenedModel
+from pellucid.trace.traced_model import WEIGHT_ROWS, ModelWeights, OpenedModel
 from pellucid.util.checks import is_whole, items, whole
 
 MOST = 10_000
 MOST_WORDS = 2000
 
 
-def neighbours(
-    model: OpenedModel, of: Any, n: int = 10, *, head: bool = False
-) -> list[tuple[str, int, float]]:
+def neighbours(model: OpenedModel, of: Any, n: int = 10, *, head: bool = False) -> list[tuple[str, int, float]]:
     """The ``n`` tokens whose embeddings are nearest to a word, a token id, or a vector (D,): (text, id, cosine).
 
     With ``head``, the rows of the output projection are searched instead of the embeddings.
@@ -47,8 +45,8 @@ def neighbours(
 
 
 def _embedding(weights: ModelWeights, slot: str, count: int) -> Any:
-    for start in range(0, count, ROWS):
-        yield weights.rows(slot, start, min(start + ROWS, count)).astype(np.float64)
+    for start in range(0, count, WEIGHT_ROWS):
+        yield weights.rows(slot, start, min(start + WEIGHT_ROWS, count)).astype(np.float64)
 
 
 def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArray[np.float64]:
@@ -64,9 +62,7 @@ def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArra
         ids = model.tokenizer.encode(of, add_special=False)
         if not ids:
             raise InvalidRequest(f"word={brief(of)}: it has no tokens")
-        return np.asarray(
-            np.mean([weights.rows(slot, token, token + 1)[0] for token in ids], axis=0), np.float64
-        )
+        return np.asarray(np.mean([weights.rows(slot, token, token + 1)[0] for token in ids], axis=0), np.float64)
     if is_whole(of):
         token = whole("token", of, 0, spec.embedding.vocabulary - 1)
         return np.asarray(weights.rows(slot, token, token + 1)[0], np.float64)
@@ -113,10 +109,7 @@ def around(model: OpenedModel, words: Sequence[str | int], n: int) -> dict[str, 
     For several words, the data also has the cosine similarities between the words, and the map of the words.
     """
     nearest = {
-        word: [
-            {"piece": text, "token": token, "cosine": cosine}
-            for text, token, cosine in neighbours(model, word, n)
-        ]
+        word: [{"piece": text, "token": token, "cosine": cosine} for text, token, cosine in neighbours(model, word, n)]
         for word in (words if n else ())
     }
     several = len(words) > 1

@@ -24,7 +24,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, FeedForward, Norm
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.lenses.attribution import target
-from pellucid.trace.lenses.readout import Readout
+from pellucid.trace.lenses.targets import Readout
 from pellucid.trace.trace import BUDGET, SequenceTrace
 from pellucid.trace.traced_model import (
     DECISION_NORM,
@@ -170,9 +170,7 @@ def propagate(model: TracedModel, readout: Readout, pieces: Sequence[str], recor
     return Relevance(pieces[:count], tokens, readout.logit, backward.constant, rounding)
 
 
-def _traced_together(
-    model: TracedModel, parts: Sequence[PropagatedPart], count: int
-) -> Iterator[list[PropagatedPart]]:
+def _traced_together(model: TracedModel, parts: Sequence[PropagatedPart], count: int) -> Iterator[list[PropagatedPart]]:
     """The parts from the last to the first, in groups whose values fit into the budget of a trace.
 
     Raises:
@@ -299,9 +297,7 @@ class Backward:
         if self._weights.has(f"{slot}.bias"):
             bias = self._weights.vector(f"{slot}.bias", gradient.shape[-1], 0.0)
             self.constant += float((gradient @ bias).sum())
-        product = gradient.astype(np.float32) @ self._weights.values(
-            f"{slot}.weight"
-        )  # twice as fast as float64
+        product = gradient.astype(np.float32) @ self._weights.values(f"{slot}.weight")  # twice as fast as float64
         return np.asarray(product, np.float64)
 
     def _attention(
@@ -318,22 +314,13 @@ class Backward:
         return self._linear(f"{part.stage}.v", values.reshape(count, -1))
 
     def _feedforward(
-        self,
-        part: PropagatedPart,
-        kind: FeedForward,
-        trace: SequenceTrace,
-        rows: NDArray[Any],
-        gradient: Rows,
+        self, part: PropagatedPart, kind: FeedForward, trace: SequenceTrace, rows: NDArray[Any], gradient: Rows
     ) -> Rows:
         neurons = self._linear(f"{part.stage}.down", gradient * kind.output_scale)
         ratio = self._ratio(trace, part, ("hidden", "up"), rows)
         return self._linear(f"{part.stage}.up", neurons * ratio)
 
-    def _ratio(
-        self, trace: SequenceTrace, part: PropagatedPart, names: tuple[str, str], rows: NDArray[Any]
-    ) -> Rows:
+    def _ratio(self, trace: SequenceTrace, part: PropagatedPart, names: tuple[str, str], rows: NDArray[Any]) -> Rows:
         """The ratio (rows, N) of the first of two points of a part to the second; 0 where the second is 0."""
-        after, before = (
-            self._values(trace, f"{part.stage}.{name}", rows).reshape(len(rows), -1) for name in names
-        )
+        after, before = (self._values(trace, f"{part.stage}.{name}", rows).reshape(len(rows), -1) for name in names)
         return np.divide(after, before, out=np.zeros_like(after), where=before != 0)

@@ -80,9 +80,7 @@ class Sweep(Exportable):
         order = np.argsort(-changes, kind="stable")[:count]
         places = (np.unravel_index(at, self.values.shape) for at in order)
         own = list(self.axes.values())
-        return [
-            (*(values[at] for values, at in zip(own, place)), float(self.values[place])) for place in places
-        ]
+        return [(*(values[at] for values, at in zip(own, place)), float(self.values[place])) for place in places]
 
     def scaled(self, low: float, high: float) -> Sweep:
         """The sweep with targets from ``low`` to ``high`` as 0 to 1.
@@ -91,9 +89,7 @@ class Sweep(Exportable):
             InvalidRequest: both are equal.
         """
         if low == high:
-            raise InvalidRequest(
-                f"low={low:g}, high={high:g}: must differ: the two runs give the same target"
-            )
+            raise InvalidRequest(f"low={low:g}, high={high:g}: must differ: the two runs give the same target")
         values = (self.values - low) / (high - low)
         return Sweep(values, self.axes, (self.unedited - low) / (high - low), self.pieces)
 
@@ -103,9 +99,7 @@ class Sweep(Exportable):
 
         names = list(self.axes)
         if len(names) == 1:
-            return heat(
-                (self.values - self.unedited)[None], [""], self.labels(names[0]), f"change by {names[0]}"
-            )
+            return heat((self.values - self.unedited)[None], [""], self.labels(names[0]), f"change by {names[0]}")
         *outer, rows, columns = names
         parts = []
         for place in np.ndindex(self.values.shape[:-2]):
@@ -113,8 +107,7 @@ class Sweep(Exportable):
             label = f"change by {rows} and {columns}" + (f", {where}" if where else "")
             title = f"<h4>{where}</h4>" if where else ""
             parts.append(
-                title
-                + heat(self.values[place] - self.unedited, self.labels(rows), self.labels(columns), label)
+                title + heat(self.values[place] - self.unedited, self.labels(rows), self.labels(columns), label)
             )
         return "".join(parts)
 
@@ -158,9 +151,7 @@ def sweep(
     """
     if callable(copies):
         if not over:
-            raise InvalidRequest(
-                'over: name the axes of the sweep and their values, such as {"layer": range(30)}'
-            )
+            raise InvalidRequest('over: name the axes of the sweep and their values, such as {"layer": range(30)}')
         axes = {name: list(values) for name, values in over.items()}
     else:
         axes = {"copy": list(range(len(copies)))}
@@ -191,6 +182,4 @@ def _measured(target: Target, logits: NDArray[np.float32]) -> float:
         return float(target(logits))
     except (TypeError, ValueError, IndexError) as error:
         reason = f"{type(error).__name__}: {shown(str(error))}"
-        raise InvalidRequest(
-            f"target={brief(target)}: must return a number for logits (V,): {reason}"
-        ) from error
+        raise InvalidRequest(f"target={brief(target)}: must return a number for logits (V,): {reason}") from error

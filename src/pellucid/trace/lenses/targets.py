@@ -1,20 +1,35 @@
-"""Targets: functions of the logits (V,) after the last token of a prompt. Any such function is a target of a sweep.
-
-A gradient needs a target with the method ``gradient``.
-"""
+"""Targets: functions of the logits (V,) after the last token, and linear functions of the residual stream."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.kernels.ops.activation import reference as activation
+from pellucid.kernels.ops.norm import reference as normalized
+from pellucid.model.outputs import Dense, UnitLength
+from pellucid.model.spec import Norm
 from pellucid.sample.candidates import Candidates
-from pellucid.trace.traced_model import OpenedModel, token_of
+from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import (
+    ModelWeights,
+    OpenedModel,
+    TracedModel,
+    backward_of_norm,
+    stream_points,
+    token_of,
+    unembedding,
+)
+
+# Targets: functions of the logits (V,) after the last token of a prompt. Any such function is a target of a sweep.
+#
+# A gradient needs a target with the method ``gradient``.
 
 Logits = NDArray[np.float32]
 Target = Callable[[Logits], float]
@@ -99,3 +114,99 @@ def probability(model: OpenedModel, token: int | str) -> LogProbability:
 def divergence(reference: Logits) -> DivergenceFrom:
     """The Kullback-Leibler divergence from the distribution of the logits ``reference`` (V,), in nats."""
     return DivergenceFrom(reference)
+
+
+# A logit, or a difference of two logits, as a linear function of the last vectors of the residual stream.
+#
+#     logit = Σ directions[position] · x[position] + constant + rounding
+#
+# The scale of each norm is held fixed, and so is the ratio of each value of an output layer after and before its
+# activation. Then all operations after the last block are linear. Logits of tokens have a direction at one position.
+# The scores of two options have a direction at the mark of each option.
+
+Rows = NDArray[np.float64]
+NEARLY_ONE = 1 - 2.0**-25
+
+
+class Readout(Struct, frozen=True):
+    """The model's own ``logit`` before a soft-cap (or a difference of logits), and its linear form.
+
+    ``directions`` has a vector (D,) for each position that is read. ``constant`` is the contribution of biases after
+    the last block. ``stage`` is the name of the operations after the last block.
+    """
+
+    logit: float
+    constant: float
+    directions: Mapping[int, Rows]
+    stage: str
+
+
+def token_readout(
+    model: TracedModel, sequence: SequenceTrace, logits: NDArray[np.float32], token: int, against: int | None, at: int
+) -> Readout:
+    """The readout of the logit of ``token`` after the position ``at``; with ``against``, of a difference of two logits.
+
+    ``logits`` (V,) are the logits there. ``sequence`` needs the last residual stream at the position.
+    """
+    spec, width = model.spec, model.spec.embedding.width
+    weights, x = ModelWeights(model.checkpoint, model.model), _last(model, sequence, at)
+    row, logit = unembedding(spec, weights, token), float(uncapped(model, logits[[token]])[0])
+    if against is not None:
+        row = row - unembedding(spec, weights, against)
+        logit -= float(uncapped(model, logits[[against]])[0])
+    assert spec.head is not None
+    constant = 0.0
+    if spec.head.bias:
+        bias = weights.values("project.bias").astype(np.float64) * spec.head.scale
+        constant += float(bias[token] - (bias[against] if against is not None else 0.0))
+    norm = spec.final_norm
+    if norm is not None and norm.has_bias:
+        constant += float(row @ weights.vector("norm.bias", width, 0.0))
+    direction = backward_of_norm(norm, weights.vector("norm.weight", width, 1.0), x, row)
+    return Readout(logit, constant, {at: direction}, "project")
+
+
+def mark_readout(model: TracedModel, sequence: SequenceTrace, mark: int, against: int) -> Readout:
+    """The readout of the score of the option at the position ``mark``, minus the score of the option at ``against``.
+
+    ``sequence`` needs the last residual stream at both positions.
+    """
+    weights = ModelWeights(model.checkpoint, model.model)
+    rows = np.array([_last(model, sequence, at) for at in (mark, against)])
+    score, other = model.project(rows.astype(np.float32))[:, 0].tolist()
+    (direction, constant), (lower, own) = (_through_output_layers(model.spec.output, weights, x) for x in rows)
+    return Readout(score - other, constant - own, {mark: direction, against: -lower}, "output")
+
+
+def _through_output_layers(
+    layers: Sequence[Dense | Norm | UnitLength], weights: ModelWeights, x: Rows, number: int = 0
+) -> tuple[Rows, float]:
+    """The vector g and the constant c with score = g·x + c, for the input x (D,) of the output layer ``number``."""
+    if number == len(layers):
+        return np.ones(1), 0.0
+    layer, slot = layers[number], f"output.{number}"
+    if isinstance(layer, Dense):
+        matrix = weights.values(f"{slot}.weight").astype(np.float64)
+        bias = weights.vector(f"{slot}.bias", len(matrix), 0.0)
+        before = matrix @ x + bias
+        after = activation(layer.activation or "none", before)
+        direction, constant = _through_output_layers(layers, weights, after, number + 1)
+        direction = direction * np.divide(after, before, out=np.zeros_like(after), where=before != 0)
+        return direction @ matrix, constant + float(direction @ bias)
+    assert isinstance(layer, Norm)
+    weight = weights.vector(f"{slot}.weight", len(x), 1.0)
+    bias = weights.vector(f"{slot}.bias", len(x), 0.0)
+    after = normalized(x, weight, layer.eps, bias if layer.kind == "layer" else None)
+    direction, constant = _through_output_layers(layers, weights, after, number + 1)
+    return backward_of_norm(layer, weight, x, direction), constant + float(direction @ bias)
+
+
+def _last(model: TracedModel, sequence: SequenceTrace, at: int) -> Rows:
+    return np.asarray(sequence.at(stream_points(model)[-1], at), np.float64)
+
+
+def uncapped(model: TracedModel, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logits before a soft-cap. Logits that float32 has rounded to the cap itself are finite."""
+    cap = model.spec.head.softcap if model.spec.head else 0.0
+    values = logits.astype(np.float64)
+    return np.asarray(cap * np.arctanh(np.clip(values / cap, -NEARLY_ONE, NEARLY_ONE)) if cap else values, np.float64)

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention
 from pellucid.trace.lenses import attribution
-from pellucid.trace.lenses.attribution import target
-from pellucid.trace.lenses.stream_parts import AttributedPosition, attention_of, gathered_points
+from pellucid.trace.lenses.attribution import AttributedPosition, attention_of, gathered_points, target
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 
@@ -110,12 +109,7 @@ def _values_point(model: TracedModel, stage: str) -> str:
 
 
 def token_contributions(
-    model: TracedModel,
-    of: Any,
-    token: int | str | None = None,
-    *,
-    against: int | str | None = None,
-    position: int = -1,
+    model: TracedModel, of: Any, token: int | str | None = None, *, against: int | str | None = None, position: int = -1
 ) -> TokenContributions:
     """The contributions of tokens to the logit of ``token`` after a position. Takes the arguments of ``attribute``.
 
@@ -123,10 +117,7 @@ def token_contributions(
     """
     sequence = read(model, of, needed(model))
     found, readout = target(model, sequence, token, against, position)
-    reader, direction = (
-        AttributedPosition(model, sequence, found.position),
-        readout.directions[found.position],
-    )
+    reader, direction = (AttributedPosition(model, sequence, found.position), readout.directions[found.position])
     directions = {part.stage: part.direction for part in reader.parts(direction) if not part.is_linear}
     pieces, source_pieces = sequence.pieces[: found.position + 1], sequence.source_pieces
     tokens, source = np.zeros(len(pieces)), np.zeros(len(source_pieces))
@@ -138,11 +129,7 @@ def token_contributions(
 
 
 def _by_key(
-    model: TracedModel,
-    sequence: SequenceTrace,
-    reader: AttributedPosition,
-    stage: str,
-    direction: NDArray[np.float64],
+    model: TracedModel, sequence: SequenceTrace, reader: AttributedPosition, stage: str, direction: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The contribution of each key (T',) of an attention, through all its heads."""
     kind = attention_of(model.spec, stage)

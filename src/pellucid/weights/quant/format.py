@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from pellucid.errors import UnsupportedModel
 from pellucid.kernels.matmul.file_layout import FileLayout
 from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.util.registry import discover
 
 EXPONENTS = {
     "f32": ("<u4", 1 << 31, 0x7F800000),
@@ -104,3 +107,29 @@ class Format(Struct, frozen=True):
             integers = np.stack(numbers, axis=-1).astype("<u2" if kind == "<f2" else kind)
             scale_fields.append(integers.view(kind).reshape(len(raw), -1))
         return scale_fields
+
+
+# The known block formats, which the modules of ``formats/`` declare.
+
+
+@functools.cache
+def formats() -> Mapping[str, Format]:
+    """Every format, by its name in GGUF.
+
+    Raises:
+        TypeError: two files declare the same format.
+    """
+    return discover("pellucid.weights.quant.formats", Format, lambda form: (form.name,))
+
+
+def lookup(name: str, what: str) -> Format:
+    """The format called ``name``.
+
+    Raises:
+        UnsupportedModel: the format is not implemented. The message lists the implemented formats.
+    """
+    try:
+        return formats()[name]
+    except KeyError:
+        known = ", ".join(sorted(formats()))
+        raise UnsupportedModel(f"{what} is stored as {name}, which is not supported (known: {known})") from None

@@ -1,8 +1,4 @@
-"""Reads pages and downloads files over HTTP, with certificates and proxies of the user.
-
-A download that breaks off continues where it stopped, in the same process or in a later one: its bytes are in
-``NAME.part`` until the file is complete and its hash is checked.
-"""
+"""Reads pages and downloads files over HTTP, with the user's certificates and proxies; entries of zip archives."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ import re
 import shutil
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,7 +20,45 @@ from pellucid.errors.messages import reason
 from pellucid.weights.sources.source import CHECKING, DownloadProgress
 
 if TYPE_CHECKING:
+    import zipfile
+
     import httpx
+
+# Copies an entry out of a zip archive that is not trusted.
+
+_CHUNK = 1 << 20
+
+
+def damages() -> tuple[type[Exception], ...]:
+    """The errors that zipfile raises for damaged and for encrypted archives."""
+    import struct
+    import zipfile
+    import zlib
+
+    return zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
+
+
+def copy_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, report: Callable[[int], None]) -> None:
+    """Copy an entry whose stated size the caller has checked. ``report`` gets the bytes so far.
+
+    Raises:
+        OSError: the target cannot be written.
+        Exception: the archive is damaged (`damages`).
+    """
+    copied = 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(entry) as stream, open(target, "wb") as out:
+        # zipfile stops at the size that was checked, and compares the CRC at the end.
+        while chunk := stream.read(_CHUNK):
+            out.write(chunk)
+            copied += len(chunk)
+            report(copied)
+
+
+# Reads pages and downloads files over HTTP, with certificates and proxies of the user.
+#
+# A download that breaks off continues where it stopped, in the same process or in a later one: its bytes are in
+# ``NAME.part`` until the file is complete and its hash is checked.
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 TRIES = 3  # consecutive tries of a download that bring no byte
@@ -32,7 +66,7 @@ PAUSE = 1.0  # seconds before a second try, twice this before a third
 PART = ".part"
 GIT = "git-sha1"
 """The kind of hash of a file in Git: the SHA-1 of "blob", its size and its bytes."""
-_CHUNK = 1 << 16
+HTTP_DOWNLOAD__CHUNK = 1 << 16
 _REPORT = 1 << 26  # bytes of a hashed file between two reports
 _ADDRESS = re.compile(r"https?://\S+")
 _BUSY = {408, 425, 429, 500, 502, 503, 504}  # statuses after which a later try may succeed
@@ -75,9 +109,7 @@ class HTTP:
                 verify=_certificates(certificates), timeout=timeout, headers=headers, follow_redirects=True
             )
         except (httpx.InvalidURL, ValueError) as error:  # a proxy
-            raise SourceError(
-                f"the proxy of HTTP_PROXY or HTTPS_PROXY is not valid: {reason(error)}"
-            ) from error
+            raise SourceError(f"the proxy of HTTP_PROXY or HTTPS_PROXY is not valid: {reason(error)}") from error
 
     def __enter__(self) -> HTTP:
         return self
@@ -99,7 +131,7 @@ class HTTP:
                         return None
                     self._refuse_status(response)
                     content = bytearray()
-                    for chunk in response.iter_bytes(_CHUNK):
+                    for chunk in response.iter_bytes(HTTP_DOWNLOAD__CHUNK):
                         content += chunk
                         if len(content) > limit:
                             raise SourceError(f"a page of {self.peer} has more than {limit:,} bytes")
@@ -141,9 +173,7 @@ class HTTP:
         self._check(part, progress, label, size, hash)
         os.replace(part, target)
 
-    def _continue(
-        self, address: str, part: Path, progress: DownloadProgress, label: str, size: int | None
-    ) -> None:
+    def _continue(self, address: str, part: Path, progress: DownloadProgress, label: str, size: int | None) -> None:
         """Append the missing bytes to ``part``. Raises as ``download``."""
         done = _bytes_in(part)
         if done and done == size:
@@ -165,19 +195,12 @@ class HTTP:
                 for chunk in response.iter_raw():  # a set size would lose a last part
                     done += len(chunk)
                     if size is not None and done > size:
-                        raise SourceError(
-                            f"{label} is longer than the {size:,} bytes that {self.peer} states"
-                        )
+                        raise SourceError(f"{label} is longer than the {size:,} bytes that {self.peer} states")
                     out.write(chunk)
                     progress.update(done, total, label)
 
     def _check(
-        self,
-        part: Path,
-        progress: DownloadProgress,
-        label: str,
-        size: int | None,
-        hash: tuple[str, str] | None,
+        self, part: Path, progress: DownloadProgress, label: str, size: int | None, hash: tuple[str, str] | None
     ) -> None:
         problem, length = None, _bytes_in(part)
         if size is not None and length != size:
@@ -187,7 +210,7 @@ class HTTP:
             if hash[0] == GIT:
                 digest.update(b"blob %d\0" % length)
             with open(part, "rb") as file:
-                while chunk := file.read(_CHUNK):
+                while chunk := file.read(HTTP_DOWNLOAD__CHUNK):
                     digest.update(chunk)
                     if file.tell() % _REPORT == 0:
                         progress.update(file.tell(), length, CHECKING + label)
@@ -209,9 +232,7 @@ class HTTP:
                     raise SourceError(f"{self.peer} leads from HTTPS to HTTP, which is not followed")
                 yield response
         except httpx.TransportError as error:
-            raise DownloadInterrupted(
-                f"{self.peer} cannot be reached ({self._network_reason(error)})"
-            ) from error
+            raise DownloadInterrupted(f"{self.peer} cannot be reached ({self._network_reason(error)})") from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise SourceError(f"{self.peer}: {self._network_reason(error)}") from error
 

@@ -151,9 +151,7 @@ class Hub(HTTP):
         status, code = response.status_code, response.headers.get("x-error-code", "")
         if status == 429:
             seconds = response.headers.get("retry-after", "")
-            wait = (
-                f"wait {seconds} seconds" if seconds.isascii() and seconds.isdecimal() else "try again later"
-            )
+            wait = f"wait {seconds} seconds" if seconds.isascii() and seconds.isdecimal() else "try again later"
             return f"the hub limits the number of requests: {wait}{'' if self.token else ', or set HF_TOKEN'}"
         if code == "GatedRepo":
             remedy = "" if self.token else ", and set HF_TOKEN to your token"

@@ -1,1 +1,1 @@
-"""The formats of tool calls, one file each. Discovery finds every `CallFormat` that a module declares."""
+"""The formats of tool calls, by kind. Discovery finds every `CallFormat` that a module declares."""

@@ -14,8 +14,8 @@ import regex  # type: ignore[import-untyped]
 
 from pellucid.serve.chat.call_format import Answer, CallFormat
 from pellucid.serve.chat.lark import ANYTHING, LarkBuilder, either
+from pellucid.serve.chat.messages import ToolChoice
 from pellucid.serve.chat.text_parser import Parse
-from pellucid.serve.chat.tools import ToolChoice
 
 RECIPIENT = regex.compile(r"to=functions\.([\w.-]+)")
 CHANNEL = regex.compile(r"<\|channel\|>(\w+)")
@@ -46,9 +46,7 @@ class Harmony(CallFormat):
             arguments = build.json(f"tool {tool.name}: parameters", tool.schema)
             to = f" to=functions.{tool.name}"
             ends.append(f"{build.text(f'{to}<|channel|>commentary json<|message|>')} {arguments}")
-            ends.append(
-                f"{build.text(f'<|channel|>commentary{to} <|constrain|>json<|message|>')} {arguments}"
-            )
+            ends.append(f"{build.text(f'<|channel|>commentary{to} <|constrain|>json<|message|>')} {arguments}")
         return f"{thought}* {either(*ends)}"
 
     def read(self, answer: Answer) -> Parse[None]:

@@ -14,12 +14,16 @@ from pathlib import Path
 
 from pellucid.errors import FileFormatError
 from pellucid.trace.dictionaries.activations import FeatureActivation, JumpRelu, Relu
-from pellucid.trace.dictionaries.array_files import SafetensorsArrays, numbered_files, refuse_unused, take
-from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given
-from pellucid.trace.dictionaries.config_text import read_config
-from pellucid.trace.dictionaries.decoder_rows import decoder_of
+from pellucid.trace.dictionaries.array_files import (
+    SafetensorsArrays,
+    StatedConfig,
+    numbered_files,
+    read_config,
+    refuse_unused,
+    take,
+)
+from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, decoder_of
 from pellucid.trace.dictionaries.hooks import block_of_hook
-from pellucid.trace.dictionaries.stated_config import StatedConfig
 from pellucid.weights.json_files import read_json
 
 LAYER = re.compile(r"layer_(\d{1,6})\.safetensors")
@@ -65,8 +69,7 @@ def _check(config: StatedConfig, coders: Sequence[CoderWeights], kind: str, laye
         config.check_sizes({"n_layers": layers, "num_layers": layers})
         if isinstance(listed, list) and len(listed) != layers:
             raise config.error(
-                "transcoders",
-                f" lists {len(listed):,} layers, and the folder has {layers:,}: add the other files",
+                "transcoders", f" lists {len(listed):,} layers, and the folder has {layers:,}: add the other files"
             )
 
 

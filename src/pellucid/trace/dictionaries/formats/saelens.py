@@ -14,28 +14,29 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.dictionaries.activations import FeatureActivation, Gated, JumpRelu, Relu, TopKActivation
-from pellucid.trace.dictionaries.array_files import SafetensorsArrays, refuse_unused, take
+from pellucid.trace.dictionaries.activations import (
+    NORMALIZATIONS,
+    FeatureActivation,
+    Gated,
+    JumpRelu,
+    Relu,
+    TopKActivation,
+)
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, StatedConfig, refuse_unused, take
 from pellucid.trace.dictionaries.coder_weights import (
     CoderWeights,
+    DecoderRows,
     DictionaryFormat,
     Given,
+    ScaledRows,
+    decoder_of,
 )
-from pellucid.trace.dictionaries.decoder_rows import DecoderRows, ScaledRows, decoder_of
 from pellucid.trace.dictionaries.hooks import block_of_hook
-from pellucid.trace.dictionaries.normalization import NORMALIZATIONS
-from pellucid.trace.dictionaries.stated_config import StatedConfig
 from pellucid.util.probabilities import exponentials
 from pellucid.weights.json_files import read_json
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
-THRESHOLD = (
-    "jumprelu",
-    "jumprelu_transcoder",
-    "jumprelu_skip_transcoder",
-    "batchtopk",
-    "matryoshka_batchtopk",
-)
+THRESHOLD = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder", "batchtopk", "matryoshka_batchtopk")
 PLAIN = ("standard", "transcoder", "skip_transcoder")
 TOP_K = ("topk", "abstopk")
 ARCHITECTURES = (*PLAIN, *THRESHOLD, *TOP_K, "gated")
@@ -97,8 +98,7 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     subtracted = config.flag("apply_b_dec_to_input", not transcodes)
     if subtracted and transcodes:
         raise config.error(
-            "apply_b_dec_to_input",
-            f" contradicts architecture={architecture}: a transcoder has no input bias",
+            "apply_b_dec_to_input", f" contradicts architecture={architecture}: a transcoder has no input bias"
         )
     skip = take(file, "W_skip", (decoder.shape[2], D)) if "skip" in architecture else None
     coder = CoderWeights(
@@ -140,9 +140,7 @@ def current(where: Path, stated: Mapping[str, Any]) -> StatedConfig:
         if isinstance(more := flat.get("activation_fn_kwargs"), dict):
             _state(where, flat, "k", more.get("k"), "activation_fn_kwargs.k")
     if isinstance(flat.get("normalize_activations"), bool):
-        flat["normalize_activations"] = (
-            "expected_average_only_in" if flat["normalize_activations"] else "none"
-        )
+        flat["normalize_activations"] = "expected_average_only_in" if flat["normalize_activations"] else "none"
     return StatedConfig(where, flat)
 
 
@@ -200,12 +198,7 @@ def _hook(config: StatedConfig, end: str, given: str | None) -> str | None:
             f"{'writes' if end else 'reads'}=",
         )
     # The values before block 5 are the output of block 4.
-    if (
-        plain
-        and module
-        and not plain.endswith("hook_resid_pre")
-        and block_of_hook(module) not in (None, block)
-    ):
+    if plain and module and not plain.endswith("hook_resid_pre") and block_of_hook(module) not in (None, block):
         raise config.error(
             f"hf_hook_name{end}",
             f" contradicts hook_name{end}, which is {brief(plain)}: correct one of them, or give "
@@ -218,9 +211,7 @@ def _hook(config: StatedConfig, end: str, given: str | None) -> str | None:
 def _activation(config: StatedConfig, file: SafetensorsArrays, F: int) -> FeatureActivation:
     architecture = config.fields["architecture"]
     if config.fields.get("activation_fn") not in (None, "relu", architecture):
-        raise config.error(
-            "activation_fn", f" is not read with architecture={architecture}; known are relu and topk"
-        )
+        raise config.error("activation_fn", f" is not read with architecture={architecture}; known are relu and topk")
     if architecture in TOP_K:
         return TopKActivation(config.k(F), absolute=architecture == "abstopk")
     if architecture == "gated":
@@ -228,9 +219,7 @@ def _activation(config: StatedConfig, file: SafetensorsArrays, F: int) -> Featur
     if architecture in THRESHOLD:
         return JumpRelu(_threshold(file, F))
     if config.fields.get("k") is not None:
-        raise config.error(
-            "k", f" contradicts architecture={architecture}, which has no k: set topk, or remove k"
-        )
+        raise config.error("k", f" contradicts architecture={architecture}, which has no k: set topk, or remove k")
     return Relu()
 
 
@@ -258,9 +247,7 @@ def _norms(path: Path, decoder: DecoderRows) -> NDArray[np.float32]:
     blocks = (decoder.rows(np.arange(at, min(at + NORM_BLOCK, F))) for at in range(0, F, NORM_BLOCK))
     norms = np.concatenate([np.sqrt((one.astype(np.float64) ** 2).sum((1, 2))) for one in blocks])
     if not norms.all():
-        raise FileFormatError(
-            path, "W_dec", "has a vector of zeros, and rescale_acts_by_decoder_norm divides by it"
-        )
+        raise FileFormatError(path, "W_dec", "has a vector of zeros, and rescale_acts_by_decoder_norm divides by it")
     return norms.astype(np.float32)
 
 

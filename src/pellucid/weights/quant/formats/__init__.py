@@ -1,1 +1,1 @@
-"""The block formats, one file per format or family. All files in this folder are discovered."""
+"""The block formats, by kind. All files in this folder are discovered."""

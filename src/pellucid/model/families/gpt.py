@@ -1,0 +1,170 @@
+"""GPT, GPT-2, GPT-J, GPT-NeoX and Pythia."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from pellucid.model.config import Config
+from pellucid.model.metadata import even
+from pellucid.model.spec import ModelSpec, Norm
+from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, StandardDecoder
+from pellucid.model.tensor_names import TensorNames, places
+
+# GPT-2 (Radford et al. 2019): learned positions, layer norms, biases, matrices stored as (inputs, outputs).
+
+NAMES = TensorNames(
+    {
+        "model.embed": "transformer.wte",
+        "model.position": "transformer.wpe",
+        "model.norm": "transformer.ln_f",
+        "model.project": "lm_head",
+        "attention.q,k,v": "attn.c_attn",
+        "attention.output": "attn.c_proj",
+        "attention.norm": "ln_1",
+        "feedforward.up": "mlp.c_fc",
+        "feedforward.down": "mlp.c_proj",
+        "feedforward.norm": "ln_2",
+    },
+    "transformer.h",
+    transposed=places("attention.q,k,v,output", "feedforward.up,down"),
+)
+
+
+DECODER = StandardDecoder(
+    "gpt2",
+    positions="learned",
+    bias=True,
+    output_bias=True,
+    activation="gelu_tanh",
+    gated=False,
+    feedforward_bias=True,
+    widening=4,
+    norm=Norm("layer", 1e-5),
+    tied=True,
+    keys=GPT_KEYS,
+    aliases=GPT_ALIASES,
+    unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # masks
+    names=NAMES,
+)
+
+
+def _scores(config: Config, spec: ModelSpec) -> ModelSpec:
+    """Set the scale of scores. One option sets it to 1, another option divides it by the number of the layer."""
+    scaled = config.flag("scale_attn_weights", True)
+    by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
+    return spec.change_attention(
+        lambda layer, attention: replace(
+            attention, scale=(attention.scale if scaled else 1.0) / (layer + 1 if by_layer else 1)
+        )
+    )
+
+
+GPT2 = replace(DECODER, config_change=_scores).family()
+
+
+# GPT (Radford et al. 2018): like GPT-2, with norms after the residual additions.
+
+OPENAI_GPT = replace(
+    DECODER,
+    name="openai-gpt",
+    architecture=None,
+    activations={"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"},
+    placement="post",
+    final_norm=False,
+    keys={**GPT_KEYS, "activation": "afn"},
+    unused=(r"(transformer\.)?h\.\d+\.attn\.bias",),
+    names=NAMES | {"model.embed": "transformer.tokens_embed", "model.position": "transformer.positions_embed"},
+).family()
+
+
+# GPT-J (Wang and Komatsuzaki 2021): parallel attention and feed-forward with one layer norm.
+
+GPTJ_NAMES = TensorNames(
+    {
+        "model.embed": "transformer.wte",
+        "model.norm": "transformer.ln_f",
+        "model.project": "lm_head",
+        "attention.q": "attn.q_proj",
+        "attention.k": "attn.k_proj",
+        "attention.v": "attn.v_proj",
+        "attention.output": "attn.out_proj",
+        "attention.norm": "ln_1",
+        "feedforward.up": "mlp.fc_in",
+        "feedforward.down": "mlp.fc_out",
+    },
+    "transformer.h",
+)
+
+
+ROTATED = 64  # default number of rotated values of a head
+
+
+def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
+    """Set the number of rotated values of a head from ``rotary_dim``."""
+    attention = spec.attention
+    assert attention.rotary is not None
+    usual = attention.head_dim if config.is_present("rotary_dim") else min(ROTATED, attention.head_dim)
+    dims = even(config, "rotary_dim", config.count("rotary_dim", usual, limit=attention.head_dim))
+    return spec.with_attention(rotary=replace(attention.rotary, dims=dims))
+
+
+GPTJ = StandardDecoder(
+    "gptj",
+    architecture=None,
+    pairing="interleaved",
+    activation="gelu_tanh",
+    gated=False,
+    feedforward_bias=True,
+    widening=4,
+    norm=Norm("layer", 1e-5),
+    placement="shared",
+    head_bias=True,
+    keys=GPT_KEYS,
+    aliases=GPT_ALIASES,
+    unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+    names=GPTJ_NAMES,
+    config_change=_rotated,
+).family()
+
+
+# GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023): parallel attention and feed-forward.
+
+GPT_NEOX_NAMES = TensorNames(
+    {
+        "model.embed": "gpt_neox.embed_in",
+        "model.norm": "gpt_neox.final_layer_norm",
+        "model.project": "embed_out",
+        "attention.q,k,v": "attention.query_key_value",
+        "attention.output": "attention.dense",
+        "attention.norm": "input_layernorm",
+        "feedforward.up": "mlp.dense_h_to_4h",
+        "feedforward.down": "mlp.dense_4h_to_h",
+        "feedforward.norm": "post_attention_layernorm",
+    },
+    "gpt_neox.layers",
+    by_group=frozenset({"attention.query_key_value"}),
+)
+
+
+def _parallel(config: Config, spec: ModelSpec) -> ModelSpec:
+    parallel = config.flag("use_parallel_residual", True)
+    return spec.with_blocks(placement="parallel" if parallel else "pre")
+
+
+GPT_NEOX = StandardDecoder(
+    "gpt_neox",
+    architecture="gptneox",
+    rotated=0.25,
+    bias=True,
+    output_bias=True,
+    activation="gelu",
+    gated=False,
+    feedforward_bias=True,
+    norm=Norm("layer", 1e-5),
+    keys={"kv_heads": "", "head_dim": "", "norm_eps": "layer_norm_eps", "feedforward_bias": ""},
+    unused=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+    names=GPT_NEOX_NAMES,
+    rope_keys=("rotary_emb_base", "rotary_pct"),
+    gguf_change=_parallel,
+    config_change=_parallel,
+).family()

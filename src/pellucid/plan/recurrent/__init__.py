@@ -1,1 +1,0 @@
-"""Recurrent layers, one file per kind. (T, D) → (T, D)."""

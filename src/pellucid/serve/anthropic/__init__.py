@@ -1,1 +1,0 @@
-"""Anthropic's Messages API: request and response bodies, without HTTP."""

@@ -1,0 +1,132 @@
+"""Formats of tool calls as JSON objects: Hermes, Qwen 2.5 and 3, Llama 3, Mistral, Cohere, Kimi, DeepSeek and
+others."""
+
+from __future__ import annotations
+
+from pellucid.serve.chat.call_format import JsonCalls
+
+# Hermes, Qwen2.5, Qwen3, Granite 4, SmolLM3: a JSON object in <tool_call> tags.
+
+HERMES = JsonCalls(
+    "hermes",
+    marks=("<tool_call>", '"arguments"'),
+    trigger="<tool_call>",
+    before='<tool_call>\n{"name": "',
+    middle='", "arguments": ',
+    after="}\n</tool_call>",
+    between="\n",
+    bare=r'\{{1,2}\s{0,8}"name":\s?"{name}",\s{0,8}"arguments":',
+)
+
+
+# A JSON list of calls in tags: Nemotron Nano 2, Apriel, Granite 3, Phi-4.
+
+
+def _list(name: str, begin: str, end: str, *marks: str) -> JsonCalls:
+    return JsonCalls(
+        name,
+        marks=marks,
+        trigger=begin,
+        begin=f"{begin}[",
+        before='{"name": "',
+        middle='", "arguments": ',
+        after="}",
+        between=", ",
+        end=f"]{end}",
+    )
+
+
+NEMOTRON = _list("nemotron", "<TOOLCALL>", "</TOOLCALL>")
+APRIEL = _list("apriel", "<tool_calls>", "</tool_calls>")
+GRANITE3 = _list("granite3", "<|tool_call|>", "", "<|tool_call|> followed by a JSON list")
+PHI4 = _list("phi4", "<|tool_call|>", "<|/tool_call|>", "<|tool_call|>", "<|/tool_call|>")
+
+
+# Llama 3.1, 3.2, 3.3: the whole answer is a JSON object, or several objects, without tags.
+
+LLAMA3 = JsonCalls(
+    "llama3",
+    marks=('{"name": function name, "parameters": dictionary of argument name and its value}',),
+    ends=("<|eom_id|>",),
+    trigger='{"name": "',
+    before='{"name": "',
+    middle='", "parameters": ',
+    after="}",
+    between="; ",
+    at_start=True,
+    bare=r'\{\s{0,8}("type":\s?"function",\s{0,8}"name"|"function"):\s?"{name}",\s{0,8}"parameters":',
+)
+
+
+# Cohere's Command models: a list of numbered objects between two control tokens.
+
+COHERE = JsonCalls(
+    "cohere",
+    trigger="<|START_ACTION|>",
+    begin="<|START_ACTION|>[\n    ",
+    before='{"tool_call_id": "{index}", "tool_name": "',
+    middle='", "parameters": ',
+    after="}",
+    between=",\n    ",
+    end="\n]<|END_ACTION|>",
+)
+
+
+# Kimi K2: numbered calls between control tokens.
+
+KIMI = JsonCalls(
+    "kimi",
+    marks=("<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"),
+    trigger="<|tool_calls_section_begin|>",
+    begin="<|tool_calls_section_begin|>",
+    before="<|tool_call_begin|>functions.",
+    middle=":{index}<|tool_call_argument_begin|>",
+    after="<|tool_call_end|>",
+    end="<|tool_calls_section_end|>",
+)
+
+
+# Mistral: a control token, then a list of JSON objects with ids.
+#
+# In later models a call has a control token before its name and a control token before its arguments.
+
+MISTRAL_LIST = JsonCalls(
+    "mistral-list",
+    marks=("[TOOL_CALLS] [{",),
+    id_length=9,
+    trigger="[TOOL_CALLS]",
+    begin="[TOOL_CALLS][",
+    before='{"name": "',
+    middle='", "arguments": ',
+    after=', "id": "{id}"}',
+    between=", ",
+    end="]",
+)
+MISTRAL = JsonCalls("mistral", id_length=9, trigger="[TOOL_CALLS]", before="[TOOL_CALLS]", middle="[ARGS]")
+MISTRAL_IDS = JsonCalls(
+    "mistral-ids", id_length=9, trigger="[TOOL_CALLS]", before="[TOOL_CALLS]", middle="[CALL_ID]{id}[ARGS]"
+)
+
+
+# DeepSeek: the arguments are in a Markdown code block (R1 and V3) or plain (V3.1).
+
+DEEPSEEK = JsonCalls(
+    "deepseek",
+    marks=("<｜tool▁calls▁begin｜>", "```json"),
+    trigger="<｜tool▁calls▁begin｜>",
+    begin="<｜tool▁calls▁begin｜>",
+    before="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    middle="\n```json\n",
+    after="\n```<｜tool▁call▁end｜>",
+    between="\n",
+    end="<｜tool▁calls▁end｜>",
+)
+DEEPSEEK_V31 = JsonCalls(
+    "deepseek-v3.1",
+    trigger="<｜tool▁calls▁begin｜>",
+    begin="<｜tool▁calls▁begin｜>",
+    before="<｜tool▁call▁begin｜>",
+    middle="<｜tool▁sep｜>",
+    after="<｜tool▁call▁end｜>",
+    end="<｜tool▁calls▁end｜>",
+)

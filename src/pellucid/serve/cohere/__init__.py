@@ -1,1 +1,0 @@
-"""Cohere's and Jina's paths for encoders: request and response bodies, without HTTP."""

@@ -1,1 +1,0 @@
-"""llama.cpp's own paths: request and response bodies, without HTTP."""

@@ -1,1 +1,0 @@
-"""OpenAI's API: request and response bodies, without HTTP."""

@@ -1,1 +1,0 @@
-"""The paths of Hugging Face's text-embeddings-inference (TEI): request and response bodies, without HTTP."""

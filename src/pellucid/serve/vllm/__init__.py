@@ -1,1 +1,0 @@
-"""vLLM's paths for encoders: request and response bodies, without HTTP."""
