@@ -147,9 +147,8 @@ class _Pellucid:
         options = {name: value for name, value in prompt.options if value is not None}
         if model.tokenizer.chat_template is None:
             return TextRun(model, prompt, options)
-        from pellucid.serve.chat.messages import tool, tool_choice
-
         from pellucid.serve.chat.chat_run import ChatRun, Conversation
+        from pellucid.serve.chat.messages import tool, tool_choice
 
         tools = [
             tool(f"tools[{at}]", one.name, one.description, one.input_schema or None)

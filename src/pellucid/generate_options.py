@@ -7,11 +7,13 @@ their fields and types with these. The meaning of each option is in docs/samplin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pellucid.sample.step import SamplerStep
-from pellucid.trace.edits import Edit
-from pellucid.trace.linear_probe import LinearProbe
+
+if TYPE_CHECKING:
+    from pellucid.trace.edits import Edit
+    from pellucid.trace.linear_probe import LinearProbe
 
 
 class StepOptions(TypedDict, total=False):

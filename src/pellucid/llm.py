@@ -28,8 +28,6 @@ from pellucid.engine.request import Request, RequestOptions, run_together
 from pellucid.engine.speculation import DraftModel
 from pellucid.engine.state import EngineState
 from pellucid.engine.task import ReadingTask
-from pellucid.engine.tasks.beam_search import search_beams
-from pellucid.engine.tasks.encoding import encode
 from pellucid.engine.tasks.scoring import label_scores, prompt_rows, score
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
@@ -47,10 +45,7 @@ from pellucid.sample.recommended import recommended_beams, with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.tokenize.instruct import why_base
-from pellucid.trace.edits import Edit
-from pellucid.trace.frames import LIMIT, MOST_LIMIT, TraceFrame, TraceStream
-from pellucid.trace.registered_vectors import RegisteredVectors
-from pellucid.trace.trace import BUDGET, Trace
+from pellucid.trace.budget import BUDGET, LIMIT, MOST_LIMIT
 from pellucid.tracing import BEAMS, Tracing, warn_all, warn_unused
 from pellucid.util import checks
 from pellucid.util.checks import whole
@@ -73,7 +68,11 @@ if TYPE_CHECKING:
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dataset.index import DatasetProgress
     from pellucid.trace.dictionaries.dictionary import Dictionary
+    from pellucid.trace.edits import Edit
+    from pellucid.trace.frames import TraceFrame, TraceStream
     from pellucid.trace.recorded_run import RecordedRun
+    from pellucid.trace.registered_vectors import RegisteredVectors
+    from pellucid.trace.trace import Trace
     from pellucid.trace.traced_model import ModelWeights
 
 MAX_SAMPLES = 256
@@ -317,6 +316,8 @@ class LLM:
             raise InvalidRequest(BEAMS)
         scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         parsed = RequestOptions(Options.of((*vars(beams), *OTHER_OPTIONS), **given), scheduling, watching)
+        from pellucid.engine.tasks.beam_search import search_beams
+
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:
             warn_all(watching.unused(result.usage.prompt_tokens + result.longest - 1))
@@ -356,6 +357,8 @@ class LLM:
 
         Raises: as ``request`` and ``TraceStream``.
         """
+        from pellucid.trace.frames import TraceStream
+
         stream = TraceStream(self.points, points, MOST_LIMIT, norms=norms)
         parsed = self._request_options(options, stream)
         chains = parsed.generation.chain().with_seeds(1)
@@ -609,6 +612,8 @@ class LLM:
         for at, one in enumerate(texts):
             if not isinstance(one, EncoderInput):
                 raise InvalidRequest(f"texts[{at}]={brief(one)}: must be an EncoderInput: {remedy}")
+        from pellucid.engine.tasks.encoding import encode
+
         return encode(self.engine, texts, self.tracing.watching({"edits": edits}), self.scheduling)
 
     @property

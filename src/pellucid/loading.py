@@ -22,7 +22,6 @@ from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions, refuse_unknown
-from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
@@ -316,7 +315,11 @@ def read_with_options(checkpoint: Checkpoint, options: LoadOptions, tokenizer: C
     model = read_model(
         checkpoint, options.task, lambda token: tokenizer().vocabulary.ids.get(token), options.adapter or ""
     )
-    return model if options.precise else convert_encoder(checkpoint, model)
+    if options.precise or not model.spec.encodes:
+        return model
+    from pellucid.model.encoder_weights import convert_encoder
+
+    return convert_encoder(checkpoint, model)
 
 
 def step_limits(spec: ModelSpec, context: int, threads: int = 1) -> StepLimits:

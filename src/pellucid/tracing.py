@@ -23,32 +23,51 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.edits import Edit, listed
-from pellucid.trace.frames import FrameReader, TraceFrame, TraceStream
-from pellucid.trace.output_points import all_points
-from pellucid.trace.registered_vectors import NO_VECTORS, Control, RegisteredVectors
-from pellucid.trace.request_trace import request_trace, streamed_trace
-from pellucid.trace.sequence_probe import SequenceProbe
-from pellucid.trace.trace import Trace
 
 if TYPE_CHECKING:
     from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
+    from pellucid.trace.edits import Edit
+    from pellucid.trace.frames import TraceFrame, TraceStream
+    from pellucid.trace.registered_vectors import Control, RegisteredVectors
+    from pellucid.trace.sequence_probe import SequenceProbe
+    from pellucid.trace.trace import Trace
 
 PROJECTED_ROWS = 64
 """Maximum number of vectors that are projected between two steps."""
 STREAMED = "probes: a request whose values are streamed takes no probes: leave them out"
 BEAMS = "probes: beam search has no scores of tokens: leave them out, or use generate"
 DIVIDED = "the model runs on several machines, so its values cannot be watched"
+CONTROLS = frozenset(("edits", "steer", "probes"))
+"""The options of a request that change or watch values."""
 
 
 class Tracing:
-    """Traces and edits of a model's requests. All clients of the model share one object."""
+    """Traces and edits of a model's requests. All clients of the model share one object.
+
+    The modules of ``trace/`` are imported when a request first needs them.
+    """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         self._engine, self._runner, self._tokenizer = engine, engine.runner, tokenizer
-        self._points = cache(partial(all_points, engine.runner.plan, generates=engine.runner.spec.generates))
+        self._points = cache(self._all_points)
         self._current: ContextVar[Trace | None] = ContextVar("trace", default=None)
-        self.vectors: RegisteredVectors = NO_VECTORS
+        self._vectors: RegisteredVectors | None = None
+
+    def _all_points(self) -> dict[str, Point]:
+        from pellucid.trace.output_points import all_points
+
+        return all_points(self._runner.plan, generates=self._runner.spec.generates)
+
+    @property
+    def vectors(self) -> RegisteredVectors:
+        """The control vectors and probes that requests may name."""
+        from pellucid.trace.registered_vectors import NO_VECTORS
+
+        return self._vectors or NO_VECTORS
+
+    @vectors.setter
+    def vectors(self, vectors: RegisteredVectors) -> None:
+        self._vectors = vectors
 
     @property
     def unwatched(self) -> str:
@@ -71,7 +90,12 @@ class Tracing:
 
         With a ``stream``, the values go to it.
         """
-        trace, (own, probes) = self._current.get(), self.vectors.taken_from(options, lambda: self.points)
+        trace = self._current.get()
+        if trace is None and stream is None and self._vectors is None and not CONTROLS & options.keys():
+            return None
+        from pellucid.trace.request_trace import request_trace, streamed_trace
+
+        own, probes = self.vectors.taken_from(options, lambda: self.points)
         if probes and (stream is not None or (trace is not None and trace.stream is not None)):
             raise InvalidRequest(STREAMED)
         if stream is not None:
@@ -90,6 +114,9 @@ class Tracing:
         Raises:
             InvalidRequest: an edit does not fit its point or the prompt.
         """
+        from pellucid.trace.edits import listed
+        from pellucid.trace.trace import Trace
+
         trace = self._current.get()
         outer, piece = [*(trace.edits if trace else ()), *listed(base)], self._tokenizer.piece
         alone, of_prompt = (Trace(self.points, (), edits, piece=piece) for edits in ((), outer))
@@ -163,6 +190,8 @@ class Tracing:
 
         Arguments and errors are as in ``TraceStream``.
         """
+        from pellucid.trace.frames import TraceStream
+
         assert isinstance(request, LocalRequest)
         refuse_watched(request)
         stream = TraceStream(self.points, names, limit, notify)
@@ -197,6 +226,10 @@ class Tracing:
             InvalidRequest: a name matches no point, or an edit does not fit its point. A request inside the
                 ``with`` statement raises the same error if the values of its prompt do not fit into the budget.
         """
+        from pellucid.trace.edits import listed
+        from pellucid.trace.frames import FrameReader, TraceStream
+        from pellucid.trace.trace import Trace
+
         outer = self._current.get()
         own = [*(outer.edits if outer is not None else ()), *listed(edits)]
         if on is not None and not callable(on):

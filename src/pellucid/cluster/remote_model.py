@@ -44,8 +44,9 @@ from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import recommended_beams, with_recommended
 from pellucid.tokenize import Tokenizer
+from pellucid.trace.budget import MOST_LIMIT
 from pellucid.trace.edits import Edit, listed
-from pellucid.trace.frames import MOST_LIMIT, TraceStream
+from pellucid.trace.frames import TraceStream
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import all_points
 from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors

@@ -20,8 +20,8 @@ from pellucid.errors import KernelError, PellucidError
 from pellucid.plan.points import Point
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
+from pellucid.trace.budget import LIMIT
 from pellucid.trace.edits import Edit
-from pellucid.trace.frames import LIMIT
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.tracing import refuse_late
 

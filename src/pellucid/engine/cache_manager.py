@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from pellucid.kernels.attention.disentangled import POSITION_BYTES
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.plan.bind import buffer_bytes
@@ -231,7 +230,11 @@ def all_layers(plan: Plan) -> tuple[CachedLayer, ...]:
 
 def scratch_bytes(plan: Plan, context: int) -> int:
     """Bytes of the scratch memory of a thread."""
-    positions = POSITION_BYTES if any("buckets" in op.fields for op in plan.operations) else 0
+    positions = 0
+    if any("buckets" in op.fields for op in plan.operations):
+        from pellucid.kernels.attention.disentangled import POSITION_BYTES
+
+        positions = POSITION_BYTES
     shapes = [layer for layer in all_layers(plan) if isinstance(layer, LayerShape)]
     sizes = (ScratchLayout(layer.head_dim, layer.value_dim, positions).bytes(context) for layer in shapes)
     return max(sizes, default=CACHE_LINE)

@@ -26,7 +26,7 @@ from pellucid.model.config import Config
 from pellucid.model.decision_heads import CLEF, KEV, joint_head, joint_outputs, pointer_head
 from pellucid.model.gguf_encoder import POOLING, RANK, gguf_dense, gguf_labels
 from pellucid.model.output_heads import TASKS, HeadLayer, Heads, OutputParts, TaskHead
-from pellucid.model.outputs import Dense, Pooling, PoolingKind, Task, UnitLength
+from pellucid.model.outputs import TWO_SIDED, Dense, Pooling, PoolingKind, Task, UnitLength
 from pellucid.model.rerankers import gguf_prompt, logit_score, pair_settings, prompt_of_classifier, published_reranker
 from pellucid.model.sentence_modules import is_cross_encoder, read_outputs, sentence_modules
 from pellucid.model.spec import Block, ModelSpec, ShortConvolution
@@ -37,8 +37,6 @@ from pellucid.weights.json_files import read_modules
 # Reads the outputs of a GGUF file: pooling, dense layers and the head of a classifier, with the names of llama.cpp.
 
 TwoSided = Callable[[Config, ModelSpec, int, bool], ModelSpec]
-TWO_SIDED = ("gemma-embedding", "llama-embed")
-"""Architectures whose tokens see later tokens."""
 CLASSIFIER = "cls.output"
 
 

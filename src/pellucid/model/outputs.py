@@ -36,6 +36,10 @@ Scale = Literal["softmax", "sigmoid", "none"]
 PoolingKind = Literal["mean", "cls", "last", "max", "weighted", "mean_sqrt"]
 
 
+TWO_SIDED = ("gemma-embedding", "llama-embed")
+"""Architectures in GGUF of decoders whose tokens see later tokens."""
+
+
 class Head(Struct, frozen=True):
     """The projection to the vocabulary. ``tied``: its matrix is the embedding.
 

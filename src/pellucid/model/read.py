@@ -12,23 +12,20 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
-from pellucid.model.decision_heads import HeadedPart, is_headed
-from pellucid.model.decoder_outputs import as_encoder
 from pellucid.model.family import Family, architectures, family_of
-from pellucid.model.outputs import Task
-from pellucid.model.sentence_modules import max_tokens
+from pellucid.model.outputs import TWO_SIDED, Task
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.slot_reader import shape_of
 from pellucid.model.spec import ModelSpec
-from pellucid.model.text_part import TABLE, TextPart
 from pellucid.model.unread_keys import check_unread
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.mxfp4_checkpoint import METHOD
-from pellucid.weights.refusals import refuse_companion, refuse_quantized
+from pellucid.weights.refusals import MXFP4, refuse_companion, refuse_quantized
 
 NEAR = 0.8
 """Minimum similarity of an unknown architecture and the name that the error suggests, from 0 to 1."""
+OUTPUT_KEYS = ("attention.causal", "classifier.", "decision.", "dense_", "embedding_length_out", "pooling_type")
+"""The first letters of keys in GGUF that ``decoder_outputs.py`` reads, after the architecture."""
 
 
 def read_model(
@@ -51,19 +48,24 @@ def read_model(
     refuse_companion(checkpoint)
     refuse_quantized(checkpoint)
     config = Config(checkpoint.metadata, checkpoint.path, task=task or "", adapter=adapter, token_id=token_id)
-    if is_headed(checkpoint):
-        return _read_headed(checkpoint, config)
-    gguf = checkpoint.kind == "gguf"
-    table = checkpoint.metadata.get(TABLE)
-    if not gguf and isinstance(table, Mapping) and table:
-        _check_quantization(config)
-        text = TextPart(checkpoint)
-        return text.in_file(_read(text, text.config(config)))
+    if checkpoint.kind != "gguf":
+        from pellucid.model.decision_heads import is_headed
+        from pellucid.model.text_part import TABLE, TextPart
+
+        if is_headed(checkpoint):
+            return _read_headed(checkpoint, config)
+        table = checkpoint.metadata.get(TABLE)
+        if isinstance(table, Mapping) and table:
+            _check_quantization(config)
+            text = TextPart(checkpoint)
+            return text.in_file(_read(text, text.config(config)))
     return _read(checkpoint, config)
 
 
 def _read_headed(checkpoint: Checkpoint, parent: Config) -> Model:
     """The model of a decision model with a head of its own (``decision_heads.py``)."""
+    from pellucid.model.decision_heads import HeadedPart
+
     text = HeadedPart(checkpoint)
     config = text.config(parent)
     _check_quantization(config)
@@ -73,7 +75,7 @@ def _read_headed(checkpoint: Checkpoint, parent: Config) -> Model:
 def _check_quantization(config: Config) -> None:
     """Refuse a quantization that ``refuse_quantized`` has not named, and read the keys of MXFP4."""
     stated = config.value("quantization_config")
-    if isinstance(stated, Mapping) and stated.get("quant_method") == METHOD:
+    if isinstance(stated, Mapping) and stated.get("quant_method") == MXFP4:
         # Count these keys as read. Their values are not needed, because the tensors show which matrices are quantized.
         for key in ("quant_method", "modules_to_not_convert", "dequantize"):
             config.table("quantization_config").value(key)
@@ -88,6 +90,8 @@ def planned_from_config(checkpoint: Checkpoint) -> Model:
 
     Raises: as ``read_model``.
     """
+    from pellucid.model.text_part import TABLE, TextPart
+
     config = Config(checkpoint.metadata, checkpoint.path)
     if isinstance(checkpoint.metadata.get(TABLE), Mapping):
         text = TextPart(checkpoint)
@@ -117,7 +121,9 @@ def _read(checkpoint: Checkpoint, config: Config, change: Callable[[Model], Mode
     architecture, family = _architecture(checkpoint, config)
     _check_quantization(config)
     model = change(family.readers(checkpoint.kind)[architecture](checkpoint, config))
-    if model.spec.generates and not model.spec.encoder:
+    if model.spec.generates and not model.spec.encoder and not _only_generates(checkpoint, config, architecture, model):
+        from pellucid.model.decoder_outputs import as_encoder
+
         model = as_encoder(checkpoint, config, model)
     if config.task and model.spec.task != config.task:
         raise UnsupportedModel(
@@ -141,8 +147,23 @@ def _read(checkpoint: Checkpoint, config: Config, change: Callable[[Model], Mode
     return model
 
 
+def _only_generates(checkpoint: Checkpoint, config: Config, architecture: str, model: Model) -> bool:
+    """True if a decoder in GGUF states no other output than text, so ``decoder_outputs.py`` has nothing to read."""
+    prefix = f"{architecture}."
+    return (
+        checkpoint.kind == "gguf"
+        and config.task in ("", "generate")
+        and architecture not in TWO_SIDED
+        and "dense_2.weight" not in checkpoint.tensors
+        and not any(key.removeprefix(prefix).startswith(OUTPUT_KEYS) for key in checkpoint.metadata)
+        and all(attention.causal for attention in model.spec.attentions)
+    )
+
+
 def _shortened(checkpoint: Checkpoint, spec: ModelSpec) -> ModelSpec:
     """The spec with the maximum tokens of a text that the files beside the model state as its context."""
+    from pellucid.model.sentence_modules import max_tokens
+
     longest = max_tokens(checkpoint)
     if not 0 < longest < spec.context:
         return spec

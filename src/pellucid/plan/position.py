@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from itertools import chain, pairwise
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels.attention.position_tables import key_bytes, query_bytes
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
@@ -80,6 +79,8 @@ def _position_table(
     builder: Builder, stage: str, kind: Attention, relative: RelativePositions, shape: LayerShape, part: str, bias: bool
 ) -> str:
     """The table of the buckets' keys ("k") or queries ("q") of a block."""
+    from pellucid.kernels.attention.position_tables import key_bytes, query_bytes
+
     setup = builder.setup
     assert setup
     step = f"{stage}.position_{part}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +13,7 @@ from msgspec import Struct, field
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.stages.pretokenize import Split
+from pellucid.tokenize.stages.pretokenize import Split, Stage
 from pellucid.util.registry import discover, find
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pellucid.tokenize.files.gguf_fields import GGUFFields
     from pellucid.tokenize.files.sentencepiece import ModelBuilder
     from pellucid.tokenize.files.sidecar import Sidecar
-    from pellucid.tokenize.files.tokenizer_json import JsonModelReader
+    from pellucid.tokenize.files.tokenizer_json import TokenizerJson
     from pellucid.tokenize.tokenizer import Tokenizer
 
     GGUFReader: TypeAlias = Callable[[GGUFFields], Tokenizer]
@@ -77,6 +77,18 @@ class TokenizerModel(ABC):
 # The kinds of vocabulary that the files in ``kinds/`` declare, and their discovery.
 #
 # A kind is a model stage, with a builder for each file format that can contain it.
+
+
+class JsonModelReader(Struct, frozen=True):
+    """The reader of models of one ``type``.
+
+    ``claims`` distinguishes kinds of vocabulary that share a type. It takes the file and the stages of its
+    pre-tokenizer, and returns True for a file of its kind.
+    """
+
+    type: str
+    build: Callable[[TokenizerJson], TokenizerModel]
+    claims: Callable[[TokenizerJson, Sequence[Stage]], bool] = lambda *_: True
 
 
 class Kind(Struct, frozen=True):

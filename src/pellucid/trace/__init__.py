@@ -11,25 +11,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pellucid.trace.edits import (
-    ablate,
-    add,
-    call,
-    forbid_expert,
-    forbid_token,
-    force_expert,
-    force_token,
-    mask,
-    replace,
-    scale,
-)
-
 if TYPE_CHECKING:
     from pellucid.trace.backward.gradients import attribution_patch, gradients, integrated_gradients
     from pellucid.trace.backward.jacobian_lens import JacobianLens
     from pellucid.trace.control_vector import ControlVector
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dictionaries.dictionary import Dictionary
+    from pellucid.trace.edits import (
+        ablate,
+        add,
+        call,
+        forbid_expert,
+        forbid_token,
+        force_expert,
+        force_token,
+        mask,
+        replace,
+        scale,
+    )
     from pellucid.trace.graphs.build import attribution_graph
     from pellucid.trace.graphs.interventions import check_graph
     from pellucid.trace.graphs.targets import promoted_tokens
@@ -101,6 +100,10 @@ __all__ = [
 ]
 
 _LAZY = {
+    "edits": (
+        *("ablate", "add", "call", "forbid_expert", "forbid_token", "force_expert", "force_token"),
+        *("mask", "replace", "scale"),
+    ),
     "dataset.activation_dataset": ("ActivationDataset",),
     "dictionaries.dictionary": ("Dictionary",),
     "control_vector": ("ControlVector",),

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import threading
 
+BUDGET = 1 << 30
+"""Usual budget of a trace in bytes."""
+LIMIT, MOST_LIMIT = 256, 1 << 16
+"""Limits of a stream of values, in frames that wait for a reader: the usual and the largest."""
+
 
 class TraceBudget:
     """A budget of ``most`` bytes for all values that a trace records. ``taken`` is the number of bytes in use.

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
+from pellucid.trace.budget import LIMIT, MOST_LIMIT
 from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of, patterns_of, values_of
 from pellucid.trace.selection import Selection, select
 from pellucid.trace.sequence_probe import SequenceProbe
@@ -113,7 +114,7 @@ def by_rows(parts: Sequence[RecordedPart]) -> dict[str | int, BlockNorms]:
     return {rows: BlockNorms(own) for rows, own in kinds.items()}
 
 
-LIMIT, MOST_LIMIT, MOST_BYTES = 256, 1 << 16, 64 << 20
+MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
-from pellucid.trace.budget import TraceBudget
+from pellucid.trace.budget import BUDGET, TraceBudget
 from pellucid.trace.edits import Edit
 from pellucid.trace.export import Exportable, LabelledArray, frames_of, labelled_part, stacked
 from pellucid.trace.frames import TraceStream
@@ -27,7 +27,6 @@ from pellucid.trace.selection import Selection, by_name, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
-BUDGET = 1 << 30  # default budget in bytes
 MOST_BUDGET = 1 << 50
 MOST_SHOWN, MOST_ROWS = 8, 40
 """Limits of a notebook display: MOST_SHOWN patterns or sequences, and MOST_ROWS rows of a table."""

@@ -13,7 +13,6 @@ from pellucid.errors.messages import reason
 from pellucid.util.paths import file_lock, home, make_folder, move
 from pellucid.weights.catalogue import ArchiveMember, CatalogueFile, CatalogueModel
 from pellucid.weights.hashes import hash_file
-from pellucid.weights.sources.http_download import copy_entry, damages
 from pellucid.weights.sources.source import DownloadProgress, sources
 
 # The folders of a pull that is not finished, and the lock of a model.
@@ -142,7 +141,7 @@ def _unpack(archive: Path, member: str, file: CatalogueFile, target: Path, progr
     """
     import zipfile
 
-    from pellucid.weights.sources.http_download import refuse_full_disk
+    from pellucid.weights.sources.http_download import copy_entry, damages, refuse_full_disk
 
     try:
         with zipfile.ZipFile(archive) as opened:

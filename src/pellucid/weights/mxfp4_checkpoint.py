@@ -18,13 +18,13 @@ from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError
 from pellucid.weights.checkpoint import Checkpoint, Tensor
+from pellucid.weights.refusals import MXFP4
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 BLOCKS, SCALES = "_blocks", "_scales"
-METHOD = "mxfp4"
 VALUES, PACKED = 32, 16  # values of a block, and their bytes
 
 
@@ -35,7 +35,7 @@ def with_joined_blocks(checkpoint: Checkpoint) -> Checkpoint:
         FileFormatError: the shapes or types of blocks and scales do not match. The checkpoint is closed.
     """
     stated = checkpoint.metadata.get("quantization_config")
-    if not isinstance(stated, Mapping) or stated.get("quant_method") != METHOD:
+    if not isinstance(stated, Mapping) or stated.get("quant_method") != MXFP4:
         return checkpoint
     try:
         return MXFP4Checkpoint(checkpoint)

@@ -12,7 +12,6 @@ from pellucid.errors.messages import reason, shown
 from pellucid.weights.checkpoint import Checkpoint, ModelFile
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
 from pellucid.weights.json_files import check_body
-from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
 from pellucid.weights.refusals import (
     MERGE,
     adapter_alone,
@@ -22,7 +21,6 @@ from pellucid.weights.refusals import (
     refuse_companion,
     to_safetensors,
 )
-from pellucid.weights.safetensors import INDEX_NAME, open_safetensors, weight_files
 
 TOKENIZER = re.compile(r"(tokenizer|tekken|vocab)\.json|vocab\.txt|.*\.(model|tiktoken)")
 """Names of files that a tokenizer can be read from."""
@@ -50,6 +48,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         file.close()
     if head[:4] == MAGIC:
         return open_gguf(path)
+    from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
+    from pellucid.weights.safetensors import INDEX_NAME, open_safetensors
+
     # A safetensors file begins with the length of a JSON object, then the object.
     if path.name == INDEX_NAME or (size > 9 and head[8:9] == b"{"):
         return with_joined_blocks(open_safetensors(path))
@@ -77,6 +78,8 @@ def check_model(path: Path, *, tokenizer: bool = False) -> None:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    from pellucid.weights.safetensors import INDEX_NAME, weight_files
+
     try:
         os.listdir(folder)
         os.stat(os.path.join(folder, "."))  # a folder may allow listing but not opening
@@ -127,6 +130,9 @@ def _kind(path: Path) -> str:
 
 def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
     """Open the model of a folder of safetensors. Warns about files that are not part of the model."""
+    from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
+    from pellucid.weights.safetensors import open_safetensors
+
     if adapter := adapter_in(folder):
         raise FileFormatError(
             folder,

@@ -11,8 +11,11 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
-from pellucid.weights.mxfp4_checkpoint import METHOD
-from pellucid.weights.safetensors import ADAPTER_CONFIG, ADAPTER_FILES
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+MXFP4 = "mxfp4"
+"""The quantization of safetensors that is read (``mxfp4_checkpoint.py``)."""
 
 # Detects files that have the format of a model but are not models, such as adapters. The errors give advice.
 
@@ -154,7 +157,7 @@ def _stated(checkpoint: Checkpoint) -> tuple[str, str] | None:
     for prefix, table in (("", checkpoint.metadata), ("text_config.", text if isinstance(text, Mapping) else {})):
         for key in KEYS:
             stated = table.get(key)
-            if isinstance(stated, Mapping) and stated and stated.get("quant_method") != METHOD:
+            if isinstance(stated, Mapping) and stated and stated.get("quant_method") != MXFP4:
                 return _method(stated, "MLX" if key == "quantization" else ""), f"{prefix}{key}"
     return None
 

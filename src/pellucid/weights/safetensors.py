@@ -27,11 +27,10 @@ from pellucid.errors.messages import brief, shown
 from pellucid.util.paths import is_file_name
 from pellucid.weights.checkpoint import FileCheckpoint, ModelFile, Tensor
 from pellucid.weights.json_files import MAX_JSON, parse_json, read_json, read_modules
+from pellucid.weights.refusals import ADAPTER_FILES
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 """The files of a PEFT adapter, which may be next to a model."""
 MAX_TENSORS = 1 << 20
 MAX_RANK = 32  # NumPy allows 64; no model has more than 5

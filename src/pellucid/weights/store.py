@@ -28,6 +28,7 @@ from pellucid.util.paths import NO_HOME, NOWHERE, home, make_folder, move
 from pellucid.weights.catalogue import CatalogueModel, find, not_found
 from pellucid.weights.fetching import fetch_model, locked, staging
 from pellucid.weights.hashes import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
+from pellucid.weights.sources.schemes.local import SOURCE as LOCAL
 from pellucid.weights.sources.schemes.local import unreadable
 from pellucid.weights.sources.source import SCHEME, DownloadProgress, Silent, Source, source_of, sources
 
@@ -106,7 +107,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, policy: PullPolicy) ->
     model = None if isinstance(spec, Path) else find(text)
     if model is not None:
         return _from_catalogue(model, progress, policy)
-    local = sources()["local"].cached(text)
+    local = LOCAL.cached(text)
     if local is not None:
         return local
     if not isinstance(spec, Path) and (named := source_of(text)):

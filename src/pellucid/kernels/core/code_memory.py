@@ -15,7 +15,6 @@ from typing import Any
 
 from pellucid.errors import KernelError
 from pellucid.errors.messages import reason
-from pellucid.util import windows
 
 _WINDOWS_LIBRARIES = ("kernel32", "kernelbase", "ntdll", "ucrtbase")
 _COMMIT, _READ, _READ_WRITE, _READ_EXECUTE = (0x3000, 0x02, 0x04, 0x20)  # Windows: MEM_COMMIT | MEM_RESERVE, PAGE_...
@@ -31,6 +30,8 @@ _CLEAR_CACHE = bytes.fromhex(
 def libraries() -> tuple[Any, ...]:
     """Return the libraries whose functions this process can call: all loaded libraries, or on Windows the system's."""
     if sys.platform == "win32":
+        from pellucid.util import windows
+
         return tuple(windows.library(name) for name in _WINDOWS_LIBRARIES)
     return (ctypes.CDLL(None, use_errno=True),)
 
@@ -59,6 +60,7 @@ def function(name: str, result: Any, *arguments: Any) -> Any:
 
 
 if sys.platform == "win32":
+    from pellucid.util import windows
 
     def reserve(size: int) -> int:
         """Return the address of ``size`` bytes of new writable memory, in whole pages.

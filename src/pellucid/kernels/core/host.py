@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pellucid.kernels.core.code_memory import function, map_code
-from pellucid.util import macos
 
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 _SYSTEMS = {"linux": "linux", "darwin": "darwin", "win32": "windows"}
@@ -149,6 +148,8 @@ def _arm_features(system: str) -> frozenset[str]:
             value = function("getauxval", ctypes.c_ulong, ctypes.c_ulong)
             return frozenset(name for name, (word, bit) in _HWCAP.items() if value(word) >> bit & 1)
         case "darwin":
+            from pellucid.util import macos
+
             return frozenset(feature for feature, name in _SYSCTL.items() if macos.sysctl_number(name))
         case "windows":
             present = function("IsProcessorFeaturePresent", ctypes.c_int, ctypes.c_uint32)
@@ -164,4 +165,8 @@ def _arm_name(system: str) -> str:
             return ""
         names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name")]
         return names[0] if names else ""
-    return macos.sysctl_text("machdep.cpu.brand_string") if system == "darwin" else platform.processor()
+    if system == "darwin":
+        from pellucid.util import macos
+
+        return macos.sysctl_text("machdep.cpu.brand_string")
+    return platform.processor()

@@ -20,7 +20,8 @@ from pellucid.serve.apis.openai_parts import error_body
 from pellucid.serve.live_requests import LiveRequest
 from pellucid.serve.look.prompt_fields import token_fields
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.frames import LIMIT, TraceFrame, TraceStream
+from pellucid.trace.budget import LIMIT
+from pellucid.trace.frames import TraceFrame, TraceStream
 from pellucid.util.checks import real, whole
 
 VERSION = 1

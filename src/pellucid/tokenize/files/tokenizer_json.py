@@ -19,8 +19,6 @@ from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.merges import BY_RANK, PairRanks
 from pellucid.tokenize.parsed_cache import Arrays
 from pellucid.tokenize.stages.added_tokens import AddedToken
-from pellucid.tokenize.stages.pretokenize import Stage
-from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary, distinct_ids
 
 Json = Mapping[str, Any]
@@ -295,15 +293,3 @@ def read_steps(
         parts.component(step, name, *reader.fields, **reader.allowed)
         steps.append(reader.build(parts, step))
     return steps
-
-
-class JsonModelReader(Struct, frozen=True):
-    """The reader of models of one ``type``.
-
-    ``claims`` distinguishes kinds of vocabulary that share a type. It takes the file and the stages of its
-    pre-tokenizer, and returns True for a file of its kind.
-    """
-
-    type: str
-    build: Callable[[TokenizerJson], TokenizerModel]
-    claims: Callable[[TokenizerJson, Sequence[Stage]], bool] = lambda *_: True

@@ -18,18 +18,18 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
-from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, merge, merge_spans
 from pellucid.tokenize.patterns.published import GGUF_PRE
 from pellucid.tokenize.stages.decode import byte_letters
 from pellucid.tokenize.stages.decode_steps import ByteLevelStep, StepDecoder
 from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split, Stage
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.tokenizer_model import Kind, TokenizerModel, known_pre
+from pellucid.tokenize.tokenizer_model import JsonModelReader, Kind, TokenizerModel, known_pre
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
+    from pellucid.tokenize.files.tokenizer_json import TokenizerJson
 
 # Minimum number of merges of a cached table. A larger table is read from the cache faster than it is parsed.
 WORTH_CACHING = 10_000

@@ -18,7 +18,6 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.sentencepiece import BPE, SentencePieceParts
-from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kinds import byte_bpe
 from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, explain_merges
 from pellucid.tokenize.kinds.char import Affixes, Chars
@@ -29,11 +28,12 @@ from pellucid.tokenize.stages.decode_steps import ByteFallbackStep, FuseStep, Re
 from pellucid.tokenize.stages.normalize import Normalizer, Prepend, Replace, sequence
 from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, NormalizeStep, PreTokenizer, Split, Stage
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.tokenizer_model import Kind
+from pellucid.tokenize.tokenizer_model import JsonModelReader, Kind
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
+    from pellucid.tokenize.files.tokenizer_json import TokenizerJson
 
 
 class CharBPE(Chars):

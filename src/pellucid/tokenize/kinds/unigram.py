@@ -18,13 +18,13 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
 from pellucid.tokenize.files.sentencepiece import UNIGRAM, SentencePieceFile, SentencePieceParts, from_spec
-from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.tokenizer_model import Kind, TokenizerModel, without_token
+from pellucid.tokenize.tokenizer_model import JsonModelReader, Kind, TokenizerModel, without_token
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
+    from pellucid.tokenize.files.tokenizer_json import TokenizerJson
 
 UNKNOWN_PENALTY = 10.0
 """Difference between the lowest score of a piece and the score of an unknown character.

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, FeedForward, Norm
+from pellucid.trace.budget import BUDGET
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.lenses.attribution import target
 from pellucid.trace.lenses.targets import Readout
-from pellucid.trace.trace import BUDGET, SequenceTrace
+from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import (
     DECISION_NORM,
     DECISION_TYPES,
