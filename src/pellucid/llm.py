@@ -1,6 +1,6 @@
 """A loaded model: generate, stream, chat, score, embed, rerank, classify, fill, tag, answer.
 
-The file is over 400 lines because all methods of a model are here, each in a few lines.
+The file is over 420 lines because all methods of a model are here, each in a few lines.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
 from pellucid.runtime.processors import machine_bytes
-from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
 from pellucid.sample.recommended import recommended_beams, with_recommended
 from pellucid.tokenize import Tokenizer
@@ -307,6 +306,9 @@ class LLM:
 
         Raises: as ``generate``.
         """
+        from pellucid.engine.tasks.beam_search import search_beams
+        from pellucid.sample.beams import BeamOptions
+
         given = dict[str, Any](options)
         if self.spec.encoder:
             given = {**self.recommended_beams, **with_recommended(given, self.recommended)}
@@ -316,8 +318,6 @@ class LLM:
             raise InvalidRequest(BEAMS)
         scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
         parsed = RequestOptions(Options.of((*vars(beams), *OTHER_OPTIONS), **given), scheduling, watching)
-        from pellucid.engine.tasks.beam_search import search_beams
-
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:
             warn_all(watching.unused(result.usage.prompt_tokens + result.longest - 1))

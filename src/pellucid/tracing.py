@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.edited_copies import EditedCopy
 from pellucid.engine.engine import Engine
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
@@ -25,6 +24,7 @@ from pellucid.plan.points import Point
 from pellucid.tokenize import Tokenizer
 
 if TYPE_CHECKING:
+    from pellucid.engine.edited_copies import EditedCopy
     from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
     from pellucid.trace.edits import Edit
     from pellucid.trace.frames import TraceFrame, TraceStream
@@ -114,6 +114,7 @@ class Tracing:
         Raises:
             InvalidRequest: an edit does not fit its point or the prompt.
         """
+        from pellucid.engine.edited_copies import EditedCopy
         from pellucid.trace.edits import listed
         from pellucid.trace.trace import Trace
 

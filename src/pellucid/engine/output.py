@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec import Struct
 
 from pellucid.errors.messages import brief
 from pellucid.receipts.receipt import Receipt
-from pellucid.sample.beams import Node
 from pellucid.sample.chain import Draw, TokenTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep, options_of
+
+if TYPE_CHECKING:
+    from pellucid.sample.beams import Node
 
 
 class TokenOutput(Struct, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,12 +16,14 @@ from msgspec.structs import replace
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
 from pellucid.engine.probe import RequestTracer
-from pellucid.receipts.issuer import ReceiptIssuer
 from pellucid.receipts.receipt import ModelIdentity, Receipt
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain, TokenTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 from pellucid.sample.options import Options
+
+if TYPE_CHECKING:
+    from pellucid.receipts.issuer import ReceiptIssuer
 
 
 class RequestOptions(Struct, frozen=True):

@@ -1,6 +1,6 @@
 """The spec of a model: frozen structs, one for each part. ``plan/`` turns a spec into operations.
 
-The parts after the last block are in ``outputs.py``. The file is over 400 lines because it defines every part of a
+The parts after the last block are in ``outputs.py``. The file is over 420 lines because it defines every part of a
 model, each in a few lines.
 
 Dimensions: D model width, H heads, G key/value heads, K head width, F feed-forward width, E experts, V vocabulary,

@@ -12,7 +12,6 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
 from pellucid.sample.step import owners
 from pellucid.weights.checkpoint import Checkpoint
@@ -98,6 +97,8 @@ def recommended_beams(checkpoint: Checkpoint) -> dict[str, Any]:
     """The options of beam search that the file of an encoder-decoder recommends, by name. Warns as ``recommended``."""
     if checkpoint.kind == "gguf":
         return {}
+    from pellucid.sample.beams import BeamOptions
+
     values, file = _generation_config(checkpoint, sources=True)
     options = {name: values[name] for name in BEAM_OPTIONS if values.get(name) is not None}
     for name, value in list(options.items()):

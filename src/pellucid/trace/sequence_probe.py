@@ -1,6 +1,6 @@
 """The probe of a sequence: it collects blocks of values from the steps, calls functions, and builds arrays.
 
-It is over 400 lines because recordings and functions read the same blocks.
+It is over 420 lines because recordings and functions read the same blocks.
 """
 
 from __future__ import annotations

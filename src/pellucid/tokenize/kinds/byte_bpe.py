@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # Minimum number of merges of a cached table. A larger table is read from the cache faster than it is parsed.
 WORTH_CACHING = 10_000
 
+GGUF_MODEL = "gpt2"
+"""The name of byte-level BPE in ``tokenizer.ggml.model``."""
+
 
 class ByteBPE(TokenizerModel):
     """The model stage: merges the bytes of a pre-token.
@@ -296,4 +299,4 @@ BPE_VALUES: dict[str, tuple[Any, ...]] = {"dropout": (None, 0, 0.0)}
 """The values that are implemented for some fields of a BPE model in ``tokenizer.json``."""
 
 
-KIND = Kind("byte_bpe", gguf={"gpt2": from_gguf}, json=JsonModelReader("BPE", from_json, claims))
+KIND = Kind("byte_bpe", gguf={GGUF_MODEL: from_gguf}, json=JsonModelReader("BPE", from_json, claims))

@@ -223,7 +223,9 @@ def _gguf_tokenizer(
     With ``words``, a text is split into words (``from_gguf_with_words``), and gets BOS only if the file says so.
     """
     values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
-    if fields.get("ggml.model", str) == "gpt2":  # converters store the bytes of these files as normal pieces
+    if (
+        fields.get("ggml.model", str) == byte_bpe.GGUF_MODEL
+    ):  # converters store the bytes of these files as normal pieces
         named = {f"<0x{byte:02X}>": byte for byte in range(256)}
         values |= {pieces[name]: byte for name, byte in named.items() if name in pieces}
     shared = fields.shared(vocabulary, SpecialTokenDefaults(bos=not words))
