@@ -28,7 +28,6 @@ from pellucid.engine.request import Request, RequestOptions, run_together
 from pellucid.engine.speculation import DraftModel
 from pellucid.engine.state import EngineState
 from pellucid.engine.task import ReadingTask
-from pellucid.engine.tasks.scoring import label_scores, prompt_rows, score
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.generate_options import BeamSearchOptions, GenerationOptions, TextOptions
@@ -424,6 +423,8 @@ class LLM:
         else:
             ids, unscored = self.inputs.scored(text, given)
         first, size = max(unscored, 1), self.inputs.vocabulary
+        from pellucid.engine.tasks.scoring import score
+
         return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling, source))
 
     def embed(
@@ -674,6 +675,8 @@ class LLM:
         """The scores of the options of each reading of prompts from ``decider``, by their labels or by themselves."""
         if self.decider.options is not None:
             return self.decider.options.scores(self, prompts, edits)
+        from pellucid.engine.tasks.scoring import label_scores
+
         positions = [[one.position for one in prompt.readings] for prompt in prompts]
         found = dict[tuple[int, int], NDArray[np.float32]]()
         for number, position, logits in self.rows_at([one.ids for one in prompts], positions, edits):
@@ -686,6 +689,8 @@ class LLM:
     ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """Outputs at some positions of prompts that share their first tokens (``engine/tasks/scoring.py``)."""
         watching = self.tracing.watching({"edits": edits})
+        from pellucid.engine.tasks.scoring import prompt_rows
+
         return prompt_rows(self.engine, prompts, positions, self.context, watching, self.scheduling)
 
     def project(self, vectors: NDArray[np.float32], rows: int = 1) -> NDArray[np.float32]:

@@ -83,9 +83,9 @@ def load(
             language model. By default the task that the file states.
         adapter: an adapter in the file that changes the weights, such as "retrieval.query" of Jina Embeddings v3.
         dictionaries: SAEs and transcoders, as "NAME=PATH", for ``LLM.dictionaries``
-        (``trace/dictionaries/dictionary.py``). threads: threads that run a step. By default one for each physical core,
-        within the limit of the container. pin: "cores" binds each thread to its own core, "nodes" binds each thread to
-        the cores of one memory node,
+            (``trace/dictionaries/dictionary.py``).
+        threads: threads that run a step. By default one for each physical core, within the limit of the container.
+        pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
             "none" binds no thread. The default is "nodes" on machines with several memory nodes (such as machines with
             two sockets), so that weights are near the threads that read them. The caller's threads are not bound.
         precise: quantise activations to 24 bits, store keys and values in float32, and keep the float weights of

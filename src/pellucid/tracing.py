@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,14 +49,9 @@ class Tracing:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         self._engine, self._runner, self._tokenizer = engine, engine.runner, tokenizer
-        self._points = cache(self._all_points)
+        self._points: dict[str, Point] = {}
         self._current: ContextVar[Trace | None] = ContextVar("trace", default=None)
         self._vectors: RegisteredVectors | None = None
-
-    def _all_points(self) -> dict[str, Point]:
-        from pellucid.trace.output_points import all_points
-
-        return all_points(self._runner.plan, generates=self._runner.spec.generates)
 
     @property
     def vectors(self) -> RegisteredVectors:
@@ -83,7 +78,11 @@ class Tracing:
         """
         if self.unwatched:
             raise InvalidRequest(self.unwatched)
-        return self._points()
+        if not self._points:
+            from pellucid.trace.output_points import all_points
+
+            self._points = all_points(self._runner.plan, generates=self._runner.spec.generates)
+        return self._points
 
     def watching(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestTracer | None:
         """The recordings, edits and probes of a request. Removes its edits, vectors and probes from ``options``.

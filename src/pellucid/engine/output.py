@@ -11,12 +11,12 @@ import numpy as np
 from msgspec import Struct
 
 from pellucid.errors.messages import brief
-from pellucid.receipts.receipt import Receipt
 from pellucid.sample.chain import Draw, TokenTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep, options_of
 
 if TYPE_CHECKING:
+    from pellucid.receipts.receipt import Receipt
     from pellucid.sample.beams import Node
 
 

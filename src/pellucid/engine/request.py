@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -16,7 +17,6 @@ from msgspec.structs import replace
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
 from pellucid.engine.probe import RequestTracer
-from pellucid.receipts.receipt import ModelIdentity, Receipt
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain, TokenTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
@@ -24,6 +24,7 @@ from pellucid.sample.options import Options
 
 if TYPE_CHECKING:
     from pellucid.receipts.issuer import ReceiptIssuer
+    from pellucid.receipts.receipt import ModelIdentity, Receipt
 
 
 class RequestOptions(Struct, frozen=True):
@@ -38,7 +39,8 @@ class RequestOptions(Struct, frozen=True):
     receipts: ReceiptIssuer | None = None
 
 
-class PromptOutput(Struct, frozen=True):
+@dataclass(frozen=True)
+class PromptOutput:
     """The output of a request's prefill.
 
     ``cached`` is the number of tokens from the prefix cache, ``queue`` the seconds until the first step. ``logprobs``

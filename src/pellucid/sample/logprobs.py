@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates, Floats, Ints
 
@@ -71,6 +72,13 @@ def of_token(candidates: Candidates, token: int, alternatives: int, vocabulary: 
         missing = alternatives - count
         ids, logs = (np.pad(ids, (0, missing), constant_values=-1), np.pad(logs, (0, missing), constant_values=-np.inf))
     return TokenLogprobs(token, chosen, rank, ids, logs)
+
+
+def token_logprobs(
+    logits: NDArray[np.float32], place: int, token: int, alternatives: int, vocabulary: int
+) -> TokenLogprobs:
+    """The log-probability of a token of a text, from the logits (V,) of its position ``place``."""
+    return of_token(Candidates.of(logits, f"prompt token {place}"), token, alternatives, vocabulary)
 
 
 def _rank(candidates: Candidates, position: int) -> int:

@@ -18,14 +18,20 @@ from pellucid.sample.options import OTHER_NAMES, Options
 from pellucid.sample.step import owners
 from pellucid.serve.generation_options import ALIASES
 from pellucid.testing import random_model
+from pellucid.trace.edits import Edit
+from pellucid.trace.linear_probe import LinearProbe
 
+TYPES: dict[str, Any] = {"Edit": Edit, "LinearProbe": LinearProbe}
+"""The types that type checkers import, and running programs only with the first edit."""
 OTHERWISE = {"logit_bias"}  # users give a mapping, the step stores pairs
 
 
 def own(typed: type, base: type | None = None) -> dict[str, Any]:
     """The options that ``typed`` adds to ``base``, with their types."""
-    hints = get_type_hints(typed)
-    return {name: hint for name, hint in hints.items() if base is None or name not in get_type_hints(base)}
+    hints = get_type_hints(typed, localns=TYPES)
+    return {
+        name: hint for name, hint in hints.items() if base is None or name not in get_type_hints(base, localns=TYPES)
+    }
 
 
 def test_the_options_of_the_steps() -> None:
@@ -100,7 +106,7 @@ def test_an_unknown_option_is_one_line_with_the_name_to_type(llm: Any, option: s
 
 
 def test_names_of_other_engines_name_options_that_exist() -> None:
-    names = {*get_type_hints(TextOptions)}
+    names = {*get_type_hints(TextOptions, localns=TYPES)}
     assert not names & OTHER_NAMES.keys()
     renamed = [hint.removeprefix("the name is ") for hint in OTHER_NAMES.values() if hint.startswith("the name is ")]
     assert set(renamed) <= names

@@ -10,11 +10,10 @@ from pellucid.engine.probe import EngineProbe, blame_edits, raise_of
 from pellucid.engine.source import SourceSequence
 from pellucid.engine.state import StepTimes
 from pellucid.engine.task import ChunkOutput, Wait
-from pellucid.engine.tasks.scoring import token_logprobs
 from pellucid.engine.text_sequence import TextSequence
 from pellucid.errors import KernelError
 from pellucid.runtime.cached_sequence import CachedSequence
-from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
+from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, token_logprobs
 
 
 class PromptSequence(CachedSequence):

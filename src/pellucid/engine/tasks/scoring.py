@@ -19,7 +19,7 @@ from pellucid.errors import KernelError
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.candidates import Candidates
-from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
+from pellucid.sample.logprobs import Logprobs, joined, token_logprobs
 
 # Scoring by teacher forcing: the logits for each token of a given text, from the tokens before it.
 
@@ -77,13 +77,6 @@ class ScoringTask:
 def teacher_forced_logits(engine: Engine, ids: list[int], first: int = 1) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the position and the logits (V,) of each token of a text from position ``first`` on."""
     return engine.run(ScoringTask(engine.cache, ids, first))
-
-
-def token_logprobs(
-    logits: NDArray[np.float32], place: int, token: int, alternatives: int, vocabulary: int
-) -> TokenLogprobs:
-    """The log-probability of a token of a text, from the logits (V,) of its position ``place``."""
-    return of_token(Candidates.of(logits, f"prompt token {place}"), token, alternatives, vocabulary)
 
 
 def score(
