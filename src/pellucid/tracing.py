@@ -158,6 +158,8 @@ class Tracing:
 
     def control(self, options: Mapping[str, Any]) -> Control:
         """The edits of a request with these options, of the current trace and its own, and its probes."""
+        from pellucid.trace.registered_vectors import Control
+
         trace, (own, probes) = (self._current.get(), self.vectors.taken_from(dict(options), lambda: self.points))
         return Control([*(trace.edits if trace is not None else ()), *own], probes)
 

@@ -144,7 +144,7 @@ def _rows(checkpoint: Checkpoint, name: str) -> int:
 # Source: ``KevModel`` in llama.cpp's conversion/lev.py, and src/models/qwen35.cpp.
 
 KEV = "kev"
-WIDTH = "embedding_length_out"
+OUTPUT_WIDTH = "embedding_length_out"
 
 
 def pointer_head(checkpoint: Checkpoint, own: Config) -> OutputParts:
@@ -159,9 +159,9 @@ def pointer_head(checkpoint: Checkpoint, own: Config) -> OutputParts:
             checkpoint.path, f"{name}.weight", f"tensor missing; a model of the decision type {KEV} needs it"
         )
     dense = gguf_dense(checkpoint, name, 0, slots)
-    own.check_count(WIDTH, dense.width, f"the rows of {name}.weight")
+    own.check_count(OUTPUT_WIDTH, dense.width, f"the rows of {name}.weight")
     if dense.width % 2:
-        raise own.error(WIDTH, f"is {dense.width:,}; it must be even: queries and keys have equal widths")
+        raise own.error(OUTPUT_WIDTH, f"is {dense.width:,}; it must be even: queries and keys have equal widths")
     return OutputParts("decide", None, (dense,), slots)
 
 

@@ -8,13 +8,13 @@ and output layers. A masked language model has output layers and a head.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
-from pellucid.util.probabilities import sigmoid, softmax
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Task = Literal["generate", "embed", "sparse", "tokens", "classify", "tag", "answer", "fill", "decide"]
 """The meaning of a model's outputs:
@@ -130,6 +130,8 @@ class PairPrompt(Struct, frozen=True):
 
 def scores_of(labels: Labels, logits: NDArray[np.float32]) -> list[float]:
     """The scores (N,) of logits (N,)."""
+    from pellucid.util.probabilities import sigmoid, softmax  # imports NumPy
+
     if labels.scale == "none":
         of_words = labels.relevant is not None and len(logits) == 2
         return list(map(float, logits - logits[::-1] if of_words else logits))

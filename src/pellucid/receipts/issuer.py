@@ -25,7 +25,7 @@ from pellucid.sample.options import Options
 from pellucid.sample.step import options_of as options_of_step
 from pellucid.tokenize import Tokenizer
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.hashes import tensor_hash
+from pellucid.weights.model_hash import tensor_hash
 from pellucid.weights.sources.source import DownloadProgress
 
 # The edits of a request in its receipt, and back.

@@ -25,7 +25,6 @@ from pellucid.serve.api import error_details, status_of
 from pellucid.serve.apis.cohere import RANKING, RankingRequest
 from pellucid.serve.apis.openai_chat import CHAT, ChatRequest
 from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, EmbeddingRequest
-from pellucid.serve.apis.openai_parts import error_body
 from pellucid.serve.apis.vllm import SCORE, ScoreRequest
 from pellucid.serve.batch_output import (
     DIGITS,
@@ -39,6 +38,7 @@ from pellucid.serve.batch_output import (
     title,
 )
 from pellucid.serve.generation_response import Generating
+from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.paths import refuse_same

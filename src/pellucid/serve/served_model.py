@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from pellucid.decide.decider import Decider
-from pellucid.decide.questions import Decisions
 from pellucid.encoders.tasks import EncoderModel
 from pellucid.engine.inputs import PromptInput
 from pellucid.engine.output import Beams
@@ -16,6 +14,10 @@ from pellucid.llm import LLM
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.registered_vectors import RegisteredVectors
 from pellucid.weights.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from pellucid.decide.decider import Decider
+    from pellucid.decide.questions import Decisions
 
 
 class ModelElsewhere(EncoderModel, Protocol):

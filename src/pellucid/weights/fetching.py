@@ -12,7 +12,7 @@ from pellucid.errors import DownloadInterrupted, SourceError
 from pellucid.errors.messages import reason
 from pellucid.util.paths import file_lock, home, make_folder, move
 from pellucid.weights.catalogue import ArchiveMember, CatalogueFile, CatalogueModel
-from pellucid.weights.hashes import hash_file
+from pellucid.weights.manifest import hash_file
 from pellucid.weights.sources.source import DownloadProgress, sources
 
 # The folders of a pull that is not finished, and the lock of a model.

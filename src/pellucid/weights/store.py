@@ -1,6 +1,6 @@
 """The models on this machine, and `resolve`, which returns the path of a model by its name.
 
-    <home>/models/<name>/…             the complete files of one model, with a manifest (``hashes.py``)
+    <home>/models/<name>/…             the complete files of one model, with a manifest (``manifest.py``)
     <home>/staging/<name>/             the unfinished files of a pull; an interruption leaves them for the next pull
     <home>/locks/<name>.lock           held during a pull, so that two processes do not pull the same model
 
@@ -27,7 +27,7 @@ from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.paths import NO_HOME, NOWHERE, home, make_folder, move
 from pellucid.weights.catalogue import CatalogueModel, find, not_found
 from pellucid.weights.fetching import fetch_model, locked, staging
-from pellucid.weights.hashes import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
+from pellucid.weights.manifest import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
 from pellucid.weights.sources.schemes.local import SOURCE as LOCAL
 from pellucid.weights.sources.schemes.local import unreadable
 from pellucid.weights.sources.source import SCHEME, DownloadProgress, Silent, Source, source_of, sources

@@ -129,7 +129,6 @@ def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes]) -> None:
     program = """
 import sys
 from pellucid.kernels.core import linker
-from pellucid.kernels.core import linker
 data, function = sys.stdin.buffer.read(), sys.argv[1]
 linked = 0
 while data:
@@ -138,7 +137,7 @@ while data:
     try:
         linker.link(code, function)
         linked += 1
-    except elf.BadObject:
+    except linker.BadObject:
         pass
 print(linked)
 """

@@ -14,8 +14,8 @@ from pellucid.errors import CacheFull, ContextOverflow, DeadlinePassed, InvalidR
 from pellucid.serve.api import ErrorDetails, error_details, status_of
 from pellucid.serve.apis.anthropic import error_body as claudes
 from pellucid.serve.apis.ollama_fields import error_body as ollamas
-from pellucid.serve.apis.openai_parts import error_body as openais
 from pellucid.serve.guard import AccessRules
+from pellucid.serve.openai_parts import error_body as openais
 
 USER: list[Any] = [{"role": "user", "content": "Hi"}]
 LONG: list[Any] = [{"role": "user", "content": "a " * 3000}]

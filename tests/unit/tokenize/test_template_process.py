@@ -75,9 +75,9 @@ def start(code: str, **options: object) -> subprocess.Popen[str]:
     prelude = (
         "import os, signal, sys, time\n"
         "from pellucid.errors import TemplateError\n"
-        "from pellucid.tokenize.chat import template_process\n"
+        "from pellucid.tokenize.chat import template\n"
         "from pellucid.tokenize.chat.template import RenderLimits, render\n"
-        "def pid(): return next(iter(template_process._workers._all)).process.pid\n"
+        "def pid(): return next(iter(template._workers._all)).process.pid\n"
         f"SPIN, SPIN_IN_C = {SPIN!r}, {SPIN_IN_C!r}\n"
     )
     command = python(prelude + code)
@@ -252,9 +252,9 @@ def test_control_c_does_not_reach_an_idle_worker() -> None:
 
 @linux
 def test_nothing_is_left_at_the_end() -> None:
-    script = start("template_process.start_ahead()\nprint(pid(), render('', {}))")
+    script = start("template.start_ahead()\nprint(pid(), render('', {}))")
     assert not is_there(int(finished(script)))
-    unused = start("template_process.start_ahead()\nprint(pid())")
+    unused = start("template.start_ahead()\nprint(pid())")
     assert not is_there(int(finished(unused)))
 
 

@@ -11,7 +11,7 @@ import pytest
 from tokenizer_cases import GOLDENS, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.tokenize import Tokenizer, load_tokenizer, vocabulary
+from pellucid.tokenize import Tokenizer, load_tokenizer, parsed_cache
 from pellucid.tokenize.files import sentencepiece
 from pellucid.tokenize.files.sidecar import parse_json
 from pellucid.tokenize.stages.decode import byte_alphabet
@@ -219,7 +219,7 @@ def test_folders_that_are_refused(tmp_path: Path, files: dict[str, str], error: 
 @pytest.fixture
 def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Cache every file in an empty folder. Returns the folder."""
-    monkeypatch.setattr(vocabulary, "WORTH_CACHING", 1)
+    monkeypatch.setattr(parsed_cache, "WORTH_CACHING", 1)
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "tokenizers"
 
@@ -281,20 +281,20 @@ def test_damage_is_as_if_nothing_were_kept(keeping: Path, tmp_path: Path) -> Non
 
 
 def test_the_last_few_are_kept(keeping: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "MAX_FILES", 3)
+    monkeypatch.setattr(parsed_cache, "MAX_FILES", 3)
     for index in range(6):
-        place = vocabulary.cache_name(b"%d" % index)
-        vocabulary.write(place, {"numbers": memoryview(b"12345678").cast("i")})
+        place = parsed_cache.cache_name(b"%d" % index)
+        parsed_cache.write(place, {"numbers": memoryview(b"12345678").cast("i")})
         os.utime(keeping / place, (index, index))
     assert len(list(keeping.iterdir())) == 3
-    found = vocabulary.read(vocabulary.cache_name(b"5"))
+    found = parsed_cache.read(parsed_cache.cache_name(b"5"))
     assert found is not None
     assert found["numbers"].tobytes() == b"12345678"
-    assert vocabulary.read(vocabulary.cache_name(b"0")) is None
+    assert parsed_cache.read(parsed_cache.cache_name(b"0")) is None
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "WORTH_CACHING", 1)
+    monkeypatch.setattr(parsed_cache, "WORTH_CACHING", 1)
     for folder in ("home", "cache/pellucid"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "tokenizers").write_text("a file, no folder")

@@ -75,7 +75,7 @@ def command(
 def _hash(model: str, loading: LoadOptions) -> str:
     """The hash of a model's files. A missing model is downloaded."""
     from pellucid.loading import open_model
-    from pellucid.weights.hashes import model_hash
+    from pellucid.weights.model_hash import model_hash
 
     with common.progress() as bars:
         opened = open_model(model, loading, progress=bars)

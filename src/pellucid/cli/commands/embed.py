@@ -104,7 +104,7 @@ def _embed_file(
     from pellucid.encoders.tasks import embed, vector_width
     from pellucid.serve.batch_output import options_hash
     from pellucid.util.text_file import TextFile
-    from pellucid.weights.hashes import model_hash
+    from pellucid.weights.model_hash import model_hash
 
     source = TextFile(file, field)
     target = VectorFile(out, source)

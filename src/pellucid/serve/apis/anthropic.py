@@ -13,10 +13,10 @@ from starlette.responses import Response
 from pellucid.engine.output import Generation
 from pellucid.serve.api import NAMED_SSE, NO_DETAILS, Api, ClientCall, ErrorDetails, Route, json_response
 from pellucid.serve.apis.anthropic_fields import COUNT, MESSAGE, THREAD, GenerateMessageFields, conversation_of
-from pellucid.serve.apis.openai_parts import receipt_field
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, prompt_of
 from pellucid.serve.generation_response import generation_response
+from pellucid.serve.openai_parts import receipt_field
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.served_model import ServedModel
 

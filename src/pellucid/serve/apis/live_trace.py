@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route, array_body, json_response
-from pellucid.serve.apis.openai_parts import error_body
 from pellucid.serve.live_requests import LiveRequest
 from pellucid.serve.look.prompt_fields import token_fields
+from pellucid.serve.openai_parts import error_body
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.budget import LIMIT
 from pellucid.trace.frames import TraceFrame, TraceStream

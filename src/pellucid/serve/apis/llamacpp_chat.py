@@ -23,9 +23,9 @@ from pellucid.serve.apis.openai_chat import (
     empty_chunk,
     offered_tools,
 )
-from pellucid.serve.apis.openai_parts import OPENAI_RULES
 from pellucid.serve.chat.chat_run import Conversation, template_input
 from pellucid.serve.chat.messages import MAX_TOOLS
+from pellucid.serve.openai_parts import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType
 from pellucid.serve.served_model import ServedModel
 

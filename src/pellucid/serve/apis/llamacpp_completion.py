@@ -25,9 +25,9 @@ from pellucid.serve.apis.llamacpp_fields import (
     timings,
     with_progress,
 )
-from pellucid.serve.apis.openai_parts import finite, receipt_field, scores_field, scores_of_token, token_text
 from pellucid.serve.chat.messages import joined_texts
 from pellucid.serve.generation_options import add_stop_tokens
+from pellucid.serve.openai_parts import finite, receipt_field, scores_field, scores_of_token, token_text
 from pellucid.serve.request_body import BodyType, Choices, Fields, RequestBody, TokenId
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer

@@ -12,13 +12,13 @@ from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import NAMED_SSE, TOGETHER_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.apis.ollama_fields import capabilities
-from pellucid.serve.apis.openai_parts import error_body
 from pellucid.serve.generation_response import generation_response
 from pellucid.serve.live_requests import HEADER
 from pellucid.serve.look.model_facts import state
 from pellucid.serve.look.queries import QUERIES
 from pellucid.serve.look.token_events import LOOK_GENERATE, LookGeneration
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
+from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.served_model import ServedModel
 from pellucid.web.bundle import web_files

@@ -18,9 +18,9 @@ from pellucid.serve.apis.openai_completions import (
     embeddings,
     empty_event,
 )
-from pellucid.serve.apis.openai_parts import error_body
 from pellucid.serve.encoder_inputs import encoder_route
 from pellucid.serve.generation_response import Streaming, generation_response
+from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
 

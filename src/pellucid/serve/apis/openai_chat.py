@@ -12,7 +12,11 @@ from msgspec import Meta, field
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.sample.logprobs import joined
-from pellucid.serve.apis.openai_parts import (
+from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
+from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
+from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields, Tool, ToolChoice, tool_choice, tool_of
+from pellucid.serve.ignored_fields import ignored
+from pellucid.serve.openai_parts import (
     OPENAI_RULES,
     REASONS,
     StreamOptions,
@@ -23,10 +27,6 @@ from pellucid.serve.apis.openai_parts import (
     scores_of_token,
     usage,
 )
-from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
-from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
-from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields, Tool, ToolChoice, tool_choice, tool_of
-from pellucid.serve.ignored_fields import ignored
 from pellucid.serve.request_body import BodyType, Choices, Fields, ModelFields, RequestBody, TopLogprobs
 from pellucid.serve.served_model import ServedModel
 

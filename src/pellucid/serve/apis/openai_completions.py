@@ -17,19 +17,6 @@ from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
-from pellucid.serve.apis.openai_parts import (
-    OPENAI_RULES,
-    REASONS,
-    StreamOptions,
-    finite,
-    receipt_field,
-    response_head,
-    scores_field,
-    scores_of_token,
-    token_text,
-    total_usage,
-    usage,
-)
 from pellucid.serve.encoder_inputs import (
     VectorFormat,
     check_task,
@@ -42,6 +29,19 @@ from pellucid.serve.encoder_inputs import (
     truncating,
 )
 from pellucid.serve.generation_options import add_stop_tokens
+from pellucid.serve.openai_parts import (
+    OPENAI_RULES,
+    REASONS,
+    StreamOptions,
+    finite,
+    receipt_field,
+    response_head,
+    scores_field,
+    scores_of_token,
+    token_text,
+    total_usage,
+    usage,
+)
 from pellucid.serve.request_body import (
     BodyRules,
     BodyType,

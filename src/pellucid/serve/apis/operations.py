@@ -15,10 +15,10 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route, json_response, known_apis
-from pellucid.serve.apis.openai_parts import error_body
 from pellucid.serve.apis.tei import tokens_of
 from pellucid.serve.chat.chat_run import Conversation, prompt_of
 from pellucid.serve.chat.messages import ChatMessage
+from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import BodyType, ModelFields, Texts, TokenId, listed_texts
 
 # OpenAPI 3.1 document of the server.

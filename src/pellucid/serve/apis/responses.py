@@ -16,7 +16,6 @@ from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
 from pellucid.sample.step import owners
 from pellucid.serve.api import NAMED_SSE, Api, ClientCall, Route, json_response
-from pellucid.serve.apis.openai_parts import FIELD, error_body, receipt_field, scores_field, scores_of_token
 from pellucid.serve.apis.responses_fields import (
     COUNT,
     RESPONSE,
@@ -30,6 +29,7 @@ from pellucid.serve.apis.responses_store import OwnResponses
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
 from pellucid.serve.generation_response import generation_response
+from pellucid.serve.openai_parts import FIELD, error_body, receipt_field, scores_field, scores_of_token
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.checks import whole

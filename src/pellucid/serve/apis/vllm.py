@@ -15,8 +15,8 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.model.outputs import Task, scores_of
 from pellucid.serve.api import Api
-from pellucid.serve.apis.openai_parts import error_body
 from pellucid.serve.encoder_inputs import check_task, encoded_texts, encoder_route, formatted, listed_inputs, truncating
+from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import (
     PLAIN_RULES,
     BodyType,

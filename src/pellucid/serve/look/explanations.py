@@ -41,7 +41,7 @@ from pellucid.util.checks import whole
 
 # POST /look/features: the features of a server's dictionary that are active at the tokens of a prompt.
 
-MAX_TOKENS = 2048
+FEATURE_TOKENS = 2048
 
 
 class FeaturesFields(PromptFields, frozen=True, kw_only=True):
@@ -55,8 +55,8 @@ def active_features(body: RequestBody[FeaturesFields], llm: LLM) -> dict[str, An
     """The features with the highest activations at each token, and the explained variance of each point."""
     fields, prompt, edits = body.fields, prompt_of(body, llm), edits_of(body.fields.edits, llm)
     dictionary = dictionary_of("dictionary", fields.dictionary, llm)
-    if len(prompt.read) > MAX_TOKENS:
-        raise InvalidRequest(f"prompt has {len(prompt.read):,} tokens; the limit is {MAX_TOKENS:,} here")
+    if len(prompt.read) > FEATURE_TOKENS:
+        raise InvalidRequest(f"prompt has {len(prompt.read):,} tokens; the limit is {FEATURE_TOKENS:,} here")
     points = [own.name for coder in dictionary.coders.values() for own in (coder.reads, coder.writes[0])]
     table = features(llm, read(llm, prompt.ids, points, edits, answer=prompt.answer), dictionary)
     return {
@@ -92,7 +92,7 @@ def described(dictionary: Dictionary) -> Mapping[str, Any]:
 
 # POST /look/graph: an attribution graph of the token after a prompt.
 
-MAX_TOKENS, MAX_NODES = 512, 4096
+GRAPH_TOKENS, MAX_NODES = 512, 4096
 BUDGET = 2 << 30
 Share = Annotated[float, Meta(gt=0, le=1)]
 
@@ -116,8 +116,8 @@ class GraphFields(PromptFields, frozen=True, kw_only=True):
 def graph(body: RequestBody[GraphFields], llm: LLM) -> dict[str, Any]:
     """The pruned graph in Neuronpedia's format, with the tokens that units promote (``trace/graphs``)."""
     fields, prompt, edits = body.fields, prompt_of(body, llm), edits_of(body.fields.edits, llm)
-    if len(prompt.read) > MAX_TOKENS:
-        raise InvalidRequest(f"prompt has {len(prompt.read):,} tokens; the limit is {MAX_TOKENS:,} here")
+    if len(prompt.read) > GRAPH_TOKENS:
+        raise InvalidRequest(f"prompt has {len(prompt.read):,} tokens; the limit is {GRAPH_TOKENS:,} here")
     own = fields.dictionary
     dictionary = None if own is None else dictionary_of("dictionary", own, llm)
     whole = attribution_graph(

@@ -22,7 +22,6 @@ from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.api import array_body
-from pellucid.serve.apis.openai_parts import OPENAI_RULES, usage
 from pellucid.serve.generation_options import CONTROL, OPENAI_DEFAULTS, generation_options
 from pellucid.serve.look.prompt_fields import (
     PromptFields,
@@ -33,6 +32,7 @@ from pellucid.serve.look.prompt_fields import (
     token_fields,
 )
 from pellucid.serve.look.trace_reading import checked_names
+from pellucid.serve.openai_parts import OPENAI_RULES, usage
 from pellucid.serve.request_body import BodyRules, BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize.stages.decode import CharacterGrouper

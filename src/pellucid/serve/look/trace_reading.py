@@ -18,9 +18,9 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import array_body
-from pellucid.serve.apis.openai_parts import OPENAI_RULES
 from pellucid.serve.generation_options import CONTROL, LOGPROBS, OPENAI_DEFAULTS, generation_options
 from pellucid.serve.look.prompt_fields import PromptFields, PromptTokens, described, edits_of, prompt_of, source_fields
+from pellucid.serve.openai_parts import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, RequestBody, TokenId
 from pellucid.trace.frames import row_norms
 from pellucid.trace.positions import TokenTexts

@@ -36,7 +36,7 @@ from pellucid.trace.dataset.shard_file import ShardLayout, ShardWriter, cannot_b
 from pellucid.trace.dataset.shard_recorder import Corpus, CorpusReader, DatasetModel, ShardRecorder, ShardTexts, Survey
 from pellucid.trace.recorded_run import identity
 from pellucid.util.paths import make_folder
-from pellucid.weights.hashes import model_hash
+from pellucid.weights.model_hash import model_hash
 
 
 class RecordedDataset(Struct, frozen=True):

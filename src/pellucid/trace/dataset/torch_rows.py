@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.trace.dataset.activation_dataset import RowArray
+if TYPE_CHECKING:
+    from pellucid.trace.dataset.activation_dataset import RowArray
+
 
 torch: Any = importlib.import_module("torch")
 

@@ -26,12 +26,12 @@ from pellucid.weights.json_files import read_json
 #
 # Source: https://huggingface.co/google/gemma-scope, and SAELens' ``gemma_2_sae_huggingface_loader``.
 
-FILE = "params.npz"
+ARRAYS = "params.npz"
 
 
 def find(path: Path) -> Path | None:
     """An npz file, or ``params.npz`` in a folder."""
-    file = path if path.suffix == ".npz" else path / FILE
+    file = path if path.suffix == ".npz" else path / ARRAYS
     return file if file.is_file() else None
 
 
