@@ -103,7 +103,7 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.receipts.signature", "Signature Signer"),
             "pellucid.receipts.issuer.ModelIdentifier",
             "pellucid.receipts.issuer.ReceiptIssuer",
-            "pellucid.receipts.check.ReceiptCheck",
+            "pellucid.receipt_check.ReceiptCheck",
         ),
     ),
     "encoders": Page(

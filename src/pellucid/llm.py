@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from pellucid.encoders.ranking import RankedDocument
     from pellucid.encoders.tagging import Grouping, Tag
     from pellucid.encoders.tasks import AnswerSpan, Classification, FilledToken
-    from pellucid.receipts.check import ReceiptCheck
+    from pellucid.receipt_check import ReceiptCheck
     from pellucid.receipts.issuer import ModelIdentifier
     from pellucid.receipts.receipt import Receipt
     from pellucid.receipts.signature import Signer
@@ -395,7 +395,7 @@ class LLM:
             InvalidRequest: the value is not a receipt, ``edits`` are missing, the context is too short for the run, or
                 the signature cannot be checked, because cryptography is not installed.
         """
-        from pellucid.receipts.check import verify_receipt
+        from pellucid.receipt_check import verify_receipt
 
         return verify_receipt(self, receipt, edits, signed_by)
 

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from pellucid.errors import PellucidError
-from pellucid.receipts.check import check_seals
+from pellucid.receipt_check import check_seals
 from pellucid.receipts.receipt import Receipt
 
 SECONDS, MEMORY, SMALL, LONG = 5.0, 4 << 30, 300, 100_000

@@ -13,7 +13,7 @@ from support.things import Base, Thing
 from pellucid.cli.command import command_named, known_commands
 from pellucid.model.family import architectures, family_of, known_families
 from pellucid.sample.step import steps
-from pellucid.tokenize.tokenizer_model import gguf_reader, known_kinds
+from pellucid.tokenize.kind import gguf_reader, known_kinds
 from pellucid.util.registry import discover, discover_classes, find, modules
 from pellucid.weights.quant.format import formats
 from pellucid.weights.sources.source import sources
@@ -22,7 +22,7 @@ IMPORTS = """
 from pellucid.cli.command import Command, CommandGroup
 from pellucid.model.family import Family
 from pellucid.sample.step import SamplerStep
-from pellucid.tokenize.tokenizer_model import Kind
+from pellucid.tokenize.kind import Kind
 from pellucid.weights.quant.format import Format
 from pellucid.weights.sources.source import Source
 """

@@ -1,4 +1,4 @@
 """Receipts: small records of a run that any machine can replay.
 
-``receipts/check.py`` replays a receipt.
+``receipt_check.py`` replays a receipt.
 """

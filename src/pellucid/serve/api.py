@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +37,9 @@ from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.request_body import BodyType, F, RequestBody
 from pellucid.serve.request_spans import RequestSpan, RequestSpans
+from pellucid.serve.response_store import ResponseStore
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.registry import discover
-
-if TYPE_CHECKING:
-    from pellucid.serve.apis.responses_store import ResponseStore
 
 # Details of an error that programs read besides its HTTP status: a code, and the name of the wrong field.
 

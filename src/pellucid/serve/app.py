@@ -16,12 +16,12 @@ from starlette.responses import Response
 
 from pellucid.errors import PellucidError
 from pellucid.serve.api import Api, ClientCall, Route, error_form, json_response, known_apis
-from pellucid.serve.apis.responses_store import ResponseStore
 from pellucid.serve.guard import AccessRules, Guard
 from pellucid.serve.live_requests import LiveRequests
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.request_spans import GONE, RequestSpans
+from pellucid.serve.response_store import ResponseStore
 
 # 408 closes the connection, because a late body may never end.
 HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, reason
 from pellucid.tokenize.files.gguf_fields import GGUFFields
-from pellucid.tokenize.tokenizer_model import gguf_reader, known_kinds
+from pellucid.tokenize.kind import gguf_reader, known_kinds
 
 if TYPE_CHECKING:
     from pellucid.tokenize.tokenizer import Tokenizer

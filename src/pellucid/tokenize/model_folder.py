@@ -23,9 +23,9 @@ from pellucid.tokenize.files.tokenizer_classes import (
     VOCAB_JSON_SENTENCEPIECE,
     VOCAB_TXT,
 )
+from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.tokenizer_model import json_models, known_kinds, sentencepiece_models
 
 FILES = "tokenizer.json, vocab.json with merges.txt, tekken.json, *.tiktoken, *.model, vocab.txt"
 

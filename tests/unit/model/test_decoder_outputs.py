@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ from support.decoders import arrays_of, edited, modules, outputs, read, write_gg
 from support.tiny import ENCODERS, TINY
 
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
+from pellucid.model import decoder_outputs
+from pellucid.model import read as reading
 from pellucid.model.outputs import Dense, Labels, PairPrompt, Pooling, Task, UnitLength
 from pellucid.model.rerankers import RERANKERS
+from pellucid.testing import random_model
+from pellucid.weights.open import open_checkpoint
 
 IDS = list(range(3, 30))
 POOLED = {"modules.json": modules(("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))}
@@ -26,6 +32,26 @@ def test_a_plain_language_model_generates(tmp_path: Path) -> None:
     spec = read(TINY["qwen3"]).spec
     assert (spec.task, spec.pooling, spec.output) == ("generate", None, ())
     assert spec.head is not None
+
+
+def test_a_gguf_file_skips_the_outputs_of_encoders_only_if_it_states_none() -> None:
+    """``OUTPUT_KEYS`` has every key that ``decoder_outputs.py`` reads from GGUF."""
+    source = inspect.getsource(decoder_outputs).partition("def as_encoder")[0]
+    keys = re.findall(r'config\.\w+\(\s*f?"([^"]+)"', source)
+    keys = [key.replace("{name}", "dense_2") for key in keys]
+    assert {"attention.causal", "decision.type", "pooling_type", "dense_2_feat_in"} <= set(keys)
+    assert [key for key in keys if not key.startswith(reading.OUTPUT_KEYS)] == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2moe", "qwen3next", "lfm2", "gpt2"])
+def test_a_file_that_skips_them_has_the_same_model(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(random_model(family, tmp_path / "model.gguf"))
+    skipped = reading.read_model(checkpoint)
+    monkeypatch.setattr(reading, "_only_generates", lambda *parts: False)
+    assert reading.read_model(checkpoint) == skipped
+    checkpoint.close()
 
 
 @pytest.mark.parametrize("base", ["qwen3", "llama", "gpt2", "lfm2", "mixtral"])

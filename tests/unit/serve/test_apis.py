@@ -25,7 +25,7 @@ import pellucid
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
 from pellucid.serve.apis.responses_fields import RESPONSE, conversation_of, items_of
-from pellucid.serve.apis.responses_store import OwnResponses, ResponseStore
+from pellucid.serve.response_store import OwnResponses, ResponseStore
 from pellucid.tokenize.infill import infill_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

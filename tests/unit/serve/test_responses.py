@@ -17,8 +17,8 @@ import pellucid
 from pellucid.errors import NotFound
 from pellucid.llm import LLM
 from pellucid.serve.apis import responses_store as bounds
-from pellucid.serve.apis.responses_store import OwnResponses, ResponseStore
 from pellucid.serve.guard import AccessRules
+from pellucid.serve.response_store import OwnResponses, ResponseStore
 
 KEYS = {"one": {"x-api-key": "one"}, "other": {"x-api-key": "other"}}
 ASKED: dict[str, Any] = {"model": "one", "seed": 1, "ignore_eos": True, "max_output_tokens": 6}

@@ -12,7 +12,7 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 
 if TYPE_CHECKING:
-    from pellucid.receipts.check import ReceiptCheck
+    from pellucid.receipt_check import ReceiptCheck
     from pellucid.receipts.receipt import Receipt
 
 
@@ -40,7 +40,7 @@ def command(
 
     Prints "equal", or the first difference. The exit code is 0 if the runs are equal, and 1 if they differ.
     """
-    from pellucid.receipts.check import check_seals, replay
+    from pellucid.receipt_check import check_seals, replay
     from pellucid.receipts.receipt import Receipt
     from pellucid.receipts.signature import public_key_in
 

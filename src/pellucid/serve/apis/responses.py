@@ -25,12 +25,12 @@ from pellucid.serve.apis.responses_fields import (
     items_of,
     truncated,
 )
-from pellucid.serve.apis.responses_store import OwnResponses
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
 from pellucid.serve.generation_response import generation_response
 from pellucid.serve.openai_parts import FIELD, error_body, receipt_field, scores_field, scores_of_token
 from pellucid.serve.request_body import RequestBody
+from pellucid.serve.response_store import OwnResponses
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.checks import whole
 

@@ -10,7 +10,6 @@ from msgspec import Meta, field
 
 from pellucid.errors import ContextOverflow
 from pellucid.serve.apis.openai_chat import FlatResponseFormat, FlatToolChoiceValue, choice_of
-from pellucid.serve.apis.responses_store import OwnResponses
 from pellucid.serve.chat.chat_run import Conversation, prompt_of
 from pellucid.serve.chat.messages import (
     MAX_TOOLS,
@@ -24,6 +23,7 @@ from pellucid.serve.chat.messages import (
 from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
 from pellucid.serve.ignored_fields import ignored
 from pellucid.serve.request_body import BodyRules, BodyType, Count, Fields, ModelFields, RequestBody
+from pellucid.serve.response_store import OwnResponses
 from pellucid.serve.served_model import ServedModel
 
 # Fields of the Responses API's request bodies.

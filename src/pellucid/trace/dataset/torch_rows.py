@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pellucid.trace.dataset.activation_dataset import RowArray
-
+from pellucid.trace.dataset.row_array import RowArray
 
 torch: Any = importlib.import_module("torch")
 

@@ -23,8 +23,9 @@ from pellucid.errors import InvalidRequest
 from pellucid.trace.backward.reverse_walk import Rows
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
-from pellucid.trace.graphs.attribution_graph import AttributionGraph, GraphNode, influences
+from pellucid.trace.graphs.attribution_graph import AttributionGraph, influences
 from pellucid.trace.graphs.edges import EdgeTable, choose, injections
+from pellucid.trace.graphs.graph_node import GraphNode
 from pellucid.trace.graphs.local_run import MOST_COPIES, LocalRun
 from pellucid.trace.graphs.targets import GraphTarget, graph_targets
 from pellucid.trace.graphs.units import Numbers

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pellucid.trace.backward.reverse_walk import Adjoints, Rows
 from pellucid.trace.backward.tape import Version
-from pellucid.trace.graphs.attribution_graph import GraphNode
+from pellucid.trace.graphs.graph_node import GraphNode
 from pellucid.trace.graphs.local_run import Injection, LocalRun
 from pellucid.trace.graphs.targets import GraphTarget
 from pellucid.trace.graphs.units import (

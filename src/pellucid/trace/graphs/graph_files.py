@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.trace.export import NEGATIVE, POSITIVE, library
+from pellucid.trace.graphs.graph_node import GraphNode
 from pellucid.util.display import visible
-
-if TYPE_CHECKING:
-    from pellucid.trace.graphs.attribution_graph import GraphNode
 
 # A picture of an attribution graph with matplotlib: tokens from left to right, blocks from bottom to top.
 
