@@ -370,7 +370,7 @@ def test_the_hash_of_weights_is_kept_until_the_file_changes(
     import os
     import time
 
-    from pellucid.weights import hashes as module
+    from pellucid.weights import model_hash as module
 
     computed = list[str]()
     inner = module._of_tensor

@@ -16,7 +16,7 @@ from support.served import CALLS, Served, models_folder, serving
 import pellucid
 from pellucid.errors import NotFound
 from pellucid.llm import LLM
-from pellucid.serve.apis import responses_store as bounds
+from pellucid.serve import response_store as bounds
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.response_store import OwnResponses, ResponseStore
 
