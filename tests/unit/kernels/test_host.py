@@ -11,6 +11,7 @@ import pytest
 
 from pellucid.kernels.core import host as module
 from pellucid.kernels.core.host import describe, host
+from pellucid.util import macos
 
 EVERYTHING = 0xFFFFFFFF
 VECTORS, WIDE, TILES = 0x6, 0xE6, 0x600E6  # what the system saves, as bits of XCR0
@@ -110,5 +111,5 @@ def test_arm_processors_are_described_by_the_system(
 
 def test_macos_names_the_features_of_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     present = {"hw.optional.neon", "hw.optional.arm.FEAT_DotProd"}
-    monkeypatch.setattr(module.macos, "sysctl_number", lambda name: int(name in present))
+    monkeypatch.setattr(macos, "sysctl_number", lambda name: int(name in present))
     assert module._arm_features("darwin") == {"neon", "dotprod"}
