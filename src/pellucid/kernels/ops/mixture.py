@@ -93,7 +93,8 @@ def route_reference(
         x = np.exp(x - x.max(-1, keepdims=True))
         x /= x.sum(-1, keepdims=True)
     else:
-        x = 1 / (1 + np.exp(-x))
+        small = np.exp(-np.abs(x))  # at most 1, so nothing overflows
+        x = np.where(x >= 0, 1, small) / (1 + small)
     keys = x + correction
     if groups > 1:
         inside = np.sort(keys.reshape(len(x), groups, -1), -1)[..., -group_best:].sum(-1)
