@@ -131,7 +131,8 @@ PAGES: Mapping[str, Page] = {
     ),
     "trace": Page(
         "Traces, recorded runs and datasets",
-        "[Watching and changing a run](../tracing.md) explains points, traces and edits with examples.",
+        "[Watching and changing a run](../tracing.md) explains points, traces and edits with examples, "
+        "[Features and datasets](../features.md#datasets-of-activations) datasets.",
         (
             *_of("pellucid.trace.trace", "Trace SequenceTrace"),
             *_of("pellucid.trace.export", "Exportable LabelledArray Axis"),
@@ -162,7 +163,7 @@ PAGES: Mapping[str, Page] = {
     "dictionaries": Page(
         "Dictionaries of features",
         "SAEs, transcoders, cross-layer transcoders and crosscoders "
-        "([examples](../tracing.md#dictionaries-of-features)).",
+        "([examples](../features.md#dictionaries-of-features)).",
         (
             "pellucid.trace.Dictionary",
             *_of("pellucid.trace.dictionaries.sparse_coder", "SparseCoder ActiveFeatures FeatureEncoder"),
@@ -170,7 +171,7 @@ PAGES: Mapping[str, Page] = {
     ),
     "lenses": Page(
         "Lenses",
-        "Analyses of a loaded model ([examples](../tracing.md#lenses)).",
+        "Analyses of a loaded model ([examples](../lenses.md)).",
         (
             "pellucid.trace.logit_lens",
             *_of("pellucid.trace.lenses.logit_lens", "LogitLens Transport"),
