@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -26,16 +27,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # all cores have work already
     background.MIN_SOURCE_BYTES = 1 << 40
 
 FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
+MANY_MODELS = 40
+"""A test with more tiny models is a test over all tiny models; a test with fewer chooses its models."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-models", action="store_true", help="no tiny model makes a test slow (support/cover.py)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run fast tests first and, within a folder, tests without a real model first.
 
     With several processes, pytest-xdist orders the files.
-    Only tests in ``unit/`` without a real model are quick, unless they are marked as slow or long.
+    Only tests in ``unit/`` without a real model are quick, unless they are marked as slow or long. Of tests over all
+    tiny models, only the tests of the cover set (``support/cover.py``) are quick.
     """
     for item in items:
         if "unit" not in item.path.parts or any(map(item.get_closest_marker, ("model", "long"))):
+            item.add_marker("slow")
+    if not config.getoption("all_models"):
+        for item in outside_the_cover(items):
             item.add_marker("slow")
     items.sort(
         key=lambda item: (
@@ -43,6 +54,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.get_closest_marker("model") is not None,
         )
     )
+
+
+def outside_the_cover(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """Yield the cases of tests over all tiny models whose model is outside the cover set."""
+    cases = defaultdict[str, dict[pytest.Item, set[str]]](dict)
+    for item in items:
+        if callspec := getattr(item, "callspec", None):
+            words = {value for value in callspec.params.values() if isinstance(value, str)}
+            cases[item.nodeid.partition("[")[0]][item] = words
+    large = [found for found in cases.values() if len(found) > MANY_MODELS]
+    if not large:
+        return
+    from support.cover import COLLECTIONS, others  # reads all tiny models
+
+    models, outside = {name for models in COLLECTIONS.values() for name in models}, others()
+    for found in large:
+        if len(models & set[str]().union(*found.values())) > MANY_MODELS:
+            yield from (item for item, words in found.items() if words & outside)
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
     .venv/bin/python tests/mutants.py [--count 28] [--seed 0] [--all] [--list] [PATH:LINE …]
 
 A mutant replaces one comparison, one plus or minus, or one `and` or `or` of a random place in src/. The script runs
-the quick tests of the mutant's folder on a copy of the repository and stops at the first failure; with ``--all``, the
-tests of `make test` follow where the quick tests notice nothing. The last lines name the mutants that no test noticed:
-each needs a test, or is equivalent to the source. ``PATH:LINE`` takes the mutants of a line in place of random ones.
+the quick tests of the mutant's folder, with all tiny models, on a copy of the repository and stops at the first
+failure; with ``--all``, the tests of `make test` follow where the quick tests notice nothing. The last lines name the
+mutants that no test noticed: each needs a test, or is equivalent to the source. ``PATH:LINE`` takes the mutants of a
+line in place of random ones.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ OTHERS: dict[type[ast.AST], tuple[str, str]] = {
     ast.Or: ("or", "and"),
 }
 """The operator of each node as it is written, and the operator that replaces it."""
-QUICK = ("-m", "not slow", "--hypothesis-profile=quick")
+QUICK = ("-m", "not slow", "--all-models", "--hypothesis-profile=quick")
 TIMEOUT = 3600
 """Seconds, far above the time of all tests: an endless loop counts as noticed."""
 

@@ -616,6 +616,51 @@ def test_an_unknown_field_is_refused(served: Served, name: str) -> None:
     assert passed == []
 
 
+def wrong_values(schema: Schema) -> Iterator[Any]:
+    """Yield values of a type that a schema does not allow, and numbers outside its range. Null means absent."""
+    kinds = {one.get("type") for one in schema.get("anyOf", (schema,))}
+    if None in kinds or "anyOf" in schema:  # any value, or alternatives that convert values
+        return
+    if kinds <= {"integer", "number"}:
+        yield from ("odd", [], {"odd": 1})
+        if "minimum" in schema:
+            yield schema["minimum"] - 1
+        if "exclusiveMinimum" in schema:
+            yield schema["exclusiveMinimum"]
+        if "maximum" in schema:
+            yield schema["maximum"] + 1
+    elif kinds == {"boolean"}:
+        yield from ("odd", 5, [], {"odd": 1})
+    elif kinds == {"string"}:
+        yield from (5, True, [5], {"odd": 1})
+    elif kinds == {"array"}:
+        yield from (5, True, {"odd": 1})
+    elif kinds == {"object"}:
+        yield from (5, "odd", [5])
+
+
+CONSTRAINTS = ("json_schema", "regex", "choices", "choice", "grammar", "json_object")
+NAMED = dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "schema", "json"), CONSTRAINTS)
+"""Names of constraints in errors, by names of other engines for them."""
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_a_wrong_value_is_refused_with_the_name_of_the_field(served: Served, name: str) -> None:
+    schema, path = ROUTES[name], name.split(" ")[1]
+    passed = []
+    for field, about, around in fields(schema):
+        if about.get("description", "").startswith("Changes nothing"):
+            continue
+        for value in wrong_values(about):
+            plain, last = filled(BASES[path], around), field.split(".")[-1].removesuffix("[]")
+            answer = asked(served, path, with_field(plain, field, value))
+            if value == -1 and (last == "seed" or answer == asked(served, path, plain)):  # other engines: absent
+                continue
+            if answer[0] != 400 or not any(one in json.dumps(answer[1]) for one in (last, *NAMED.get(last, ()))):
+                passed.append((field, value, answer[0], answer[1] if answer[0] == 400 else ""))
+    assert passed == []
+
+
 def test_the_table_of_harmless_fields_is_in_the_guide() -> None:
     assert "\n".join(table()) in (ROOT / "docs" / "serving.md").read_text()
     described = {
