@@ -27,6 +27,8 @@ from pellucid.weights.pack import decode_blocks
 from pellucid.weights.quant.format import Format, lookup
 from pellucid.weights.written import Written, write_gguf, write_safetensors
 
+__all__ = ["planned_model", "random_model"]
+
 # A tokenizer for random models: a token for each of the 256 bytes, "<s>", "</s>", and unused tokens.
 
 SMALLEST = 258
@@ -134,8 +136,6 @@ USUAL: Mapping[str, float] = {
     "attention.layer_norm_epsilon": 1e-5,
     "rope.freq_base": 10_000.0,
 }
-
-
 CONFIG_USUAL: Mapping[str, float | str] = {
     "rms_norm_eps": 1e-5,
     "n_shared_experts": 1,
