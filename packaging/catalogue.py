@@ -20,8 +20,7 @@ from pellucid.kernels.core.isa import KNOWN, Target, Variant
 from pellucid.kernels.ops import activation, pooling
 from pellucid.kernels.text.rewrite import RULES
 from pellucid.plan.builder import SMOOTHED
-from pellucid.weights.pack import packer
-from pellucid.weights.quant.convert import BF16_PAIRS
+from pellucid.weights.pack import BF16_PAIRS, packer
 from pellucid.weights.quant.format import formats
 
 SYSTEMS = ("linux-x86_64", "linux-aarch64", "darwin-aarch64", "darwin-x86_64", "windows-x86_64")

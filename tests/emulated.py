@@ -85,7 +85,7 @@ def results() -> Iterator[str]:
     from bits import add
 
     import pellucid
-    from pellucid.testing.random_model import random_model
+    from pellucid.testing import random_model
 
     drawn: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "top_k": 0, "seed": 5, "ignore_eos": True}
     with tempfile.TemporaryDirectory() as folder:

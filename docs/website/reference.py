@@ -111,7 +111,7 @@ PAGES: Mapping[str, Page] = {
         "What `llm.rerank`, `llm.classify`, `llm.tag`, `llm.fill` and `llm.answer` return, and the input of "
         "`llm.encode`.",
         (
-            *_of("pellucid.encoders", "ranking.RankedDocument tasks.Classification tagging.Tag"),
+            *_of("pellucid.encoders", "ranking.RankedDocument tasks.Classification tasks.Tag"),
             *_of("pellucid.encoders", "tasks.FilledToken tasks.AnswerSpan"),
             "pellucid.engine.encoder_inputs.EncoderInput",
         ),

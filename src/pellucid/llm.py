@@ -56,8 +56,7 @@ if TYPE_CHECKING:
     from pellucid.decide.prompts import DecisionPrompt
     from pellucid.decide.questions import Decisions
     from pellucid.encoders.ranking import RankedDocument
-    from pellucid.encoders.tagging import Grouping, Tag
-    from pellucid.encoders.tasks import AnswerSpan, Classification, FilledToken
+    from pellucid.encoders.tasks import AnswerSpan, Classification, FilledToken, Grouping, Tag
     from pellucid.receipt_check import ReceiptCheck
     from pellucid.receipts.issuer import ModelIdentifier
     from pellucid.receipts.receipt import Receipt
@@ -566,14 +565,14 @@ class LLM:
     def tag(self, text: str, grouping: Grouping = "simple", *, edits: Sequence[Edit] | None = None) -> list[Tag]:
         """Label the tokens of a text, such as named entities, with the characters that they cover.
 
-        ``grouping`` joins the tokens of an entity (``encoders/tagging.py``).
+        ``grouping`` joins the tokens of an entity (``encoders/tasks.py``).
 
         Raises:
             InvalidRequest: the grouping is unknown, or the model has no token classification head.
             ContextOverflow: the text is longer than the context.
         """
         self.inputs.check_task("tag")
-        from pellucid.encoders.tagging import tag
+        from pellucid.encoders.tasks import tag
 
         return tag(self, text, grouping, edits)
 

@@ -23,15 +23,14 @@ from pellucid.engine.engine import Engine
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.model.shapes import ENCODER
 from pellucid.model.spec import ModelSpec
-from pellucid.plan.block import block
+from pellucid.plan.attention import add_source_layers, write_source
+from pellucid.plan.block import block, per_layer_embeddings, spread_streams
 from pellucid.plan.builder import Builder
-from pellucid.plan.cached_attention import add_source_layers, write_source
 from pellucid.plan.embedding import convolution, embed, embedding_norm, question_type
 from pellucid.plan.outputs import final_norm, output_layers, project, select_rows
 from pellucid.plan.passes import optimize
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position, relative_embedding
-from pellucid.plan.streams import per_layer_embeddings, spread_streams
 from pellucid.util.interpreter import explain_calls
 
 

@@ -17,7 +17,7 @@ from support.processes import environment, python, run
 import pellucid
 from pellucid.kernels.core import isa
 from pellucid.llm import LLM
-from pellucid.testing.random_model import random_model
+from pellucid.testing import random_model
 
 WORDS = [
     "the",

@@ -23,7 +23,7 @@ from pellucid.errors import PellucidError
 from pellucid.model.config import Config
 from pellucid.model.family import architectures
 from pellucid.model.spec import ModelSpec
-from pellucid.testing.random_model import WithoutData
+from pellucid.testing import WithoutData
 
 TENSORS = {
     "": {"num_key_value_heads", "head_dim", "intermediate_size", "hidden_size", "vocab_size"},

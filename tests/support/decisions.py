@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.testing import random_model
-from pellucid.testing.byte_tokens import gguf_tokenizer
+from pellucid.testing import gguf_tokenizer, random_model
 from pellucid.tokenize.stages.decode import byte_alphabet
 from pellucid.weights.safetensors import open_safetensors
 from support.model_files import safetensors

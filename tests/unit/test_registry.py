@@ -75,7 +75,7 @@ def test_two_classes_of_one_name_are_an_error_that_names_both_files(package: Pat
     [
         (known_families, "pellucid.model.families", "A = Family('llama')"),
         (lambda: architectures("gguf"), "pellucid.model.families", "A = Family('other', gguf={'llama': None})"),
-        (formats, "pellucid.weights.quant.formats", "A = Format('Q4_0', None, None)"),
+        (formats, "pellucid.weights.quant", "A = Format('Q4_0', None, None)"),
         (lambda: family_of("llama", "gguf"), "pellucid.model.families", "A = Family('other', gguf={'llama': None})"),
         (lambda: gguf_reader("gpt2"), "pellucid.tokenize.kinds", "A = Kind('other', gguf={'gpt2': None})"),
         (known_kinds, "pellucid.tokenize.kinds", "A = Kind('wordpiece')"),

@@ -18,7 +18,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.probe import EngineProbe, raise_of, refuse_changed
 from pellucid.engine.programs import Borders
 from pellucid.errors import CacheFull
-from pellucid.plan.traced_plan import Watch
+from pellucid.plan.passes import Watch
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 

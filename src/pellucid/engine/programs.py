@@ -20,10 +20,9 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.bind import Arrays, allocate, packers, places
 from pellucid.plan.embedding import RESIDUAL
-from pellucid.plan.passes import optimize
+from pellucid.plan.passes import Watch, optimize
 from pellucid.plan.pipeline_stages import Border, block_parts
 from pellucid.plan.plan import At, Plan, Setup
-from pellucid.plan.traced_plan import Watch
 from pellucid.runtime.batch import Chunk, ForwardedEdits, Probe, StepArrays, StepLimits
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import LOOP_KERNELS, Executor, Program

@@ -27,9 +27,9 @@ from pellucid.engine.traced_rows import (
 )
 from pellucid.kernels.core.record import float_word
 from pellucid.plan.bind import places
+from pellucid.plan.passes import Site, Watch, traced_plan
 from pellucid.plan.plan import At, Plan
 from pellucid.plan.points import RowKind
-from pellucid.plan.traced_plan import Site, Watch, traced_plan
 from pellucid.runtime.batch import Chunk, EditEntry
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import Program, StepInParts

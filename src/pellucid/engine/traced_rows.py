@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pellucid.kernels.attention.tiles import SPAN
 from pellucid.kernels.core.definitions import definition
 from pellucid.kernels.core.record import WORD
+from pellucid.plan.passes import PatternEdit, PatternTap, Site, Watch
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import RowKind
-from pellucid.plan.traced_plan import PatternEdit, PatternTap, Site, Watch
 from pellucid.runtime.batch import PatternChange, Probe
 from pellucid.runtime.executor import Program
 from pellucid.runtime.memory import address

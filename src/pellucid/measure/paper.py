@@ -26,8 +26,7 @@ from pellucid.model.spec import Mixture, ModelSpec
 from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.runtime.cache_layout import LayerShape
-from pellucid.testing import planned_model
-from pellucid.testing.random_model import WithoutData
+from pellucid.testing import WithoutData, planned_model
 from pellucid.weights.catalogue import find
 from pellucid.weights.quant.format import Format, lookup
 from pellucid.weights.safetensors import INDEX_NAME, weight_files

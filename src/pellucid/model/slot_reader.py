@@ -16,10 +16,9 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import shown
 from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
-from pellucid.weights.pack import decode_blocks, stored_as
-from pellucid.weights.quant.convert import BF16_PAIRS, to_bf16, to_q8_0
+from pellucid.weights.pack import BF16_PAIRS, decode_blocks, stored_as, to_bf16, to_q8_0
 from pellucid.weights.quant.format import Format, lookup
-from pellucid.weights.quant.formats.simple import Q8_0
+from pellucid.weights.quant.formats import Q8_0
 
 # Factors that share the rounding error between activations and weights of 8 bits (Xiao et al. 2023, SmoothQuant).
 #

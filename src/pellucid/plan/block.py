@@ -9,15 +9,233 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.spec import Block, DeltaNet, FeedForward, Mamba, Mixture, ShortConvolution
-from pellucid.plan.attention import attention
-from pellucid.plan.builder import Builder
-from pellucid.plan.cached_attention import cross_attention
-from pellucid.plan.embedding import add_convolution
-from pellucid.plan.feedforward import feedforward, mixture
-from pellucid.plan.norm import norm
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.model.spec import AltUp, Block, DeltaNet, FeedForward, Mamba, Mixture, PerLayer, ShortConvolution
+from pellucid.plan.attention import attention, cross_attention
+from pellucid.plan.builder import ROW_COUNT, Builder
+from pellucid.plan.embedding import add_convolution, lookup
+from pellucid.plan.feedforward import apply, feedforward, mixture
+from pellucid.plan.norm import norm, place, regroup
+from pellucid.plan.plan import At, Operation, Value, Vector
 from pellucid.plan.recurrent import delta_net, mamba, short_convolution
-from pellucid.plan.streams import block_scalar, correct, laurel, per_layer_block, predict, spread
+
+# Per-layer embeddings (Gemma Team 2025, Gemma 3n): a token has a vector for each block.
+#
+# The vectors of all blocks are computed together, before the first block.
+
+
+def per_layer_embeddings(builder: Builder, x: str) -> None:
+    """Compute the vectors of all blocks, (T, L P), from the token ids and the embedding x."""
+    kind, layers = builder.spec.per_layer, len(builder.spec.blocks)
+    if kind is None:
+        return
+    vectors = builder.buffer("per_layer", layers * kind.width)
+    builder.linear("per_layer.project", x, layers * kind.width, vectors)
+    builder.point(vectors, "the vectors of all layers, projected from the embedding")
+    builder.scale(
+        "per_layer.project_scale",
+        vectors,
+        kind.projection_scale,
+        "the vectors of all layers, projected from the embedding, times a factor",
+    )
+    norm_kind = builder.spec.blocks[0].norm
+    # norm needs each part padded to whole SIMD vectors.
+    padded = round_up(kind.width, ROWS)
+    parts = regroup(builder, "per_layer.parts", vectors, layers, kind.width, padded)
+    slot, letters = "per_layer.norm", "L P"
+    norm(builder, slot, norm_kind, parts, parts=layers, count=kind.width, letters=letters)
+    builder.point(parts, "the vectors of all layers, projected from the embedding, normalised by layer")
+    table = builder.buffer("per_layer.table", layers * kind.width)
+    slot, index = "per_layer.embed", StepRecord.at.token_ids
+    lookup(builder, slot, f"{slot}.weight", table, index=index, factor=kind.scale, limit=kind.vocabulary)
+    builder.point(table, "the token's row of the matrix of embeddings of all layers")
+    if parts != vectors:
+        place(builder, "per_layer.join", parts, layers, padded, vectors, kind.width)
+    builder.add("per_layer.sum", vectors, table)
+    builder.point(vectors, "the embeddings of all layers: the projected vectors plus the token's row")
+    builder.scale("per_layer.sum_scale", vectors, kind.sum_scale, "the embeddings of all layers, times a factor")
+
+
+def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, x: str) -> str:
+    """out = norm(project(f(gate x) * per-layer embedding of this block)), without the residual addition."""
+    stage = f"blocks.{layer}.per_layer"
+    gate = builder.linear(f"{stage}.gate", x, kind.width, "per_layer.gate", letters="P")
+    builder.point(gate, "the gate of the layer's embedding, before the activation")
+    embedding = builder.buffer("per_layer.own", kind.width)
+    place(builder, f"{stage}.vector", "per_layer", 1, kind.width, embedding, kind.width, start=layer * kind.width)
+    apply(builder, f"{stage}.hidden", kind.activation, gate, embedding, f"(T, {kind.width})")
+    builder.point(gate, "the layer's embedding, gated")
+    out = builder.linear(f"{stage}.project", gate, builder.count_of(x), "out")
+    builder.point(out, "the layer's gated embedding, projected to the width of the model")
+    norm(builder, f"{stage}.norm", block.norm, out)
+    return builder.point(out, "the layer's gated embedding, as it is added to the residual stream")
+
+
+def block_scalar(builder: Builder, layer: int, x: str) -> None:
+    """Multiply x by the scalar weight of the block."""
+    stage = f"blocks.{layer}.scalar"
+    builder.in_place(stage, "scale_by", x, factor=Vector(f"{stage}.weight"))
+    builder.point(x, "the residual stream, times the block's scalar")
+
+
+# Several residual streams (AltUp), and a learned residual beside attention (Laurel).
+#
+# A block computes only the active stream. All streams are predicted before the block, and corrected after the block.
+# (Baykal et al. 2023, AltUp; Gemma Team 2025, Gemma 3n)
+
+STREAMS, PREDICTED = "streams", "predicted"
+
+
+def spread_streams(builder: Builder, x: str) -> None:
+    """Create the streams (T, S, D): the embedding, and projections of the embedding, scaled to its RMS."""
+    kind = builder.spec.altup
+    if kind is None:
+        return
+    width, whole = builder.count_of(x), kind.streams * builder.width_of(x)
+    streams = builder.buffer(STREAMS, whole)
+    place(builder, "altup.0.place", x, 1, width, streams, whole)
+    for stream in range(1, kind.streams):
+        at = f"altup.{stream}"
+        projected = builder.linear(f"{at}.project", x, width, "projected")
+        builder.point(projected, "the embedding, projected for this stream")
+        _match(builder, f"{at}.match", projected, x)
+        place(builder, f"{at}.place", projected, 1, width, streams, whole, offset=stream * builder.width_of(x))
+    _view(builder, kind, streams, x)
+
+
+def join_streams(builder: Builder, streams: str) -> str:
+    """Join the picked streams (R, S, D) to (R, D): the mean of the first stream and the projected other streams."""
+    kind, width = builder.spec.altup, builder.spec.embedding.width
+    assert kind is not None
+    rows, stride = builder.buffers[streams].rows, builder.width_of(streams) // kind.streams
+    first, total = builder.buffer("first", width, rows), builder.buffer("joined", width, rows)
+    for to in (first, total):
+        place(builder, f"altup.0.{to}", streams, 1, width, to, width, letters="D")
+    for stream in range(1, kind.streams):
+        at, picked = f"altup.{stream}", builder.buffer("stream", width, rows)
+        place(builder, f"{at}.take", streams, 1, width, picked, width, start=stream * stride, letters="D")
+        unembedded = builder.linear(f"{at}.unembed", picked, width, "unembedded")
+        builder.point(unembedded, "this stream after the last block, projected")
+        _match(builder, f"{at}.unembed_match", unembedded, first)
+        builder.add(f"{at}.join", total, unembedded)
+        builder.point(total, "the sum of the streams up to this stream")
+    return builder.scale("altup.mean", total, 1 / kind.streams, "the mean of the streams")
+
+
+def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
+    """Predict all streams before a block. x becomes the prediction of the active stream."""
+    stage, width = f"blocks.{layer}.altup", builder.count_of(x)
+    stride = builder.width_of(x)
+    place(builder, f"{stage}.active", STREAMS, 1, width, x, width, start=kind.active * stride, letters="D")
+    coefs = _coefficients(builder, f"{stage}.predict", stage, kind, x, kind.streams**2)
+    builder.buffer(PREDICTED, kind.streams * stride)
+    _view(builder, kind, PREDICTED, x)
+    fields: dict[str, Value] = {
+        **_fields(builder, kind, x, coefs),
+        "streams": At(STREAMS),
+        "predicted": At(PREDICTED),
+        "active": kind.active,
+        "x": At(x),
+    }
+    _emit(builder, f"{stage}.predicted", "streams_predict", fields, (STREAMS, coefs), (PREDICTED, x))
+    builder.point(PREDICTED, "all residual streams as predicted before the block")
+
+
+def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
+    """Correct all streams after a block, by the change that the block made. Returns the scaled active stream."""
+    stage, width = f"blocks.{layer}.altup", builder.count_of(x)
+    coefs = _coefficients(builder, f"{stage}.correct", stage, kind, x, kind.streams)
+    out = builder.buffer("corrected", width)
+    fields: dict[str, Value] = {
+        **_fields(builder, kind, x, coefs),
+        "predicted": At(PREDICTED),
+        "streams": At(STREAMS),
+        "active": kind.active,
+        "x": At(x),
+        "scale": Vector(f"{stage}.scale.weight") if kind.scaled else 0,
+        "out": At(out),
+    }
+    _emit(builder, f"{stage}.corrected", "streams_correct", fields, (PREDICTED, coefs, x), (STREAMS, out))
+    builder.point(STREAMS, "all residual streams, corrected by the change that the block made")
+    return out
+
+
+def spread(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
+    """Add x to all streams except the first."""
+    fields: dict[str, Value] = {
+        "streams": At(STREAMS),
+        "width": builder.width_of(x),
+        "count": kind.streams,
+        "x": At(x),
+        "rows": ROW_COUNT["tokens"],
+    }
+    _emit(builder, f"blocks.{layer}.altup.spread", "streams_spread", fields, (STREAMS, x), (STREAMS,))
+    builder.point(STREAMS, "all residual streams after the per-layer embedding")
+
+
+def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> None:
+    """x = (x + normed + norm(right(left(normed)))) / sqrt(2): a learned low-rank residual beside attention."""
+    stage, width = f"blocks.{layer}.laurel", builder.count_of(x)
+    low = builder.linear(f"{stage}.left", normed, kind.laurel, "laurel.low")
+    builder.point(low, "the input of attention, projected to the low rank")
+    out = builder.linear(f"{stage}.right", low, width, "laurel")
+    builder.point(out, "the learned residual, projected back to the width of the model")
+    norm(builder, f"{stage}.norm", kind.norm, out)
+    builder.point(out, "the learned residual, normalised")
+    builder.add(f"{stage}.sum", out, normed)
+    builder.point(out, "the learned residual, with the input of attention added")
+    builder.add(f"{stage}.residual", x, out)
+    builder.point(x, "the residual stream with the learned residual added")
+    builder.scale(
+        f"{stage}.scale", x, 2**-0.5, "the residual stream with the learned residual, divided by the square root of 2"
+    )
+
+
+def _view(builder: Builder, kind: AltUp, streams: str, x: str) -> None:
+    """Declare the view (S, D) of a buffer of all streams, each as wide as ``x``."""
+    builder.view(streams, "S D", kind.streams, builder.count_of(x), builder.width_of(x))
+
+
+def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, count: int) -> str:
+    """The coefficients (T, ``count``) of a prediction or a correction, computed from the active stream."""
+    norm_kind, router = builder.spec.blocks[0].norm, f"{stage}.router"
+    routed = norm(builder, f"{slot}_norm", norm_kind, x, "altup.normed", slot=f"{router}_norm")
+    builder.point(routed, "the active stream, normalised")
+    routes = builder.linear(f"{slot}_router", routed, kind.streams, "modalities", slot=router)
+    builder.point(routes, "the scores of the streams")
+    builder.scale(
+        f"{slot}_scale", routes, 1 / builder.spec.embedding.width, "the scores of the streams, divided by the width"
+    )
+    builder.softcap(f"{slot}_tanh", routes, 1.0)
+    builder.point(routes, "the scores of the streams, after a tanh")
+    coefs = builder.linear(slot, routes, count, "coefs")
+    return builder.point(coefs, "the coefficients that mix the streams")
+
+
+def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Value]:
+    return {
+        "width": builder.width_of(x),
+        "count": kind.streams,
+        "coefs": At(coefs),
+        "coefs_stride": 4 * builder.width_of(coefs),
+        "rows": ROW_COUNT["tokens"],
+    }
+
+
+def _match(builder: Builder, stage: str, x: str, like: str) -> None:
+    """Scale each row of x to the RMS of the same row of ``like``."""
+    builder.in_place(stage, "streams_match", x, like, like=At(like), count=builder.count_of(x))
+    builder.point(x, "the projection, scaled to the length of the first stream")
+
+
+def _emit(
+    builder: Builder, stage: str, kernel: str, fields: dict[str, Value], reads: tuple[str, ...], writes: tuple[str, ...]
+) -> None:
+    shape = f"(T, {fields['count']}, {fields['width']})"
+    builder.emit(Operation(stage, KernelKey(kernel), fields, reads, writes, shape))
+
 
 Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.model.outputs import Dense, Head, UnitLength
+from pellucid.plan.block import STREAMS, join_streams
 from pellucid.plan.builder import ROW_COUNT, Builder
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import LETTER, At, Operation, Value
 from pellucid.plan.points import RowKind
-from pellucid.plan.streams import STREAMS, join_streams
 
 
 def select_rows(builder: Builder, x: str) -> str:

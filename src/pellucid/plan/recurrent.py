@@ -9,8 +9,8 @@ from msgspec import Struct
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.model.spec import DeltaNet, Mamba, Norm, ShortConvolution
+from pellucid.plan.attention import NOUNS
 from pellucid.plan.builder import ROW_COUNT, Builder, columns
-from pellucid.plan.cached_attention import NOUNS
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm, regroup
 from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector

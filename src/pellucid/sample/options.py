@@ -14,7 +14,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample.chain import Chain
 from pellucid.sample.checking import one_of, real, texts, tokens, whole
 from pellucid.sample.step import Check, SamplerStep, options_of, owners, steps
-from pellucid.sample.steps.temperature import Temperature
+from pellucid.sample.steps.cuts import Temperature
 from pellucid.tokenize import Tokenizer
 from pellucid.util.checks import token_id
 

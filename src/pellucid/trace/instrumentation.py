@@ -1,6 +1,6 @@
 """The instrumentation of a request: taps that record parts of points, and edits, each split into runs of columns.
 
-``plan/traced_plan.py`` adds the operations of taps and edits to the plan.
+``plan/passes.py`` adds the operations of taps and edits to the plan.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from pellucid.plan.passes import ColumnEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.plan.points import Point, RowKind
-from pellucid.plan.traced_plan import ColumnEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry
 from pellucid.sample.candidates import Candidates
 from pellucid.trace.edit_reach import bind_pattern, grouped, reach_of

@@ -14,7 +14,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from pellucid.errors import PellucidError
-from pellucid.plan.traced_plan import Watch
+from pellucid.plan.passes import Watch
 from pellucid.runtime.batch import EditEntry, PatternChange
 from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
 from pellucid.trace.edit_reach import BoundPatternEdit, EditReach, padded_change

@@ -48,8 +48,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         file.close()
     if head[:4] == MAGIC:
         return open_gguf(path)
-    from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
-    from pellucid.weights.safetensors import INDEX_NAME, open_safetensors
+    from pellucid.weights.safetensors import INDEX_NAME, open_safetensors, with_joined_blocks
 
     # A safetensors file begins with the length of a JSON object, then the object.
     if path.name == INDEX_NAME or (size > 9 and head[8:9] == b"{"):
@@ -130,8 +129,7 @@ def _kind(path: Path) -> str:
 
 def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
     """Open the model of a folder of safetensors. Warns about files that are not part of the model."""
-    from pellucid.weights.mxfp4_checkpoint import with_joined_blocks
-    from pellucid.weights.safetensors import open_safetensors
+    from pellucid.weights.safetensors import open_safetensors, with_joined_blocks
 
     if adapter := adapter_in(folder):
         raise FileFormatError(

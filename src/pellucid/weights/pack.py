@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
+from pellucid.kernels.matmul.bf16 import bits
+from pellucid.kernels.matmul.file_layout import FileLayout
 from pellucid.kernels.matmul.pack import PackRecord
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
 from pellucid.runtime.memory import address, aligned
 from pellucid.util.interpreter import join
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.quant.format import BlockFields, Format, lookup
+from pellucid.weights.quant.formats import Q8_0
 
 T = TypeVar("T")
 # Values per piece of work: few enough that all threads get pieces, enough to hide Python's overhead.
@@ -224,3 +227,40 @@ def _taken(waiting: deque[T]) -> Iterator[T]:
         except IndexError:
             return
         yield item
+
+
+# Converts floats to pairs of bfloat16 numbers, for weights that are rounded when they are loaded.
+
+BF16_PAIRS = Format("BF16", PackedLayout("bf16_pairs", 16), FileLayout(2, 4))
+"""Blocks of two consecutive numbers of a row."""
+
+
+def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Round (N, D) float32 to pairs (N, D/2, 4) uint8; D is even."""
+    return bits(values).view(np.uint8).reshape(len(values), -1, BF16_PAIRS.block_bytes)
+
+
+# Converts floats to Q8_0 blocks, for weights that are quantized when they are loaded.
+
+MAX_INTEGER = 127
+
+
+def to_q8_0(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Quantize (N, D) float32 to blocks (N, D/32, 34) uint8; D is a multiple of 32.
+
+    d = max |x| / 127 of the block, rounded to float16; q = round(x / d), ties to even. d is NaN if a value of the block
+    is not finite or too large for float16, so that results show it.
+    """
+    blocks = values.reshape(len(values), -1, Q8_0.block)
+    raw = np.empty((*blocks.shape[:2], Q8_0.block_bytes), np.uint8)
+    with np.errstate(all="ignore"):
+        scale = (np.abs(blocks).max(-1) * np.float32(1 / MAX_INTEGER)).astype(np.float16)
+        finite = np.isfinite(scale)
+        step = np.where(finite, scale, 0).astype(np.float32)
+        inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
+        # A rounded scale may be a little smaller than max |x| / 127.
+        integers = np.clip(np.rint(blocks * inverse[..., None]), -MAX_INTEGER, MAX_INTEGER)
+        integers[~finite] = 0
+    raw[..., :2] = np.where(finite, scale, np.float16(np.nan))[..., None].view(np.uint8)
+    raw[..., 2:] = integers.astype(np.int8).view(np.uint8)
+    return raw

@@ -15,7 +15,7 @@ from pellucid.weights.json_files import read_json
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MXFP4 = "mxfp4"
-"""The quantization of safetensors that is read (``mxfp4_checkpoint.py``)."""
+"""The quantization of safetensors that is read (``safetensors.py``)."""
 
 # Detects files that have the format of a model but are not models, such as adapters. The errors give advice.
 

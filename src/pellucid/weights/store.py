@@ -25,8 +25,7 @@ from msgspec import Struct
 from pellucid.errors import FileFormatError, ModelNotFound, SourceError
 from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.paths import NO_HOME, NOWHERE, home, make_folder, move
-from pellucid.weights.catalogue import CatalogueModel, find, not_found
-from pellucid.weights.fetching import fetch_model, locked, staging
+from pellucid.weights.catalogue import CatalogueModel, fetch_model, find, locked, not_found, staging
 from pellucid.weights.manifest import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
 from pellucid.weights.sources.schemes.local import SOURCE as LOCAL
 from pellucid.weights.sources.schemes.local import unreadable

@@ -10,9 +10,9 @@ import numpy as np
 from pellucid.engine.output import logprobs_as_dict, step_options
 from pellucid.sample.logprobs import Logprobs
 from pellucid.sample.options import Options
-from pellucid.sample.steps.constraint import Constraint
+from pellucid.sample.steps.cuts import Temperature
+from pellucid.sample.steps.forbidden import Constraint
 from pellucid.sample.steps.penalties import LogitBias
-from pellucid.sample.steps.temperature import Temperature
 
 
 def test_options_of_a_step() -> None:

@@ -35,7 +35,7 @@ from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample import candidates
 from pellucid.sample.beams import BeamOptions, BeamSearch
 from pellucid.sample.options import Options
-from pellucid.sample.steps.temperature import Temperature
+from pellucid.sample.steps.cuts import Temperature
 from pellucid.testing import random_model
 
 PROMPTS = [[number + 3] * (5 + 11 * number) for number in range(9)]

@@ -12,8 +12,7 @@ from support.products import multiply
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import bf16
-from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.convert import BF16_PAIRS, to_bf16
+from pellucid.weights.pack import BF16_PAIRS, decode_blocks, to_bf16
 
 
 def product(

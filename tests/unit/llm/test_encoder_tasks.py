@@ -13,7 +13,7 @@ import pytest
 from support.tiny import TASKS
 
 import pellucid
-from pellucid.encoders.tagging import GROUPINGS
+from pellucid.encoders.tasks import GROUPINGS
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 

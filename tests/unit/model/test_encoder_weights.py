@@ -11,8 +11,8 @@ from support.tiny import ENCODERS, TINY, opened
 import pellucid
 from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.slot_reader import SlotReader
-from pellucid.testing.random_model import random_model
-from pellucid.weights.quant.convert import to_bf16, to_q8_0
+from pellucid.testing import random_model
+from pellucid.weights.pack import to_bf16, to_q8_0
 
 TEXTS = ["the quick brown fox", "a", "of the people, by the people " * 4]
 

@@ -15,8 +15,8 @@ import pellucid
 from pellucid.model import slot_reader
 from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.slot_reader import LARGEST, SlotReader, factors
-from pellucid.testing.random_model import random_model
-from pellucid.weights.quant.convert import to_q8_0
+from pellucid.testing import random_model
+from pellucid.weights.pack import to_q8_0
 
 
 def drawn(seed: int, rows: int, columns: int) -> tuple[NDArray[np.float32], ...]:

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.kernels import numbers, seeds
 
-from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant.convert import to_q8_0
-from pellucid.weights.quant.formats.simple import Q8_0
+from pellucid.weights.pack import decode_blocks, to_q8_0
+from pellucid.weights.quant.formats import Q8_0
 
 
 @given(st.sampled_from(["normal", "outlier", "equal", "zeros"]), seeds, st.integers(1, 9), st.integers(1, 4))

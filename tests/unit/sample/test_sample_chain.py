@@ -17,8 +17,7 @@ from pellucid.sample.candidates import Candidates
 from pellucid.sample.chain import Chain, Sampler, of_draw, uniform
 from pellucid.sample.logprobs import of_token
 from pellucid.sample.options import Options
-from pellucid.sample.steps.cuts import TopK, TopP
-from pellucid.sample.steps.temperature import Temperature
+from pellucid.sample.steps.cuts import Temperature, TopK, TopP
 
 GEMMA = 262_144
 INF = math.inf

@@ -16,8 +16,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.options import Options
 from pellucid.sample.step import SamplerStep, TokenHistory, owners, steps
-from pellucid.sample.steps.cuts import TopK, TopP
-from pellucid.sample.steps.temperature import Temperature
+from pellucid.sample.steps.cuts import Temperature, TopK, TopP
 
 INF, NAN, HUGE = float("inf"), float("nan"), 10**5000
 OWN = [one.name for one in fields(Options) if one.name != "sampling"]

@@ -11,7 +11,7 @@ import pytest
 from support.systems import BOOT_OF_WINDOWS
 
 from pellucid.errors import TemplateError
-from pellucid.sample.grammars import workers
+from pellucid.sample.grammars import grammar
 from pellucid.tokenize.chat import template, template_pipes
 from pellucid.tokenize.chat.template import render
 from pellucid.util import macos, windows
@@ -139,10 +139,10 @@ def test_a_thread_of_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
             return 1
 
     monkeypatch.setattr(windows, "library", lambda name: Threads())
-    monkeypatch.setattr(workers.sys, "platform", "win32")
-    workers._start_thread(0)
+    monkeypatch.setattr(grammar.sys, "platform", "win32")
+    grammar._start_thread(0)
     assert not asked
-    workers._start_thread(5)
+    grammar._start_thread(5)
     assert asked == [((1 << 64) - 2, -1)]
 
 
@@ -155,10 +155,10 @@ def test_a_thread_of_low_priority_on_macos(monkeypatch: pytest.MonkeyPatch) -> N
             return 0
 
     monkeypatch.setattr(macos, "library", Darwin)
-    monkeypatch.setattr(workers.sys, "platform", "darwin")
-    workers._start_thread(0)
+    monkeypatch.setattr(grammar.sys, "platform", "darwin")
+    grammar._start_thread(0)
     assert not asked
-    workers._start_thread(10)
+    grammar._start_thread(10)
     assert asked == [0x11]
 
 

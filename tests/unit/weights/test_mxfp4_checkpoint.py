@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from support.model_files import safetensors
 
 from pellucid.errors import FileFormatError
-from pellucid.weights.mxfp4_checkpoint import MXFP4Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.pack import decode
+from pellucid.weights.safetensors import MXFP4Checkpoint
 
 VALUES = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])  # OCP Microscaling 1.0, table 5: E2M1
 SHAPE = (3, 5, 2)  # experts, rows, blocks in a row

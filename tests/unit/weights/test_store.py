@@ -25,8 +25,7 @@ from pellucid.util.paths import is_file_name
 from pellucid.weights import catalogue as catalogue_module
 from pellucid.weights import manifest as manifests
 from pellucid.weights import store
-from pellucid.weights.catalogue import ArchiveMember, CatalogueFile, CatalogueModel, catalogue, find
-from pellucid.weights.fetching import package_of
+from pellucid.weights.catalogue import ArchiveMember, CatalogueFile, CatalogueModel, catalogue, find, package_of
 from pellucid.weights.manifest import MANIFEST, read_manifest
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources.source import Source, sources

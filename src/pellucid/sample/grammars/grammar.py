@@ -7,22 +7,32 @@ derivatives of regular expressions.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
+import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.sample.grammars import schema, workers
+from pellucid.runtime.memory import release_heap
+from pellucid.sample.grammars import schema
 from pellucid.sample.grammars.problems import refusal, refused
 from pellucid.sample.grammars.schema import check_length
 from pellucid.sample.grammars.subschemas import innermost
 from pellucid.util import checks
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from llguidance import LLExecutor, LLMatcher
 
 # The length of forced text: text that is the only continuation that a grammar allows.
 #
@@ -132,7 +142,7 @@ def _checked(kind: str, text: str) -> Grammar:
 
 def _problem(source: str) -> str:
     """The reason why llguidance refuses a grammar; "" if the grammar is valid."""
-    return workers.pool("large").submit(_validated, source).result()
+    return pool("large").submit(_validated, source).result()
 
 
 def _problem_of_schema(schema: Any) -> str:
@@ -144,8 +154,8 @@ def _validated(source: str) -> str:
 
     start = time.thread_time()
     problem = LLMatcher.validate_grammar(source, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
-    if time.thread_time() - start > workers.LONG_COMPILATION:
-        workers.trim()
+    if time.thread_time() - start > LONG_COMPILATION:
+        trim()
     return problem
 
 
@@ -211,3 +221,76 @@ def _read_choices(kind: str, value: Any) -> str:
 
 
 _READERS = {"json_schema": schema.read, "regex": _read_text, "choices": _read_choices, "grammar": _read_text}
+
+
+# Threads that compile grammars and compute masks, so that no step of the model waits for one request's grammar.
+#
+# llguidance releases the GIL while it compiles a grammar and while it computes a mask. Its method that consumes a token
+# holds the GIL; ``consume`` in this file releases the GIL.
+
+POOLS = {"mask": (4, 0), "large": (2, 5), "slow": (2, 10)}
+"""The thread pools: the maximum number of threads of each pool, and their niceness. The niceness leaves the CPUs to the
+model. macOS and Windows have classes of priorities instead of niceness.
+
+The pool "large" compiles grammars. It also computes the first mask if this mask may take long. The pool "slow" computes
+the masks of a grammar with slow masks, so that quick masks in "mask" do not wait behind slow masks.
+"""
+LONG_COMPILATION = 0.02
+"""Seconds. After a longer compilation, ``trim`` is called."""
+
+
+@functools.cache
+def pool(name: str) -> ThreadPoolExecutor:
+    """The pool of this name. Threads start on demand."""
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and only grammars need it
+
+    max_threads, nice = POOLS[name]
+    return ThreadPoolExecutor(max_threads, f"pellucid-grammar-{name}", _start_thread, (nice,))
+
+
+if hasattr(os, "register_at_fork"):  # a forked child would inherit the pools without their threads
+    os.register_at_fork(after_in_child=pool.cache_clear)
+
+
+def _start_thread(nice: int) -> None:
+    """Set the niceness of a new thread, and its CPU affinity to the affinity of the process instead of the engine's."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+            os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
+        elif sys.platform == "darwin" and nice:
+            from pellucid.util import macos
+
+            macos.lower_priority()
+        elif sys.platform == "win32" and nice:
+            from pellucid.util import windows
+
+            windows.lower_priority()
+
+
+class _Local(threading.local):
+    """Thread-local objects."""
+
+    @functools.cached_property
+    def executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        return LLExecutor(1)
+
+
+_local = _Local()
+
+
+def consume(matcher: LLMatcher, token: int, spare: LLMatcher) -> None:
+    """Advance a matcher by a token without the GIL. llguidance releases the GIL only for calls with several matchers.
+
+    ``spare`` is the second matcher that such a call needs. It is in an error state, so no token changes it.
+    """
+    _local.executor.consume_token_par([(matcher, token), (spare, 0)])
+
+
+def trim(job: Future[None] | None = None) -> None:
+    """Return to the system the free memory that the allocator keeps. With a ``job``, wait first until the job ends."""
+    if job is not None and not job.cancelled():
+        job.exception()
+    release_heap()

@@ -1,7 +1,7 @@
 """The state of a text in a grammar (``grammar.py``), and the tokens that may come next.
 
 The mask has one bit for each token of the vocabulary, which is set if the token may come next. After each token a
-thread (``workers.py``) computes the next mask while the model runs its next step. If the mask takes long, only this
+thread (``grammar.py``) computes the next mask while the model runs its next step. If the mask takes long, only this
 sequence waits.
 """
 
@@ -17,8 +17,7 @@ import numpy as np
 
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
-from pellucid.sample.grammars import workers
-from pellucid.sample.grammars.grammar import LIMITS, Grammar
+from pellucid.sample.grammars.grammar import LIMITS, LONG_COMPILATION, Grammar, consume, pool, trim
 from pellucid.sample.grammars.problems import refusal
 from pellucid.sample.step import RequestContext, TokenizerProtocol
 
@@ -120,7 +119,7 @@ MAX_FORCED_TOKENS = 256
 class _Cost:
     """The cost of the masks of a text and of its forks.
 
-    A ``large`` grammar may take much memory. With ``in_worker``, only threads of ``workers.py`` use the matchers, and
+    A ``large`` grammar may take much memory. With ``in_worker``, only threads of ``grammar.py`` use the matchers, and
     each thread holds ``lock`` while it uses a matcher. Forks share a lexer in llguidance. Without the lock, llguidance
     would hold the GIL while it waits for the lexer.
     """
@@ -169,7 +168,7 @@ class Matching:
         self._advanced = self._prepared = _future(done=True)
         tree = tree_of(tokenizer, self._ends)
         try:
-            workers.pool("large").submit(self._compile, tree, grammar.source).result()
+            pool("large").submit(self._compile, tree, grammar.source).result()
             if self._cost.in_worker:
                 self._advance_in_worker(None)
                 self._prepared.result()
@@ -186,7 +185,7 @@ class Matching:
         limits, start = LLParserLimits(**LIMITS), time.thread_time()  # type: ignore[arg-type]
         self._matcher = LLMatcher(tree, source, log_level=0, limits=limits)
         self._spare = LLMatcher(tree, "", log_level=0)
-        if time.thread_time() - start > workers.LONG_COMPILATION:
+        if time.thread_time() - start > LONG_COMPILATION:
             self._cost.large = True
 
     @property
@@ -275,7 +274,7 @@ class Matching:
         self._matcher = None
         self._prepared.cancel()
         if self._cost.large:
-            workers.pool("slow").submit(workers.trim, self._prepared)
+            pool("slow").submit(trim, self._prepared)
 
     def _check(self) -> None:
         """Raise InvalidRequest if the parser has reported a problem, or the masks have taken too long."""
@@ -290,7 +289,7 @@ class Matching:
         self._set_state(matcher, self._take_forced(matcher))
         self._check()
         if not self._state[0]:
-            self._prepared = workers.pool("mask").submit(self._compute_mask)
+            self._prepared = pool("mask").submit(self._compute_mask)
             # Without a spare core, a mask's thread would slow down all threads of the model.
             if not self._idle:
                 self._unended(self._prepared)
@@ -330,8 +329,8 @@ class Matching:
     def _advance_in_worker(self, token: int | None) -> None:
         """Let a worker thread consume a token, and compute the mask after the token."""
         self._advanced = _future()
-        pool = workers.pool("slow" if self._cost.slow else "large" if token is None else "mask")
-        self._prepared = pool.submit(self._worker_step, token, self._advanced)
+        threads = pool("slow" if self._cost.slow else "large" if token is None else "mask")
+        self._prepared = threads.submit(self._worker_step, token, self._advanced)
         self._unended(self._prepared)
 
     def _worker_step(self, token: int | None, advanced: Future[None]) -> None:
@@ -341,7 +340,7 @@ class Matching:
                 return
             with self._cost.lock:
                 if token is not None:
-                    workers.consume(matcher, token, self._spare)
+                    consume(matcher, token, self._spare)
                 self._set_state(matcher, [])
                 advanced.set_result(None)
                 if self._state[0]:

@@ -11,7 +11,7 @@ from pellucid.engine.output import Generation, TokenOutput
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.sample.step import options_of
-from pellucid.sample.steps.constraint import Constraint
+from pellucid.sample.steps.forbidden import Constraint
 from pellucid.serve.chat.answer_parser import (
     AnswerParser,
     ChatAnswer,

@@ -10,9 +10,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.plan.passes import PatternTap, Tap, Watch
 from pellucid.plan.plan import At, Operation, Plan
 from pellucid.plan.points import Point, RowKind
-from pellucid.plan.traced_plan import PatternTap, Tap, Watch
 from pellucid.runtime.batch import ForwardedEdits, Probe
 
 NOTHING = -1

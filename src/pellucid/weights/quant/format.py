@@ -109,7 +109,7 @@ class Format(Struct, frozen=True):
         return scale_fields
 
 
-# The known block formats, which the modules of ``formats/`` declare.
+# The known block formats, which ``formats.py`` and all other modules of this folder declare.
 
 
 @functools.cache
@@ -119,7 +119,7 @@ def formats() -> Mapping[str, Format]:
     Raises:
         TypeError: two files declare the same format.
     """
-    return discover("pellucid.weights.quant.formats", Format, lambda form: (form.name,))
+    return discover("pellucid.weights.quant", Format, lambda form: (form.name,))
 
 
 def lookup(name: str, what: str) -> Format:

@@ -1,4 +1,4 @@
-"""Makes a model of any known family with random weights: `random_model`.
+"""Random models of any family and shape, for tests, teaching and measurements: `random_model`.
 
 The family's own reader determines the tensors of a configuration, so this module knows no family.
 """
@@ -21,11 +21,63 @@ from pellucid.model.family import Family, architectures, known_families
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.standard_decoder import KEYS
 from pellucid.model.weight_map import Model, Slot
-from pellucid.testing.byte_tokens import BOS, SMALLEST, gguf_tokenizer, json_tokenizer
+from pellucid.tokenize.stages.decode import byte_alphabet
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.pack import decode_blocks
 from pellucid.weights.quant.format import Format, lookup
 from pellucid.weights.written import Written, write_gguf, write_safetensors
+
+__all__ = ["planned_model", "random_model"]
+
+# A tokenizer for random models: a token for each of the 256 bytes, "<s>", "</s>", and unused tokens.
+
+SMALLEST = 258
+BOS, EOS = 256, 257
+_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # llama.cpp's types of tokens
+
+
+def _pieces(vocabulary: int) -> list[str]:
+    spelling = {byte: character for character, byte in byte_alphabet().items()}
+    unused = [f"<unused{i}>" for i in range(vocabulary - SMALLEST)]
+    return [*(spelling[byte] for byte in range(256)), "<s>", "</s>", *unused]
+
+
+def gguf_tokenizer(vocabulary: int) -> dict[str, Any]:
+    """Keys of the tokenizer in GGUF. ``vocabulary`` is at least SMALLEST."""
+    pieces = _pieces(vocabulary)
+    types = [_NORMAL] * 256 + [_CONTROL] * 2 + [_UNUSED] * (len(pieces) - SMALLEST)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.token_type": np.array(types, np.int32),
+        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.bos_token_id": BOS,
+        "tokenizer.ggml.eos_token_id": EOS,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def json_tokenizer(vocabulary: int) -> dict[str, Any]:
+    """Contents of tokenizer.json."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    ids = {piece: number for number, piece in enumerate(_pieces(vocabulary))}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": ids[text], "content": text, **special} for text in ("<s>", "</s>")],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": ids, "merges": [],
+        },
+    }  # fmt: skip
+
 
 SHAPE: Mapping[str, int] = {
     "vocabulary": 320,
@@ -69,17 +121,13 @@ GGUF_KEYS: Mapping[str, str] = {
     "chosen": "expert_used_count",
     "expert_width": "expert_feed_forward_length",
     "window": "attention.sliding_window",
-}
-LATENT_KEYS: Mapping[str, str] = {
-    "rank": "attention.kv_lora_rank",
-    "query_rank": "attention.q_lora_rank",
-    "value_dim": "attention.value_length_mla",
-}
-STATE_KEYS: Mapping[str, str] = {
     "state_heads": "ssm.time_step_rank",
     "state_groups": "ssm.group_count",
     "state_dim": "ssm.state_size",
     "taps": "ssm.conv_kernel",
+    "rank": "attention.kv_lora_rank",
+    "query_rank": "attention.q_lora_rank",
+    "value_dim": "attention.value_length_mla",
 }
 HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 SLIDING_HEAD_KEYS = tuple(f"{key}_swa" for key in HEAD_KEYS)
@@ -88,8 +136,6 @@ USUAL: Mapping[str, float] = {
     "attention.layer_norm_epsilon": 1e-5,
     "rope.freq_base": 10_000.0,
 }
-
-
 CONFIG_USUAL: Mapping[str, float | str] = {
     "rms_norm_eps": 1e-5,
     "n_shared_experts": 1,
@@ -241,9 +287,7 @@ def _kinds(family: Family, layers: int) -> list[str]:
 
 
 def _gguf_metadata(name: str, family: Family, dims: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, Any]:
-    own: dict[str, Any] = {
-        key: dims[dimension] for dimension, key in {**GGUF_KEYS, **STATE_KEYS, **LATENT_KEYS}.items()
-    }
+    own: dict[str, Any] = {key: dims[dimension] for dimension, key in GGUF_KEYS.items()}
     own |= {"ssm.inner_size": dims["state_heads"] * dims["state_value"], "shortconv.l_cache": dims["taps"]}
     if family.kv_by_layer:
         kinds = _kinds(family, dims["layers"])
@@ -370,8 +414,7 @@ def _set_scales(form: Format, blocks: NDArray[np.uint8], scale: float) -> None:
         number = [128 + round(float(np.log2(scale)))]
     else:
         number = list(np.array([scale], "<f2").tobytes())
-    kinds = [count for count, _ in form.packed.scale_fields]
-    for field, count in zip(form.stored.scale_fields, kinds):
+    for field, (count, _) in zip(form.stored.scale_fields, form.packed.scale_fields):
         if count == 1:
             for piece, byte in zip(field.numbers[0], number):
                 blocks[..., piece.byte] = byte

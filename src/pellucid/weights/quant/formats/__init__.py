@@ -1,1 +1,0 @@
-"""The block formats, by kind. All files in this folder are discovered."""
