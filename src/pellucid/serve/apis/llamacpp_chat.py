@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
-from pellucid.serve.apis import openai, responses
+from pellucid.serve.apis import openai_chat, responses
 from pellucid.serve.apis.llamacpp import error_body
 from pellucid.serve.apis.llamacpp_fields import NO_LIMIT, RANDOM
 from pellucid.serve.apis.openai_chat import (
@@ -101,7 +101,7 @@ async def _models(call: ClientCall) -> Response:
             return {}
         return {"meta": {"n_vocab": llm.tokenizer.vocab_size, "n_ctx_train": llm.spec.context, "n_ctx": llm.context}}
 
-    entries = [{**openai.model(call, name), **meta(name)} for name in call.models.names]
+    entries = [{**openai_chat.model(call, name), **meta(name)} for name in call.models.names]
     return json_response({"object": "list", "data": entries})
 
 
@@ -111,7 +111,7 @@ LLAMACPP_CHAT = Api(
     {
         "GET /models": Route(_models, "The models of this server."),
         "POST /chat/completions": Route(
-            openai.generates(LLAMA_CHAT, ChatRequest.of, empty_chunk, own=True),
+            openai_chat.generates(LLAMA_CHAT, ChatRequest.of, empty_chunk, own=True),
             "Answer a conversation.",
             LLAMA_CHAT,
             DATA_SSE.media_type,
