@@ -22,6 +22,7 @@ from pellucid.errors.messages import brief, shown
 from pellucid.model.outputs import Task, UnitLength
 from pellucid.model.spec import ModelSpec
 from pellucid.serve.api import ClientCall, Route, json_response
+from pellucid.serve.generation_response import Generating
 from pellucid.serve.request_body import BodyType, ModelFields, RequestBody, listed_texts
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
@@ -181,6 +182,13 @@ def encoder_route(
             return json_response(await run_in_threadpool(answer, body, llm, name, call.number))
 
     return Route(run, summary, body_type)
+
+
+def answered(
+    read: Callable[[RequestBody[Any], ServedModel], Generating],
+) -> Callable[[RequestBody[Any], ServedModel, str, str], Mapping[str, Any] | list[Any]]:
+    """The response of the request that ``read`` makes of a body."""
+    return lambda body, llm, name, number: read(body, llm).answer(name, number)
 
 
 # Vectors in the number formats of responses: floats, bytes, bits, base64.

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, field
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
 
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import NAMED_SSE, NO_DETAILS, Api, ClientCall, ErrorDetails, Route, json_response
+from pellucid.serve.api import NAMED_SSE, NO_DETAILS, Api, ErrorDetails
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation, prompt_of
 from pellucid.serve.chat.messages import MAX_TOOLS, NO_PARAMETERS, Tool, ToolChoice, tool, tool_choice
+from pellucid.serve.encoder_inputs import encoder_route
 from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
-from pellucid.serve.generation_response import generation_response
+from pellucid.serve.generation_response import generating_route
 from pellucid.serve.ignored_fields import ignored
 from pellucid.serve.openai_parts import receipt_field
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, ModelFields, RequestBody
@@ -423,25 +422,16 @@ def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[st
 # Anthropic's API: messages, and token counts of messages.
 
 
-async def _answer(call: ClientCall) -> Response:
-    body = await call.read(MESSAGE)
-    name, stream = call.model(body.fields.model), NAMED_SSE if body.fields.stream else None
-    return await generation_response(call, name, lambda llm: MessageRequest.of(body, llm), stream)
-
-
-async def _count_tokens(call: ClientCall) -> Response:
-    body = await call.read(COUNT)
-    async with call.use(call.model(body.fields.model)) as llm:
-        conversation = await run_in_threadpool(conversation_of, body, {}, counts=True)
-        count = len(await run_in_threadpool(prompt_of, llm, conversation, any_length=True))
-        return json_response({"input_tokens": count})
+def _counted(body: RequestBody[MessagesFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    """Response body of /v1/messages/count_tokens."""
+    return {"input_tokens": len(prompt_of(llm, conversation_of(body, {}, counts=True), any_length=True))}
 
 
 ANTHROPIC = Api(
     "anthropic",
     {
-        "POST /v1/messages": Route(_answer, "Answer a conversation.", MESSAGE, NAMED_SSE.media_type),
-        "POST /v1/messages/count_tokens": Route(_count_tokens, "Count a conversation's tokens.", COUNT),
+        "POST /v1/messages": generating_route("Answer a conversation.", MESSAGE, MessageRequest.of, NAMED_SSE),
+        "POST /v1/messages/count_tokens": encoder_route("Count a conversation's tokens.", COUNT, _counted),
     },
     error_body,
     prefixes=("/v1/messages",),

@@ -241,11 +241,6 @@ class RankingRequest:
         }
 
 
-def ranked(body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str) -> Any:
-    """Response body of /rerank and /v1/rerank."""
-    return RankingRequest.of(body, llm).answer(name, number)
-
-
 def ranked_v2(body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str) -> Any:
     """Response body of /v2/rerank."""
     return RankingRequest.of(body, llm).answer(name, number, 2)

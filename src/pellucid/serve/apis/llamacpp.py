@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
@@ -19,7 +18,7 @@ from pellucid.errors.messages import shown
 from pellucid.llm import LLM
 from pellucid.sample.options import Options
 from pellucid.serve.api import DATA_SSE, NO_DETAILS, Api, ClientCall, ErrorDetails, Route, StreamForm, json_response
-from pellucid.serve.apis.cohere import RANKING, ranked
+from pellucid.serve.apis.cohere import RANKING, RankingRequest
 from pellucid.serve.apis.llamacpp_completion import (
     COMPLETION,
     INFILL,
@@ -28,9 +27,9 @@ from pellucid.serve.apis.llamacpp_completion import (
     infill_request,
     prompts_of,
 )
-from pellucid.serve.apis.llamacpp_fields import BUILD, LLAMACPP_RULES, LlamaFields, settings_of
-from pellucid.serve.encoder_inputs import check_task, encoder_route
-from pellucid.serve.generation_response import Streaming, generation_response
+from pellucid.serve.apis.llamacpp_fields import BUILD, LLAMACPP_RULES, settings_of
+from pellucid.serve.encoder_inputs import answered, check_task, encoder_route
+from pellucid.serve.generation_response import generating_route
 from pellucid.serve.json_schema import Schema, closed_object
 from pellucid.serve.live_requests import LiveRequest
 from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
@@ -132,50 +131,35 @@ class LlamaEmbeddingFields(ModelFields, frozen=True, kw_only=True):
 EMBEDDING = BodyType(LlamaEmbeddingFields, BodyRules(ignored=frozenset({"user"}), only={"encoding_format": "float"}))
 
 
-@dataclass(frozen=True)
-class LlamaEmbedding:
-    """A request for the vectors of ``prompts`` (token ids). ``norm`` is -1 (none), 0 (maximum) or p (p-norm)."""
+def llama_embedding(body: RequestBody[LlamaEmbeddingFields], llm: ServedModel, name: str, number: str) -> list[Any]:
+    """Response body of /embedding.
 
-    prompts: Sequence[list[int]]
-    norm: int
-    llm: ServedModel
+    A model without pooling has a vector for each token; llama.cpp does not normalise them either.
 
-    @classmethod
-    def of(cls, body: RequestBody[LlamaEmbeddingFields], llm: ServedModel) -> LlamaEmbedding:
-        """Read a body with ``content`` or ``input``.
-
-        Raises:
-            InvalidRequest: a field is wrong, or the model computes no vectors; the message names it.
-        """
-        check_task(llm, "embed", "tokens")
-        fields = body.fields
-        if fields.content is not None and fields.input is not None:
-            raise InvalidRequest("content and input are names of one field: remove one of the two")
-        name = "input" if fields.content is None else "content"
-        if body.raw.get(name) is None:
-            raise InvalidRequest("input is missing: the request must have it")
-        prompts, _ = prompts_of(llm, name, body.raw[name])
-        for at, one in enumerate(prompts):
-            if not one:
-                raise InvalidRequest(f"{name}[{at}] is empty: give at least one character")
-            if len(one) > llm.context:
-                raise ContextOverflow(f"{name}[{at}] has {len(one):,} tokens; the limit is {llm.context:,}: shorten it")
-        return cls(prompts, fields.embd_normalize, llm)
-
-    def answer(self) -> list[Any]:
-        """Compute the vectors and return the response body.
-
-        A model without pooling has a vector for each token; llama.cpp does not normalise them either.
-        """
-        if self.llm.spec.task == "tokens":
-            rows = token_vectors(self.llm, self.prompts)
-            return [{"index": at, "embedding": one.tolist()} for at, one in enumerate(rows)]
-        vectors = _normalised(embed(self.llm, self.prompts), self.norm)
-        return [{"index": at, "embedding": [vector]} for at, vector in enumerate(vectors.tolist())]
+    Raises:
+        InvalidRequest: a field is wrong, or the model computes no vectors; the message names it.
+    """
+    check_task(llm, "embed", "tokens")
+    fields = body.fields
+    if fields.content is not None and fields.input is not None:
+        raise InvalidRequest("content and input are names of one field: remove one of the two")
+    field = "input" if fields.content is None else "content"
+    if body.raw.get(field) is None:
+        raise InvalidRequest("input is missing: the request must have it")
+    prompts, _ = prompts_of(llm, field, body.raw[field])
+    for at, one in enumerate(prompts):
+        if not one:
+            raise InvalidRequest(f"{field}[{at}] is empty: give at least one character")
+        if len(one) > llm.context:
+            raise ContextOverflow(f"{field}[{at}] has {len(one):,} tokens; the limit is {llm.context:,}: shorten it")
+    if llm.spec.task == "tokens":
+        return [{"index": at, "embedding": one.tolist()} for at, one in enumerate(token_vectors(llm, prompts))]
+    vectors = _normalised(embed(llm, prompts), fields.embd_normalize)
+    return [{"index": at, "embedding": [vector]} for at, vector in enumerate(vectors.tolist())]
 
 
 def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
-    """Vectors (n, D), each divided by its norm."""
+    """Vectors (n, D), each divided by its norm: -1 (none), 0 (maximum) or p (p-norm)."""
     values = vectors.astype(np.float64)
     if norm < 0:
         return values
@@ -186,11 +170,6 @@ def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
         # The division above makes the largest component 1. Without it, high powers of small components underflow to 0.
         values /= (np.abs(values) ** norm).sum(axis=1, keepdims=True) ** (1 / norm)
     return values
-
-
-def llama_embedding(body: RequestBody[LlamaEmbeddingFields], llm: ServedModel, name: str, number: str) -> list[Any]:
-    """Response body of /embedding."""
-    return LlamaEmbedding.of(body, llm).answer()
 
 
 # /v1/systemone: typed questions about a state, each answered with a probability for each option.
@@ -286,19 +265,7 @@ def systemone(body: RequestBody[SystemOneFields], llm: ServedModel, name: str, n
 
 # llama.cpp's own paths: completion, infill, embedding, ranking, decisions. Its chat is in ``llamacpp_chat.py``.
 
-L = TypeVar("L", bound=LlamaFields)
 EVENTS = StreamForm(DATA_SSE.media_type, DATA_SSE.encode)
-
-
-def _generates(
-    body_type: BodyType[L], read: Callable[[RequestBody[L], ServedModel], Streaming]
-) -> Callable[[ClientCall], Awaitable[Response]]:
-    async def run(call: ClientCall) -> Response:
-        body = await call.read(body_type)
-        name, stream = call.model(body.fields.model), EVENTS if body.fields.stream else None
-        return await generation_response(call, name, lambda llm: read(body, llm), stream)
-
-    return run
 
 
 async def _props(call: ClientCall) -> Response:
@@ -317,15 +284,15 @@ async def _slots(call: ClientCall) -> Response:
     return json_response(listed)
 
 
-COMPLETE = Route(_generates(COMPLETION, LlamaCompletion.of), "Continue a text.", COMPLETION, EVENTS.media_type)
+COMPLETE = generating_route("Continue a text.", COMPLETION, LlamaCompletion.of, EVENTS)
 EMBED = encoder_route("Vectors of texts.", EMBEDDING, llama_embedding)
-RERANK = encoder_route("Rank documents by a query.", RANKING, ranked)
+RERANK = encoder_route("Rank documents by a query.", RANKING, answered(RankingRequest.of))
 LLAMACPP = Api(
     "llama.cpp",
     {
         "POST /completion": COMPLETE,
         "POST /completions": COMPLETE,
-        "POST /infill": Route(_generates(INFILL, infill_request), "Fill a gap in a text.", INFILL, EVENTS.media_type),
+        "POST /infill": generating_route("Fill a gap in a text.", INFILL, infill_request, EVENTS),
         "POST /embedding": EMBED,
         "POST /embeddings": EMBED,
         **{f"POST {path}": RERANK for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},

@@ -14,7 +14,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.apis import openai_chat, responses
 from pellucid.serve.apis.llamacpp import error_body
-from pellucid.serve.apis.llamacpp_fields import NO_LIMIT, RANDOM
+from pellucid.serve.apis.llamacpp_fields import NO_LIMIT, RANDOM, with_telemetry
 from pellucid.serve.apis.openai_chat import (
     CHAT,
     ChatRequest,
@@ -25,6 +25,7 @@ from pellucid.serve.apis.openai_chat import (
 )
 from pellucid.serve.chat.chat_run import Conversation, template_input
 from pellucid.serve.chat.messages import MAX_TOOLS
+from pellucid.serve.generation_response import generating_route
 from pellucid.serve.openai_parts import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType
 from pellucid.serve.served_model import ServedModel
@@ -110,11 +111,8 @@ LLAMACPP_CHAT = Api(
     "llama.cpp chat",
     {
         "GET /models": Route(_models, "The models of this server."),
-        "POST /chat/completions": Route(
-            openai_chat.generates(LLAMA_CHAT, ChatRequest.of, empty_chunk, own=True),
-            "Answer a conversation.",
-            LLAMA_CHAT,
-            DATA_SSE.media_type,
+        "POST /chat/completions": generating_route(
+            "Answer a conversation.", LLAMA_CHAT, with_telemetry(ChatRequest.of, empty_chunk, own=True), DATA_SSE
         ),
         "POST /chat/completions/input_tokens": COUNT,
         "POST /v1/chat/completions/input_tokens": COUNT,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 from starlette.responses import Response
@@ -14,20 +14,19 @@ from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.sample.logprobs import joined
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
-from pellucid.serve.apis.llamacpp_fields import Telemetry
+from pellucid.serve.apis.llamacpp_fields import with_telemetry
 from pellucid.serve.apis.openai_completions import (
     COMPLETION,
     EMBEDDING,
-    CompletionFields,
     CompletionRequest,
-    embeddings,
+    EmbeddingRequest,
     empty_event,
 )
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields, Tool, ToolChoice, tool_choice, tool_of
-from pellucid.serve.encoder_inputs import encoder_route
-from pellucid.serve.generation_response import Streaming, generation_response
+from pellucid.serve.encoder_inputs import answered, encoder_route
+from pellucid.serve.generation_response import generating_route
 from pellucid.serve.ignored_fields import ignored
 from pellucid.serve.openai_parts import (
     OPENAI_RULES,
@@ -361,34 +360,6 @@ def offered_tools(
 
 # OpenAI's API: models, chat completions, text completions, embeddings.
 
-G = TypeVar("G", ChatFields, CompletionFields)
-
-
-def generates(
-    body_type: BodyType[G],
-    read: Callable[[RequestBody[G], ServedModel], Streaming],
-    blank: Callable[[str, str], dict[str, Any]],
-    *,
-    own: bool = False,
-) -> Callable[[ClientCall], Awaitable[Response]]:
-    """Handler that generates. ``blank`` builds an event without text.
-
-    ``own`` is True if the path is in llama.cpp's API only.
-    """
-
-    async def run(call: ClientCall) -> Response:
-        body = await call.read(body_type)
-        name, fields = call.model(body.fields.model), body.fields
-        telemetry = Telemetry(fields.timings_per_token, fields.return_progress, own, fields.verbose)
-        return await generation_response(
-            call,
-            name,
-            lambda llm: telemetry.wrap(read(body, llm), blank, llm.tokenizer),
-            DATA_SSE if fields.stream else None,
-        )
-
-    return run
-
 
 def model(call: ClientCall, name: str) -> dict[str, Any]:
     """Entry of a list of models."""
@@ -408,16 +379,13 @@ OPENAI = Api(
     {
         "GET /v1/models": Route(_models, "The models of this server."),
         "GET /v1/models/{name:path}": Route(_one_model, "A model of this server."),
-        "POST /v1/chat/completions": Route(
-            generates(CHAT, ChatRequest.of, empty_chunk), "Answer a conversation.", CHAT, DATA_SSE.media_type
+        "POST /v1/chat/completions": generating_route(
+            "Answer a conversation.", CHAT, with_telemetry(ChatRequest.of, empty_chunk), DATA_SSE
         ),
-        "POST /v1/completions": Route(
-            generates(COMPLETION, CompletionRequest.of, empty_event),
-            "Continue a text.",
-            COMPLETION,
-            DATA_SSE.media_type,
+        "POST /v1/completions": generating_route(
+            "Continue a text.", COMPLETION, with_telemetry(CompletionRequest.of, empty_event), DATA_SSE
         ),
-        "POST /v1/embeddings": encoder_route("Vectors of texts.", EMBEDDING, embeddings),
+        "POST /v1/embeddings": encoder_route("Vectors of texts.", EMBEDDING, answered(EmbeddingRequest.of)),
     },
     error_body,
     prefixes=("/",),

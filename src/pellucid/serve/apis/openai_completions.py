@@ -362,8 +362,3 @@ def _prompt(llm: ServedModel, fields: EmbeddingFields) -> str:
     if len(given) > 1:
         raise InvalidRequest(f"{given[0]} and {given[1]} both choose the prompt: remove one of the two")
     return prompt_of_name(llm, fields.prompt_name) or prompt_of_purpose(llm, fields.input_type or fields.task)
-
-
-def embeddings(body: RequestBody[EmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /v1/embeddings."""
-    return EmbeddingRequest.of(body, llm).answer(name, number)

@@ -15,7 +15,15 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.model.outputs import Task, scores_of
 from pellucid.serve.api import Api
-from pellucid.serve.encoder_inputs import check_task, encoded_texts, encoder_route, formatted, listed_inputs, truncating
+from pellucid.serve.encoder_inputs import (
+    answered,
+    check_task,
+    encoded_texts,
+    encoder_route,
+    formatted,
+    listed_inputs,
+    truncating,
+)
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import (
     PLAIN_RULES,
@@ -191,14 +199,9 @@ class ScoreRequest:
         return listed("score", number, name, [{"object": "score", "score": one} for one in scores], tokens)
 
 
-def scored(body: RequestBody[ScoreFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /score."""
-    return ScoreRequest.of(body, llm).answer(name, number)
-
-
 # vLLM's API for encoders: scores of pairs, labels, and what a model makes.
 
-SCORES = encoder_route("The relevance of pairs of texts.", SCORE, scored)
+SCORES = encoder_route("The relevance of pairs of texts.", SCORE, answered(ScoreRequest.of))
 VLLM = Api(
     "vllm",
     {
