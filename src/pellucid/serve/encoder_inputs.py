@@ -22,7 +22,6 @@ from pellucid.errors.messages import brief, shown
 from pellucid.model.outputs import Task, UnitLength
 from pellucid.model.spec import ModelSpec
 from pellucid.serve.api import ClientCall, Route, json_response
-from pellucid.serve.generation_response import Generating
 from pellucid.serve.request_body import BodyType, ModelFields, RequestBody, listed_texts
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
@@ -163,12 +162,12 @@ def _encoded(inputs: Inputs, text: TextInput, truncate: bool, prompt: str) -> li
     return inputs.sentence_ids(text)
 
 
-# Routes of requests to encoders: a response follows when all texts of the request are encoded.
+# Routes whose response one function computes from the body and the model: those of encoders, counts of tokens.
 
 M = TypeVar("M", bound=ModelFields)
 
 
-def encoder_route(
+def model_route(
     summary: str,
     body_type: BodyType[M],
     answer: Callable[[RequestBody[M], ServedModel, str, str], Mapping[str, Any] | list[Any]],
@@ -182,13 +181,6 @@ def encoder_route(
             return json_response(await run_in_threadpool(answer, body, llm, name, call.number))
 
     return Route(run, summary, body_type)
-
-
-def answered(
-    read: Callable[[RequestBody[Any], ServedModel], Generating],
-) -> Callable[[RequestBody[Any], ServedModel, str, str], Mapping[str, Any] | list[Any]]:
-    """The response of the request that ``read`` makes of a body."""
-    return lambda body, llm, name, number: read(body, llm).answer(name, number)
 
 
 # Vectors in the number formats of responses: floats, bytes, bits, base64.

@@ -60,12 +60,11 @@ def create_app(
         if spans:
             await spans.close()
 
-    metrics, live, responses = Metrics(models), LiveRequests(), ResponseStore()
+    metrics, live = Metrics(models), LiveRequests()
+    make_call = partial(ClientCall, models=models, metrics=metrics, live=live, responses=ResponseStore(), spans=spans)
     routes = [
         starlette.routing.Route(
-            name.split(" ")[1],
-            _served(api, one, models, metrics, live, responses, rules, spans, name),
-            methods=[name.split(" ")[0]],
+            name.split(" ")[1], _served(name, api, one, rules, make_call), methods=[name.split(" ")[0]]
         )
         for api in known_apis().values()
         for name, one in api.routes.items()
@@ -94,26 +93,17 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _served(
-    api: Api,
-    route: Route,
-    models: ModelPool,
-    metrics: Metrics,
-    live: LiveRequests,
-    responses: ResponseStore,
-    rules: AccessRules,
-    spans: RequestSpans | None,
-    name: str,
+    name: str, api: Api, route: Route, rules: AccessRules, make_call: Callable[..., ClientCall]
 ) -> Callable[[Request], Awaitable[Response]]:
     """Handler of a route. Errors become responses in the API's own form."""
 
     async def endpoint(request: Request) -> Response:
-        response = await answered(request)
-        metrics.answered(name, response.status_code)
+        call = make_call(request, error=api.error, viewer=rules.viewer(request.headers), body=route.body)
+        response = await answered(call)
+        call.metrics.answered(name, response.status_code)
         return response
 
-    async def answered(request: Request) -> Response:
-        viewer = rules.viewer(request.headers)
-        call = ClientCall(request, models, metrics, api.error, live, viewer, responses, route.body, spans)
+    async def answered(call: ClientCall) -> Response:
         try:
             return await route.run(call)
         except ClientDisconnect:

@@ -16,10 +16,9 @@ from pellucid.serve.api import NAMED_SSE, NO_DETAILS, Api, ErrorDetails
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation, prompt_of
 from pellucid.serve.chat.messages import MAX_TOOLS, NO_PARAMETERS, Tool, ToolChoice, tool, tool_choice
-from pellucid.serve.encoder_inputs import encoder_route
-from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
+from pellucid.serve.encoder_inputs import model_route
+from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options, ignored
 from pellucid.serve.generation_response import generating_route
-from pellucid.serve.ignored_fields import ignored
 from pellucid.serve.openai_parts import receipt_field
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
@@ -185,21 +184,16 @@ COUNT = BodyType(
 )
 
 
-# Converts request bodies of Anthropic's Messages API to conversations.
-
-
 def conversation_of(body: RequestBody[Any], recommended: Mapping[str, Any], *, counts: bool = False) -> Conversation:
     """Conversation of a body with ``MessagesFields``.
 
-    With ``counts``, the request only counts tokens. It may then omit ``max_tokens``, and the schema of the answer is
-    ignored.
+    With ``counts``, the request only counts tokens: it may omit ``max_tokens``, and the answer's schema is ignored.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
     """
     fields: MessagesFields = body.fields
-    system = _text(fields.system)
-    messages = [{"role": "system", "content": system}] if fields.system else []
+    messages = [{"role": "system", "content": _text(fields.system)}] if fields.system else []
     for message in fields.messages:
         messages += _messages(message)
     tools, choice = _tools(fields.tools, fields.tool_choice)
@@ -244,9 +238,12 @@ def _messages(message: MessageFields) -> list[dict[str, Any]]:
 
 def _tools(given: Sequence[ToolFields], choice: ToolChoiceFields) -> tuple[list[Tool], ToolChoice]:
     """The tools that the model sees, and the tools that it may call."""
-    tools = [
-        tool(f"tools[{at}]", one.name, one.description, _parameters(one), one.strict) for at, one in enumerate(given)
-    ]
+    tools = list[Tool]()
+    for at, one in enumerate(given):
+        schema = one.input_schema
+        if one.input_examples:  # the model sees the examples in the schema
+            schema = {**(schema or NO_PARAMETERS), "examples": one.input_examples}
+        tools.append(tool(f"tools[{at}]", one.name, one.description, schema, one.strict))
     if choice.type == "none":
         return [], ToolChoice()
     if choice.name is not None:
@@ -254,23 +251,14 @@ def _tools(given: Sequence[ToolFields], choice: ToolChoiceFields) -> tuple[list[
     return tools, tool_choice(tools, None, choice.type == "any", not choice.disable_parallel_tool_use)
 
 
-def _parameters(fields: ToolFields) -> dict[str, Any] | None:
-    """JSON schema of a tool's arguments, which shows the model the examples of arguments."""
-    if not fields.input_examples:
-        return fields.input_schema
-    return {**(fields.input_schema or NO_PARAMETERS), "examples": fields.input_examples}
-
-
 def _answer_schema(fields: MessagesFields) -> Any:
     """JSON schema of the answer, from ``output_config.format`` or the older field; None: any text."""
     output_format, older = fields.output_config.format, fields.output_format
     if output_format is not None and older is not None:
         raise InvalidRequest("output_format does not go with output_config.format: leave output_format out")
-    output_format = output_format or older
-    return None if output_format is None else output_format.schema
+    chosen = output_format or older
+    return chosen and chosen.schema
 
-
-# Anthropic's API: messages as blocks of text, thinking and tool calls, and token counts.
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -307,23 +295,20 @@ class MessageRequest(ChatRunRequest):
         """Response body of the model ``name`` with the id ``number``."""
         (generation,) = self.run.group.results()
         answer = self.run.answer(generation)
-        content: list[dict[str, Any]] = []
-        if answer.reasoning:
-            content.append(_thinking(answer.reasoning))
+        content = [_thinking(answer.reasoning)] if answer.reasoning else []
         if answer.text:
             content.append(_text_block(answer.text))
         content += [_tool_use(one.id, one.name, one.as_object) for one in answer.calls]
         reason = _reason(generation.finish_reason, generation.stop_reason, bool(answer.calls))
-        used = self._usage(generation, answer.reasoning)
-        ended = {**reason, "usage": used, **receipt_field(generation)}
+        ended = {**reason, "usage": self._usage(generation, answer.reasoning), **receipt_field(generation)}
         return {**_message(name, number), "content": content, **ended}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Response as a stream of events."""
         blocks, reasoning = BlockEvents(), ""
         (generation,) = self.run.group.results()
-        none, used = _reason(None, None, False), self._usage(generation, "")
-        start = {**_message(name, number), "content": [], **none, "usage": used}
+        none = {**_reason(None, None, False), "usage": self._usage(generation, "")}
+        start = {**_message(name, number), "content": [], **none}
         # Start the request before the first event, so that the error of a full queue sets the HTTP status.
         async with aclosing(self.run.stream()) as outputs:
             yield {"type": "message_start", "message": start}
@@ -336,8 +321,8 @@ class MessageRequest(ChatRunRequest):
             yield event
         (generation,) = self.run.group.results()
         delta = _reason(generation.finish_reason, generation.stop_reason, blocks.called)
-        used = self._usage(generation, reasoning)
-        yield {"type": "message_delta", "delta": delta, "usage": used, **receipt_field(generation)}
+        used = {"usage": self._usage(generation, reasoning), **receipt_field(generation)}
+        yield {"type": "message_delta", "delta": delta, **used}
         yield {"type": "message_stop"}
 
     def _usage(self, generation: Generation, reasoning: str) -> dict[str, Any]:
@@ -419,9 +404,6 @@ def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[st
     return {"stop_reason": ended if reason in ("stop", "until", "probe") else "max_tokens", "stop_sequence": None}
 
 
-# Anthropic's API: messages, and token counts of messages.
-
-
 def _counted(body: RequestBody[MessagesFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
     """Response body of /v1/messages/count_tokens."""
     return {"input_tokens": len(prompt_of(llm, conversation_of(body, {}, counts=True), any_length=True))}
@@ -431,7 +413,7 @@ ANTHROPIC = Api(
     "anthropic",
     {
         "POST /v1/messages": generating_route("Answer a conversation.", MESSAGE, MessageRequest.of, NAMED_SSE),
-        "POST /v1/messages/count_tokens": encoder_route("Count a conversation's tokens.", COUNT, _counted),
+        "POST /v1/messages/count_tokens": model_route("Count a conversation's tokens.", COUNT, _counted),
     },
     error_body,
     prefixes=("/v1/messages",),

@@ -1,9 +1,10 @@
-"""llama.cpp's own paths: state, embedding, decisions; its completions are in ``llamacpp_completion.py``."""
+"""llama.cpp's paths: state, chat, embedding, decisions; its completions are in ``llamacpp_completion.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from msgspec import Meta
@@ -18,7 +19,8 @@ from pellucid.errors.messages import shown
 from pellucid.llm import LLM
 from pellucid.sample.options import Options
 from pellucid.serve.api import DATA_SSE, NO_DETAILS, Api, ClientCall, ErrorDetails, Route, StreamForm, json_response
-from pellucid.serve.apis.cohere import RANKING, RankingRequest
+from pellucid.serve.apis import openai_chat, responses
+from pellucid.serve.apis.cohere import RANKING, ranked
 from pellucid.serve.apis.llamacpp_completion import (
     COMPLETION,
     INFILL,
@@ -27,17 +29,26 @@ from pellucid.serve.apis.llamacpp_completion import (
     infill_request,
     prompts_of,
 )
-from pellucid.serve.apis.llamacpp_fields import BUILD, LLAMACPP_RULES, settings_of
-from pellucid.serve.encoder_inputs import answered, check_task, encoder_route
+from pellucid.serve.apis.llamacpp_fields import BUILD, LLAMACPP_RULES, NO_LIMIT, RANDOM, settings_of, with_telemetry
+from pellucid.serve.apis.openai_chat import (
+    CHAT,
+    ChatRequest,
+    ConversationFields,
+    FunctionTool,
+    empty_chunk,
+    offered_tools,
+)
+from pellucid.serve.chat.chat_run import Conversation, template_input
+from pellucid.serve.chat.messages import MAX_TOOLS
+from pellucid.serve.encoder_inputs import check_task, model_route
 from pellucid.serve.generation_response import generating_route
 from pellucid.serve.json_schema import Schema, closed_object
 from pellucid.serve.live_requests import LiveRequest
+from pellucid.serve.openai_parts import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
 
-# Errors in llama.cpp's form: its types, and the HTTP status as the code.
-#
-# Source: ``format_error_response`` in llama.cpp's tools/server/server-common.cpp.
+# llama.cpp's own paths: state, embedding, decisions; its completions are in ``llamacpp_completion.py``.
 
 TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -263,7 +274,7 @@ def systemone(body: RequestBody[SystemOneFields], llm: ServedModel, name: str, n
     return {"model": name, "answers": decisions.as_dict(), "usage": usage}
 
 
-# llama.cpp's own paths: completion, infill, embedding, ranking, decisions. Its chat is in ``llamacpp_chat.py``.
+# llama.cpp's own paths: completion, infill, embedding, ranking, decisions. Its chat is in ``llamacpp.py``.
 
 EVENTS = StreamForm(DATA_SSE.media_type, DATA_SSE.encode)
 
@@ -285,8 +296,8 @@ async def _slots(call: ClientCall) -> Response:
 
 
 COMPLETE = generating_route("Continue a text.", COMPLETION, LlamaCompletion.of, EVENTS)
-EMBED = encoder_route("Vectors of texts.", EMBEDDING, llama_embedding)
-RERANK = encoder_route("Rank documents by a query.", RANKING, answered(RankingRequest.of))
+EMBED = model_route("Vectors of texts.", EMBEDDING, llama_embedding)
+RERANK = model_route("Rank documents by a query.", RANKING, ranked)
 LLAMACPP = Api(
     "llama.cpp",
     {
@@ -296,9 +307,104 @@ LLAMACPP = Api(
         "POST /embedding": EMBED,
         "POST /embeddings": EMBED,
         **{f"POST {path}": RERANK for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},
-        "POST /v1/systemone": encoder_route("Answer typed questions about a state.", SYSTEMONE, systemone),
+        "POST /v1/systemone": model_route("Answer typed questions about a state.", SYSTEMONE, systemone),
         "GET /props": Route(_props, "Properties of the server and a model."),
         "GET /slots": Route(_slots, "The running sequences."),
+    },
+    error_body,
+)
+
+
+# llama.cpp's chat: OpenAI's API with timings, and prompts rendered by the chat template.
+
+T = TypeVar("T")
+
+
+class TemplateFields(ConversationFields, frozen=True, kw_only=True):
+    """Fields of requests for the prompt of a conversation."""
+
+    tools: Annotated[Sequence[FunctionTool], Meta(max_length=MAX_TOOLS)] = ()
+    tool_choice: Literal["none", "auto", "required"] = "auto"
+
+
+LLAMA_CHAT = BodyType(
+    CHAT.struct, replace(OPENAI_RULES, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)}), required=()
+)
+TEMPLATE = BodyType(TemplateFields, BodyRules(ignored=frozenset({"tools[].function.strict"})))
+
+
+async def _result(call: ClientCall, function: Callable[[ServedModel, Conversation, bool], T]) -> T:
+    """Read a request's conversation, and return the result of ``function(model, conversation, begins)``.
+
+    ``begins`` is True if the prompt ends with the start of an answer.
+    """
+    body = await call.read(TEMPLATE)
+    fields = body.fields
+    name, continues_last = call.model(fields.model), fields.continue_final_message
+    begins = not continues_last if fields.add_generation_prompt is None else fields.add_generation_prompt
+    if begins and continues_last:
+        raise InvalidRequest("add_generation_prompt and continue_final_message are both true: remove one of the two")
+    tools, choice = offered_tools(fields.tools, fields.tool_choice, True)
+    conversation = Conversation(
+        body.raw["messages"],
+        {},
+        tools=tools,
+        choice=choice,
+        variables=fields.variables(),
+        continues_last=continues_last,
+    )
+    async with call.use(name) as llm:
+        return await run_in_threadpool(function, llm, conversation, begins)
+
+
+def rendered(llm: ServedModel, conversation: Conversation, begins: bool) -> str:
+    """The prompt as text, without the BOS token that /completion adds itself."""
+    tokenizer = llm.tokenizer
+    messages, variables = template_input(llm, conversation)
+    if conversation.continues_last:
+        text = tokenizer.decode(tokenizer.encode_chat(messages, **variables), skip_special=False)
+    else:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=begins, **variables)
+    added = tokenizer.encode("")
+    bos = tokenizer.decode(added[:1], skip_special=False) if added[:1] == [tokenizer.bos_id] else ""
+    return text.removeprefix(bos)
+
+
+def _count(llm: ServedModel, conversation: Conversation, begins: bool) -> int:
+    messages, variables = template_input(llm, conversation)
+    return len(llm.tokenizer.encode_chat(messages, add_generation_prompt=begins, **variables))
+
+
+async def _apply_template(call: ClientCall) -> Response:
+    return json_response({"prompt": await _result(call, rendered)})
+
+
+async def _input_tokens(call: ClientCall) -> Response:
+    return json_response({"object": "response.input_tokens", "input_tokens": await _result(call, _count)})
+
+
+async def _models(call: ClientCall) -> Response:
+    def meta(name: str) -> dict[str, Any]:
+        if (llm := call.models.llm(name)) is None:
+            return {}
+        return {"meta": {"n_vocab": llm.tokenizer.vocab_size, "n_ctx_train": llm.spec.context, "n_ctx": llm.context}}
+
+    entries = [{**openai_chat.model(call, name), **meta(name)} for name in call.models.names]
+    return json_response({"object": "list", "data": entries})
+
+
+COUNT = Route(_input_tokens, "Count a conversation's tokens.", TEMPLATE)
+LLAMACPP_CHAT = Api(
+    "llama.cpp chat",
+    {
+        "GET /models": Route(_models, "The models of this server."),
+        "POST /chat/completions": generating_route(
+            "Answer a conversation.", LLAMA_CHAT, with_telemetry(ChatRequest.of, empty_chunk, own=True), DATA_SSE
+        ),
+        "POST /chat/completions/input_tokens": COUNT,
+        "POST /v1/chat/completions/input_tokens": COUNT,
+        "POST /responses": responses.RESPONSES.routes["POST /v1/responses"],
+        "POST /apply-template": Route(_apply_template, "The prompt of a conversation, as a text.", TEMPLATE),
     },
     error_body,
 )

@@ -18,9 +18,8 @@ from pellucid.sample.options import Options
 from pellucid.sample.step import SamplerStep, options_of, owners, steps
 from pellucid.sample.steps.penalties import MAX_ENTRIES as MOST_BIASED
 from pellucid.serve.api import Events
-from pellucid.serve.generation_options import MAX_BIAS, generation_options
+from pellucid.serve.generation_options import LLAMACPP, MAX_BIAS, generation_options
 from pellucid.serve.generation_response import Streaming
-from pellucid.serve.ignored_fields import LLAMACPP
 from pellucid.serve.request_body import BodyRules, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer

@@ -15,19 +15,13 @@ from pellucid.errors import InvalidRequest
 from pellucid.sample.logprobs import joined
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.apis.llamacpp_fields import with_telemetry
-from pellucid.serve.apis.openai_completions import (
-    COMPLETION,
-    EMBEDDING,
-    CompletionRequest,
-    EmbeddingRequest,
-    empty_event,
-)
+from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings, empty_event
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields, Tool, ToolChoice, tool_choice, tool_of
-from pellucid.serve.encoder_inputs import answered, encoder_route
+from pellucid.serve.encoder_inputs import model_route
+from pellucid.serve.generation_options import ignored
 from pellucid.serve.generation_response import generating_route
-from pellucid.serve.ignored_fields import ignored
 from pellucid.serve.openai_parts import (
     OPENAI_RULES,
     REASONS,
@@ -385,7 +379,7 @@ OPENAI = Api(
         "POST /v1/completions": generating_route(
             "Continue a text.", COMPLETION, with_telemetry(CompletionRequest.of, empty_event), DATA_SSE
         ),
-        "POST /v1/embeddings": encoder_route("Vectors of texts.", EMBEDDING, answered(EmbeddingRequest.of)),
+        "POST /v1/embeddings": model_route("Vectors of texts.", EMBEDDING, embeddings),
     },
     error_body,
     prefixes=("/",),

@@ -18,7 +18,7 @@ from pellucid.serve.api import Api, ClientCall, Route, json_response, known_apis
 from pellucid.serve.apis.tei import tokens_of
 from pellucid.serve.chat.chat_run import Conversation, prompt_of
 from pellucid.serve.chat.messages import ChatMessage
-from pellucid.serve.encoder_inputs import encoder_route
+from pellucid.serve.encoder_inputs import model_route
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import BodyType, ModelFields, RequestBody, Texts, TokenId, listed_texts
 from pellucid.serve.served_model import ServedModel
@@ -244,7 +244,7 @@ OPERATIONS = Api(
         "GET /openapi.json": Route(_openapi, "This document."),
         "GET /tokenizer_info": Route(_tokenizer_info, "Facts about a model's tokenizer."),
         "POST /tokenize": Route(_tokenize, "The tokens of a text.", TOKENIZE),
-        "POST /detokenize": encoder_route("The text of tokens.", DETOKENIZE, _detokenized),
+        "POST /detokenize": model_route("The text of tokens.", DETOKENIZE, _detokenized),
     },
     error_body,
 )

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import regex
+import regex  # type: ignore[import-untyped]
 
 from pellucid.engine.output import Generation, TokenOutput
 from pellucid.engine.request import Request
