@@ -54,7 +54,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.prefix_cache import page_names
 from pellucid.runtime.processors import machine_bytes
-from pellucid.serve.app import create_app
+from pellucid.serve.server import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 from pellucid.testing import random_model

@@ -42,7 +42,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import pellucid
 from pellucid.measure.roofs import facts
-from pellucid.serve.app import create_app
+from pellucid.serve.server import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 

@@ -32,7 +32,7 @@ from support import templates
 
 from pellucid.errors import PellucidError
 from pellucid.serve.chat.answer_parser import AnswerParser, assemble
-from pellucid.serve.chat.chat_style import ARGUMENTS, NAME, PROBE, TOOL, call_format, call_pattern
+from pellucid.serve.chat.chat_run import ARGUMENTS, NAME, PROBE, TOOL, call_format, call_pattern
 from pellucid.serve.chat.messages import tool
 from pellucid.util.paths import home
 

@@ -18,10 +18,10 @@ from msgspec import structs
 
 import pellucid
 from pellucid.llm import LLM
-from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.request_spans import RequestSpans
+from pellucid.serve.server import create_app
 from pellucid.testing import random_model
 from support.pages import in_use
 

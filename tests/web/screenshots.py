@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from playwright.sync_api import sync_playwright
 
 import pellucid
-from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.server import create_app
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.animated_png import animated_png

@@ -22,10 +22,9 @@ from pellucid.errors import KernelError
 from pellucid.errors.messages import bounded
 from pellucid.llm import LLM
 from pellucid.measure.server_load import Lengths
-from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
-from pellucid.serve.server import Settings, listen
+from pellucid.serve.server import Settings, create_app, listen
 
 NAME = "measured"
 FEW_CLIENTS, MANY_CLIENTS = 1, 8

@@ -15,17 +15,18 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pellucid.engine.request import run_together
+from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.serve.api import error_details, status_of
-from pellucid.serve.apis.cohere import RANKING, RankingRequest
+from pellucid.serve.apis.cohere import RANKING, ranked
 from pellucid.serve.apis.openai_chat import CHAT, ChatRequest
-from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, EmbeddingRequest
-from pellucid.serve.apis.vllm import SCORE, ScoreRequest
+from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings
+from pellucid.serve.apis.vllm import SCORE, scored
 from pellucid.serve.batch_output import (
     DIGITS,
     EARLY,
@@ -46,12 +47,27 @@ from pellucid.util.paths import refuse_same
 LONGEST_ID = 512
 
 
+@dataclass(frozen=True)
+class EncoderRequest:
+    """A request to an encoder, whose response ``run`` computes from the arguments of `model_route`."""
+
+    run: Callable[[RequestBody[Any], ServedModel, str, str], Any]
+    body: RequestBody[Any]
+    llm: ServedModel
+    groups: Sequence[Request] = ()  # nothing is generated
+
+    def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
+        """Response body of the model ``name`` with the id ``number``."""
+        response: dict[str, Any] | list[Any] = self.run(self.body, self.llm, name, number)
+        return response
+
+
 ROUTES: Mapping[str, tuple[BodyType[Any], Callable[[RequestBody[Any], ServedModel], Generating]]] = {
     "/v1/chat/completions": (CHAT, ChatRequest.of),
     "/v1/completions": (COMPLETION, CompletionRequest.of),
-    "/v1/embeddings": (EMBEDDING, EmbeddingRequest.of),
-    "/v1/rerank": (RANKING, RankingRequest.of),
-    "/v1/score": (SCORE, ScoreRequest.of),
+    "/v1/embeddings": (EMBEDDING, partial(EncoderRequest, embeddings)),
+    "/v1/rerank": (RANKING, partial(EncoderRequest, ranked)),
+    "/v1/score": (SCORE, partial(EncoderRequest, scored)),
 }
 
 

@@ -162,12 +162,12 @@ def _encoded(inputs: Inputs, text: TextInput, truncate: bool, prompt: str) -> li
     return inputs.sentence_ids(text)
 
 
-# Routes of requests to encoders: a response follows when all texts of the request are encoded.
+# Routes whose response one function computes from the body and the model: those of encoders, counts of tokens.
 
 M = TypeVar("M", bound=ModelFields)
 
 
-def encoder_route(
+def model_route(
     summary: str,
     body_type: BodyType[M],
     answer: Callable[[RequestBody[M], ServedModel, str, str], Mapping[str, Any] | list[Any]],

@@ -10,8 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.engine.request import Request
-from pellucid.serve.api import SSE, ClientCall, Events, StreamForm, event_stream, json_response, with_event_ids
+from pellucid.serve.api import SSE, ClientCall, Events, Route, StreamForm, event_stream, json_response, with_event_ids
 from pellucid.serve.live_requests import HEADER, LiveRequest
+from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
 
 
@@ -34,6 +35,19 @@ class Streaming(Generating, Protocol):
     def stream(self, name: str, number: str) -> Events:
         """Events of the streamed response."""
         ...
+
+
+def generating_route(
+    summary: str, body_type: BodyType[Any], read: Callable[[RequestBody[Any], ServedModel], Streaming], form: StreamForm
+) -> Route:
+    """A route that generates: ``read`` makes a request of the body, and ``form`` encodes its stream."""
+
+    async def run(call: ClientCall) -> Response:
+        body = await call.read(body_type)
+        name, stream = call.model(body.fields.model), form if body.fields.stream else None
+        return await generation_response(call, name, lambda llm: read(body, llm), stream)
+
+    return Route(run, summary, body_type, form.media_type)
 
 
 async def generation_response(

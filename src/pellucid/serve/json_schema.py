@@ -9,8 +9,6 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 from msgspec.json import schema_components
 
-from pellucid.serve.ignored_fields import is_ignored
-
 # Closes the JSON schemas of requests: an object that lists properties has no other properties by default.
 #
 # Without ``additionalProperties``, JSON Schema allows further properties. A small model then invents properties until
@@ -141,6 +139,11 @@ def described(properties: dict[str, Any], path: str, about: Schema) -> None:
         described((schema["items"] if name.endswith("[]") else schema)["properties"], rest, about)
     else:
         properties[name] = {**{key: schema[key] for key in ("type",) if key in schema}, **about}
+
+
+def is_ignored(schema: Schema) -> bool:
+    """True if a field with this schema changes nothing and its value is not checked (``generation_options.py``)."""
+    return "properties" not in schema and str(schema.get("description", "")).startswith("Changes nothing")
 
 
 def alternatives(schema: Schema, value: Any) -> list[Schema]:

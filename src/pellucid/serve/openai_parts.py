@@ -11,8 +11,7 @@ from pellucid.engine.output import Generation, TokenOutput
 from pellucid.engine.request import SequenceOutput
 from pellucid.sample.logprobs import Logprobs
 from pellucid.serve.api import NO_DETAILS, ErrorDetails
-from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
-from pellucid.serve.ignored_fields import LLAMACPP, ignored
+from pellucid.serve.generation_options import LLAMACPP, OPENAI_DEFAULTS, generation_options, ignored
 from pellucid.serve.request_body import BodyRules, Fields
 from pellucid.tokenize import Tokenizer
 

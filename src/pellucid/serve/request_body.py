@@ -21,8 +21,7 @@ from msgspec import Meta, Struct, ValidationError
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.generation_options import ABSENT, checked_options
-from pellucid.serve.ignored_fields import ignored_schema
+from pellucid.serve.generation_options import ABSENT, checked_options, ignored_schema
 from pellucid.serve.json_schema import Schema, alternatives, cleaned, closed_object, described, expected, schema_of
 
 MAX_CHOICES = 64

@@ -49,6 +49,18 @@ class _Shelf:
         self.remove(next(iter(self.responses)))
 
 
+class ResponseStore:
+    """The responses of all keys, by key and id. `OwnResponses` are the responses of one key.
+
+    A key at its limit loses its least recently used responses. At the limit of all keys together, the key with the
+    most bytes loses its least recently used responses.
+    """
+
+    def __init__(self) -> None:
+        self.shelves = dict[str, _Shelf]()
+        self.lock = threading.Lock()
+
+
 @dataclass(frozen=True)
 class OwnResponses:
     """Access to the responses of one key."""
@@ -57,70 +69,39 @@ class OwnResponses:
     key: str
 
     def put(self, body: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
-        """Store a response to a request with these input items."""
-        self.store.put(self.key, body, items)
-
-    def get(self, number: str) -> StoredResponse:
-        """A response. Raises as ``ResponseStore.get``."""
-        return self.store.get(self.key, number)
-
-    def delete(self, number: str) -> None:
-        """Delete a response. Raises as ``ResponseStore.get``."""
-        self.store.delete(self.key, number)
-
-    def turns(self, number: str) -> list[StoredResponse]:
-        """A response and all earlier turns, the first turn first. Raises as ``ResponseStore.turns``."""
-        return self.store.turns(self.key, number)
-
-    def item(self, number: str) -> Mapping[str, Any]:
-        """An output item by its id. Raises as ``ResponseStore.item``."""
-        return self.store.item(self.key, number)
-
-
-class ResponseStore:
-    """Stores responses by key and id.
-
-    A key at its limit loses its least recently used responses. At the limit of all keys together, the key with the
-    most bytes loses its least recently used responses.
-    """
-
-    def __init__(self) -> None:
-        self._shelves = dict[str, _Shelf]()
-        self._lock = threading.Lock()
-
-    def put(self, key: str, body: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
-        """Store a response, unless it alone exceeds the limit of a key."""
+        """Store a response to a request with these input items, unless it alone exceeds the limit of a key."""
         size = len(json.dumps([body, items]))
         if size > MOST_BYTES:
             return
-        with self._lock:
-            shelf = self._shelves.setdefault(key, _Shelf())
+        with self.store.lock:
+            shelves = self.store.shelves
+            shelf = shelves.setdefault(self.key, _Shelf())
             if body["id"] in shelf.responses:
                 shelf.remove(body["id"])
             shelf.responses[body["id"]] = StoredResponse(body, items, size)
             shelf.nbytes += size
             while len(shelf.responses) > MOST_RESPONSES or shelf.nbytes > MOST_BYTES:
                 shelf.remove_oldest()
-            while sum(one.nbytes for one in self._shelves.values()) > MOST_IN_ALL:
-                max(self._shelves.values(), key=lambda one: one.nbytes).remove_oldest()
-            self._shelves = {key: one for key, one in self._shelves.items() if one.responses}
+            while sum(one.nbytes for one in shelves.values()) > MOST_IN_ALL:
+                max(shelves.values(), key=lambda one: one.nbytes).remove_oldest()
+            self.store.shelves = {key: one for key, one in shelves.items() if one.responses}
 
-    def get(self, key: str, number: str) -> StoredResponse:
+    def get(self, number: str) -> StoredResponse:
         """A response.
 
         Raises:
             NotFound: the key has no response with this id, or the response is no longer stored.
         """
-        with self._lock:
-            return self._get(key, number)
+        with self.store.lock:
+            return self._get(number)
 
-    def delete(self, key: str, number: str) -> None:
+    def delete(self, number: str) -> None:
         """Delete a response. Raises as ``get``."""
-        with self._lock:
-            self._get(key, number)
-            self._shelves[key].remove(number)
+        with self.store.lock:
+            self._get(number)
+            self._shelf.remove(number)
 
-    def turns(self, key: str, number: str) -> list[StoredResponse]:
+    def turns(self, number: str) -> list[StoredResponse]:
         """A response and all earlier turns, the first turn first.
 
         Raises:
@@ -128,30 +109,34 @@ class ResponseStore:
         """
         turns = list[StoredResponse]()
         at: str | None = number
-        with self._lock:
+        with self.store.lock:
             while at is not None:
                 try:
-                    turns.insert(0, self._get(key, at))
+                    turns.insert(0, self._get(at))
                 except NotFound as error:
                     raise InvalidRequest(f"previous_response_id={brief(number)}: {error}") from None
                 at = turns[0].body["previous_response_id"]
         return turns
 
-    def item(self, key: str, number: str) -> Mapping[str, Any]:
+    def item(self, number: str) -> Mapping[str, Any]:
         """An output item by its id.
 
         Raises:
             NotFound: no response of the key has the item.
         """
-        with self._lock:
-            for one in self._shelves.get(key, _Shelf()).responses.values():
+        with self.store.lock:
+            for one in self._shelf.responses.values():
                 for item in one.body["output"]:
                     if item["id"] == number:
                         return item  # type: ignore[no-any-return]
         raise NotFound(f"item {brief(number)}: no stored response has it, or it belongs to another key")
 
-    def _get(self, key: str, number: str) -> StoredResponse:
-        shelf = self._shelves.get(key, _Shelf())
+    @property
+    def _shelf(self) -> _Shelf:
+        return self.store.shelves.get(self.key, _Shelf())
+
+    def _get(self, number: str) -> StoredResponse:
+        shelf = self._shelf
         if number not in shelf.responses:
             raise NotFound(
                 f"response {brief(number)}: it is not stored, or it belongs to another key; "

@@ -1,4 +1,4 @@
-"""Runs the server until SIGTERM or Ctrl-C."""
+"""The server: its ASGI application behind the access rules (``guard.py``), run until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,30 +7,115 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import starlette.routing
 import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pellucid.errors import InvalidRequest
+from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import reason
 from pellucid.llm import LLM
 from pellucid.runtime.memory import share_heaps
-from pellucid.serve.api import JSON_LINES, NAMED_SSE, SSE, error_form, json_response
-from pellucid.serve.app import create_app
+from pellucid.serve.api import JSON_LINES, NAMED_SSE, SSE, Api, ClientCall, Route, error_form, json_response, known_apis
 from pellucid.serve.connections import USUAL, Connection, Connections, possible_connections
-from pellucid.serve.guard import AccessRules
+from pellucid.serve.guard import AccessRules, Guard
+from pellucid.serve.live_requests import LiveRequests
+from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool, Pull
-from pellucid.serve.request_spans import request_spans
+from pellucid.serve.request_spans import GONE, RequestSpans, request_spans
+from pellucid.serve.response_store import ResponseStore
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.interpreter import collect_requests
 
-# Shutdown of a server: requests that outlast the shutdown timeout get an error in their API's form.
+# The server's ASGI application: the routes of all APIs, behind the access rules (``guard.py``).
+
+# 408 closes the connection, because a late body may never end.
+HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}
+
+
+def create_app(
+    models: ModelPool, rules: AccessRules, seconds: float = 20.0, spans: RequestSpans | None = None
+) -> Starlette:
+    """ASGI application of the server. ``seconds`` is the time limit for receiving a request body (``Guard``).
+
+    ``spans`` makes OpenTelemetry spans of requests. The application closes it at its end.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
+        yield
+        await models.close()
+        if spans:
+            await spans.close()
+
+    metrics, live = Metrics(models), LiveRequests()
+    make_call = partial(ClientCall, models=models, metrics=metrics, live=live, responses=ResponseStore(), spans=spans)
+    routes = [
+        starlette.routing.Route(
+            name.split(" ")[1], _served(name, api, one, rules, make_call), methods=[name.split(" ")[0]]
+        )
+        for api in known_apis().values()
+        for name, one in api.routes.items()
+    ]
+    middleware = [Middleware(Guard, rules, seconds)]
+    if rules.origins:
+        cors = Middleware(CORSMiddleware, allow_origins=list(rules.origins), allow_methods=["*"], allow_headers=["*"])
+        middleware.insert(0, cors)
+    handlers: dict[Any, Any] = {HTTPException: _no_route, Exception: _failed}
+    app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=handlers)
+    app.state.live = live
+    return app
+
+
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    """Error response for a path or a method that no API has."""
+    path = request.scope["path"]
+    message = f"{request.method} {path[:200]}: {error.detail.lower()}"
+    return json_response(error_form(path)(error.status_code, message), error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Error response for a bug in the server. The traceback goes to the server's log."""
+    message = f"internal server error: {type(error).__name__}; the server's log has the traceback"
+    return json_response(error_form(request.scope["path"])(500, message), 500)
+
+
+def _served(
+    name: str, api: Api, route: Route, rules: AccessRules, make_call: Callable[..., ClientCall]
+) -> Callable[[Request], Awaitable[Response]]:
+    """Handler of a route. Errors become responses in the API's own form."""
+
+    async def endpoint(request: Request) -> Response:
+        call = make_call(request, error=api.error, viewer=rules.viewer(request.headers), body=route.body)
+        response = await answered(call)
+        call.metrics.answered(name, response.status_code)
+        return response
+
+    async def answered(call: ClientCall) -> Response:
+        try:
+            return await route.run(call)
+        except ClientDisconnect:
+            return Response(status_code=GONE)
+        except PellucidError as error:
+            status, body = call.error_body(error)
+            return json_response(body, status, HEADERS.get(status))
+
+    return endpoint
+
+
+# Runs the server until SIGTERM or Ctrl-C.
 
 MESSAGE = "the server is shutting down: retry later"
 STATUS = 503

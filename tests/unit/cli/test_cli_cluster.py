@@ -13,7 +13,7 @@ from support.command import Command
 WITHOUT = """
 import sys
 sys.modules.update(dict.fromkeys(["ray", "zmq", "msgpack"]))  # as if they were not installed
-import pellucid, pellucid.serve.app, pellucid.serve.server
+import pellucid, pellucid.serve.server, pellucid.serve.server
 from pellucid.__main__ import main
 sys.argv = ["pellucid", *sys.argv[1:]]
 sys.exit(main())

@@ -28,7 +28,7 @@ import pellucid
 from pellucid.errors import ModelNotFound
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
-from pellucid.serve.ignored_fields import IGNORED, table
+from pellucid.serve.generation_options import IGNORED, table
 from pellucid.tokenize.stages.postprocess import Template
 
 ROOT = Path(__file__).parents[3]

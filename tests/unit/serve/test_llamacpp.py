@@ -21,13 +21,12 @@ from pellucid.cli.loading import template_of
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.step import steps
-from pellucid.serve.apis.llamacpp_chat import rendered
+from pellucid.serve.apis.llamacpp import rendered
 from pellucid.serve.apis.llamacpp_completion import prompts_of
 from pellucid.serve.apis.llamacpp_fields import LLAMACPP_RULES, SAMPLERS
 from pellucid.serve.chat.chat_run import Conversation
-from pellucid.serve.generation_options import ALIASES, STRUCTURED
+from pellucid.serve.generation_options import ALIASES, LLAMACPP, STRUCTURED
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.ignored_fields import LLAMACPP
 from pellucid.testing import random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

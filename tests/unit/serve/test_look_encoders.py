@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pellucid
-from pellucid.serve.look.model_facts import FactsFields, model_facts
+from pellucid.serve.look.queries import FactsFields, model_facts
 from pellucid.testing import random_model
 
 

@@ -232,11 +232,11 @@ def test_the_bytes_of_a_key_and_of_all_are_bounded(monkeypatch: pytest.MonkeyPat
     for key in ("b", "c", "d", "e"):
         OwnResponses(store, key).put(response("1", 900), [])
     for key in ("b", "c", "d", "e"):
-        assert store.get(key, "1").nbytes > 900, "who holds little loses nothing"
-    assert sum(one.nbytes for one in store._shelves.values()) <= 5500
+        assert OwnResponses(store, key).get("1").nbytes > 900, "who holds little loses nothing"
+    assert sum(one.nbytes for one in store.shelves.values()) <= 5500
     with pytest.raises(NotFound):
-        store.get("loud", "large")
-    assert all(one.responses for one in store._shelves.values())
+        OwnResponses(store, "loud").get("large")
+    assert all(one.responses for one in store.shelves.values())
 
 
 def test_a_chain_that_was_cut_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

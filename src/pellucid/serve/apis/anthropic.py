@@ -2,25 +2,263 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
 
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from msgspec import Meta, field
 
 from pellucid.engine.output import Generation
-from pellucid.serve.api import NAMED_SSE, NO_DETAILS, Api, ClientCall, ErrorDetails, Route, json_response
-from pellucid.serve.apis.anthropic_fields import COUNT, MESSAGE, THREAD, GenerateMessageFields, conversation_of
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.serve.api import NAMED_SSE, NO_DETAILS, Api, ErrorDetails
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
-from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, prompt_of
-from pellucid.serve.generation_response import generation_response
+from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation, prompt_of
+from pellucid.serve.chat.messages import MAX_TOOLS, NO_PARAMETERS, Tool, ToolChoice, tool, tool_choice
+from pellucid.serve.encoder_inputs import model_route
+from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options, ignored
+from pellucid.serve.generation_response import generating_route
 from pellucid.serve.openai_parts import receipt_field
-from pellucid.serve.request_body import RequestBody
+from pellucid.serve.request_body import BodyRules, BodyType, Fields, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
 
-# /v1/messages: the response in blocks of text, thinking and tool calls, complete or as a stream of events.
+# Fields of Anthropic's Messages API, and its messages as a conversation.
+
+
+class MessageBlock(Fields, frozen=True, tag_field="type"):
+    """A block of a message's content."""
+
+    cache_control: Annotated[Any, ignored("cache_control")] = None
+
+
+class TextBlock(MessageBlock, frozen=True, tag="text", kw_only=True):
+    """Text."""
+
+    text: str
+    citations: Annotated[Any, ignored("content[].citations")] = None
+
+
+class ThinkingBlock(MessageBlock, frozen=True, tag="thinking", kw_only=True):
+    """Reasoning of an earlier answer."""
+
+    thinking: str
+    signature: Annotated[Any, ignored("content[].signature")] = None
+
+
+class RedactedThinkingBlock(MessageBlock, frozen=True, tag="redacted_thinking"):
+    """Encrypted reasoning, which the model does not see."""
+
+    data: Annotated[Any, ignored("content[].data")] = None
+
+
+class ToolUseBlock(MessageBlock, frozen=True, tag="tool_use", kw_only=True):
+    """A call of a tool."""
+
+    id: str
+    name: str
+    input: dict[str, Any] = field(default_factory=dict)
+    caller: Annotated[Any, ignored("content[].caller")] = None
+
+
+class ToolResultBlock(MessageBlock, frozen=True, tag="tool_result", kw_only=True):
+    """The result of a call."""
+
+    tool_use_id: str
+    content: str | list[TextBlock] = ""
+    is_error: Annotated[Any, ignored("content[].is_error")] = None
+
+
+ContentBlock: TypeAlias = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
+
+
+class MessageFields(Fields, frozen=True):
+    """A message."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[ContentBlock] = ""
+
+
+class ToolFields(Fields, frozen=True):
+    """A tool."""
+
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    type: Annotated[Literal["custom"], Meta(title="custom, because this server runs no tools itself")] = "custom"
+    strict: bool | None = None
+    input_examples: list[dict[str, Any]] | None = None
+    defer_loading: bool = False
+    allowed_callers: Sequence[str] = ()
+    eager_input_streaming: Annotated[Any, ignored("tools[].eager_input_streaming")] = None
+    cache_control: Annotated[Any, ignored("cache_control")] = None
+
+    def __post_init__(self) -> None:
+        if self.defer_loading:
+            raise ValueError("defer_loading=true: this server has no search of tools: leave it out")
+        if self.allowed_callers and "direct" not in self.allowed_callers:
+            raise ValueError(
+                f"allowed_callers={brief(self.allowed_callers)}: must have 'direct', because this server runs no code"
+            )
+
+
+class ToolChoiceFields(Fields, frozen=True):
+    """The field ``tool_choice``."""
+
+    type: Literal["auto", "any", "none", "tool"] = "auto"
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+    def __post_init__(self) -> None:
+        if self.type != "none" and (self.type == "tool") != (self.name is not None):
+            raise ValueError(f"name={self.name!r}: the type tool needs a name, and other types have no name")
+
+
+class ThinkingFields(Fields, frozen=True):
+    """The field ``thinking``."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: Annotated[Any, ignored("thinking.budget_tokens")] = None
+    display: Annotated[Any, ignored("thinking.display")] = None
+
+
+class OutputFormat(Fields, frozen=True):
+    """The JSON schema of an answer."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(Fields, frozen=True):
+    """The field ``output_config``."""
+
+    format: OutputFormat | None = None
+    effort: str | None = None
+
+
+class MessagesFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of a conversation."""
+
+    messages: Annotated[list[MessageFields], Meta(min_length=1)]
+    system: str | list[TextBlock] = ""
+    tools: Annotated[Sequence[ToolFields], Meta(max_length=MAX_TOOLS)] = []
+    tool_choice: ToolChoiceFields = ToolChoiceFields()
+    thinking: ThinkingFields | None = None
+    output_config: OutputConfig = OutputConfig()
+    output_format: OutputFormat | None = None
+
+
+class GenerateMessageFields(MessagesFields, frozen=True, kw_only=True):
+    """Fields of a request for a message."""
+
+    stream: bool = False
+
+
+THREAD = "thread"
+"""The field for a conversation that the server keeps. Each request here has its whole conversation."""
+IGNORED = frozenset(
+    {
+        *("metadata", "service_tier", "cache_control", "context_management", "diagnostics"),
+        *("speed", "inference_geo", "billing_policy", "fallback_credit_token", "fallbacks"),
+    }
+)
+UNSUPPORTED: dict[str, Any] = {"container": "", "mcp_servers": [], "compaction": None, THREAD: None}
+MESSAGE = BodyType(
+    GenerateMessageFields,
+    BodyRules(
+        options=generation_options("watch", *LOGPROBS, "probes"),
+        renamed={"max_tokens": "max_new_tokens", "stop_sequences": "stop"},
+        defaults=OPENAI_DEFAULTS,
+        ignored=IGNORED,
+        only=UNSUPPORTED,
+    ),
+    required=("max_tokens",),
+)
+COUNT = BodyType(
+    MessagesFields,
+    BodyRules(
+        ignored=IGNORED
+        | {"output_format", "output_config.format", "tools[].strict", "tool_choice.disable_parallel_tool_use"},
+        only=UNSUPPORTED,
+    ),
+)
+
+
+def conversation_of(body: RequestBody[Any], recommended: Mapping[str, Any], *, counts: bool = False) -> Conversation:
+    """Conversation of a body with ``MessagesFields``.
+
+    With ``counts``, the request only counts tokens: it may omit ``max_tokens``, and the answer's schema is ignored.
+
+    Raises:
+        InvalidRequest: a field is wrong; the message names it.
+    """
+    fields: MessagesFields = body.fields
+    messages = [{"role": "system", "content": _text(fields.system)}] if fields.system else []
+    for message in fields.messages:
+        messages += _messages(message)
+    tools, choice = _tools(fields.tools, fields.tool_choice)
+    variables: dict[str, Any] = {}
+    if fields.thinking is not None:
+        variables["enable_thinking"] = fields.thinking.type != "disabled"
+    if fields.output_config.effort is not None:
+        variables["reasoning_effort"] = fields.output_config.effort
+    options, schema = body.options(recommended), None if counts else _answer_schema(fields)
+    if not counts and "max_new_tokens" not in options:
+        raise InvalidRequest("max_tokens is missing: the request must have it")
+    continues_last = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
+    return Conversation(messages, options, 1, tools, choice, schema, "output_format", variables, continues_last)
+
+
+def _text(content: str | Sequence[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n".join(one.text for one in content)
+
+
+def _messages(message: MessageFields) -> list[dict[str, Any]]:
+    """Convert a message to messages for the chat template. Each tool result becomes a separate message."""
+    if isinstance(message.content, str):
+        return [{"role": message.role, "content": message.content}]
+    texts, thoughts, calls, results = list[str](), list[str](), list[Any](), list[dict[str, Any]]()
+    for block in message.content:
+        if isinstance(block, TextBlock):
+            texts.append(block.text)
+        elif isinstance(block, ThinkingBlock):
+            thoughts.append(block.thinking)
+        elif isinstance(block, ToolUseBlock):
+            function = {"name": block.name, "arguments": block.input}
+            calls.append({"id": block.id, "type": "function", "function": function})
+        elif isinstance(block, ToolResultBlock):
+            results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content)})
+    converted: dict[str, Any] = {"role": message.role, "content": "\n".join(texts)}
+    if thoughts:
+        converted["reasoning_content"] = "\n".join(thoughts)
+    if calls:
+        converted["tool_calls"] = calls
+    return results if results and not texts else [*results, converted]
+
+
+def _tools(given: Sequence[ToolFields], choice: ToolChoiceFields) -> tuple[list[Tool], ToolChoice]:
+    """The tools that the model sees, and the tools that it may call."""
+    tools = list[Tool]()
+    for at, one in enumerate(given):
+        schema = one.input_schema
+        if one.input_examples:  # the model sees the examples in the schema
+            schema = {**(schema or NO_PARAMETERS), "examples": one.input_examples}
+        tools.append(tool(f"tools[{at}]", one.name, one.description, schema, one.strict))
+    if choice.type == "none":
+        return [], ToolChoice()
+    if choice.name is not None:
+        return tools, tool_choice(tools, [choice.name], required=True, parallel=False)  # exactly one call
+    return tools, tool_choice(tools, None, choice.type == "any", not choice.disable_parallel_tool_use)
+
+
+def _answer_schema(fields: MessagesFields) -> Any:
+    """JSON schema of the answer, from ``output_config.format`` or the older field; None: any text."""
+    output_format, older = fields.output_config.format, fields.output_format
+    if output_format is not None and older is not None:
+        raise InvalidRequest("output_format does not go with output_config.format: leave output_format out")
+    chosen = output_format or older
+    return chosen and chosen.schema
+
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -57,23 +295,20 @@ class MessageRequest(ChatRunRequest):
         """Response body of the model ``name`` with the id ``number``."""
         (generation,) = self.run.group.results()
         answer = self.run.answer(generation)
-        content: list[dict[str, Any]] = []
-        if answer.reasoning:
-            content.append(_thinking(answer.reasoning))
+        content = [_thinking(answer.reasoning)] if answer.reasoning else []
         if answer.text:
-            content.append(_text(answer.text))
+            content.append(_text_block(answer.text))
         content += [_tool_use(one.id, one.name, one.as_object) for one in answer.calls]
         reason = _reason(generation.finish_reason, generation.stop_reason, bool(answer.calls))
-        used = self._usage(generation, answer.reasoning)
-        ended = {**reason, "usage": used, **receipt_field(generation)}
+        ended = {**reason, "usage": self._usage(generation, answer.reasoning), **receipt_field(generation)}
         return {**_message(name, number), "content": content, **ended}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Response as a stream of events."""
         blocks, reasoning = BlockEvents(), ""
         (generation,) = self.run.group.results()
-        none, used = _reason(None, None, False), self._usage(generation, "")
-        start = {**_message(name, number), "content": [], **none, "usage": used}
+        none = {**_reason(None, None, False), "usage": self._usage(generation, "")}
+        start = {**_message(name, number), "content": [], **none}
         # Start the request before the first event, so that the error of a full queue sets the HTTP status.
         async with aclosing(self.run.stream()) as outputs:
             yield {"type": "message_start", "message": start}
@@ -86,8 +321,8 @@ class MessageRequest(ChatRunRequest):
             yield event
         (generation,) = self.run.group.results()
         delta = _reason(generation.finish_reason, generation.stop_reason, blocks.called)
-        used = self._usage(generation, reasoning)
-        yield {"type": "message_delta", "delta": delta, "usage": used, **receipt_field(generation)}
+        used = {"usage": self._usage(generation, reasoning), **receipt_field(generation)}
+        yield {"type": "message_delta", "delta": delta, **used}
         yield {"type": "message_stop"}
 
     def _usage(self, generation: Generation, reasoning: str) -> dict[str, Any]:
@@ -119,7 +354,7 @@ class BlockEvents:
             self.called = True
             return self._begin(_tool_use(part.id, part.name, {}))
         if isinstance(part, AnswerText):
-            begin = [] if self._kind == "text" else self._begin(_text(""))
+            begin = [] if self._kind == "text" else self._begin(_text_block(""))
             return [*begin, self._delta({"type": "text_delta", "text": part.text})]
         if isinstance(part, AnswerReasoning):
             begin = [] if self._kind == "thinking" else self._begin(_thinking(""))
@@ -147,7 +382,7 @@ def _message(name: str, number: str) -> dict[str, Any]:
     return {**about, "container": None, "stop_details": None}
 
 
-def _text(text: str) -> dict[str, Any]:
+def _text_block(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text, "citations": []}  # Vercel's client refuses null
 
 
@@ -169,28 +404,16 @@ def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[st
     return {"stop_reason": ended if reason in ("stop", "until", "probe") else "max_tokens", "stop_sequence": None}
 
 
-# Anthropic's API: messages, and token counts of messages.
-
-
-async def _messages(call: ClientCall) -> Response:
-    body = await call.read(MESSAGE)
-    name, stream = call.model(body.fields.model), NAMED_SSE if body.fields.stream else None
-    return await generation_response(call, name, lambda llm: MessageRequest.of(body, llm), stream)
-
-
-async def _count_tokens(call: ClientCall) -> Response:
-    body = await call.read(COUNT)
-    async with call.use(call.model(body.fields.model)) as llm:
-        conversation = await run_in_threadpool(conversation_of, body, {}, counts=True)
-        count = len(await run_in_threadpool(prompt_of, llm, conversation, any_length=True))
-        return json_response({"input_tokens": count})
+def _counted(body: RequestBody[MessagesFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    """Response body of /v1/messages/count_tokens."""
+    return {"input_tokens": len(prompt_of(llm, conversation_of(body, {}, counts=True), any_length=True))}
 
 
 ANTHROPIC = Api(
     "anthropic",
     {
-        "POST /v1/messages": Route(_messages, "Answer a conversation.", MESSAGE, NAMED_SSE.media_type),
-        "POST /v1/messages/count_tokens": Route(_count_tokens, "Count a conversation's tokens.", COUNT),
+        "POST /v1/messages": generating_route("Answer a conversation.", MESSAGE, MessageRequest.of, NAMED_SSE),
+        "POST /v1/messages/count_tokens": model_route("Count a conversation's tokens.", COUNT, _counted),
     },
     error_body,
     prefixes=("/v1/messages",),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta
 
 from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
-from pellucid.encoders.tasks import EncoderModel, embed
-from pellucid.engine.request import Request
+from pellucid.encoders.tasks import embed
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import NO_DETAILS, Api, ErrorDetails
@@ -18,8 +17,8 @@ from pellucid.serve.encoder_inputs import (
     VectorFormat,
     check_task,
     encoded_texts,
-    encoder_route,
     formatted,
+    model_route,
     prompt_of_purpose,
     truncating,
 )
@@ -178,77 +177,61 @@ class RankingFields(ModelFields, frozen=True, kw_only=True):
 RANKING = BodyType(RankingFields, BodyRules(ignored=frozenset({"user"}), only={"max_chunks_per_doc": 1}), required=())
 
 
-@dataclass(frozen=True)
-class RankingRequest:
-    """A request that ranks ``documents``, whose texts are ``texts``, with ``model``."""
+def ranked(
+    body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str, version: int = 1
+) -> dict[str, Any] | list[Any]:
+    """Response body of /rerank and /v1/rerank; of /v2/rerank with ``version`` 2 of Cohere's API.
 
-    fields: RankingFields
-    documents: Sequence[Document]
-    texts: Sequence[str]
-    model: EncoderModel
-    groups: Sequence[Request] = ()  # nothing is generated
-
-    @classmethod
-    def of(cls, body: RequestBody[RankingFields], llm: ServedModel) -> RankingRequest:
-        """Read a body. Raises InvalidRequest if a field is wrong or the model ranks nothing."""
-        fields = body.fields
-        plain = fields.texts is not None
-        name, other = ("texts", "documents") if plain else ("documents", "texts")
-        odd = [other, "return_documents" if plain else "return_text"]
-        odd += ["max_tokens_per_doc", "rank_fields"] if plain else []
-        for one in odd:
-            if getattr(fields, one) not in (None, False):
-                raise InvalidRequest(f"{one} does not go with {name}: leave it out")
-        documents: Any = fields.texts if plain else fields.documents
-        if documents is None:
-            raise InvalidRequest("documents is missing: the request must have it")
-        if not documents:
-            raise InvalidRequest(f"{name}=[]: must have at least one text")
-        documents = listed_texts(name, documents)
-        check_task(llm, *PAIR_TASKS)
-        texts = [_text(f"{name}[{at}]", one, fields.rank_fields) for at, one in enumerate(documents)]
-        if fields.max_tokens_per_doc is not None:
-            texts = [_shortened(llm, text, fields.max_tokens_per_doc) for text in texts]
-        model = truncating(llm, fields.truncate_prompt_tokens, side_of(fields.truncation_direction))
-        return cls(fields, documents, texts, model)
-
-    def answer(self, name: str, number: str, version: int = 1) -> dict[str, Any] | list[Any]:
-        """Compute the scores and return the response body of the model ``name``, for a ``version`` of Cohere's API."""
-        fields = self.fields
-        pairs = [(fields.query, text) for text in self.texts]
-        truncate = fields.truncate or fields.truncate_prompt_tokens is not None
-        scores, tokens = pair_scores(self.model, pairs, truncate, instruction=fields.instruction, raw=fields.raw_scores)
-        order = sorted(range(len(scores)), key=lambda at: -scores[at])[: fields.top_n]
-        if fields.texts is not None:
-            return [
-                {"index": at, "score": scores[at], **({"text": self.texts[at]} if fields.return_text else {})}
-                for at in order
-            ]
-        return {
-            "id": f"rerank-{number}",
-            "model": name,
-            "object": "list",
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            "results": [
-                {
-                    "index": at,
-                    "relevance_score": scores[at],
-                    **({"document": _object(self.documents[at])} if fields.return_documents else {}),
-                }
-                for at in order
-            ],
-            "meta": meta(version, tokens, search_units=-(-len(pairs) // SEARCH_UNIT)),
-        }
+    Raises:
+        InvalidRequest: a field is wrong, or the model ranks nothing.
+    """
+    fields, limit = body.fields, body.fields.truncate_prompt_tokens
+    documents = _documents(fields)
+    field = "documents" if fields.texts is None else "texts"
+    check_task(llm, *PAIR_TASKS)
+    texts = [_text(f"{field}[{at}]", one, fields.rank_fields) for at, one in enumerate(documents)]
+    if fields.max_tokens_per_doc is not None:
+        texts = [_shortened(llm, text, fields.max_tokens_per_doc) for text in texts]
+    model = truncating(llm, limit, side_of(fields.truncation_direction))
+    pairs, truncate = [(fields.query, text) for text in texts], fields.truncate or limit is not None
+    scores, tokens = pair_scores(model, pairs, truncate, instruction=fields.instruction, raw=fields.raw_scores)
+    order = sorted(range(len(scores)), key=lambda at: -scores[at])[: fields.top_n]
+    if fields.texts is not None:
+        return [
+            {"index": at, "score": scores[at], **({"text": texts[at]} if fields.return_text else {})} for at in order
+        ]
+    return {
+        "id": f"rerank-{number}",
+        "model": name,
+        "object": "list",
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "results": [
+            {
+                "index": at,
+                "relevance_score": scores[at],
+                **({"document": _object(documents[at])} if fields.return_documents else {}),
+            }
+            for at in order
+        ],
+        "meta": meta(version, tokens, search_units=-(-len(pairs) // SEARCH_UNIT)),
+    }
 
 
-def ranked(body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str) -> Any:
-    """Response body of /rerank and /v1/rerank."""
-    return RankingRequest.of(body, llm).answer(name, number)
-
-
-def ranked_v2(body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str) -> Any:
-    """Response body of /v2/rerank."""
-    return RankingRequest.of(body, llm).answer(name, number, 2)
+def _documents(fields: RankingFields) -> Sequence[Document]:
+    """The documents of a request, whose other fields are those of one server."""
+    plain = fields.texts is not None
+    name, other = ("texts", "documents") if plain else ("documents", "texts")
+    odd = [other, "return_documents" if plain else "return_text"]
+    odd += ["max_tokens_per_doc", "rank_fields"] if plain else []
+    for one in odd:
+        if getattr(fields, one) not in (None, False):
+            raise InvalidRequest(f"{one} does not go with {name}: leave it out")
+    documents: Any = fields.texts if plain else fields.documents
+    if documents is None:
+        raise InvalidRequest("documents is missing: the request must have it")
+    if not documents:
+        raise InvalidRequest(f"{name}=[]: must have at least one text")
+    return listed_texts(name, documents)
 
 
 def _text(where: str, document: Document, rank_fields: Sequence[str] | None) -> str:
@@ -278,9 +261,9 @@ def _shortened(llm: ServedModel, text: str, limit: int) -> str:
 COHERE = Api(
     "cohere",
     {
-        "POST /v1/embed": encoder_route("Vectors of texts.", EMBED_V1, embedded_v1),
-        "POST /v2/embed": encoder_route("Vectors of texts in several formats.", EMBED_V2, embedded_v2),
-        "POST /v2/rerank": encoder_route("Rank documents by a query.", RANKING, ranked_v2),
+        "POST /v1/embed": model_route("Vectors of texts.", EMBED_V1, embedded_v1),
+        "POST /v2/embed": model_route("Vectors of texts in several formats.", EMBED_V2, embedded_v2),
+        "POST /v2/rerank": model_route("Rank documents by a query.", RANKING, partial(ranked, version=2)),
     },
     error_body,
     prefixes=("/v2/",),

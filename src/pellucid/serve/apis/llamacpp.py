@@ -1,10 +1,10 @@
-"""llama.cpp's own paths: state, embedding, decisions; its completions are in ``llamacpp_completion.py``."""
+"""llama.cpp's paths: state, chat, embedding, decisions; its completions are in ``llamacpp_completion.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from msgspec import Meta
@@ -19,6 +19,7 @@ from pellucid.errors.messages import shown
 from pellucid.llm import LLM
 from pellucid.sample.options import Options
 from pellucid.serve.api import DATA_SSE, NO_DETAILS, Api, ClientCall, ErrorDetails, Route, StreamForm, json_response
+from pellucid.serve.apis import openai_chat, responses
 from pellucid.serve.apis.cohere import RANKING, ranked
 from pellucid.serve.apis.llamacpp_completion import (
     COMPLETION,
@@ -28,17 +29,26 @@ from pellucid.serve.apis.llamacpp_completion import (
     infill_request,
     prompts_of,
 )
-from pellucid.serve.apis.llamacpp_fields import BUILD, LLAMACPP_RULES, LlamaFields, settings_of
-from pellucid.serve.encoder_inputs import check_task, encoder_route
-from pellucid.serve.generation_response import Streaming, generation_response
+from pellucid.serve.apis.llamacpp_fields import BUILD, LLAMACPP_RULES, NO_LIMIT, RANDOM, settings_of, with_telemetry
+from pellucid.serve.apis.openai_chat import (
+    CHAT,
+    ChatRequest,
+    ConversationFields,
+    FunctionTool,
+    empty_chunk,
+    offered_tools,
+)
+from pellucid.serve.chat.chat_run import Conversation, template_input
+from pellucid.serve.chat.messages import MAX_TOOLS
+from pellucid.serve.encoder_inputs import check_task, model_route
+from pellucid.serve.generation_response import generating_route
 from pellucid.serve.json_schema import Schema, closed_object
 from pellucid.serve.live_requests import LiveRequest
+from pellucid.serve.openai_parts import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
 
-# Errors in llama.cpp's form: its types, and the HTTP status as the code.
-#
-# Source: ``format_error_response`` in llama.cpp's tools/server/server-common.cpp.
+# llama.cpp's own paths: state, embedding, decisions; its completions are in ``llamacpp_completion.py``.
 
 TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -132,50 +142,35 @@ class LlamaEmbeddingFields(ModelFields, frozen=True, kw_only=True):
 EMBEDDING = BodyType(LlamaEmbeddingFields, BodyRules(ignored=frozenset({"user"}), only={"encoding_format": "float"}))
 
 
-@dataclass(frozen=True)
-class LlamaEmbedding:
-    """A request for the vectors of ``prompts`` (token ids). ``norm`` is -1 (none), 0 (maximum) or p (p-norm)."""
+def llama_embedding(body: RequestBody[LlamaEmbeddingFields], llm: ServedModel, name: str, number: str) -> list[Any]:
+    """Response body of /embedding.
 
-    prompts: Sequence[list[int]]
-    norm: int
-    llm: ServedModel
+    A model without pooling has a vector for each token; llama.cpp does not normalise them either.
 
-    @classmethod
-    def of(cls, body: RequestBody[LlamaEmbeddingFields], llm: ServedModel) -> LlamaEmbedding:
-        """Read a body with ``content`` or ``input``.
-
-        Raises:
-            InvalidRequest: a field is wrong, or the model computes no vectors; the message names it.
-        """
-        check_task(llm, "embed", "tokens")
-        fields = body.fields
-        if fields.content is not None and fields.input is not None:
-            raise InvalidRequest("content and input are names of one field: remove one of the two")
-        name = "input" if fields.content is None else "content"
-        if body.raw.get(name) is None:
-            raise InvalidRequest("input is missing: the request must have it")
-        prompts, _ = prompts_of(llm, name, body.raw[name])
-        for at, one in enumerate(prompts):
-            if not one:
-                raise InvalidRequest(f"{name}[{at}] is empty: give at least one character")
-            if len(one) > llm.context:
-                raise ContextOverflow(f"{name}[{at}] has {len(one):,} tokens; the limit is {llm.context:,}: shorten it")
-        return cls(prompts, fields.embd_normalize, llm)
-
-    def answer(self) -> list[Any]:
-        """Compute the vectors and return the response body.
-
-        A model without pooling has a vector for each token; llama.cpp does not normalise them either.
-        """
-        if self.llm.spec.task == "tokens":
-            rows = token_vectors(self.llm, self.prompts)
-            return [{"index": at, "embedding": one.tolist()} for at, one in enumerate(rows)]
-        vectors = _normalised(embed(self.llm, self.prompts), self.norm)
-        return [{"index": at, "embedding": [vector]} for at, vector in enumerate(vectors.tolist())]
+    Raises:
+        InvalidRequest: a field is wrong, or the model computes no vectors; the message names it.
+    """
+    check_task(llm, "embed", "tokens")
+    fields = body.fields
+    if fields.content is not None and fields.input is not None:
+        raise InvalidRequest("content and input are names of one field: remove one of the two")
+    field = "input" if fields.content is None else "content"
+    if body.raw.get(field) is None:
+        raise InvalidRequest("input is missing: the request must have it")
+    prompts, _ = prompts_of(llm, field, body.raw[field])
+    for at, one in enumerate(prompts):
+        if not one:
+            raise InvalidRequest(f"{field}[{at}] is empty: give at least one character")
+        if len(one) > llm.context:
+            raise ContextOverflow(f"{field}[{at}] has {len(one):,} tokens; the limit is {llm.context:,}: shorten it")
+    if llm.spec.task == "tokens":
+        return [{"index": at, "embedding": one.tolist()} for at, one in enumerate(token_vectors(llm, prompts))]
+    vectors = _normalised(embed(llm, prompts), fields.embd_normalize)
+    return [{"index": at, "embedding": [vector]} for at, vector in enumerate(vectors.tolist())]
 
 
 def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
-    """Vectors (n, D), each divided by its norm."""
+    """Vectors (n, D), each divided by its norm: -1 (none), 0 (maximum) or p (p-norm)."""
     values = vectors.astype(np.float64)
     if norm < 0:
         return values
@@ -186,11 +181,6 @@ def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
         # The division above makes the largest component 1. Without it, high powers of small components underflow to 0.
         values /= (np.abs(values) ** norm).sum(axis=1, keepdims=True) ** (1 / norm)
     return values
-
-
-def llama_embedding(body: RequestBody[LlamaEmbeddingFields], llm: ServedModel, name: str, number: str) -> list[Any]:
-    """Response body of /embedding."""
-    return LlamaEmbedding.of(body, llm).answer()
 
 
 # /v1/systemone: typed questions about a state, each answered with a probability for each option.
@@ -284,21 +274,9 @@ def systemone(body: RequestBody[SystemOneFields], llm: ServedModel, name: str, n
     return {"model": name, "answers": decisions.as_dict(), "usage": usage}
 
 
-# llama.cpp's own paths: completion, infill, embedding, ranking, decisions. Its chat is in ``llamacpp_chat.py``.
+# llama.cpp's own paths: completion, infill, embedding, ranking, decisions. Its chat is in ``llamacpp.py``.
 
-L = TypeVar("L", bound=LlamaFields)
 EVENTS = StreamForm(DATA_SSE.media_type, DATA_SSE.encode)
-
-
-def _generates(
-    body_type: BodyType[L], read: Callable[[RequestBody[L], ServedModel], Streaming]
-) -> Callable[[ClientCall], Awaitable[Response]]:
-    async def run(call: ClientCall) -> Response:
-        body = await call.read(body_type)
-        name, stream = call.model(body.fields.model), EVENTS if body.fields.stream else None
-        return await generation_response(call, name, lambda llm: read(body, llm), stream)
-
-    return run
 
 
 async def _props(call: ClientCall) -> Response:
@@ -317,21 +295,116 @@ async def _slots(call: ClientCall) -> Response:
     return json_response(listed)
 
 
-COMPLETE = Route(_generates(COMPLETION, LlamaCompletion.of), "Continue a text.", COMPLETION, EVENTS.media_type)
-EMBED = encoder_route("Vectors of texts.", EMBEDDING, llama_embedding)
-RERANK = encoder_route("Rank documents by a query.", RANKING, ranked)
+COMPLETE = generating_route("Continue a text.", COMPLETION, LlamaCompletion.of, EVENTS)
+EMBED = model_route("Vectors of texts.", EMBEDDING, llama_embedding)
+RERANK = model_route("Rank documents by a query.", RANKING, ranked)
 LLAMACPP = Api(
     "llama.cpp",
     {
         "POST /completion": COMPLETE,
         "POST /completions": COMPLETE,
-        "POST /infill": Route(_generates(INFILL, infill_request), "Fill a gap in a text.", INFILL, EVENTS.media_type),
+        "POST /infill": generating_route("Fill a gap in a text.", INFILL, infill_request, EVENTS),
         "POST /embedding": EMBED,
         "POST /embeddings": EMBED,
         **{f"POST {path}": RERANK for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},
-        "POST /v1/systemone": encoder_route("Answer typed questions about a state.", SYSTEMONE, systemone),
+        "POST /v1/systemone": model_route("Answer typed questions about a state.", SYSTEMONE, systemone),
         "GET /props": Route(_props, "Properties of the server and a model."),
         "GET /slots": Route(_slots, "The running sequences."),
+    },
+    error_body,
+)
+
+
+# llama.cpp's chat: OpenAI's API with timings, and prompts rendered by the chat template.
+
+T = TypeVar("T")
+
+
+class TemplateFields(ConversationFields, frozen=True, kw_only=True):
+    """Fields of requests for the prompt of a conversation."""
+
+    tools: Annotated[Sequence[FunctionTool], Meta(max_length=MAX_TOOLS)] = ()
+    tool_choice: Literal["none", "auto", "required"] = "auto"
+
+
+LLAMA_CHAT = BodyType(
+    CHAT.struct, replace(OPENAI_RULES, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)}), required=()
+)
+TEMPLATE = BodyType(TemplateFields, BodyRules(ignored=frozenset({"tools[].function.strict"})))
+
+
+async def _result(call: ClientCall, function: Callable[[ServedModel, Conversation, bool], T]) -> T:
+    """Read a request's conversation, and return the result of ``function(model, conversation, begins)``.
+
+    ``begins`` is True if the prompt ends with the start of an answer.
+    """
+    body = await call.read(TEMPLATE)
+    fields = body.fields
+    name, continues_last = call.model(fields.model), fields.continue_final_message
+    begins = not continues_last if fields.add_generation_prompt is None else fields.add_generation_prompt
+    if begins and continues_last:
+        raise InvalidRequest("add_generation_prompt and continue_final_message are both true: remove one of the two")
+    tools, choice = offered_tools(fields.tools, fields.tool_choice, True)
+    conversation = Conversation(
+        body.raw["messages"],
+        {},
+        tools=tools,
+        choice=choice,
+        variables=fields.variables(),
+        continues_last=continues_last,
+    )
+    async with call.use(name) as llm:
+        return await run_in_threadpool(function, llm, conversation, begins)
+
+
+def rendered(llm: ServedModel, conversation: Conversation, begins: bool) -> str:
+    """The prompt as text, without the BOS token that /completion adds itself."""
+    tokenizer = llm.tokenizer
+    messages, variables = template_input(llm, conversation)
+    if conversation.continues_last:
+        text = tokenizer.decode(tokenizer.encode_chat(messages, **variables), skip_special=False)
+    else:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=begins, **variables)
+    added = tokenizer.encode("")
+    bos = tokenizer.decode(added[:1], skip_special=False) if added[:1] == [tokenizer.bos_id] else ""
+    return text.removeprefix(bos)
+
+
+def _count(llm: ServedModel, conversation: Conversation, begins: bool) -> int:
+    messages, variables = template_input(llm, conversation)
+    return len(llm.tokenizer.encode_chat(messages, add_generation_prompt=begins, **variables))
+
+
+async def _apply_template(call: ClientCall) -> Response:
+    return json_response({"prompt": await _result(call, rendered)})
+
+
+async def _input_tokens(call: ClientCall) -> Response:
+    return json_response({"object": "response.input_tokens", "input_tokens": await _result(call, _count)})
+
+
+async def _models(call: ClientCall) -> Response:
+    def meta(name: str) -> dict[str, Any]:
+        if (llm := call.models.llm(name)) is None:
+            return {}
+        return {"meta": {"n_vocab": llm.tokenizer.vocab_size, "n_ctx_train": llm.spec.context, "n_ctx": llm.context}}
+
+    entries = [{**openai_chat.model(call, name), **meta(name)} for name in call.models.names]
+    return json_response({"object": "list", "data": entries})
+
+
+COUNT = Route(_input_tokens, "Count a conversation's tokens.", TEMPLATE)
+LLAMACPP_CHAT = Api(
+    "llama.cpp chat",
+    {
+        "GET /models": Route(_models, "The models of this server."),
+        "POST /chat/completions": generating_route(
+            "Answer a conversation.", LLAMA_CHAT, with_telemetry(ChatRequest.of, empty_chunk, own=True), DATA_SSE
+        ),
+        "POST /chat/completions/input_tokens": COUNT,
+        "POST /v1/chat/completions/input_tokens": COUNT,
+        "POST /responses": responses.RESPONSES.routes["POST /v1/responses"],
+        "POST /apply-template": Route(_apply_template, "The prompt of a conversation, as a text.", TEMPLATE),
     },
     error_body,
 )

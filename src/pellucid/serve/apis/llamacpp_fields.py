@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pellucid
 from pellucid.engine.request import Request
@@ -18,9 +18,8 @@ from pellucid.sample.options import Options
 from pellucid.sample.step import SamplerStep, options_of, owners, steps
 from pellucid.sample.steps.penalties import MAX_ENTRIES as MOST_BIASED
 from pellucid.serve.api import Events
-from pellucid.serve.generation_options import MAX_BIAS, generation_options
+from pellucid.serve.generation_options import LLAMACPP, MAX_BIAS, generation_options
 from pellucid.serve.generation_response import Streaming
-from pellucid.serve.ignored_fields import LLAMACPP
 from pellucid.serve.request_body import BodyRules, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
@@ -223,6 +222,22 @@ class Telemetry:
                 single(request.groups, {"progress": "return_progress"}.get(name, name))
         nothing = not (self.timings or self.progress or self.own or self.verbose)
         return request if nothing else TelemetryRequest(self, request, blank, tokenizer)
+
+
+Blank: TypeAlias = Callable[[str, str], dict[str, Any]]
+
+
+def with_telemetry(
+    read: Callable[[RequestBody[Any], ServedModel], Streaming], blank: Blank, *, own: bool = False
+) -> Callable[[RequestBody[Any], ServedModel], Streaming]:
+    """``read``, whose requests have the telemetry that their bodies ask for."""
+
+    def read_with_telemetry(body: RequestBody[Any], llm: ServedModel) -> Streaming:
+        fields = body.fields
+        telemetry = Telemetry(fields.timings_per_token, fields.return_progress, own, fields.verbose)
+        return telemetry.wrap(read(body, llm), blank, llm.tokenizer)
+
+    return read_with_telemetry
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from pellucid.serve.api import NAMED_SSE, TOGETHER_SSE, Api, ClientCall, Route, 
 from pellucid.serve.apis.ollama_fields import capabilities
 from pellucid.serve.generation_response import generation_response
 from pellucid.serve.live_requests import HEADER
-from pellucid.serve.look.model_facts import state
-from pellucid.serve.look.queries import QUERIES
+from pellucid.serve.look.queries import QUERIES, state
 from pellucid.serve.look.token_events import LOOK_GENERATE, LookGeneration
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.serve.openai_parts import error_body

@@ -17,10 +17,9 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import joined
 from pellucid.serve.api import NO_DETAILS, ErrorDetails
-from pellucid.serve.chat.chat_style import chat_style
+from pellucid.serve.chat.chat_run import chat_style
 from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields
-from pellucid.serve.generation_options import LOGPROBS, checked_options, generation_options
-from pellucid.serve.ignored_fields import ignored_schema
+from pellucid.serve.generation_options import LOGPROBS, checked_options, generation_options, ignored_schema
 from pellucid.serve.json_schema import closed_object
 from pellucid.serve.openai_parts import chat_logprobs, receipt_field, scores_field
 from pellucid.serve.request_body import (

@@ -1,4 +1,4 @@
-"""/v1/chat/completions: answers a conversation with text, reasoning and tool calls."""
+"""OpenAI's API: models, and /v1/chat/completions, which answers with text, reasoning and tool calls."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
+from starlette.responses import Response
 
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.sample.logprobs import joined
+from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve.apis.llamacpp_fields import with_telemetry
+from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings, empty_event
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields, Tool, ToolChoice, tool_choice, tool_of
-from pellucid.serve.ignored_fields import ignored
+from pellucid.serve.encoder_inputs import model_route
+from pellucid.serve.generation_options import ignored
+from pellucid.serve.generation_response import generating_route
 from pellucid.serve.openai_parts import (
     OPENAI_RULES,
     REASONS,
     StreamOptions,
     chat_logprobs,
+    error_body,
     receipt_field,
     response_head,
     scores_field,
@@ -30,10 +37,7 @@ from pellucid.serve.openai_parts import (
 from pellucid.serve.request_body import BodyType, Choices, Fields, ModelFields, RequestBody, TopLogprobs
 from pellucid.serve.served_model import ServedModel
 
-# Tool choice and response format in OpenAI's two chat APIs.
-#
-# Chat completions nest the fields of a function in an object, ``{"type": "function", "function": {"name": "f"}}``. The
-# Responses API has the fields on the same level as the type, ``{"type": "function", "name": "f"}``.
+# /v1/chat/completions: answers a conversation with text, reasoning and tool calls.
 
 
 class FunctionName(Fields, frozen=True):
@@ -346,3 +350,37 @@ def offered_tools(
     """The tools that the model sees, and the tools that it may call."""
     functions = [tool_of(f"tools[{at}].function", one.function) for at, one in enumerate(tools)]
     return choice_of(functions, choice, parallel)
+
+
+# OpenAI's API: models, chat completions, text completions, embeddings.
+
+
+def model(call: ClientCall, name: str) -> dict[str, Any]:
+    """Entry of a list of models."""
+    return {"id": name, "object": "model", "created": call.models.created, "owned_by": "pellucid"}
+
+
+async def _models(call: ClientCall) -> Response:
+    return json_response({"object": "list", "data": [model(call, name) for name in call.models.names]})
+
+
+async def _one_model(call: ClientCall) -> Response:
+    return json_response(model(call, call.models.known(call.request.path_params["name"])))
+
+
+OPENAI = Api(
+    "openai",
+    {
+        "GET /v1/models": Route(_models, "The models of this server."),
+        "GET /v1/models/{name:path}": Route(_one_model, "A model of this server."),
+        "POST /v1/chat/completions": generating_route(
+            "Answer a conversation.", CHAT, with_telemetry(ChatRequest.of, empty_chunk), DATA_SSE
+        ),
+        "POST /v1/completions": generating_route(
+            "Continue a text.", COMPLETION, with_telemetry(CompletionRequest.of, empty_event), DATA_SSE
+        ),
+        "POST /v1/embeddings": model_route("Vectors of texts.", EMBEDDING, embeddings),
+    },
+    error_body,
+    prefixes=("/",),
+)

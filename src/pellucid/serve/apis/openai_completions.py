@@ -304,50 +304,33 @@ EMBEDDING = BodyType(
 )
 
 
-@dataclass(frozen=True)
-class EmbeddingRequest:
-    """A request for the vectors of ``encoded`` texts, each with ``width`` components in the number format ``form``."""
+def embeddings(body: RequestBody[EmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    """Response body of /v1/embeddings.
 
-    fields: EmbeddingFields
-    encoded: Sequence[list[int]]
-    width: int
-    form: VectorFormat
-    llm: ServedModel
-    groups: Sequence[Request] = ()  # nothing is generated
-
-    @classmethod
-    def of(cls, body: RequestBody[EmbeddingFields], llm: ServedModel) -> EmbeddingRequest:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-            ContextOverflow: a text is too long for the model.
-        """
-        check_task(llm, "embed")
-        fields = body.fields
-        truncate = fields.truncate or fields.truncate_prompt_tokens is not None
-        encoded = encoded_texts(
-            truncating(llm, fields.truncate_prompt_tokens),
-            listed_inputs("input", fields.input),
-            truncate,
-            _prompt(llm, fields),
-        )
-        return cls(fields, encoded, vector_width(llm, fields.dimensions), _form(fields), llm)
-
-    def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Compute the vectors and return the response body of the model ``name``."""
-        fields = self.fields
-        vectors = of_unit_length(self.llm, embed(self.llm, self.encoded, self.width), "normalized", fields.normalized)
-        tokens = sum(map(len, self.encoded))
-        return {
-            "object": "list",
-            "model": name,
-            "data": [
-                {"object": "embedding", "index": at, "embedding": vector}
-                for at, vector in enumerate(formatted(vectors, self.form))
-            ],
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        }
+    Raises:
+        InvalidRequest: a field is wrong; the message names it.
+        ContextOverflow: a text is too long for the model.
+    """
+    check_task(llm, "embed")
+    fields, limit = body.fields, body.fields.truncate_prompt_tokens
+    encoded = encoded_texts(
+        truncating(llm, limit),
+        listed_inputs("input", fields.input),
+        fields.truncate or limit is not None,
+        _prompt(llm, fields),
+    )
+    width, form = vector_width(llm, fields.dimensions), _form(fields)
+    vectors = of_unit_length(llm, embed(llm, encoded, width), "normalized", fields.normalized)
+    tokens = sum(map(len, encoded))
+    return {
+        "object": "list",
+        "model": name,
+        "data": [
+            {"object": "embedding", "index": at, "embedding": vector}
+            for at, vector in enumerate(formatted(vectors, form))
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
 
 
 def _form(fields: EmbeddingFields) -> VectorFormat:
@@ -362,8 +345,3 @@ def _prompt(llm: ServedModel, fields: EmbeddingFields) -> str:
     if len(given) > 1:
         raise InvalidRequest(f"{given[0]} and {given[1]} both choose the prompt: remove one of the two")
     return prompt_of_name(llm, fields.prompt_name) or prompt_of_purpose(llm, fields.input_type or fields.task)
-
-
-def embeddings(body: RequestBody[EmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /v1/embeddings."""
-    return EmbeddingRequest.of(body, llm).answer(name, number)

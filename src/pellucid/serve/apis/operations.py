@@ -18,8 +18,10 @@ from pellucid.serve.api import Api, ClientCall, Route, json_response, known_apis
 from pellucid.serve.apis.tei import tokens_of
 from pellucid.serve.chat.chat_run import Conversation, prompt_of
 from pellucid.serve.chat.messages import ChatMessage
+from pellucid.serve.encoder_inputs import model_route
 from pellucid.serve.openai_parts import error_body
-from pellucid.serve.request_body import BodyType, ModelFields, Texts, TokenId, listed_texts
+from pellucid.serve.request_body import BodyType, ModelFields, RequestBody, Texts, TokenId, listed_texts
+from pellucid.serve.served_model import ServedModel
 
 # OpenAPI 3.1 document of the server.
 
@@ -200,15 +202,12 @@ def _piece(data: bytes) -> str | list[int]:
         return list(data)
 
 
-async def _detokenize(call: ClientCall) -> Response:
-    fields = (await call.read(DETOKENIZE)).fields
-    name, tokens = call.model(fields.model), fields.tokens
-    async with call.use(name) as llm:
-        size = llm.inputs.vocabulary
-        if any(token >= size for token in tokens):
-            raise InvalidRequest(f"tokens={brief(tokens)}: must be a list of token ids below {size:,}")
-        text = await run_in_threadpool(lambda: llm.tokenizer.decode(tokens, skip_special=False))
-        return json_response({"prompt": text, "content": text})
+def _detokenized(body: RequestBody[DetokenizeFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    tokens, size = body.fields.tokens, llm.inputs.vocabulary
+    if any(token >= size for token in tokens):
+        raise InvalidRequest(f"tokens={brief(tokens)}: must be a list of token ids below {size:,}")
+    text = llm.tokenizer.decode(tokens, skip_special=False)
+    return {"prompt": text, "content": text}
 
 
 async def _metrics(call: ClientCall) -> Response:
@@ -245,7 +244,7 @@ OPERATIONS = Api(
         "GET /openapi.json": Route(_openapi, "This document."),
         "GET /tokenizer_info": Route(_tokenizer_info, "Facts about a model's tokenizer."),
         "POST /tokenize": Route(_tokenize, "The tokens of a text.", TOKENIZE),
-        "POST /detokenize": Route(_detokenize, "The text of tokens.", DETOKENIZE),
+        "POST /detokenize": model_route("The text of tokens.", DETOKENIZE, _detokenized),
     },
     error_body,
 )

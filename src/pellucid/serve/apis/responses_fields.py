@@ -20,8 +20,7 @@ from pellucid.serve.chat.messages import (
     joined_texts,
     tool_of,
 )
-from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
-from pellucid.serve.ignored_fields import ignored
+from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options, ignored
 from pellucid.serve.request_body import BodyRules, BodyType, Count, Fields, ModelFields, RequestBody
 from pellucid.serve.response_store import OwnResponses
 from pellucid.serve.served_model import ServedModel

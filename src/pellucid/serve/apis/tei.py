@@ -20,8 +20,8 @@ from pellucid.serve.api import NO_DETAILS, Api, ClientCall, ErrorDetails, Route,
 from pellucid.serve.encoder_inputs import (
     check_task,
     encoded_texts,
-    encoder_route,
     listed_inputs,
+    model_route,
     of_unit_length,
     prompt_of_name,
     truncating,
@@ -114,13 +114,8 @@ class PredictFields(TruncationFields, frozen=True, kw_only=True):
 PREDICT = BodyType(PredictFields)
 
 
-def predicted(body: RequestBody[PredictFields], llm: ServedModel, name: str, number: str) -> list[Any]:
-    """Response body of /predict."""
-    return labels_of(body.fields, llm)
-
-
 def labels_of(fields: PredictFields, llm: EncoderModel) -> list[Any]:
-    """The labels of the inputs of a request with their scores, the highest first."""
+    """Response body of /predict: the labels of each input with their scores, the highest first."""
     check_task(llm, "classify")
     texts, single = _pairs(fields.inputs)
     parameters = fields.parameters or LabelParameters()
@@ -186,36 +181,21 @@ EMBED_OTHERS = BodyType(VectorInputFields)
 SIMILARITY = BodyType(SimilarityFields)
 
 
-def embedded(body: RequestBody[TeiEmbeddingFields], llm: ServedModel, name: str, number: str) -> list[Any]:
-    """Response body of /embed: a vector for each text."""
-    return vectors_of(body.fields, llm)
-
-
 def vectors_of(fields: TeiEmbeddingFields, llm: EncoderModel) -> list[Any]:
-    """The vectors of the texts of a request, as lists."""
+    """Response body of /embed: a vector for each text."""
     check_task(llm, "embed")
     vectors = embed(llm, _encoded(fields, llm), fields.dimensions)
     return list(of_unit_length(llm, vectors, "normalize", fields.normalize).tolist())
 
 
-def embedded_all(body: RequestBody[VectorInputFields], llm: ServedModel, name: str, number: str) -> list[Any]:
-    """Response body of /embed_all: for each text the vectors of its tokens."""
-    return token_vectors_of(body.fields, llm)
-
-
 def token_vectors_of(fields: VectorInputFields, llm: EncoderModel) -> list[Any]:
-    """The vectors of the tokens of each text of a request, as lists."""
+    """Response body of /embed_all: for each text the vectors of its tokens."""
     check_task(llm, "tokens")
     return [one.tolist() for one in token_vectors(llm, _encoded(fields, llm))]
 
 
-def embedded_sparse(body: RequestBody[VectorInputFields], llm: ServedModel, name: str, number: str) -> list[Any]:
-    """Response body of /embed_sparse: for each text its token ids with a weight."""
-    return sparse_vectors_of(body.fields, llm)
-
-
 def sparse_vectors_of(fields: VectorInputFields, llm: EncoderModel) -> list[Any]:
-    """The sparse vectors of the texts of a request, as lists of indices and values."""
+    """Response body of /embed_sparse: for each text its token ids with a weight."""
     check_task(llm, "sparse")
     found = sparse(llm, _encoded(fields, llm))
     return [[{"index": token, "value": value} for token, value in one.items()] for one in found]
@@ -361,6 +341,13 @@ def tokens_of(
 # The API of Hugging Face's text-embeddings-inference. /rerank and /tokenize are shared with other APIs.
 
 
+def of_fields(
+    answer: Callable[[Any, ServedModel], list[Any]],
+) -> Callable[[RequestBody[Any], ServedModel, str, str], list[Any]]:
+    """The response that ``answer`` computes from the fields of a body and the model."""
+    return lambda body, llm, name, number: answer(body.fields, llm)
+
+
 async def _info(call: ClientCall) -> Response:
     """Facts about the model that the query names; by default the server's first model."""
     name = call.queried_model()
@@ -371,13 +358,13 @@ async def _info(call: ClientCall) -> Response:
 TEI = Api(
     "text-embeddings-inference",
     {
-        "POST /": encoder_route("The request of the model's task.", ANY_TASK, answered),
-        "POST /embed": encoder_route("Vectors of texts.", EMBED, embedded),
-        "POST /embed_all": encoder_route("Vectors of the tokens of texts.", EMBED_OTHERS, embedded_all),
-        "POST /embed_sparse": encoder_route("Sparse vectors of texts.", EMBED_OTHERS, embedded_sparse),
-        "POST /predict": encoder_route("Scores of the labels of texts.", PREDICT, predicted),
-        "POST /similarity": encoder_route("Cosines of a text and others.", SIMILARITY, similarities),
-        "POST /decode": encoder_route("The texts of token ids.", DECODE, decoded),
+        "POST /": model_route("The request of the model's task.", ANY_TASK, answered),
+        "POST /embed": model_route("Vectors of texts.", EMBED, of_fields(vectors_of)),
+        "POST /embed_all": model_route("Vectors of the tokens of texts.", EMBED_OTHERS, of_fields(token_vectors_of)),
+        "POST /embed_sparse": model_route("Sparse vectors of texts.", EMBED_OTHERS, of_fields(sparse_vectors_of)),
+        "POST /predict": model_route("Scores of the labels of texts.", PREDICT, of_fields(labels_of)),
+        "POST /similarity": model_route("Cosines of a text and others.", SIMILARITY, similarities),
+        "POST /decode": model_route("The texts of token ids.", DECODE, decoded),
         "GET /info": Route(_info, "Facts about a model."),
     },
     error_body,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
-from pellucid.encoders.tasks import EncoderModel, classify, embed, token_vectors
+from pellucid.encoders.tasks import classify, embed, token_vectors
 from pellucid.engine.encoder_inputs import EncoderInput
-from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.model.outputs import Task, scores_of
 from pellucid.serve.api import Api
-from pellucid.serve.encoder_inputs import check_task, encoded_texts, encoder_route, formatted, listed_inputs, truncating
+from pellucid.serve.encoder_inputs import check_task, encoded_texts, formatted, listed_inputs, model_route, truncating
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import (
     PLAIN_RULES,
@@ -152,60 +150,40 @@ class ScoreFields(ModelFields, frozen=True, kw_only=True):
 SCORE = BodyType(ScoreFields, PLAIN_RULES)
 
 
-@dataclass(frozen=True)
-class ScoreRequest:
-    """A request for the relevance of the second text to the first text of each pair."""
-
-    fields: ScoreFields
-    pairs: Sequence[tuple[str, str]]
-    model: EncoderModel
-    groups: Sequence[Request] = ()  # nothing is generated
-
-    @classmethod
-    def of(cls, body: RequestBody[ScoreFields], llm: ServedModel) -> ScoreRequest:
-        """Read a body. Raises InvalidRequest if a field is wrong or the model compares no texts."""
-        fields = body.fields
-        first, second = listed_texts("text_1", fields.text_1), listed_texts("text_2", fields.text_2)
-        for name, texts in (("text_1", first), ("text_2", second)):
-            if not texts:
-                raise InvalidRequest(f"{name}=[]: must have at least one text")
-        if len(first) not in (1, len(second)):
-            raise InvalidRequest(
-                f"text_1 has {len(first):,} texts and text_2 has {len(second):,}: give text_1 one text, or as many "
-                "as text_2"
-            )
-        check_task(llm, *PAIR_TASKS)
-        pairs = list(zip(first if len(first) > 1 else [first[0]] * len(second), second))
-        return cls(fields, pairs, truncating(llm, fields.truncate_prompt_tokens))
-
-    def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Compute the scores and return the response body of the model ``name``."""
-        fields = self.fields
-        scores, tokens = pair_scores(
-            self.model,
-            self.pairs,
-            fields.truncate_prompt_tokens is not None,
-            instruction=fields.instruction,
-            raw=not fields.use_activation,
-        )
-        return listed("score", number, name, [{"object": "score", "score": one} for one in scores], tokens)
-
-
 def scored(body: RequestBody[ScoreFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /score."""
-    return ScoreRequest.of(body, llm).answer(name, number)
+    """Response body of /score: the relevance of the second text to the first text of each pair.
+
+    Raises:
+        InvalidRequest: a field is wrong, or the model compares no texts.
+    """
+    fields, limit = body.fields, body.fields.truncate_prompt_tokens
+    first, second = listed_texts("text_1", fields.text_1), listed_texts("text_2", fields.text_2)
+    for field, texts in (("text_1", first), ("text_2", second)):
+        if not texts:
+            raise InvalidRequest(f"{field}=[]: must have at least one text")
+    if len(first) not in (1, len(second)):
+        raise InvalidRequest(
+            f"text_1 has {len(first):,} texts and text_2 has {len(second):,}: give text_1 one text, or as many "
+            "as text_2"
+        )
+    check_task(llm, *PAIR_TASKS)
+    pairs = list(zip(first if len(first) > 1 else [first[0]] * len(second), second))
+    scores, tokens = pair_scores(
+        truncating(llm, limit), pairs, limit is not None, instruction=fields.instruction, raw=not fields.use_activation
+    )
+    return listed("score", number, name, [{"object": "score", "score": one} for one in scores], tokens)
 
 
 # vLLM's API for encoders: scores of pairs, labels, and what a model makes.
 
-SCORES = encoder_route("The relevance of pairs of texts.", SCORE, scored)
+SCORES = model_route("The relevance of pairs of texts.", SCORE, scored)
 VLLM = Api(
     "vllm",
     {
         "POST /score": SCORES,
         "POST /v1/score": SCORES,
-        "POST /classify": encoder_route("Scores of the labels of texts.", CLASSIFICATION, classified),
-        "POST /pooling": encoder_route("What a model makes of texts.", POOLING, pooled),
+        "POST /classify": model_route("Scores of the labels of texts.", CLASSIFICATION, classified),
+        "POST /pooling": model_route("What a model makes of texts.", POOLING, pooled),
     },
     error_body,
 )

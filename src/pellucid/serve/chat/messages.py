@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.ignored_fields import ignored
+from pellucid.serve.generation_options import ignored
 from pellucid.serve.request_body import Fields
 from pellucid.tokenize.chat.conversation import conversation
 

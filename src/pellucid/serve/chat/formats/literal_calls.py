@@ -1,11 +1,11 @@
-"""Formats of tool calls as JSON objects: Hermes, Qwen 2.5 and 3, Llama 3, Mistral, Cohere, Kimi, DeepSeek and
-others."""
+"""Formats of tool calls by their literals. The arguments are a JSON object, or have tags of their own."""
 
 from __future__ import annotations
 
-from pellucid.serve.chat.call_format import JsonCalls
+from pellucid.serve.chat.call_format import JsonCalls, TaggedCalls
 
-# Hermes, Qwen2.5, Qwen3, Granite 4, SmolLM3: a JSON object in <tool_call> tags.
+# Formats of tool calls as JSON objects: Hermes, Qwen 2.5 and 3, Llama 3, Mistral, Cohere, Kimi, DeepSeek and
+# others.
 
 HERMES = JsonCalls(
     "hermes",
@@ -129,4 +129,72 @@ DEEPSEEK_V31 = JsonCalls(
     middle="<｜tool▁sep｜>",
     after="<｜tool▁call▁end｜>",
     end="<｜tool▁calls▁end｜>",
+)
+
+
+# Formats of tool calls as functions and parameters in tags: Qwen3-Coder, GLM 4.5, MiniMax M2 and others.
+
+QWEN3_CODER = TaggedCalls(
+    "qwen3-coder",
+    marks=("<tool_call>", "<function=", "<parameter="),
+    trigger="<tool_call>",
+    before="<tool_call>\n<function=",
+    middle=">\n",
+    before_key="<parameter=",
+    after_key=">\n",
+    after_value="\n</parameter>\n",
+    after="</function>\n</tool_call>",
+    between="\n",
+)
+SEED_OSS = TaggedCalls(
+    "seed-oss",
+    marks=("<seed:tool_call>",),
+    trigger="<seed:tool_call>",
+    before="<seed:tool_call>\n<function=",
+    middle=">\n",
+    before_key="<parameter=",
+    after_key=">",
+    after_value="</parameter>\n",
+    after="</function>\n</seed:tool_call>",
+    between="\n",
+)
+
+
+# GLM 4.5 to 4.7: a name, then keys and values in tags. One form has line breaks, the other has none.
+
+GLM = TaggedCalls(
+    "glm",
+    trigger="<tool_call>",
+    before="<tool_call>",
+    middle="\n",
+    before_key="<arg_key>",
+    after_key="</arg_key>\n<arg_value>",
+    after_value="</arg_value>\n",
+    after="</tool_call>",
+    between="\n",
+)
+GLM_DENSE = TaggedCalls(
+    "glm-dense",
+    trigger="<tool_call>",
+    before="<tool_call>",
+    before_key="<arg_key>",
+    after_key="</arg_key><arg_value>",
+    after_value="</arg_value>",
+    after="</tool_call>",
+)
+
+
+# MiniMax M2: functions and parameters in tags. The names are attributes of the tags.
+
+MINIMAX = TaggedCalls(
+    "minimax",
+    trigger="<minimax:tool_call>",
+    begin="<minimax:tool_call>\n",
+    before='<invoke name="',
+    middle='">\n',
+    before_key='<parameter name="',
+    after_key='">',
+    after_value="</parameter>\n",
+    after="</invoke>\n",
+    end="</minimax:tool_call>",
 )
