@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
-from pellucid.tokenize.files.json_model import JsonModelReader
 from pellucid.tokenize.files.sentencepiece import WORD, SentencePieceParts
-from pellucid.tokenize.kind import Kind
+from pellucid.tokenize.kind import JsonModelReader, Kind, TokenizerModel, without_token
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.decode_steps import StepDecoder, WordPieceStep
 from pellucid.tokenize.stages.normalize import Bert
 from pellucid.tokenize.stages.postprocess import A, B, Template
 from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, BERT, PreTokenizer, Split
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
@@ -85,7 +83,7 @@ class WordPiece(TokenizerModel):
         """The compiled form."""
         import numpy as np
 
-        from pellucid.kernels.text import wordpiece as text_wordpiece
+        from pellucid.kernels.text import segment
         from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
         from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces
 
@@ -103,8 +101,8 @@ class WordPiece(TokenizerModel):
             "unknown": self._unknown,
             "longest": self._longest,
         }
-        scratch_bytes = text_wordpiece.scratch_bytes
-        return CompiledModel(self.kernel, text_wordpiece.WordPieceRecord, scratch_bytes, lengths, known)
+        scratch_bytes = segment.wordpiece_scratch_bytes
+        return CompiledModel(self.kernel, segment.WordPieceRecord, scratch_bytes, lengths, known)
 
 
 def from_json(parts: TokenizerJson) -> WordPiece:
