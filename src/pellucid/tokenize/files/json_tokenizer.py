@@ -26,9 +26,9 @@ from pellucid.tokenize.files.json_components import (
     prepend_scheme,
     unspelled,
 )
+from pellucid.tokenize.files.json_model import JsonModelReader
 from pellucid.tokenize.files.sidecar import Sidecar, parse_json
 from pellucid.tokenize.files.tokenizer_json import ComponentReader, Json, TokenizerJson, read_steps
-from pellucid.tokenize.kind import JsonModelReader, TokenizerModel
 from pellucid.tokenize.stages import normalize
 from pellucid.tokenize.stages.decode import Decoder
 from pellucid.tokenize.stages.decode_steps import (
@@ -47,6 +47,7 @@ from pellucid.tokenize.stages.decode_steps import (
 from pellucid.tokenize.stages.normalize import Replace
 from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens, PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType
 
 # The decoder of a ``tokenizer.json``: the step for each ``type``, in the order of the file.

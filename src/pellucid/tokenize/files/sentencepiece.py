@@ -22,13 +22,13 @@ from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.files.sidecar import Json, Sidecar
 from pellucid.tokenize.files.tokenizer_json import SEPARATOR
-from pellucid.tokenize.kind import TokenizerModel
 from pellucid.tokenize.stages.decode import SentencePieceDecoder
 from pellucid.tokenize.stages.normalize import Normalizer, sequence
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, SentencePieceNormalizer
 from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens, PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 MAX_PIECES = 1 << 22

@@ -18,13 +18,15 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
-from pellucid.tokenize.kind import JsonModelReader, Kind, TokenizerModel, known_pre
+from pellucid.tokenize.files.json_model import JsonModelReader
+from pellucid.tokenize.kind import Kind, known_pre
 from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, merge, merge_spans
 from pellucid.tokenize.patterns.published import GGUF_PRE
 from pellucid.tokenize.stages.decode import byte_letters
 from pellucid.tokenize.stages.decode_steps import ByteLevelStep, StepDecoder
 from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split, Stage
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:

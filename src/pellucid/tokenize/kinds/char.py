@@ -12,11 +12,12 @@ from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sentencepiece import CHAR, SentencePieceParts
 from pellucid.tokenize.files.sidecar import Sidecar
 from pellucid.tokenize.files.tokenizer_classes import extra_pieces
-from pellucid.tokenize.kind import Kind, TokenizerModel
+from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.stages.decode import BytesDecoder
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens, PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 # Characters, SentencePiece's CHAR: a character becomes its piece, the pieces of its bytes, or the unknown token.

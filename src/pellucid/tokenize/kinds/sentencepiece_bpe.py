@@ -17,8 +17,9 @@ from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
+from pellucid.tokenize.files.json_model import JsonModelReader
 from pellucid.tokenize.files.sentencepiece import BPE, SentencePieceParts
-from pellucid.tokenize.kind import JsonModelReader, Kind
+from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.kinds import byte_bpe
 from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, explain_merges
 from pellucid.tokenize.kinds.char import Affixes, Chars

@@ -17,9 +17,11 @@ from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
+from pellucid.tokenize.files.json_model import JsonModelReader
 from pellucid.tokenize.files.sentencepiece import UNIGRAM, SentencePieceFile, SentencePieceParts, from_spec
-from pellucid.tokenize.kind import JsonModelReader, Kind, TokenizerModel, without_token
+from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:

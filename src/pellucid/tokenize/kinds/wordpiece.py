@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults
+from pellucid.tokenize.files.json_model import JsonModelReader
 from pellucid.tokenize.files.sentencepiece import WORD, SentencePieceParts
-from pellucid.tokenize.kind import JsonModelReader, Kind, TokenizerModel, without_token
+from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.decode_steps import StepDecoder, WordPieceStep
 from pellucid.tokenize.stages.normalize import Bert
 from pellucid.tokenize.stages.postprocess import A, B, Template
 from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, BERT, PreTokenizer, Split
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
