@@ -3,7 +3,7 @@
 ``load_tokenizer(...)`` returns a :class:`Tokenizer`. A text passes through its stages in this order:
 
     stage           file                    in → out
-    added tokens    stages/added_tokens.py  raw text → text and added tokens, which are matched whole
+    added tokens    stages/pretokenize.py   raw text → text and added tokens, which are matched whole
     normalizer      stages/normalize.py     text → text (stages/precompiled_charsmap.py: SentencePiece's rules)
     pre-tokenizer   stages/pretokenize.py   text → pre-tokens (patterns/published.py: the published patterns)
     model           kinds/                  pre-token → ids, the kinds of vocabulary

@@ -31,11 +31,10 @@ from pellucid.tokenize.compiled.compiled_pipeline import (
 from pellucid.tokenize.compiled.rewrite_table import RewriteTable, form_table, rewrite_tables
 from pellucid.tokenize.encoding import Columns
 from pellucid.tokenize.patterns.automaton import automaton
-from pellucid.tokenize.stages.added_tokens import AddedTokens
 from pellucid.tokenize.stages.aligned import AlignedText, without_surrogates
 from pellucid.tokenize.stages.character_map import places_of
 from pellucid.tokenize.stages.normalize import Normalizer, Replace, Sequential
-from pellucid.tokenize.stages.pretokenize import NormalizeStep, Split, Stage
+from pellucid.tokenize.stages.pretokenize import AddedTokens, NormalizeStep, Split, Stage
 from pellucid.tokenize.tokenizer_model import TokenizerModel
 
 if TYPE_CHECKING:

@@ -14,11 +14,10 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.stages.added_tokens import AddedTokens
 from pellucid.tokenize.stages.aligned import AlignedText, without_surrogates
 from pellucid.tokenize.stages.decode import Decoder
 from pellucid.tokenize.stages.postprocess import Template, Trim
-from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, PreTokenizer
+from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, AddedTokens, PreTokenizer
 from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import Vocabulary
 

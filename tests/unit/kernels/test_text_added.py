@@ -1,4 +1,4 @@
-"""The kernel "text.added" cuts out the same tokens as ``tokenize/stages/added_tokens.py``."""
+"""The kernel "text.added" cuts out the same tokens as ``tokenize/stages/pretokenize.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pellucid.tokenize.compiled.compiled_pipeline import AddedTokenStage
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
-from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
+from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens
 
 Span = tuple[int, int]
 

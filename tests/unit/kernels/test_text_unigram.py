@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.encoded import ids_of
 
 from pellucid.kernels.text.pieces import KEPT_BYTES, LONG_BYTES
-from pellucid.kernels.text.unigram import RESET
+from pellucid.kernels.text.segment import RESET
 from pellucid.tokenize.compiled.compiled_pipeline import CompiledPipeline
 from pellucid.tokenize.kinds import unigram
 from pellucid.tokenize.kinds.unigram import Unigram, rounded

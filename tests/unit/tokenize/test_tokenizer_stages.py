@@ -12,9 +12,8 @@ from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.kinds.wordpiece import WordPiece
 from pellucid.tokenize.merges import ScoreRanks
 from pellucid.tokenize.patterns.published import GGUF_PRE
-from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.normalize import Bert, Lowercase
-from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer, Split
+from pellucid.tokenize.stages.pretokenize import BERT, AddedToken, AddedTokens, PreTokenizer, Split
 
 
 def cutting(name: str) -> PreTokenizer:

@@ -6,7 +6,7 @@ so the entries of a block of pre-tokens are prefetched before the first entry is
 concatenated; the kernel also writes the number of ids of each text.
 
 A pre-token may stand for an id that is already known (an added token): its end is then -1 - id. The parts of a cut
-pre-token (``text/apart.py``) have the flag PART in their ends if their ids may differ from the ids of a whole
+pre-token (``text/cut.py``) have the flag PART in their ends if their ids may differ from the ids of a whole
 pre-token with the same text.
 
 A kernel's file builds its body with :func:`pieces_body` from a function that computes the ids of one pre-token.

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import Record
-from pellucid.kernels.text import added as text_added
-from pellucid.kernels.text import apart as text_apart
+from pellucid.kernels.text import cut as text_cut
 from pellucid.kernels.text import merge as text_merge
 from pellucid.kernels.text import normalize as text_normalize
 from pellucid.kernels.text import pieces as text_pieces
@@ -29,7 +28,7 @@ from pellucid.tokenize.stages.aligned import GROWTH_EXTRA
 
 # The stages of a tokenizer as compiled code: each stage cuts spans of texts into smaller spans, or changes the texts.
 #
-# The results equal the results of ``stages/added_tokens.py``, ``stages/normalize.py`` and ``stages/pretokenize.py``,
+# The results equal the results of ``stages/normalize.py`` and ``stages/pretokenize.py``,
 # which run in Python. A stage is a kernel with the fields of its record.
 
 
@@ -99,7 +98,7 @@ class AddedTokenStage(CutStage):
         tree, starts = tables.PieceTree.of(tokens), np.zeros(256, np.uint8)
         starts[[token[0] for token in tokens]] = 1
         fields = {"starts": starts, "slots": tree.slots, "ids": tree.ids, "emitted": emitted}
-        self._kernel = Call(KernelKey("text.added"), text_added.AddedRecord, **fields)
+        self._kernel = Call(KernelKey("text.added"), text_cut.AddedRecord, **fields)
 
 
 class SeparateStage(CutStage):
@@ -109,10 +108,10 @@ class SeparateStage(CutStage):
         pairs = neighbours.pairs
         table, mask = tables.slots(len(pairs), 1)
         fields = {"slots": table, "mask": mask}
-        tables.run("text.neighbours", text_apart.NeighboursRecord, pairs=pairs, count=len(pairs), **fields)
+        tables.run("text.neighbours", text_cut.NeighboursRecord, pairs=pairs, count=len(pairs), **fields)
         common, together = neighbours.most_common()
         fields |= {"common": common, "together": together, "flags": neighbours.flags, "marked": int(marked)}
-        self._kernel = Call(KernelKey("text.apart", everywhere=neighbours.everywhere), text_apart.ApartRecord, **fields)
+        self._kernel = Call(KernelKey("text.apart", everywhere=neighbours.everywhere), text_cut.ApartRecord, **fields)
 
 
 # Maximum growth of a span in a compiled stage: output bytes for each input byte. If a span grows more, Python runs the

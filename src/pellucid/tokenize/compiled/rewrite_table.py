@@ -19,10 +19,11 @@ from pellucid.tokenize.compiled.tables import PairTable
 from pellucid.tokenize.patterns.oniguruma import parse
 from pellucid.tokenize.patterns.tree import sets
 from pellucid.tokenize.stages import normalize
+from pellucid.tokenize.stages.character_map import CharacterMap
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.normalize import Form, Normalizer
 from pellucid.tokenize.stages.precompiled_charsmap import PrecompiledNormalizer, SentencePieceNormalizer
-from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
+from pellucid.tokenize.unicode import CODES, letters, members, singles, small_letters, union
 
 # Tables of a Unicode normalization form, for compiled code (``kernels/text/normalize.py``).
 #
@@ -198,9 +199,11 @@ def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form
         return None
     if isinstance(stage, normalize.Normalize):
         return [stage.form]
+    if isinstance(stage, normalize.Bert):
+        return [_Step(_bert_changes(stage))]
+    if len(stage.rewrites) == 1 and isinstance(only := stage.rewrites[0], CharacterMap):
+        return [_Step(dict(only.targets))]
     if isinstance(stage, normalize.Replace):
-        if not stage.is_pattern and len(stage.old) == 1:
-            return [_Step({ord(stage.old): stage.new})]
         if stage == normalize.Replace(r"\s+", " ", is_pattern=True):
             codes = (code for low, high in sets(parse(r"\s"))[0] for code in range(low, high + 1))
             return [_Step(dict.fromkeys(codes, " "), collapse=True)]
@@ -209,33 +212,22 @@ def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form
         return [_precompiled(stage)]
     if isinstance(stage, SentencePieceNormalizer):
         return _sentencepiece(stage)
-    touched = _changed_sets(stage)
-    return None if touched is None else [_Step(_changes(stage, touched))]
+    return None
 
 
-def _changed_sets(stage: Normalizer) -> list[Ranges] | None:
-    """The characters that a normalizer changes, if each replacement depends on the character alone; else None."""
-    small = singles(small_letters())
-    bert = ("text.normalized", "bert.dropped", "bert.marks", "White_Space")
-    return {
-        normalize.Lowercase: [small],
-        normalize.StripAccents: [members("text.marks") or ()],
-        normalize.Nmt: [normalize.NMT],
-        normalize.Bert: [small, normalize.IDEOGRAPHS, *(members(name) or () for name in bert)],
-    }.get(type(stage))
+def _bert_changes(stage: normalize.Bert) -> dict[int, str | None]:
+    """The replacement of each character that BERT's clean-up changes, normalized by itself.
 
-
-def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]:
-    """The replacement of each character in ``sets``, normalized by itself.
-
-    A combining mark that BERT's clean-up keeps is STRANGE, because normalization reorders it with the marks before it.
+    A combining mark that the clean-up keeps is STRANGE, because normalization reorders it with the marks before it.
     The function normalizes all characters in one call, separated by a character that does not change.
     """
-    changed = letters(union(sets)).replace(BETWEEN, "")
-    targets = stage(BETWEEN.join(changed)).split(BETWEEN) if changed else []
+    names = ("text.normalized", "bert.dropped", "bert.marks", "White_Space")
+    touched = [singles(small_letters()), normalize.IDEOGRAPHS, *(members(name) or () for name in names)]
+    changed = letters(union(touched)).replace(BETWEEN, "")
+    targets = stage(BETWEEN.join(changed)).split(BETWEEN)
     changes: dict[int, str | None] = {}
-    for letter, target in zip([*changed, BETWEEN], [*targets, stage(BETWEEN)], strict=True):
-        strange = isinstance(stage, normalize.Bert) and any(map(unicodedata.combining, target))
+    for letter, target in zip(changed, targets, strict=True):
+        strange = any(map(unicodedata.combining, target))
         if strange or target != letter:
             changes[ord(letter)] = None if strange else target
     return changes

@@ -1,6 +1,6 @@
 """Lookup tables of vocabularies for compiled code: hash tables and tries of pieces, merges, neighbouring characters.
 
-In: pieces, merges. Out: arrays for the kernels in ``kernels/text/words.py``, ``text/merge.py`` and ``text/apart.py``.
+In: pieces, merges. Out: arrays for the kernels in ``kernels/text/words.py``, ``text/merge.py`` and ``text/cut.py``.
 Compiled code also fills the tables, because a vocabulary has up to a quarter of a million pieces.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import Record
-from pellucid.kernels.text import apart as text_apart
+from pellucid.kernels.text import cut as text_cut
 from pellucid.kernels.text import merge as text_merge
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.kernels.text import words as text_words
@@ -181,7 +181,7 @@ class NeighbourTable(Struct, frozen=True):
     """The pairs of characters that are adjacent in pieces of a vocabulary. All other pairs can be cut.
 
     ``pairs`` (n,) int64 are left << 21 | right. ``flags`` (0x110000,) uint8 forbid cuts before or after a character,
-    whatever its neighbour is (``text/apart.py``). ``everywhere`` is True if all pairs are known. It is False if only
+    whatever its neighbour is (``text/cut.py``). ``everywhere`` is True if all pairs are known. It is False if only
     the pairs of characters of three or more bytes are known.
     """
 
@@ -197,13 +197,13 @@ class NeighbourTable(Struct, frozen=True):
         """
         lefts, rights = self.pairs >> 21, self.pairs & 0x1FFFFF
         codes, counts = np.unique(np.concatenate([lefts, rights]), return_counts=True)
-        codes = codes[np.argsort(-counts, kind="stable")[: text_apart.NONE]]
-        rows = np.full(0x110000, text_apart.NONE, np.uint8)
+        codes = codes[np.argsort(-counts, kind="stable")[: text_cut.NONE]]
+        rows = np.full(0x110000, text_cut.NONE, np.uint8)
         rows[codes] = np.arange(len(codes), dtype=np.uint8)
         together = np.zeros((256, 256), np.uint8)
         together[rows[lefts], rows[rights]] = 1
-        together[: len(codes)] |= (self.flags[codes] & text_apart.AFTER > 0)[:, None]
-        together[:, : len(codes)] |= self.flags[codes] & text_apart.BEFORE > 0
+        together[: len(codes)] |= (self.flags[codes] & text_cut.AFTER > 0)[:, None]
+        together[:, : len(codes)] |= self.flags[codes] & text_cut.BEFORE > 0
         return rows, together
 
     @classmethod
@@ -214,7 +214,7 @@ class NeighbourTable(Struct, frozen=True):
         lefts, rights, inside = codes[:-1], codes[1:], np.ones(max(len(codes) - 1, 0), bool)
         ends = np.cumsum(np.fromiter(map(len, listed), np.int64, len(listed)))
         inside[ends[(ends > 0) & (ends < len(codes))] - 1] = False
-        flags = np.where(together, text_apart.AFTER | text_apart.BEFORE, 0).astype(np.uint8)
+        flags = np.where(together, text_cut.AFTER | text_cut.BEFORE, 0).astype(np.uint8)
         return cls(np.unique(lefts[inside] << 21 | rights[inside]), flags, everywhere=True)
 
     @classmethod
@@ -233,9 +233,9 @@ class NeighbourTable(Struct, frozen=True):
         pairs, flags, data = set[int](), np.zeros(0x110000, np.uint8), text.tobytes()
         for byte in (byte for byte in lost if 0x80 <= byte < 0xF8):
             if byte < 0xC0:
-                flags[:] = text_apart.AFTER | text_apart.BEFORE
+                flags[:] = text_cut.AFTER | text_cut.BEFORE
             elif byte >= 0xE0:
-                flags[_with_prefix(bytes([byte]))] |= text_apart.AFTER | text_apart.BEFORE
+                flags[_with_prefix(bytes([byte]))] |= text_cut.AFTER | text_cut.BEFORE
         for lead, start, end in zip(leads[inside].tolist(), starts[inside].tolist(), ends[inside].tolist()):
             before = lead - 1
             while before > start and data[before] & 0xC0 == 0x80:
@@ -247,9 +247,9 @@ class NeighbourTable(Struct, frozen=True):
             if left_code is not None and right_code is not None:
                 pairs.add(left_code << 21 | right_code)
             elif right_code is not None or (left_code is None and len(right) > len(left)):
-                flags[_with_prefix(right)] |= text_apart.BEFORE
+                flags[_with_prefix(right)] |= text_cut.BEFORE
             else:
-                flags[_with_suffix(left)] |= text_apart.AFTER
+                flags[_with_suffix(left)] |= text_cut.AFTER
         return cls(np.array(sorted(pairs), np.int64), flags, everywhere=False)
 
 

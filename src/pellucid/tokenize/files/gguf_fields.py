@@ -15,8 +15,8 @@ from msgspec import Struct
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
-from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.postprocess import Template
+from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, PieceIds, TokenType, Vocabulary
 
 if TYPE_CHECKING:

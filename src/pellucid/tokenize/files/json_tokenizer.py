@@ -30,7 +30,6 @@ from pellucid.tokenize.files.json_model import JsonModelReader
 from pellucid.tokenize.files.sidecar import Sidecar, parse_json
 from pellucid.tokenize.files.tokenizer_json import ComponentReader, Json, TokenizerJson, read_steps
 from pellucid.tokenize.stages import normalize
-from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import Decoder
 from pellucid.tokenize.stages.decode_steps import (
     ByteFallbackStep,
@@ -46,7 +45,7 @@ from pellucid.tokenize.stages.decode_steps import (
     WordPieceStep,
 )
 from pellucid.tokenize.stages.normalize import Replace
-from pellucid.tokenize.stages.pretokenize import PreTokenizer
+from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens, PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType

@@ -22,12 +22,11 @@ from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.files.sidecar import Json, Sidecar
 from pellucid.tokenize.files.tokenizer_json import SEPARATOR
-from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import SentencePieceDecoder
 from pellucid.tokenize.stages.normalize import Normalizer, sequence
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, SentencePieceNormalizer
-from pellucid.tokenize.stages.pretokenize import PreTokenizer
+from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens, PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary

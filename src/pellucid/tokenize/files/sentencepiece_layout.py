@@ -21,7 +21,7 @@ from pellucid.tokenize.files.sentencepiece import ModelBuilder, SentencePieceFil
 from pellucid.tokenize.files.sidecar import Sidecar
 from pellucid.tokenize.files.tokenizer_classes import Json, TokenizerClass
 from pellucid.tokenize.files.vocab_files import read_ids
-from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
+from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary

@@ -18,7 +18,7 @@ from pellucid.errors.messages import brief, shown
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.merges import BY_RANK, PairRanks
 from pellucid.tokenize.parsed_cache import Arrays
-from pellucid.tokenize.stages.added_tokens import AddedToken
+from pellucid.tokenize.stages.pretokenize import AddedToken
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary, distinct_ids
 
 Json = Mapping[str, Any]

@@ -13,10 +13,9 @@ from pellucid.tokenize.files.sentencepiece import CHAR, SentencePieceParts
 from pellucid.tokenize.files.sidecar import Sidecar
 from pellucid.tokenize.files.tokenizer_classes import extra_pieces
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import BytesDecoder
 from pellucid.tokenize.stages.postprocess import Template
-from pellucid.tokenize.stages.pretokenize import PreTokenizer
+from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens, PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary

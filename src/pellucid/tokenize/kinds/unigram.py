@@ -166,7 +166,7 @@ class Unigram(TokenizerModel):
         """The compiled form."""
         import numpy as np
 
-        from pellucid.kernels.text import unigram as text_unigram
+        from pellucid.kernels.text import segment
         from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
         from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces, byte_table
 
@@ -187,9 +187,9 @@ class Unigram(TokenizerModel):
             "bytes": byte_table(self._byte_ids),
             "spelled": int(bool(self._byte_ids)),
         }
-        scratch_bytes = text_unigram.scratch_bytes
+        scratch_bytes = segment.scratch_bytes
         assert self.kernel is not None
-        return CompiledModel(self.kernel, text_unigram.UnigramRecord, scratch_bytes, lengths, known)
+        return CompiledModel(self.kernel, segment.UnigramRecord, scratch_bytes, lengths, known)
 
     def explain(self, pre_token: str) -> dict[str, Any]:
         """All candidate pieces with their positions and scores, and the best segmentation with its sum."""

@@ -85,7 +85,7 @@ class WordPiece(TokenizerModel):
         """The compiled form."""
         import numpy as np
 
-        from pellucid.kernels.text import wordpiece as text_wordpiece
+        from pellucid.kernels.text import segment
         from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
         from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces
 
@@ -103,8 +103,8 @@ class WordPiece(TokenizerModel):
             "unknown": self._unknown,
             "longest": self._longest,
         }
-        scratch_bytes = text_wordpiece.scratch_bytes
-        return CompiledModel(self.kernel, text_wordpiece.WordPieceRecord, scratch_bytes, lengths, known)
+        scratch_bytes = segment.wordpiece_scratch_bytes
+        return CompiledModel(self.kernel, segment.WordPieceRecord, scratch_bytes, lengths, known)
 
 
 def from_json(parts: TokenizerJson) -> WordPiece:

@@ -27,19 +27,19 @@ class CharacterMap:
     """Replaces characters with a code in ``targets``; a replacement has the origin of the replaced character."""
 
     def __init__(self, targets: Mapping[int, str]) -> None:
-        self._targets = dict(targets)
+        self.targets = dict(targets)
         self._uneven = {chr(code): len(new) for code, new in targets.items() if len(new) != 1}
         self._touches_ascii = any(code < 0x80 for code in targets)
 
     def then(self, following: CharacterMap) -> CharacterMap:
         """This map and then ``following``, as one map."""
-        both = {code: new.translate(following._targets) for code, new in self._targets.items()}
-        return CharacterMap(following._targets | both)
+        both = {code: new.translate(following.targets) for code, new in self.targets.items()}
+        return CharacterMap(following.targets | both)
 
     def __call__(self, text: str) -> str:
         if text.isascii() and not self._touches_ascii:
             return text
-        new = text.translate(self._targets)
+        new = text.translate(self.targets)
         check_growth(len(text), len(new))
         return new
 
@@ -49,7 +49,7 @@ class CharacterMap:
         if old.isascii() and not self._touches_ascii:
             return text
         if self._uneven.keys().isdisjoint(old):
-            new = old.translate(self._targets)
+            new = old.translate(self.targets)
             return text if new == old else AlignedText(new, text.starts, text.ends, text.origin)
         if len(old) <= SHORT:
             lengths = [self._uneven.get(letter, 1) for letter in old]
@@ -57,7 +57,7 @@ class CharacterMap:
             starts, ends = (_repeated(places, lengths) for places in (text.starts, text.ends))
         else:
             starts, ends = self._moved(old, text.starts, text.ends)
-        return AlignedText(old.translate(self._targets), starts, ends, text.origin)
+        return AlignedText(old.translate(self.targets), starts, ends, text.origin)
 
     def _moved(self, old: str, *places: Sequence[int]) -> list[list[int]]:
         """The ``places`` of the characters of a long text, each repeated for all characters of the replacement."""

@@ -22,7 +22,7 @@ from pellucid.tokenize.patterns.oniguruma_sets import quoted
 from pellucid.tokenize.stages.aligned import AlignedText, Replacer, check_growth, placed
 from pellucid.tokenize.stages.character_map import SHORT, CharacterMap, Decomposed, decomposed, decompositions, marks
 from pellucid.tokenize.stages.decode import byte_letters
-from pellucid.tokenize.unicode import Ranges, bracket, letters, members, ranges, singles, small_letters, union
+from pellucid.tokenize.unicode import Ranges, bracket, letters, members, ranges, singles, small_letters
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
@@ -62,7 +62,8 @@ class Normalizer(ABC):
         """The rewrites, in order."""
 
     @cached_property
-    def _steps(self) -> Sequence[Step | Normalizer]:
+    def rewrites(self) -> Sequence[Step | Normalizer]:
+        """``steps``, with adjacent character maps combined. A single map also is the compiled form of the stage."""
         merged: list[Step | Normalizer] = []
         for step in self.steps():
             if merged and isinstance(step, CharacterMap) and isinstance(before := merged[-1], CharacterMap):
@@ -73,14 +74,14 @@ class Normalizer(ABC):
 
     def __call__(self, text: str) -> str:
         before = len(text)
-        for step in self._steps:
+        for step in self.rewrites:
             text = step(text)
             check_growth(before, len(text))
         return text
 
     def aligned(self, text: AlignedText) -> AlignedText:
         before = len(text)
-        for step in self._steps:
+        for step in self.rewrites:
             text = step.aligned(text)
             check_growth(before, len(text))
         return text
@@ -305,7 +306,6 @@ class Nmt(Normalizer):
 
 _NMT_DROPPED = ranges("1-8 B E-1F 7F 8F 9F")
 _NMT_SPACE = ranges("9-A C-D 1680 200B-200F 2028-2029 2581 FEFF FFFD")
-NMT = union((_NMT_DROPPED, _NMT_SPACE))
 
 
 @dataclass(frozen=True)

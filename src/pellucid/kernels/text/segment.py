@@ -1,9 +1,4 @@
-"""Segments pre-tokens (``text/pieces.py``) into the likeliest pieces of a Unigram vocabulary: Viterbi's algorithm.
-
-The reference is ``tokenize/kinds/unigram.py``. For each byte position, the kernel keeps the best path to this position.
-Of equally good paths, it keeps the first. An unknown character has its own score. Adjacent unknown characters become
-one unknown id, or the ids of their bytes.
-"""
+"""Segments pre-tokens (``text/pieces.py``) into pieces: the likeliest (Unigram), or the longest (WordPiece)."""
 
 from __future__ import annotations
 
@@ -15,13 +10,20 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
 from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, pieces_body
 from pellucid.kernels.text.split import decoding
-from pellucid.kernels.text.words import ROOT, stepping
+from pellucid.kernels.text.words import ROOT, stepping, walking
 
 RESET = 100_000.0  # float32 sums beyond this restart at 0
 NODE = 16  # bytes of a node, one per position: score, begin and id of the last piece
 
 
 class UnigramRecord(PiecesRecord):
+    """Segments pre-tokens (``text/pieces.py``) into the likeliest pieces of a Unigram vocabulary: Viterbi's algorithm.
+
+    The reference is ``tokenize/kinds/unigram.py``. For each byte position, the kernel keeps the best path to this
+    position. Of equally good paths, it keeps the first. An unknown character has its own score. Adjacent unknown
+    characters become one unknown id, or the ids of their bytes.
+    """
+
     slots: Address  # a tree of the pieces (text/words.py)
     ids: Address
     scores: Address  # (V,) float64
@@ -180,6 +182,59 @@ def build(simd: Any, single: bool) -> Any:
             here = load_i32(nodes + here * NODE + 8)
         if open_at >= 0:
             id_count = spell(record, place, open_at, begin, out, id_count)
+        return id_count
+
+    return pieces_body(simd, at, ids_of)
+
+
+class WordPieceRecord(PiecesRecord):
+    """WordPiece of pre-tokens (``text/pieces.py``): greedy segmentation into the longest pieces that match.
+
+    The reference is ``tokenize/kinds/wordpiece.py``. A pre-token that pieces cannot cover, or that is too long, becomes
+    the unknown id.
+    """
+
+    slots: Address  # a tree of the pieces that begin a word (text/words.py)
+    ids: Address
+    more_slots: Address  # a tree of the pieces that continue a word, without their prefix
+    more_ids: Address
+    unknown: int
+    longest: int  # maximum number of characters of a word
+
+
+def wordpiece_scratch_bytes(longest: int) -> int:
+    """Return the bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
+    return 8 * BLOCK
+
+
+@kernel("text.wordpiece", WordPieceRecord)
+def build_wordpiece(simd: Any) -> Any:
+    at, load, load_u8, store_i32 = WordPieceRecord.at, simd.load_i64, simd.load_u8, simd.store_i32
+    walk = walking(simd)
+
+    @simd.jit
+    def characters(place, length):
+        count = 0
+        for i in range(length):
+            count += load_u8(place + i) & 0xC0 != 0x80
+        return count
+
+    @simd.jit
+    def ids_of(record, scratch, place, length, part, out):
+        unknown = load(record + at.unknown)
+        if characters(place, length) > load(record + at.longest):
+            store_i32(out, unknown)
+            return 1
+        slots, ids = load(record + at.slots), load(record + at.ids)
+        here, end, id_count = place, place + length, 0
+        while here < end:
+            found, here = walk(slots, ids, here, end, True)
+            if found < 0:
+                store_i32(out, unknown)
+                return 1
+            store_i32(out + id_count * 4, found)
+            id_count += 1
+            slots, ids = load(record + at.more_slots), load(record + at.more_ids)
         return id_count
 
     return pieces_body(simd, at, ids_of)
