@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -94,3 +95,17 @@ def smollm2() -> Iterator[LLM]:
     llm = pellucid.load("smollm2")
     yield llm
     llm.close()
+
+
+@pytest.fixture
+def conditions_of_main(monkeypatch: pytest.MonkeyPatch) -> list[threading.Condition]:
+    """The Conditions that the main thread enters: Ctrl-C could leave each of them locked, and other threads waiting."""
+    entered, enter = list[threading.Condition](), threading.Condition.__enter__
+
+    def record(one: threading.Condition) -> bool:
+        if threading.current_thread() is threading.main_thread():
+            entered.append(one)
+        return enter(one)
+
+    monkeypatch.setattr(threading.Condition, "__enter__", record)
+    return entered

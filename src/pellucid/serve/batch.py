@@ -42,6 +42,7 @@ from pellucid.serve.generation_response import Generating
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.served_model import ServedModel
+from pellucid.util.interpreter import run_apart
 from pellucid.util.paths import refuse_same
 
 LONGEST_ID = 512
@@ -154,6 +155,7 @@ class Batch:
         self.lines = [line for line in self._requests if line.custom_id in missing]
         self.total, self.answered = len(self._requests), len(self._requests) - len(self.lines)
         self._bound: tuple[str, str] | None = None
+        self._stopped = False
 
     def __enter__(self) -> Batch:
         return self
@@ -196,10 +198,18 @@ class Batch:
     def run(self, llm: ServedModel, report: Callable[[int, int], object] = lambda done, total: None) -> None:
         """Run the requests that have no answer. Calls ``report(answered, total)`` after each write."""
         assert self._bound, "bind the batch to a model first"
+
+        def stop() -> None:
+            self._stopped = True
+            llm.close()  # cancels running requests; the next run repeats them
+
+        run_apart(lambda: self._run(llm, report), stop)
+
+    def _run(self, llm: ServedModel, report: Callable[[int, int], object]) -> None:
         with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
             running, waiting = set[Future[dict[str, Any]]](), iter(self.lines)
             try:
-                while True:
+                while not self._stopped:
                     for line in waiting:
                         running.add(pool.submit(self._answer, llm, line))
                         if len(running) >= 2 * self._together:
@@ -207,13 +217,16 @@ class Batch:
                     if not running:
                         return
                     ended, running = wait(running, return_when=FIRST_COMPLETED)
-                    self._write([future.result() for future in ended])
-                    report(self.answered, self.total)
+                    answers = [future.result() for future in ended]
+                    if not self._stopped:  # else they are errors of the closed model
+                        self._write(answers)
+                        report(self.answered, self.total)
             except BaseException:
+                llm.close()
+                raise
+            finally:
                 for future in running:
                     future.cancel()
-                llm.close()  # cancels running requests; the next run repeats them
-                raise
 
     def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
         assert self._bound

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from types import ModuleType
@@ -96,3 +97,30 @@ def join(thread: threading.Thread) -> None:
     thread.join(SLICE)
     while thread.is_alive():
         thread.join(SLICE)
+
+
+def run_apart(work: Callable[[], T], stop: Callable[[], object]) -> T:
+    """Run ``work`` in a thread, and return its result or raise its error. After Ctrl-C, call ``stop`` and wait for it.
+
+    Ctrl-C interrupts the main thread anywhere, also after it has acquired the lock of a `Condition` or a `Future` and
+    before the ``with`` that would release it. Other threads then wait for this lock forever. The main thread therefore
+    leaves such work to another thread, and holds no lock while it waits.
+    """
+    ended: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put(([work()], None))
+        except BaseException as error:
+            ended.put(([], error))
+
+    _thread.start_new_thread(run, ())  # the start of a ``threading.Thread`` waits for a Condition
+    try:
+        results, error = get(ended)
+    except BaseException:
+        stop()
+        get(ended)
+        raise
+    if error is not None:
+        raise error
+    return results[0]

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import reason
+from pellucid.util.interpreter import run_apart
 from pellucid.util.trusted_files import TrustedFolder
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 from pellucid.weights.manifest import MANIFEST, hash_file, read_manifest
@@ -82,19 +83,22 @@ def tensor_hash(checkpoint: Checkpoint, progress: DownloadProgress | None = None
     kept = folder.read(place, used=True)
     if kept is not None and len(kept) == 64:
         return kept.decode("ascii")
-    found = _computed(checkpoint, progress or Silent())
+    stopped = Event()
+    found = run_apart(lambda: _computed(checkpoint, progress or Silent(), stopped), stopped.set)
     checkpoint.check_unchanged()
     if facts and time.time() - max(fact[2] for fact in facts) / 1e9 > FRESH:
         folder.write(place, found.encode("ascii"), most=MAX_FILES)
     return found
 
 
-def _computed(checkpoint: Checkpoint, progress: DownloadProgress) -> str:
+def _computed(checkpoint: Checkpoint, progress: DownloadProgress, stopped: Event) -> str:
     tensors = sorted(checkpoint.tensors.items())
     total, done, lock, start = stored_bytes(checkpoint), 0, Lock(), time.monotonic()
 
     def advance(count: int) -> None:
         nonlocal done
+        if stopped.is_set():
+            raise KeyboardInterrupt
         with lock:
             done += count
             if time.monotonic() - start > PROGRESS_AFTER:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -306,6 +307,33 @@ def test_empty_lines_between_answers_cost_none_of_them(tmp_path: Path, unfinishe
     target.write_bytes(kept + unfinished)
     assert [line.custom_id for line in Batch(source, target).lines] == ["r2"]
     assert target.read_bytes() == kept
+
+
+def test_ctrl_c_can_leave_no_lock_of_a_batch_locked(
+    path: Path, tmp_path: Path, conditions_of_main: list[threading.Condition]
+) -> None:
+    source = written(tmp_path, *(request(f"r{n}", prompt=[n + 2], max_tokens=2) for n in range(100)))
+    batch = bound(source, tmp_path / "out.jsonl", "tiny")
+    with pellucid.load(path, threads=2) as llm:
+        conditions_of_main.clear()
+        batch.run(llm)
+        assert not conditions_of_main
+    assert batch.answered == 100
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interrupted_batch_writes_no_error_of_the_closed_model(path: Path, tmp_path: Path) -> None:
+    source = written(tmp_path, *(request(f"r{n}", prompt=[n + 2], max_tokens=200, ignore_eos=True) for n in range(200)))
+    batch = bound(source, tmp_path / "out.jsonl", "tiny")
+
+    def report(answered: int, _: int) -> None:
+        if answered >= 5:
+            signal.raise_signal(signal.SIGINT)
+
+    with pellucid.load(path, threads=2) as llm, pytest.raises(KeyboardInterrupt):
+        batch.run(llm, report)
+    assert 5 <= batch.answered < 200
+    assert not bound(source, tmp_path / "out.jsonl", "tiny").failed
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,13 @@ def test_rows_are_the_values_of_a_trace(llm: LLM, data: ActivationDataset) -> No
             np.testing.assert_array_equal(data[name][rows], trace[name][0])
     assert len(data) == rows.stop
     assert data["blocks.1.attention.heads"].shape == (len(data), 2, data.points["blocks.1.attention.heads"]["shape"][1])
+
+
+def test_ctrl_c_can_leave_no_lock_of_a_recording_locked(
+    llm: LLM, tmp_path: Path, conditions_of_main: list[threading.Condition]
+) -> None:
+    assert llm.record_dataset(TEXTS, *POINTS, out=tmp_path / "data", **SMALL) is not None
+    assert not conditions_of_main
 
 
 def test_a_shard_is_a_safetensors_file(data: ActivationDataset) -> None:

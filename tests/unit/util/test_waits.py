@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
 import time
 from queue import SimpleQueue
@@ -10,7 +11,7 @@ from queue import SimpleQueue
 import pytest
 
 from pellucid.util import interpreter
-from pellucid.util.interpreter import get, join
+from pellucid.util.interpreter import get, join, run_apart
 
 
 @pytest.mark.parametrize("seconds", [None, 0.01])
@@ -38,3 +39,22 @@ def test_an_interrupt_between_two_slices_ends_a_wait(monkeypatch: pytest.MonkeyP
     assert time.monotonic() - began < 5
     done.set()
     thread.join()
+
+
+def test_work_apart_returns_its_result_or_raises_its_error() -> None:
+    assert run_apart(lambda: 5, lambda: None) == 5
+    assert run_apart(threading.get_ident, lambda: None) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        run_apart(lambda: 1 // 0, lambda: None)
+
+
+def test_an_interrupt_stops_work_apart_and_waits_for_its_end() -> None:
+    stopped, ended = threading.Event(), list[bool]()
+
+    def work() -> None:
+        ended.append(stopped.wait(20))
+
+    threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_apart(work, stopped.set)
+    assert ended == [True]

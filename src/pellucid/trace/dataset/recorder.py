@@ -35,6 +35,7 @@ from pellucid.trace.dataset.index import (
 from pellucid.trace.dataset.shard_file import ShardLayout, ShardWriter, cannot_be_written, write_parquet
 from pellucid.trace.dataset.shard_recorder import Corpus, CorpusReader, DatasetModel, ShardRecorder, ShardTexts, Survey
 from pellucid.trace.recorded_run import identity
+from pellucid.util.interpreter import run_apart
 from pellucid.util.paths import make_folder
 from pellucid.weights.model_hash import model_hash
 
@@ -102,7 +103,7 @@ def record_dataset(
         begun = time.perf_counter()
         progress.recording(done, total)
         recorder = ShardRecorder(model, columns, opened, written)
-        hashes = recorder.run(reader.texts([one.texts for one in missing]), missing)
+        hashes = run_apart(lambda: recorder.run(reader.texts([one.texts for one in missing]), missing), recorder.stop)
         seconds = time.perf_counter() - begun
         index = _write_index(out, folder, columns, shards, hashes, f"{number}-of-{count}")
     rows = sum(len(one.rows) for one in missing)
