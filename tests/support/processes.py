@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,3 +40,10 @@ def run(commands: Sequence[tuple[list[str], dict[str, str]]]) -> list[str]:
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(one, commands))
+
+
+def interrupt_main() -> None:
+    """Send Ctrl-C to the main thread, and wake it. POSIX only."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.processes import interrupt_main
 
 import pellucid
 from pellucid.errors import InvalidRequest
@@ -328,7 +329,7 @@ def test_an_interrupted_batch_writes_no_error_of_the_closed_model(path: Path, tm
 
     def report(answered: int, _: int) -> None:
         if answered >= 5:
-            signal.raise_signal(signal.SIGINT)
+            interrupt_main()
 
     with pellucid.load(path, threads=2) as llm, pytest.raises(KeyboardInterrupt):
         batch.run(llm, report)

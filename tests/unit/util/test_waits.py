@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import _thread
-import signal
+import os
 import threading
 import time
 from queue import SimpleQueue
 
 import pytest
+from support.processes import interrupt_main
 
 from pellucid.util import interpreter
 from pellucid.util.interpreter import get, join, run_apart
@@ -48,13 +49,14 @@ def test_work_apart_returns_its_result_or_raises_its_error() -> None:
         run_apart(lambda: 1 // 0, lambda: None)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_an_interrupt_stops_work_apart_and_waits_for_its_end() -> None:
     stopped, ended = threading.Event(), list[bool]()
 
     def work() -> None:
         ended.append(stopped.wait(20))
 
-    threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
+    threading.Timer(0.2, interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
         run_apart(work, stopped.set)
     assert ended == [True]
