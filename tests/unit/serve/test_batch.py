@@ -327,8 +327,11 @@ def test_an_interrupted_batch_writes_no_error_of_the_closed_model(path: Path, tm
     source = written(tmp_path, *(request(f"r{n}", prompt=[n + 2], max_tokens=200, ignore_eos=True) for n in range(200)))
     batch = bound(source, tmp_path / "out.jsonl", "tiny")
 
+    sent = list[int]()
+
     def report(answered: int, _: int) -> None:
-        if answered >= 5:
+        if answered >= 5 and not sent:
+            sent.append(answered)
             interrupt_main()
 
     with pellucid.load(path, threads=2) as llm, pytest.raises(KeyboardInterrupt):
