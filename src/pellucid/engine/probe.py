@@ -14,8 +14,6 @@ from pellucid.runtime.batch import Chunk, Probe
 from pellucid.runtime.cache import BlockTable
 from pellucid.sample.candidates import DAMAGED
 
-# The interface of a trace for a request: probes for its sequences. ``trace/`` implements it.
-
 ProbeScores: TypeAlias = "tuple[dict[str, float], str | None]"
 """The scores of linear probes at one position, by name, and the first name whose score is above its limit, if any."""
 

@@ -21,8 +21,6 @@ from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 from pellucid.weights.manifest import MANIFEST, hash_file, read_manifest
 from pellucid.weights.sources.source import CHECKING, DownloadProgress, Silent
 
-# A hash of a model: of its weights, its configuration and its tokenizer.
-
 # The files beside safetensors that can change an answer: configuration, tokenizer, chat template.
 COMPANIONS = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 
@@ -84,20 +82,20 @@ def tensor_hash(checkpoint: Checkpoint, progress: DownloadProgress | None = None
     if kept is not None and len(kept) == 64:
         return kept.decode("ascii")
     stopped = Event()
-    found = run_apart(lambda: _computed(checkpoint, progress or Silent(), stopped), stopped.set)
+    found = run_apart(lambda: _computed(checkpoint, progress or Silent(), stopped.is_set), stopped.set)
     checkpoint.check_unchanged()
     if facts and time.time() - max(fact[2] for fact in facts) / 1e9 > FRESH:
         folder.write(place, found.encode("ascii"), most=MAX_FILES)
     return found
 
 
-def _computed(checkpoint: Checkpoint, progress: DownloadProgress, stopped: Event) -> str:
+def _computed(checkpoint: Checkpoint, progress: DownloadProgress, stopped: Callable[[], bool] = lambda: False) -> str:
     tensors = sorted(checkpoint.tensors.items())
     total, done, lock, start = stored_bytes(checkpoint), 0, Lock(), time.monotonic()
 
     def advance(count: int) -> None:
         nonlocal done
-        if stopped.is_set():
+        if stopped():
             raise KeyboardInterrupt
         with lock:
             done += count

@@ -169,9 +169,6 @@ def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[st
     return {"stop_reason": ended if reason in ("stop", "until", "probe") else "max_tokens", "stop_sequence": None}
 
 
-# Anthropic's API: messages, and token counts of messages.
-
-
 async def _messages(call: ClientCall) -> Response:
     body = await call.read(MESSAGE)
     name, stream = call.model(body.fields.model), NAMED_SSE if body.fields.stream else None

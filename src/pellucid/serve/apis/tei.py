@@ -358,9 +358,6 @@ def tokens_of(
     ]
 
 
-# The API of Hugging Face's text-embeddings-inference. /rerank and /tokenize are shared with other APIs.
-
-
 async def _info(call: ClientCall) -> Response:
     """Facts about the model that the query names; by default the server's first model."""
     name = call.queried_model()

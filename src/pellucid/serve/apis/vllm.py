@@ -196,8 +196,6 @@ def scored(body: RequestBody[ScoreFields], llm: ServedModel, name: str, number: 
     return ScoreRequest.of(body, llm).answer(name, number)
 
 
-# vLLM's API for encoders: scores of pairs, labels, and what a model makes.
-
 SCORES = encoder_route("The relevance of pairs of texts.", SCORE, scored)
 VLLM = Api(
     "vllm",

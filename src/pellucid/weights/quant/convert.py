@@ -12,8 +12,6 @@ from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.formats.simple import Q8_0
 
-# Converts floats to pairs of bfloat16 numbers, for weights that are rounded when they are loaded.
-
 BF16_PAIRS = Format("BF16", PackedLayout("bf16_pairs", 16), FileLayout(2, 4))
 """Blocks of two consecutive numbers of a row."""
 
@@ -22,8 +20,6 @@ def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Round (N, D) float32 to pairs (N, D/2, 4) uint8; D is even."""
     return bits(values).view(np.uint8).reshape(len(values), -1, BF16_PAIRS.block_bytes)
 
-
-# Converts floats to Q8_0 blocks, for weights that are quantized when they are loaded.
 
 MAX_INTEGER = 127
 
