@@ -74,10 +74,8 @@ def conditions_of_main(monkeypatch: pytest.MonkeyPatch) -> list[threading.Condit
     entered, enter, main = list[threading.Condition](), threading.Condition.__enter__, threading.get_ident()
 
     def record(one: threading.Condition) -> bool:
-        locks_files = (
-            sys._getframe(1).f_globals["__name__"].startswith("filelock")
-        )  # no other thread uses its Conditions
-        if threading.get_ident() == main and not locks_files:
+        # No other thread uses the Conditions of filelock.
+        if threading.get_ident() == main and not sys._getframe(1).f_globals["__name__"].startswith("filelock"):
             entered.append(one)
         return enter(one)
 

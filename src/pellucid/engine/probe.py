@@ -1,4 +1,7 @@
-"""The interface of a trace for a request: probes for its sequences; a prompt that runs with a probe of its own."""
+"""The interface of a trace for a request: probes for its sequences; a prompt that runs with a probe of its own.
+
+``trace/`` implements the interface.
+"""
 
 from __future__ import annotations
 

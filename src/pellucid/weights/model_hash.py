@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 
 import numpy as np
 
@@ -81,22 +81,20 @@ def tensor_hash(checkpoint: Checkpoint, progress: DownloadProgress | None = None
     kept = folder.read(place, used=True)
     if kept is not None and len(kept) == 64:
         return kept.decode("ascii")
-    stopped = Event()
-    found = run_apart(lambda: _computed(checkpoint, progress or Silent(), stopped.is_set), stopped.set)
+    found = run_apart(lambda check: _computed(checkpoint, progress or Silent(), check))
     checkpoint.check_unchanged()
     if facts and time.time() - max(fact[2] for fact in facts) / 1e9 > FRESH:
         folder.write(place, found.encode("ascii"), most=MAX_FILES)
     return found
 
 
-def _computed(checkpoint: Checkpoint, progress: DownloadProgress, stopped: Callable[[], bool] = lambda: False) -> str:
+def _computed(checkpoint: Checkpoint, progress: DownloadProgress, check: Callable[[], None] = lambda: None) -> str:
     tensors = sorted(checkpoint.tensors.items())
     total, done, lock, start = stored_bytes(checkpoint), 0, Lock(), time.monotonic()
 
     def advance(count: int) -> None:
         nonlocal done
-        if stopped():
-            raise KeyboardInterrupt
+        check()
         with lock:
             done += count
             if time.monotonic() - start > PROGRESS_AFTER:
