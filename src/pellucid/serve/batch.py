@@ -182,7 +182,7 @@ class Batch:
         """Run the requests that have no answer. Calls ``report(answered, total)`` after each write."""
         assert self._bound, "bind the batch to a model first"
         # Closing the model cancels running requests; the next run repeats them.
-        run_apart(lambda check: self._run(llm, report, check), llm.close)
+        run_apart(lambda check: self._run(llm, report, check), lambda: llm.close())
 
     def _run(self, llm: ServedModel, report: Callable[[int, int], object], check: Callable[[], None]) -> None:
         with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
