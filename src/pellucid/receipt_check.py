@@ -27,8 +27,6 @@ from pellucid.trace.edits import Edit, listed
 from pellucid.trace.trace import Trace
 from pellucid.tracing import Tracing
 
-# Verifies a receipt: replays its run, and compares the tokens and the hash of the logits of each token.
-
 
 class ReplayingModel(Protocol):
     """A loaded model that replays runs. ``llm.LLM`` implements it."""

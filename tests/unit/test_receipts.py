@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -362,6 +363,14 @@ def test_odd_base64_and_numbers_are_refused(llm: LLM) -> None:
 def test_canonical_bytes() -> None:
     assert canonical({"b": 1.0, "a": [0.1, 1e300, True]}) == canonical({"a": [0.1, 1e300, True], "b": 1})
     assert canonical({"a": 1}) != canonical({"a": 2})
+
+
+def test_ctrl_c_can_leave_no_lock_of_a_hash_locked(path: Path, conditions_of_main: list[threading.Condition]) -> None:
+    from pellucid.weights.model_hash import tensor_hash
+    from pellucid.weights.open import open_checkpoint
+
+    assert len(tensor_hash(open_checkpoint(path))) == 64
+    assert not conditions_of_main
 
 
 def test_the_hash_of_weights_is_kept_until_the_file_changes(

@@ -98,8 +98,6 @@ def model_names(incomplete: str) -> list[str]:
     return [name for name in dict.fromkeys([*here, *catalogue()]) if name.startswith(incomplete)]
 
 
-# Commands of the command line: the declarations in ``commands/``, and their discovery.
-
 FOLDER = "pellucid.cli.commands"
 
 

@@ -148,9 +148,6 @@ def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> 
         return with_server(llm, costs, ModelSize.of(llm).replica_capacity(here.memory), bars.measuring)
 
 
-# pellucid plan MODEL --machines FILE: speed of one machine, of replicas and of stages.
-
-
 def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, json: bool) -> None:
     """Print the layouts of a model on the machines of a file, and the recommended layout."""
     from pellucid.capacity.layouts import layouts, recommended

@@ -97,8 +97,6 @@ class ServingOptions:
         )
 
 
-# Options of commands that run models on a cluster.
-
 Cluster = Annotated[
     str | None,
     common.text(

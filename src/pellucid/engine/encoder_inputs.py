@@ -16,8 +16,6 @@ from pellucid.tokenize.encoding import Encoding, Side, Truncation
 from pellucid.util import checks
 from pellucid.util.checks import token_id
 
-# The input of an encoder.
-
 
 class EncoderInput(Struct, frozen=True):
     """The token ids of a text or of a pair of texts, and the types of the tokens (None: all 0).

@@ -79,8 +79,6 @@ class FairShares:
         return self._seconds.get(client, 0.0)
 
 
-# Jobs: tasks with their state in the scheduler and in the engine.
-
 MAX_PRIORITY, MAX_DEADLINE = 100, 1e9
 MAX_UNREAD = 16
 """Number of unread results at which a task pauses."""

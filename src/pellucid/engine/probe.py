@@ -1,4 +1,7 @@
-"""The interface of a trace for a request: probes for its sequences; a prompt that runs with a probe of its own."""
+"""The interface of a trace for a request: probes for its sequences; a prompt that runs with a probe of its own.
+
+``trace/`` implements the interface.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ from pellucid.errors import InvalidRequest, KernelError
 from pellucid.runtime.batch import Chunk, Probe
 from pellucid.runtime.cache import BlockTable
 from pellucid.sample.candidates import DAMAGED
-
-# The interface of a trace for a request: probes for its sequences. ``trace/`` implements it.
 
 ProbeScores: TypeAlias = "tuple[dict[str, float], str | None]"
 """The scores of linear probes at one position, by name, and the first name whose score is above its limit, if any."""

@@ -293,9 +293,6 @@ def _dense(config: Config) -> Dense:
     return Dense(config.count("out_features"), ACTIVATIONS[name], config.flag("bias", True))
 
 
-# Reads the outputs of an encoder: the modules of sentence-transformers, a head, or plain pooling.
-
-
 def read_outputs(
     checkpoint: Checkpoint,
     config: Config,

@@ -138,9 +138,6 @@ def _packings(
     ]
 
 
-# Binds a plan to memory: fills the addresses of buffers, packed weights and cache pages into the records.
-
-
 class Arrays(Struct, frozen=True):
     """The memory of a plan: the buffers by name, as arrays (rows, width) or as bytes of activation blocks."""
 

@@ -9,8 +9,6 @@ from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Vector, Weights
 
-# Embedding: token ids (T,) → vectors (T, D).
-
 RESIDUAL = "x"
 """The name of the residual stream's buffer."""
 

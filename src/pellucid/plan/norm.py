@@ -7,8 +7,6 @@ from pellucid.model.spec import Norm
 from pellucid.plan.builder import ROW_COUNT, Builder, heads
 from pellucid.plan.plan import LETTER, At, Fill, Operation, Value, Vector
 
-# Normalization of rows, or of each head of a row.
-
 
 def norm(
     builder: Builder,

@@ -158,8 +158,6 @@ class ModelIdentifier:
             return self._found
 
 
-# Makes the receipts of a request's answers.
-
 WITHOUT_EFFECT = frozenset(
     {
         *("receipt", "watch", "logprobs", "prompt_logprobs", "logprobs_of", "prompt_lookup", "draft"),

@@ -118,8 +118,6 @@ class StopCriteria:
         return self._stop_strings.push(text) + self._stop_strings.flush()
 
 
-# The checked options of a generation, which define the chain and the stop criteria.
-
 SEEDS = 1 << 63
 MAX_STOPS, MAX_STOP_IDS, MAX_SAMPLERS = 64, 1024, 64
 MAX_LOGPROBS = 1000

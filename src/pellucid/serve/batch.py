@@ -155,7 +155,6 @@ class Batch:
         self.lines = [line for line in self._requests if line.custom_id in missing]
         self.total, self.answered = len(self._requests), len(self._requests) - len(self.lines)
         self._bound: tuple[str, str] | None = None
-        self._stopped = False
 
     def __enter__(self) -> Batch:
         return self
@@ -198,18 +197,14 @@ class Batch:
     def run(self, llm: ServedModel, report: Callable[[int, int], object] = lambda done, total: None) -> None:
         """Run the requests that have no answer. Calls ``report(answered, total)`` after each write."""
         assert self._bound, "bind the batch to a model first"
+        # Closing the model cancels running requests; the next run repeats them.
+        run_apart(lambda check: self._run(llm, report, check), lambda: llm.close())
 
-        def stop() -> None:
-            self._stopped = True
-            llm.close()  # cancels running requests; the next run repeats them
-
-        run_apart(lambda: self._run(llm, report), stop)
-
-    def _run(self, llm: ServedModel, report: Callable[[int, int], object]) -> None:
+    def _run(self, llm: ServedModel, report: Callable[[int, int], object], check: Callable[[], None]) -> None:
         with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
             running, waiting = set[Future[dict[str, Any]]](), iter(self.lines)
             try:
-                while not self._stopped:
+                while True:
                     for line in waiting:
                         running.add(pool.submit(self._answer, llm, line))
                         if len(running) >= 2 * self._together:
@@ -217,16 +212,14 @@ class Batch:
                     if not running:
                         return
                     ended, running = wait(running, return_when=FIRST_COMPLETED)
-                    answers = [future.result() for future in ended]
-                    if not self._stopped:  # else they are errors of the closed model
-                        self._write(answers)
-                        report(self.answered, self.total)
+                    check()  # the answers after Ctrl-C are errors of the closed model
+                    self._write([future.result() for future in ended])
+                    report(self.answered, self.total)
             except BaseException:
-                llm.close()
-                raise
-            finally:
                 for future in running:
                     future.cancel()
+                llm.close()
+                raise
 
     def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
         assert self._bound

@@ -36,6 +36,7 @@ from pellucid.tokenize.stages.character_map import places_of
 from pellucid.tokenize.stages.normalize import Normalizer, Replace, Sequential
 from pellucid.tokenize.stages.pretokenize import AddedTokens, NormalizeStep, Split, Stage
 from pellucid.tokenize.tokenizer_model import TokenizerModel
+from pellucid.util.interpreter import run_apart
 
 if TYPE_CHECKING:
     from pellucid.tokenize.encoder import Encoder
@@ -134,8 +135,16 @@ class CompiledEncoder:
             threads = processors().threads
         if threads <= 1 or len(batches) <= 1:
             return [ids for batch in batches for ids in encode(batch, parse_special)]
-        with ThreadPoolExecutor(min(threads, len(batches))) as pool:
-            return list(chain.from_iterable(pool.map(lambda some: encode(some, parse_special), batches)))
+
+        def encoded(check: Callable[[], None]) -> list[T]:
+            def batch_ids(batch: Sequence[str]) -> list[T]:
+                check()
+                return encode(batch, parse_special)
+
+            with ThreadPoolExecutor(min(threads, len(batches))) as pool:
+                return list(chain.from_iterable(pool.map(batch_ids, batches)))
+
+        return run_apart(encoded)
 
     def _normalized(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         """The ids of texts that Python normalizes."""

@@ -99,28 +99,38 @@ def join(thread: threading.Thread) -> None:
         thread.join(SLICE)
 
 
-def run_apart(work: Callable[[], T], stop: Callable[[], object]) -> T:
-    """Run ``work`` in a thread, and return its result or raise its error. After Ctrl-C, call ``stop`` and wait for it.
+def run_apart(work: Callable[[Callable[[], None]], T], stop: Callable[[], object] = lambda: None) -> T:
+    """Run ``work(check)`` in a thread, and return its result or raise its error.
+
+    After Ctrl-C, ``check()`` raises KeyboardInterrupt in ``work``; ``stop`` is called, and ``work`` must end.
 
     Ctrl-C interrupts the main thread anywhere, also after it has acquired the lock of a `Condition` or a `Future` and
     before the ``with`` that would release it. Other threads then wait for this lock forever. The main thread therefore
     leaves such work to another thread, and holds no lock while it waits.
     """
-    ended: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
+    results, errors, ended = list[T](), list[BaseException](), SimpleQueue[None]()
+    stopped = False
+
+    def check() -> None:
+        if stopped:
+            raise KeyboardInterrupt
 
     def run() -> None:
         try:
-            ended.put(([work()], None))
+            results.append(work(check))
         except BaseException as error:
-            ended.put(([], error))
+            errors.append(error)
+        ended.put(None)
 
     _thread.start_new_thread(run, ())  # the start of a ``threading.Thread`` waits for a Condition
     try:
-        results, error = get(ended)
-    except BaseException:
-        stop()
         get(ended)
+    except BaseException:
+        stopped = True
+        stop()
+        if not (results or errors):  # Ctrl-C may also come after ``get`` has taken the item
+            get(ended)
         raise
-    if error is not None:
-        raise error
+    if errors:
+        raise errors[0]
     return results[0]

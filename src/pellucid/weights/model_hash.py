@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from pellucid.util.trusted_files import TrustedFolder
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 from pellucid.weights.manifest import MANIFEST, hash_file, read_manifest
 from pellucid.weights.sources.source import CHECKING, DownloadProgress, Silent
-
-# A hash of a model: of its weights, its configuration and its tokenizer.
 
 # The files beside safetensors that can change an answer: configuration, tokenizer, chat template.
 COMPANIONS = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
@@ -83,22 +81,20 @@ def tensor_hash(checkpoint: Checkpoint, progress: DownloadProgress | None = None
     kept = folder.read(place, used=True)
     if kept is not None and len(kept) == 64:
         return kept.decode("ascii")
-    stopped = Event()
-    found = run_apart(lambda: _computed(checkpoint, progress or Silent(), stopped), stopped.set)
+    found = run_apart(lambda check: _computed(checkpoint, progress or Silent(), check))
     checkpoint.check_unchanged()
     if facts and time.time() - max(fact[2] for fact in facts) / 1e9 > FRESH:
         folder.write(place, found.encode("ascii"), most=MAX_FILES)
     return found
 
 
-def _computed(checkpoint: Checkpoint, progress: DownloadProgress, stopped: Event) -> str:
+def _computed(checkpoint: Checkpoint, progress: DownloadProgress, check: Callable[[], None] = lambda: None) -> str:
     tensors = sorted(checkpoint.tensors.items())
     total, done, lock, start = stored_bytes(checkpoint), 0, Lock(), time.monotonic()
 
     def advance(count: int) -> None:
         nonlocal done
-        if stopped.is_set():
-            raise KeyboardInterrupt
+        check()
         with lock:
             done += count
             if time.monotonic() - start > PROGRESS_AFTER:

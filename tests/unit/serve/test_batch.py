@@ -325,10 +325,11 @@ def test_ctrl_c_can_leave_no_lock_of_a_batch_locked(
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_an_interrupted_batch_writes_no_error_of_the_closed_model(path: Path, tmp_path: Path) -> None:
     source = written(tmp_path, *(request(f"r{n}", prompt=[n + 2], max_tokens=200, ignore_eos=True) for n in range(200)))
-    batch = bound(source, tmp_path / "out.jsonl", "tiny")
+    batch, sent = bound(source, tmp_path / "out.jsonl", "tiny"), list[int]()
 
     def report(answered: int, _: int) -> None:
-        if answered >= 5:
+        if answered >= 5 and not sent:
+            sent.append(answered)
             interrupt_main()
 
     with pellucid.load(path, threads=2) as llm, pytest.raises(KeyboardInterrupt):

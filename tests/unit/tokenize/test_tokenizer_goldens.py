@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,16 @@ def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> No
     arrays, lists = ours.encode_arrays(many, threads=2), ours.encode_batch(many, threads=2)
     assert [ids.tolist() for ids in arrays] == lists == list(map(ours.encode, texts)) * (len(many) // len(texts))
     assert {ids.dtype for ids in arrays} == {np.dtype(np.int32)}
+
+
+def test_ctrl_c_can_leave_no_lock_of_the_threads_locked(
+    texts: list[str], conditions_of_main: list[threading.Condition]
+) -> None:
+    ours = dataclasses.replace(tokenizer("tiny_wordpiece"))
+    many = texts * (3 * BATCH_CHARACTERS // sum(map(len, texts)) + 1)
+    assert ours._compiled is not None
+    ours.encode_batch(many, threads=2)
+    assert not conditions_of_main
 
 
 def test_a_text_that_python_normalizes_does_not_slow_the_others(

@@ -6,6 +6,7 @@ import _thread
 import os
 import threading
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 
 import pytest
@@ -43,20 +44,37 @@ def test_an_interrupt_between_two_slices_ends_a_wait(monkeypatch: pytest.MonkeyP
 
 
 def test_work_apart_returns_its_result_or_raises_its_error() -> None:
-    assert run_apart(lambda: 5, lambda: None) == 5
-    assert run_apart(threading.get_ident, lambda: None) != threading.get_ident()
+    assert run_apart(lambda check: 5) == 5
+    assert run_apart(lambda check: threading.get_ident()) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
-        run_apart(lambda: 1 // 0, lambda: None)
+        run_apart(lambda check: 1 // 0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_an_interrupt_stops_work_apart_and_waits_for_its_end() -> None:
     stopped, ended = threading.Event(), list[bool]()
 
-    def work() -> None:
+    def work(check: Callable[[], None]) -> None:
+        check()  # nothing yet
         ended.append(stopped.wait(20))
+        check()
+        ended.append(False)
 
     threading.Timer(0.2, interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
         run_apart(work, stopped.set)
     assert ended == [True]
+
+
+def test_an_interrupt_after_the_end_of_the_work_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = list[bool]()
+
+    def taken_and_interrupted(queue: SimpleQueue[None]) -> None:
+        queue.get(timeout=20)
+        assert not stopped, "the work has ended: nothing puts a second item"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interpreter, "get", taken_and_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_apart(lambda check: 5, lambda: stopped.append(True))
+    assert stopped

@@ -136,8 +136,6 @@ def _show(results: list[dict[str, Any]]) -> None:
         print(problem)
 
 
-# pellucid bench MODEL: speed of a model, relative to the limits of this machine. bench serve URL: a server's speed.
-
 FLOAT_WEIGHTS = "the roofs do not count float products, so prefill and sentences stay far below the roof of the memory"
 THREE_PRODUCTS = (
     "24-bit activations take three int8 products for each multiply-add, so the limit is 33 % of an int8 roof"

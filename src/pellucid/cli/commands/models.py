@@ -52,9 +52,6 @@ class Announced:
         self._progress.update(done_bytes, total_bytes, label)
 
 
-# pellucid list: the models on this machine, and the models of the catalogue.
-
-
 def list_command(
     families: Annotated[
         bool, common.flag("--families", "List the supported model families and their parts instead.")

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pellucid.engine.output import Generation
     from pellucid.llm import LLM
 
-# pellucid run MODEL PROMPT: answer a prompt, or continue it as text.
-
 Words = Annotated[
     list[str] | None,
     common.argument(

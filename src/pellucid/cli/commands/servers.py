@@ -62,9 +62,6 @@ def loaded_models(url: str, key: str | None) -> list[dict[str, Any]]:
     return models
 
 
-# pellucid ps: the models in the memory of a running server.
-
-
 def ps_command(url: Url = DEFAULT_URL, key: Key = None, json: common.Json = False) -> None:
     """Show the models that a running server has in memory."""
     models = loaded_models(url, key)

@@ -164,9 +164,6 @@ class FunctionTool(Fields, frozen=True):
     function: FunctionFields
 
 
-# /v1/chat/completions: answers a conversation with text, reasoning and tool calls.
-
-
 class ConversationFields(ModelFields, frozen=True, kw_only=True):
     """Fields of a chat request that the chat template reads."""
 

@@ -97,8 +97,6 @@ def _like(example: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(example)}
 
 
-# Routes for operators and tools: liveness, readiness, metrics, tokenization.
-
 MAX_TEXT = 1 << 20  # characters
 
 

@@ -310,9 +310,6 @@ def input_items(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) ->
     }
 
 
-# OpenAI's Responses API. The server stores responses for a while, so that later requests can continue them.
-
-
 def _own(call: ClientCall) -> OwnResponses:
     return OwnResponses(call.responses, call.viewer.key)
 

@@ -338,9 +338,6 @@ def tokens_of(
     ]
 
 
-# The API of Hugging Face's text-embeddings-inference. /rerank and /tokenize are shared with other APIs.
-
-
 def of_fields(
     answer: Callable[[Any, ServedModel], list[Any]],
 ) -> Callable[[RequestBody[Any], ServedModel, str, str], list[Any]]:

@@ -174,8 +174,6 @@ def scored(body: RequestBody[ScoreFields], llm: ServedModel, name: str, number: 
     return listed("score", number, name, [{"object": "score", "score": one} for one in scores], tokens)
 
 
-# vLLM's API for encoders: scores of pairs, labels, and what a model makes.
-
 SCORES = model_route("The relevance of pairs of texts.", SCORE, scored)
 VLLM = Api(
     "vllm",

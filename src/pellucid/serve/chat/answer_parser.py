@@ -50,9 +50,6 @@ def is_closed(prompt_end: str, marks: ReasoningMarks) -> bool:
     return prompt_end.rstrip().endswith(marks.close)
 
 
-# A model's text as parts: reasoning, text for the user, tool calls.
-
-
 @dataclass(frozen=True)
 class AnswerText:
     """Text for the user."""

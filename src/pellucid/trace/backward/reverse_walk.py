@@ -89,8 +89,6 @@ def size_of(op: Operation, name: str) -> int:
     return int(number_of(op, name))
 
 
-# The operations of a plan in reverse order: which of them carry gradients, and the values that their products read.
-
 NOBODY: Collection[int] = ()
 
 

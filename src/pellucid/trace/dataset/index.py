@@ -244,8 +244,6 @@ def run_of(path: Path) -> str | None:
     return run if isinstance(run, str) else None
 
 
-# The options of an activation dataset, and the progress of its recording.
-
 SHARD_BYTES = 256_000_000
 """The usual size of a shard, in bytes."""
 LEAST_SHARD, MOST_SHARD = 1 << 10, 1 << 40

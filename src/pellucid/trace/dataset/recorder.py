@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,19 @@ def record_dataset(
             convert = partial(write_parquet, layout=layout, run=text) if options.format == "parquet" else None
             return ShardWriter(folder.path(shard.number), layout, convert)
 
-        def written(rows: int) -> None:
-            nonlocal done
-            done += rows
-            progress.recording(done, total)
+        def recorded(check: Callable[[], None]) -> dict[int, str]:
+            def written(rows: int) -> None:
+                nonlocal done
+                check()
+                done += rows
+                progress.recording(done, total)
+
+            recorder = ShardRecorder(model, columns, opened, written)
+            return recorder.run(reader.texts([one.texts for one in missing]), missing)
 
         begun = time.perf_counter()
         progress.recording(done, total)
-        recorder = ShardRecorder(model, columns, opened, written)
-        hashes = run_apart(lambda: recorder.run(reader.texts([one.texts for one in missing]), missing), recorder.stop)
+        hashes = run_apart(recorded)
         seconds = time.perf_counter() - begun
         index = _write_index(out, folder, columns, shards, hashes, f"{number}-of-{count}")
     rows = sum(len(one.rows) for one in missing)

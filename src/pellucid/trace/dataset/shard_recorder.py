@@ -212,7 +212,7 @@ class ShardRecorder:
         self._running, self._writing = deque[_RunningTask](), deque[tuple[int, Future[str]]]()
         self._unfinished = dict[int, OpenShard]()
         self._rows, self._room = ThreadPoolExecutor(1, "pellucid-rows"), threading.Condition()
-        self._waiting, self._ended, self._stopped = 0, False, False
+        self._waiting, self._ended = 0, False
         self._failed: Exception | None = None
 
     def run(self, texts: Iterator[ReadText], shards: Iterable[ShardTexts]) -> dict[int, str]:
@@ -252,10 +252,6 @@ class ShardRecorder:
             for own in self._unfinished.values():
                 own.writer.abandon()
         return hashes
-
-    def stop(self) -> None:
-        """End ``run`` in another thread with KeyboardInterrupt after the next text."""
-        self._stopped = True
 
     def _start(self, own: OpenShard, row: int, texts: list[ReadText]) -> _RunningTask:
         """Start the task of some texts, whose rows begin at ``row`` of their shard."""
@@ -332,8 +328,6 @@ class ShardRecorder:
         """Wait for the oldest task. The shard is finished in another thread after its last text."""
         own, texts, results = self._running[0]
         for number in results:
-            if self._stopped:
-                raise KeyboardInterrupt
             self._progress(len(texts[number].positions))  # type: ignore[call-overload]
         if self._failed is not None:  # a write after the end of its task
             raise self._failed

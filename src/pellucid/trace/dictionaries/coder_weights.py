@@ -90,8 +90,6 @@ def decoder_of(file: SafetensorsArrays, name: str, F: int, outputs: int | None, 
     return ArrayRows(np.ascontiguousarray(take(file, name, shape).reshape(F, outputs or 1, -1)[:, first:]))
 
 
-# The contents of a file with a sparse coder: hooks, matrices, activation function and normalisation.
-
 Values = NDArray[np.float32]
 MOST_FEATURES = 1 << 24
 
