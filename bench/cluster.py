@@ -54,9 +54,9 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.prefix_cache import page_names
 from pellucid.runtime.processors import machine_bytes
-from pellucid.serve.server import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.server import create_app
 from pellucid.testing import random_model
 
 SECRET = ClusterSecret("a secret of this measurement")

@@ -42,9 +42,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import pellucid
 from pellucid.measure.roofs import facts
-from pellucid.serve.server import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.server import create_app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.browser import ARGUMENTS, CHROMIUM, MADE, MAIN, TEXT, fill, run_form
