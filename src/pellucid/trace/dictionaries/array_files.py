@@ -136,7 +136,6 @@ class ArrayFile(Protocol):
 
     def values(self, name: str) -> NDArray[np.float32]:
         """An array as float32. Raises FileFormatError if it cannot be read."""
-        ...
 
 
 class SafetensorsArrays:
@@ -157,7 +156,6 @@ class SafetensorsArrays:
         return self.checkpoint.tensors[name]
 
     def values(self, name: str) -> NDArray[np.float32]:
-        """As in ``ArrayFile``."""
         tensor = self.tensor(name)
         if tensor.format not in FLOATS:
             if tensor.format != "F64":
@@ -215,7 +213,6 @@ class NpzArrays:
         return shape
 
     def values(self, name: str) -> NDArray[np.float32]:
-        """As in ``ArrayFile``."""
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
                 return np.asarray(arrays[name], np.float32)

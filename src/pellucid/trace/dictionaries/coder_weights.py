@@ -29,7 +29,6 @@ class DecoderRows(Protocol):
 
     def rows(self, features: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors of some features, (n, O, D). Raises FileFormatError if the file changed or has NaN."""
-        ...
 
 
 class ArrayRows:
@@ -40,7 +39,6 @@ class ArrayRows:
         self.shape: tuple[int, int, int] = values.shape
 
     def rows(self, features: NDArray[np.int64]) -> NDArray[np.float32]:
-        """As in ``DecoderRows``."""
         return self._values[features]
 
 
@@ -55,7 +53,6 @@ class FileRows:
         self._row_bytes = blocks * block_bytes
 
     def rows(self, features: NDArray[np.int64]) -> NDArray[np.float32]:
-        """As in ``DecoderRows``."""
         _, outputs, D = self.shape
         raw = np.empty((len(features), outputs * self._row_bytes), np.uint8)
         for number, out in zip(features.tolist(), raw):
@@ -73,7 +70,6 @@ class ScaledRows:
         self._decoder, self._factors, self.shape = decoder, factors, decoder.shape
 
     def rows(self, features: NDArray[np.int64]) -> NDArray[np.float32]:
-        """As in ``DecoderRows``."""
         return self._decoder.rows(features) * self._factors[features, None, None]
 
 

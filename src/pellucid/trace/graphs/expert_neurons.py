@@ -53,12 +53,10 @@ class ExpertNeurons(Struct, frozen=True):
 
     @property
     def writes(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
         return (self.output,)
 
     @property
     def recorded(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
         shared = () if self.shared is None else self.shared.recorded
         gate = () if self.gate is None else (self.gate,)
         return (*self.inputs.values(), self.hidden, self.ids, self.scales, *shared, *gate)
@@ -79,15 +77,12 @@ class ExpertNeurons(Struct, frozen=True):
         return self.experts * self.width
 
     def open(self, tape: Tape) -> OpenedExperts:
-        """As in ``LayerUnits``."""
         return OpenedExperts(self, tape)
 
     def skipped(self, gradient: Rows) -> Rows | None:
-        """As in ``LayerUnits``: there is no such path."""
         return None
 
     def skip(self, tape: Tape) -> Rows | None:
-        """As in ``LayerUnits``."""
         return None
 
 
@@ -129,15 +124,12 @@ class OpenedExperts:
 
     @property
     def count(self) -> int:
-        """As in ``OpenedUnits``."""
         return len(self._ids) * self._of_token
 
     def before(self, row: int) -> int:
-        """As in ``OpenedUnits``."""
         return row * self._of_token
 
     def units(self, chosen: Numbers) -> Units:
-        """As in ``OpenedUnits``."""
         rows, columns = np.divmod(chosen, self._of_token)
         numbers, activations = np.empty_like(rows), np.empty(len(rows), np.float32)
         routed = columns < self._of_chosen
@@ -152,7 +144,6 @@ class OpenedExperts:
         return Units(rows, numbers, activations)
 
     def vectors(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         part, shared, routed = self._parts(units)
         down = self._own.matrices("down")
         found = np.empty((len(units.rows), down.shape[1]), np.float32)
@@ -163,7 +154,6 @@ class OpenedExperts:
         return found[:, None]
 
     def directions(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         part, shared, routed = self._parts(units)
         found = np.zeros((len(units.rows), self._own.matrices("x").shape[2]), np.float32)
         for name, factors in self._factors.items():
@@ -174,7 +164,6 @@ class OpenedExperts:
         return found
 
     def effects(self, version: Version, gradient: Rows) -> Rows:
-        """As in ``OpenedUnits``."""
         (N, rows, _), down = gradient.shape, self._own.matrices("down")
         found = np.zeros((N, rows, *self._values.shape[1:]), np.float32)
         for expert, t, choice in self._by_expert(rows):
@@ -187,7 +176,6 @@ class OpenedExperts:
         return found.reshape(N, -1)
 
     def passed(self, effects: Rows, rows: int) -> Rows:
-        """As in ``OpenedUnits``."""
         N, (C, F) = len(effects), self._values.shape[1:]
         each = effects.reshape(N, rows, -1)
         routed, own = each[:, :, : self._of_chosen].reshape(N, rows, C, F), self._values[:rows]

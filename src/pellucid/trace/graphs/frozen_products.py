@@ -64,7 +64,6 @@ class RecordedPattern(FrozenPattern):
         self._pattern, self.mask = pattern, mask
 
     def rows(self, start: int, stop: int) -> tuple[int, Rows]:
-        """As in ``FrozenPattern``."""
         keys = self.keys(start, min(stop, self._pattern.shape[1]))
         return keys.start, self._pattern[:, start:stop, keys.start : keys.stop]
 
@@ -85,7 +84,6 @@ class ComputedPattern(FrozenPattern):
         self.mask, self._terms = mask, terms
 
     def rows(self, start: int, stop: int) -> tuple[int, Rows]:
-        """As in ``FrozenPattern``."""
         keys, terms = self.keys(start, stop), self._terms
         (H, _, K), G = self._q.shape, len(self._k)
         q = self._q[:, start:stop].reshape(G, -1, K)

@@ -46,37 +46,30 @@ class Neurons(Struct, frozen=True):
 
     @property
     def reads(self) -> Version:
-        """As in ``LayerUnits``."""
         return next(matrix.reads for name, matrix in self.matrices.items() if name != "down")
 
     @property
     def writes(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
         return (self.output,)
 
     @property
     def recorded(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
         of_threshold = () if self.threshold is None else (self.threshold.gates,)
         return (self.hidden, *self.inputs.values(), *of_threshold)
 
     def open(self, tape: Tape) -> OpenedNeurons:
-        """As in ``LayerUnits``."""
         count = int(self.weights.values(self.matrices["down"].slot).shape[1])
         inputs = {name: tape.value(version)[:, :count] for name, version in self.inputs.items()}
         gates = None if self.threshold is None else tape.value(self.threshold.gates)[:, :count]
         return OpenedNeurons(self, inputs, tape.value(self.hidden)[:, :count], gates)
 
     def label(self, number: int) -> str:
-        """As in ``LayerUnits``."""
         return str(number)
 
     def skipped(self, gradient: Rows) -> Rows | None:
-        """As in ``LayerUnits``: there is no such path."""
         return None
 
     def skip(self, tape: Tape) -> Rows | None:
-        """As in ``LayerUnits``."""
         return None
 
 
@@ -91,26 +84,21 @@ class OpenedNeurons:
 
     @property
     def count(self) -> int:
-        """As in ``OpenedUnits``."""
         return int(self._values.size)
 
     def before(self, row: int) -> int:
-        """As in ``OpenedUnits``."""
         return int(row * self._values.shape[1])
 
     def units(self, chosen: Numbers) -> Units:
-        """As in ``OpenedUnits``."""
         rows, numbers = np.divmod(chosen, self._values.shape[1])
         return Units(rows, numbers, self._values[rows, numbers])
 
     def vectors(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         down = self._neurons.matrices["down"]
         columns = down.factor * self._neurons.weights.values(down.slot)[:, units.numbers].T
         return np.asarray(columns * units.activations[:, None], np.float32)[:, None]
 
     def directions(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         found = np.zeros((len(units.rows), 1))
         for name, factors in self._linear((units.rows, units.numbers)):
             matrix = self._neurons.matrices[name]
@@ -125,7 +113,6 @@ class OpenedNeurons:
         return found.astype(np.float32)
 
     def effects(self, version: Version, gradient: Rows) -> Rows:
-        """As in ``OpenedUnits``."""
         down, (N, rows, width) = self._neurons.matrices["down"], gradient.shape
         matrix = self._neurons.weights.values(down.slot)
         # One product, not one for each target.
@@ -135,7 +122,6 @@ class OpenedNeurons:
         return found.reshape(N, -1)
 
     def passed(self, effects: Rows, rows: int) -> Rows:
-        """As in ``OpenedUnits``."""
         own, N = self._values[:rows], len(effects)
         slopes: NDArray[Any] = effects.reshape(N, *own.shape)
         linear = [(name, factors.astype(np.float32)) for name, factors in self._linear(slice(rows))]
@@ -267,15 +253,12 @@ class Features:
 
     @property
     def recorded(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
         return (self.reads,)
 
     def label(self, number: int) -> str:
-        """As in ``LayerUnits``."""
         return str(number)
 
     def open(self, tape: Tape) -> OpenedFeatures:
-        """As in ``LayerUnits``."""
         active = self._coder.active(self._input(tape))
         return OpenedFeatures(self._coder, self.writes, Units(active.rows, active.features, active.activations))
 
@@ -283,12 +266,10 @@ class Features:
         return np.ascontiguousarray(tape.value(self.reads)[:, : self._coder.width])
 
     def skipped(self, gradient: Rows) -> Rows | None:
-        """As in ``LayerUnits``."""
         matrix = self._coder.skip_matrix
         return None if matrix is None else gradient[:, : len(matrix)] @ matrix
 
     def skip(self, tape: Tape) -> Rows | None:
-        """As in ``LayerUnits``."""
         matrix = self._coder.skip_matrix
         return None if matrix is None else self._input(tape) @ matrix.T
 
@@ -301,28 +282,22 @@ class OpenedFeatures:
 
     @property
     def count(self) -> int:
-        """As in ``OpenedUnits``."""
         return len(self._active.rows)
 
     def before(self, row: int) -> int:
-        """As in ``OpenedUnits``."""
         return int(np.searchsorted(self._active.rows, row))
 
     def units(self, chosen: Numbers) -> Units:
-        """As in ``OpenedUnits``."""
         active = self._active
         return Units(active.rows[chosen], active.numbers[chosen], active.activations[chosen])
 
     def vectors(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         return self._coder.vectors(units.numbers) * units.activations[:, None, None]
 
     def directions(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         return self._coder.directions(units.numbers)
 
     def effects(self, version: Version, gradient: Rows) -> Rows:
-        """As in ``OpenedUnits``."""
         output, found = self._writes.index(version), np.zeros((len(gradient), self.count), np.float32)
         for chosen in self._chunks():
             part = self.units(chosen)
@@ -332,7 +307,6 @@ class OpenedFeatures:
         return found
 
     def passed(self, effects: Rows, rows: int) -> Rows:
-        """As in ``OpenedUnits``."""
         found = np.zeros((len(effects), rows, self._coder.width), np.float32)
         for chosen in self._chunks():
             part = self.units(chosen)

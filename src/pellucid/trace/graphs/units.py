@@ -41,31 +41,24 @@ class OpenedUnits(Protocol):
     @property
     def count(self) -> int:
         """The number of units."""
-        ...
 
     def before(self, row: int) -> int:
         """The number of units at the tokens before a token."""
-        ...
 
     def units(self, chosen: Numbers) -> Units:
         """Some of the units, in order."""
-        ...
 
     def vectors(self, units: Units) -> Rows:
         """The addition of each unit to each output, (n, O, D)."""
-        ...
 
     def directions(self, units: Units) -> Rows:
         """The directions (n, D): times the input, and plus biases, they give the activations."""
-        ...
 
     def effects(self, version: Version, gradient: Rows) -> Rows:
         """The effects (N, count) of all units through an output, for its gradients (N, rows, D)."""
-        ...
 
     def passed(self, effects: Rows, rows: int) -> Rows:
         """The gradients (N, rows, D) of the input, for the effects (N, count) of all units."""
-        ...
 
 
 class LayerUnits(Protocol):
@@ -79,33 +72,26 @@ class LayerUnits(Protocol):
     @property
     def reads(self) -> Version:
         """The input of the feed-forward."""
-        ...
 
     @property
     def writes(self) -> tuple[Version, ...]:
         """Its output first, then later outputs."""
-        ...
 
     @property
     def recorded(self) -> tuple[Version, ...]:
         """The versions that a tape must record."""
-        ...
 
     def label(self, number: int) -> str:
         """The name of a unit within its layer."""
-        ...
 
     def open(self, tape: Tape) -> OpenedUnits:
         """The units in a run."""
-        ...
 
     def skipped(self, gradient: Rows) -> Rows | None:
         """The gradient (n, D) of the input through a linear path from input to output beside the units."""
-        ...
 
     def skip(self, tape: Tape) -> Rows | None:
         """The output of this path in a run, (rows, D)."""
-        ...
 
 
 def by_row(rows: Numbers) -> Iterator[tuple[int, slice]]:
@@ -124,16 +110,13 @@ class EdgeSource(Protocol):
     @property
     def versions(self) -> tuple[Version, ...]:
         """The versions whose gradients it reads."""
-        ...
 
     @property
     def count(self) -> int:
         """The number of nodes."""
-        ...
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         """The nodes, and what they contribute through a version, for its gradients (N, rows, width): (N, n)."""
-        ...
 
 
 class RowVectors:
@@ -145,11 +128,9 @@ class RowVectors:
 
     @property
     def count(self) -> int:
-        """As in ``EdgeSource``."""
         return len(self._vectors[self.versions[0]])
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
-        """As in ``EdgeSource``."""
         own = self._vectors[version][: gradient.shape[1]]
         return slice(0, len(own)), np.einsum("nrd,rd->nr", gradient[:, :, : own.shape[1]], own)
 
@@ -163,11 +144,9 @@ class UnitVectors:
 
     @property
     def count(self) -> int:
-        """As in ``EdgeSource``."""
         return len(self._rows)
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
-        """As in ``EdgeSource``."""
         vectors = self._vectors[self.versions.index(version)]
         count = int(np.searchsorted(self._rows, gradient.shape[1]))
         found = np.zeros((len(gradient), count), np.float32)
@@ -193,11 +172,9 @@ class HeadVectors:
 
     @property
     def count(self) -> int:
-        """As in ``EdgeSource``."""
         return len(self.rows)
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
-        """As in ``EdgeSource``."""
         count = int(np.searchsorted(self.rows, gradient.shape[1]))
         rows, heads = self.rows[:count], self.heads[:count]
         own = by_head(gradient, self._values.shape[1:])[:, rows, heads]
