@@ -6,54 +6,40 @@ The choice of experts and their weights are constants of the run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.plan.plan import At, Operation, Weights
+from pellucid.plan.plan import At, Weights
 from pellucid.plan.points import Point
 from pellucid.trace.backward.layer_products import choices, opened_gate
 from pellucid.trace.backward.products import FORMS
 from pellucid.trace.backward.reverse_walk import Rows, size_of
 from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
 from pellucid.trace.graphs.frozen_products import linear_activation
-from pellucid.trace.graphs.neurons import Neurons, before_rounding, neurons_between
-from pellucid.trace.graphs.units import Numbers, Units
+from pellucid.trace.graphs.neurons import Neurons, NeuronUnits, Numbers, Units, before_rounding, neurons_between
 from pellucid.trace.traced_model import ModelWeights
 
 
-class ExpertNeurons(Struct, frozen=True):
-    """The neurons of a mixture: its ``activation`` with the versions of its ``inputs``, and the slots of its matrices.
+class ExpertNeurons(NeuronUnits, frozen=True):
+    """The neurons of a mixture, with the slots of its matrices.
 
     Neuron j of expert e has the number e · F + j, and neuron j of the ``shared`` expert the number E · F + j: E
     ``experts`` have F neurons (``width``) each. ``scales`` are the weights of the ``chosen`` experts. They multiply the
     inputs of the activation if ``scales_inputs``, else the results.
     """
 
-    layer: int
     experts: int
     chosen: int
     width: int
-    activation: Operation
     slots: Mapping[str, str]
-    inputs: Mapping[str, Version]
-    hidden: Version
     ids: Version
     scales: Version
     scales_inputs: bool
     shared: Neurons | None
     gate: Version | None
     reads: Version
-    output: Version
-    weights: ModelWeights
-
-    kind: ClassVar[str] = "neuron"
-
-    @property
-    def writes(self) -> tuple[Version, ...]:
-        return (self.output,)
 
     @property
     def recorded(self) -> tuple[Version, ...]:
@@ -79,12 +65,6 @@ class ExpertNeurons(Struct, frozen=True):
     def open(self, tape: Tape) -> OpenedExperts:
         return OpenedExperts(self, tape)
 
-    def skipped(self, gradient: Rows) -> Rows | None:
-        return None
-
-    def skip(self, tape: Tape) -> Rows | None:
-        return None
-
 
 class OpenedExperts:
     """The neurons of the experts in a run. A token's units are the neurons of its C experts, then of the shared expert.
@@ -102,13 +82,9 @@ class OpenedExperts:
         scales = tape.value(own.scales)[:, :C, None]
         self._values = by_choice(own.hidden)
         self._scales = np.ones_like(scales) if own.scales_inputs else scales
-        x, up = (by_choice(own.inputs[name]) if name in own.inputs else None for name in ("x", "up"))
-        assert x is not None
-        factors = zip(("x", "up"), linear_activation(own.activation, x, up))
+        factors = linear_activation(own.activation, {name: by_choice(version) for name, version in own.inputs.items()})
         of_inputs = scales if own.scales_inputs else np.float32(1)
-        self._factors = {
-            name: np.asarray(factor * of_inputs, np.float32) for name, factor in factors if factor is not None
-        }
+        self._factors = {name: np.asarray(factor * of_inputs, np.float32) for name, factor in factors.items()}
         self._shared = None if own.shared is None else own.shared.open(tape)
         ones = np.ones((len(self._ids), 1), np.float32)
         self._gate = ones if own.gate is None else opened_gate(tape.value(own.gate))

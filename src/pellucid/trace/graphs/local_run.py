@@ -18,8 +18,7 @@ from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
 from pellucid.trace.graphs.expert_neurons import expert_neurons_of
 from pellucid.trace.graphs.frozen_products import frozen_product_of
-from pellucid.trace.graphs.neurons import features_of, neurons_of
-from pellucid.trace.graphs.units import LayerUnits, OpenedUnits
+from pellucid.trace.graphs.neurons import LayerUnits, OpenedUnits, features_of, neurons_of
 from pellucid.trace.traced_model import ModelWeights, TracedModel, first_block, written_points
 from pellucid.util.checks import whole
 

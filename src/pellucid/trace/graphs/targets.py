@@ -14,7 +14,7 @@ from pellucid.model.spec import FeedForward, Mixture, Norm
 from pellucid.sample.candidates import Candidates
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.graphs.attribution_graph import AttributionGraph, Promoted, refuse_other_model
-from pellucid.trace.graphs.graph_node import GraphNode
+from pellucid.trace.graphs.graph_files import GraphNode
 from pellucid.trace.lenses.targets import LogitDifference, LogProbability, Target
 from pellucid.trace.traced_model import WEIGHT_ROWS, TracedModel, token_of, unembedding, unembedding_rows
 from pellucid.util.checks import whole
