@@ -139,7 +139,7 @@ PAGES: Mapping[str, Page] = {
             "pellucid.trace.selection.Selection",
             "pellucid.trace.RecordedRun",
             "pellucid.trace.ActivationDataset",
-            "pellucid.trace.dataset.row_array.RowArray",
+            "pellucid.trace.dataset.columns.RowArray",
             *_of("pellucid.trace.dataset.index", "DatasetIndex ShardRecord"),
             "pellucid.trace.dataset.columns.StoredColumn",
             "pellucid.trace.dataset.index.DatasetProgress",

@@ -290,16 +290,3 @@ def finite(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.flo
     if not np.isfinite(values).all():
         raise FileFormatError(path, f"array {shown(name)}", "has NaN or infinite values")
     return values
-
-
-def open_arrays(path: Path) -> SafetensorsArrays | NpzArrays:
-    """Open a safetensors or npz file.
-
-    Raises:
-        FileFormatError: the file has another format, or is damaged.
-    """
-    if path.suffix == ".npz":
-        return NpzArrays(path)
-    if path.suffix == ".safetensors":
-        return SafetensorsArrays(path)
-    raise FileFormatError(path, "file", "is neither .safetensors nor .npz; pickled weights are not read")
