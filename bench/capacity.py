@@ -28,10 +28,9 @@ from typing import Any
 import pellucid
 from pellucid.capacity.layouts import ModelSize
 from pellucid.capacity.server_costs import PLAIN, with_server
-from pellucid.capacity.simulate import Simulation
+from pellucid.capacity.simulate import Replay, Simulation
 from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts, measure_steps
-from pellucid.capacity.traffic import Replay
 from pellucid.loading import open_model
 from pellucid.measure.roofs import cpu_name
 from pellucid.measure.server_load import Lengths, ServerLoad, arrivals, measure_server

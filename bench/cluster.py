@@ -35,9 +35,8 @@ import uvicorn
 import pellucid
 import pellucid.cluster.remote_model
 from pellucid.capacity.layouts import ModelSize
-from pellucid.capacity.simulate import Simulation
+from pellucid.capacity.simulate import Simulation, Traffic
 from pellucid.capacity.step_costs import measure_steps
-from pellucid.capacity.traffic import Traffic
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pellucid.capacity.machines import Machine
-from pellucid.capacity.simulate import Outcome, Simulation, router_seconds
+from pellucid.capacity.simulate import Outcome, Simulation, Traffic, router_seconds
 from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts
-from pellucid.capacity.traffic import Traffic
 from pellucid.kernels.attention.kv_layout import PAGE
 
 # Minimum requests of a simulation.

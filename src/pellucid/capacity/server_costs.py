@@ -14,10 +14,9 @@ from typing import Any
 
 import uvicorn
 
-from pellucid.capacity.simulate import Outcome, Simulation
+from pellucid.capacity.simulate import Outcome, Simulation, Traffic
 from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import Progress, StepCosts
-from pellucid.capacity.traffic import Traffic
 from pellucid.errors import KernelError
 from pellucid.errors.messages import bounded
 from pellucid.llm import LLM

@@ -33,11 +33,10 @@ if TYPE_CHECKING:
     from pellucid.trace.graphs.interventions import check_graph
     from pellucid.trace.graphs.targets import promoted_tokens
     from pellucid.trace.lenses.attribution import attribute
-    from pellucid.trace.lenses.difference import difference
+    from pellucid.trace.lenses.comparison import difference, neighbours, similarity, vector_of, word_map
     from pellucid.trace.lenses.features import features, top_examples
     from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
     from pellucid.trace.lenses.logit_lens import label_lens, logit_lens
-    from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
     from pellucid.trace.lenses.patching import ablation_sweep, causal_trace, knockout_sweep, patch_sweep, path_patch
     from pellucid.trace.lenses.relevance import relevance
     from pellucid.trace.lenses.sweep import sweep
@@ -111,12 +110,11 @@ _LAZY = {
     "recorded_run": ("RecordedRun",),
     "registered_vectors": ("RegisteredVectors",),
     "lenses.attribution": ("attribute",),
-    "lenses.difference": ("difference",),
     "lenses.features": ("features", "top_examples"),
     "backward.jacobian_lens": ("JacobianLens",),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),
     "lenses.logit_lens": ("label_lens", "logit_lens"),
-    "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
+    "lenses.comparison": ("difference", "neighbours", "similarity", "vector_of", "word_map"),
     "backward.gradients": ("attribution_patch", "gradients", "integrated_gradients"),
     "graphs.build": ("attribution_graph",),
     "graphs.interventions": ("check_graph",),

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pellucid.tokenize.stages.decode import several
 from pellucid.trace.lenses.attribution import attribute
+from pellucid.trace.lenses.comparison import around
 from pellucid.trace.lenses.logit_lens import logit_lens
-from pellucid.trace.lenses.neighbours import around
 from pellucid.trace.recorded_run import RecordedRun, identity, shape_of
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, residual_points

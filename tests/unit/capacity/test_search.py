@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pellucid.capacity.search import DAYS, MAX_EXCESS, MAX_SLICE, MIN_SLOW_REQUESTS, Goals, Search
-from pellucid.capacity.simulate import Outcome
+from pellucid.capacity.simulate import MAX_ONGOING, Outcome, Traffic
 from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts
-from pellucid.capacity.traffic import MAX_ONGOING, Traffic
 from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import LayerShape

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 import pellucid
 from pellucid.capacity import simulated_replica as replica_module
 from pellucid.capacity.layouts import ModelSize
-from pellucid.capacity.simulate import Outcome, Simulation
+from pellucid.capacity.simulate import Outcome, Replay, Simulation, Traffic
 from pellucid.capacity.simulated_replica import ReplicaCapacity, SimulatedReplica, SimulatedRequest
 from pellucid.capacity.step_costs import StepCosts
-from pellucid.capacity.traffic import Replay, Traffic
 from pellucid.engine.job import Job
 from pellucid.engine.state import StepTimes
 from pellucid.llm import LLM

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pellucid.capacity.layouts import ModelSize
     from pellucid.capacity.machines import Machine
     from pellucid.capacity.search import Goals, KindCapacity
+    from pellucid.capacity.simulate import Traffic
     from pellucid.capacity.step_costs import Measurement, StepCosts
-    from pellucid.capacity.traffic import Traffic
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
 MAX_RATE, MAX_TOKENS, MAX_SECONDS = 1e6, 1 << 20, 1e6
@@ -78,7 +78,7 @@ def command(
     that steps reach usual fractions of the rates.
     """
     from pellucid.capacity.search import DAYS, Goals
-    from pellucid.capacity.traffic import Traffic
+    from pellucid.capacity.simulate import Traffic
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief
     from pellucid.measure.paper import on_paper

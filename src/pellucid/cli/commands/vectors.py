@@ -51,7 +51,7 @@ def neighbours_command(
     """
     from pellucid.model.read import read_model
     from pellucid.tokenize import load_tokenizer
-    from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
+    from pellucid.trace.lenses.comparison import neighbours, similarity, word_map
 
     checkpoint = common.opened(model)
     opened = _Opened(checkpoint, read_model(checkpoint), load_tokenizer(checkpoint))

@@ -29,10 +29,10 @@ from pellucid.trace.graphs.build import attribution_graph
 from pellucid.trace.graphs.targets import promoted_tokens
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.attribution import needed as attribution_points
+from pellucid.trace.lenses.comparison import around
 from pellucid.trace.lenses.features import features
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.logit_lens import needed as lens_points
-from pellucid.trace.lenses.neighbours import around
 from pellucid.trace.lenses.token_contributions import needed as token_points
 from pellucid.trace.lenses.token_contributions import token_contributions
 from pellucid.trace.selection import select

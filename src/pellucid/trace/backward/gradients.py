@@ -22,7 +22,7 @@ from pellucid.trace.edits import Edit, replace
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.lenses.patching import LAST_LOGITS, clean_values
 from pellucid.trace.lenses.sweep import Sweep
-from pellucid.trace.lenses.targets import Target
+from pellucid.trace.lenses.targets import Target, gradient_of, refuse_no_gradient
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import ModelWeights, TracedModel, read
 from pellucid.util.checks import whole
@@ -85,53 +85,32 @@ class BackwardPass:
         seed[:, : seeds.shape[1]] = seeds
         adjoints, found = Adjoints(self.versions), [dict[str, NDArray[np.float32]]() for _ in tapes]
         adjoints.add(self._last, seed)
-        angles = dict[str, Any]()
-        for number in range(self._last.writer, self._walk.first - 1, -1):
-            op = self.plan.operations[number]
-            own = {name: adjoints.take(Version(name, number)) for name in op.writes}
+        shared = Values(self.plan, weights, {}, sequences, picked, angles={})
+
+        def taken(number: int, op: Operation) -> dict[str, Rows]:
+            each = {name: adjoints.take(Version(name, number)) for name in op.writes}
+            own = {name: gradient for name, gradient in each.items() if gradient is not None}
             for point in self.points:
                 gradient = own.get(op.writes[point.write]) if point.operation == number else None
                 if point.kind == "value" and gradient is not None:
                     self._collect(point, gradient, sequences, tapes, found)
-            out = next((own[name] for name in op.writes if own[name] is not None), None)
-            if out is None or number not in self._walk.products:
-                continue
-            given = {name: one for name, one in own.items() if one is not None}
-            shared = Values(self.plan, weights, {}, sequences, picked, angles=angles, gradients=given)
-            values = self._values(number, tapes, shared)
-            self._push(number, op, out, values, adjoints, found)
-        return found
+            return own
 
-    def _push(
-        self,
-        number: int,
-        op: Operation,
-        out: Rows,
-        values: Values,
-        adjoints: Adjoints,
-        found: list[dict[str, NDArray[np.float32]]],
-    ) -> None:
-        """Add the gradients of the inputs of an operation."""
-        of_pattern = [point for point in self.points if point.operation == number and point.kind in OF_PATTERNS]
-        for name, gradient in self._walk.products[number].product(op, out, values):
+        def of_pattern(number: int, name: str, gradient: Rows) -> None:
             kind, _, sequence = name.partition(".")
-            if sequence:
-                for point in of_pattern:
-                    if point.kind == kind:
-                        found[int(sequence)][point.name] = gradient
-                continue
-            version = self._walk.input_of(number, name)
-            if version is not None and version.writer >= self._walk.first:
-                adjoints.add(version, gradient)
+            for point in self.points:
+                if sequence and point.operation == number and point.kind == kind:
+                    found[int(sequence)][point.name] = gradient
 
-    def _values(self, number: int, tapes: Sequence[Tape], shared: Values) -> Values:
-        """The recorded values that the product of an operation reads, beside the ``shared`` values."""
-        needs = self.needs
-        patterns = [tape.pattern(number) for tape in tapes] if number in needs.patterns else []
-        scores = [tape.pattern(number, raw=True) for tape in tapes] if number in needs.scores else []
-        values = self._walk.recorded(number, tapes)
-        own: Values = struct_replace(shared, values=values, patterns=patterns, scores=scores)
-        return own
+        def values(number: int, own: Mapping[str, Rows]) -> Values:
+            patterns = [tape.pattern(number) for tape in tapes] if number in self.needs.patterns else []
+            scores = [tape.pattern(number, raw=True) for tape in tapes] if number in self.needs.scores else []
+            recorded = self._walk.recorded(number, tapes)
+            made: Values = struct_replace(shared, values=recorded, patterns=patterns, scores=scores, gradients=own)
+            return made
+
+        self._walk.run(adjoints, self._last.writer, taken, values, of_pattern)
+        return found
 
     def values_of(self, tape: Tape) -> dict[str, NDArray[np.float32]]:
         """The values of the points in the run of a tape."""
@@ -235,11 +214,7 @@ def gradients(
     if len(targets) != len(texts):
         raise InvalidRequest(f"target: {len(targets):,} targets for {len(texts):,} prompts: give one for each")
     for one in targets:
-        if not callable(getattr(one, "gradient", None)):
-            raise InvalidRequest(
-                f"target={brief(one)}: it has no gradient: use logit_difference, log_probability, probability or "
-                "divergence, or an object with the method gradient(logits)"
-            )
+        refuse_no_gradient(one, "an object with the method gradient(logits)")
     selected = select(model.points, list(points))
     if any(part.point.of_source or part.dims is not None or not part.has_all_heads for part in selected):
         raise InvalidRequest("points: gradients have all heads and dims: leave brackets out")
@@ -248,7 +223,7 @@ def gradients(
     needed = sum(tape_bytes(backward.versions, backward.needs, len(ids), 1) for ids in prompts_ids)
     refuse_too_long(needed, whole("budget", budget, 1, 1 << 50), sum(map(len, prompts_ids)))
     runs = [model.taped(ids, backward.versions, backward.needs, edits) for ids in prompts_ids]
-    seeds = np.stack([_gradient(one, logits) for one, (_, logits) in zip(targets, runs)])
+    seeds = np.stack([gradient_of(one, logits, np.float32) for one, (_, logits) in zip(targets, runs)])
     found = backward.run([tape for tape, _ in runs], seeds, model.float_weights)
     made = [
         Gradients(
@@ -261,15 +236,6 @@ def gradients(
         for one, (tape, logits), ids, own in zip(targets, runs, prompts_ids, found)
     ]
     return made if several else made[0]
-
-
-def _gradient(target: Any, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    found = np.asarray(target.gradient(logits), np.float32)
-    if found.shape != logits.shape or not np.isfinite(found).all():
-        raise InvalidRequest(
-            f"target={brief(target)}: its gradient must have {len(logits):,} finite numbers, not {found.shape}"
-        )
-    return found
 
 
 def attribution_patch(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.ops.activation import derivative
@@ -151,24 +152,31 @@ def matmul_heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tupl
 
 def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """Layer norm or RMS of each part of a row."""
-    parts, width, count, eps = (size_of(op, "parts"), size_of(op, "width"), size_of(op, "count"), number_of(op, "eps"))
-    of_part = size_of(op, "weight_part") // 4
-    weight = vector_of(values.weights, op.fields["weight"], parts * of_part if of_part else count)
-    weight = weight.reshape(parts, of_part)[:, :count] if of_part else weight
-    x, g = (
-        rows[:, : parts * width].reshape(len(rows), parts, width)[:, :, :count].astype(np.float64)
-        for rows in (values.values["x"], gradient)
-    )
-    g = g * weight
-    centred = x - x.mean(-1, keepdims=True) if op.kernel["kind"] == "layer" else x
-    inverse = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
+    weight, centred, size = normed(op, values)
+    g, inverse = norm_parts(op, gradient).astype(np.float64) * weight, 1 / size
     unit = centred * inverse
     inner = g - unit * (g * unit).mean(-1, keepdims=True)
     if op.kernel["kind"] == "layer":
         inner -= g.mean(-1, keepdims=True)
     found = np.zeros(values.values["x"].shape, np.float32)
-    found[:, : parts * width].reshape(len(x), parts, width)[:, :, :count] = inner * inverse
+    norm_parts(op, found)[:] = inner * inverse
     yield "x", found
+
+
+def normed(op: Operation, values: Values) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The weights of a norm, its centred input (T, parts, count), and the root mean square of each part."""
+    parts, count, of_part = size_of(op, "parts"), size_of(op, "count"), size_of(op, "weight_part") // 4
+    weight = vector_of(values.weights, op.fields["weight"], parts * of_part if of_part else count)
+    weight = weight.reshape(parts, of_part)[:, :count] if of_part else weight
+    x = norm_parts(op, values.values["x"]).astype(np.float64)
+    centred = x - x.mean(-1, keepdims=True) if op.kernel["kind"] == "layer" else x
+    return weight, centred, np.sqrt((centred * centred).mean(-1, keepdims=True) + number_of(op, "eps"))
+
+
+def norm_parts(op: Operation, rows: Rows) -> Rows:
+    """A view (n, parts, count) of the parts of rows that a norm reads or writes."""
+    parts, width, count = size_of(op, "parts"), size_of(op, "width"), size_of(op, "count")
+    return rows[:, : parts * width].reshape(len(rows), parts, width)[:, :, :count]
 
 
 def activation(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:

@@ -140,9 +140,31 @@ class ReverseWalk:
         values = dict.fromkeys([*recorded, *self._values])
         return TapeNeeds(tuple(values), tuple(self._patterns), tuple(self._scores))
 
-    def input_of(self, number: int, name: str) -> Version | None:
-        """The version of a field's buffer that gets the gradient of an operation's product; None if there is none."""
-        return self._passes[number].get(name)
+    def run(
+        self,
+        adjoints: Adjoints,
+        last: int,
+        taken: Callable[[int, Operation], Mapping[str, Rows]],
+        values: Callable[[int, Mapping[str, Rows]], Values],
+        beside: Callable[[int, str, Rows], object] = lambda number, name, gradient: None,
+    ) -> None:
+        """Go back from operation ``last``, and add the gradients of inputs to ``adjoints``.
+
+        ``taken`` takes the gradients of the buffers that an operation writes from them, and ``values`` makes the input
+        of its product. ``beside`` gets the gradients that a product yields for no input.
+        """
+        for number in range(last, self.first - 1, -1):
+            op = self.versions.plan.operations[number]
+            gradients = taken(number, op)
+            if not gradients or number not in self.products:
+                continue
+            out = next(iter(gradients.values()))
+            for name, gradient in self.products[number].product(op, out, values(number, gradients)):
+                version = self._passes[number].get(name)
+                if version is None:
+                    beside(number, name, gradient)
+                elif version.writer >= self.first:
+                    adjoints.add(version, gradient)
 
     def _input_of(self, number: int, name: str) -> Version | None:
         """The version of a field's buffer before an operation; None if the field names no buffer.

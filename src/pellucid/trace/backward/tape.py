@@ -112,7 +112,6 @@ class Tape(ForwardedEdits):
 
     @property
     def first_changed(self) -> int | None:
-        """As in ``Probe``."""
         return self._inner.first_changed if self._inner is not None else None
 
     def value(self, version: Version) -> NDArray[np.float32]:
@@ -129,12 +128,10 @@ class Tape(ForwardedEdits):
         return range(start, stop)
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
         first = self.first_output if rows == "outputs" else 0
         self._blocks[rows][positions.start - first : positions.stop - first] = values  # type: ignore[index]
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
         pattern = self._recorded_patterns[self._order[block]]
         pattern[:, positions.start : positions.stop, : rows.shape[2]] = rows.swapaxes(0, 1)
 

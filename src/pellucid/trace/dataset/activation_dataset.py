@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, one_line, reason, shown
-from pellucid.trace.dataset.columns import POSITIONS, TEXTS, TOKEN_IDS
+from pellucid.trace.dataset.columns import POSITIONS, TEXTS, TOKEN_IDS, RowArray
 from pellucid.trace.dataset.index import DatasetIndex, read_index
-from pellucid.trace.dataset.row_array import RowArray
 from pellucid.trace.dataset.shard_file import ParquetColumns, mapped, sha256_of
 from pellucid.util.checks import whole
 

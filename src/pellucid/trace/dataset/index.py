@@ -255,11 +255,9 @@ class DatasetProgress(DownloadProgress, Protocol):
 
     def surveying(self, texts: int) -> object:
         """``texts`` texts were counted."""
-        ...
 
     def recording(self, done: int, total: int) -> object:
         """``done`` of ``total`` rows were written."""
-        ...
 
 
 class NoProgress:

@@ -46,7 +46,6 @@ class Corpus(Protocol):
 
     def texts(self, start: int = 0) -> Iterator[tuple[str, str]]:
         """Yield the place of each text, for messages, and the text, after the first ``start`` texts."""
-        ...
 
 
 class ReadText(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.trace.dataset.row_array import RowArray
+from pellucid.trace.dataset.columns import RowArray
 
 torch: Any = importlib.import_module("torch")
 

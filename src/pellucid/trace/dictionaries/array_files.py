@@ -136,7 +136,6 @@ class ArrayFile(Protocol):
 
     def values(self, name: str) -> NDArray[np.float32]:
         """An array as float32. Raises FileFormatError if it cannot be read."""
-        ...
 
 
 class SafetensorsArrays:
@@ -157,7 +156,6 @@ class SafetensorsArrays:
         return self.checkpoint.tensors[name]
 
     def values(self, name: str) -> NDArray[np.float32]:
-        """As in ``ArrayFile``."""
         tensor = self.tensor(name)
         if tensor.format not in FLOATS:
             if tensor.format != "F64":
@@ -215,7 +213,6 @@ class NpzArrays:
         return shape
 
     def values(self, name: str) -> NDArray[np.float32]:
-        """As in ``ArrayFile``."""
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
                 return np.asarray(arrays[name], np.float32)
@@ -293,16 +290,3 @@ def finite(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.flo
     if not np.isfinite(values).all():
         raise FileFormatError(path, f"array {shown(name)}", "has NaN or infinite values")
     return values
-
-
-def open_arrays(path: Path) -> SafetensorsArrays | NpzArrays:
-    """Open a safetensors or npz file.
-
-    Raises:
-        FileFormatError: the file has another format, or is damaged.
-    """
-    if path.suffix == ".npz":
-        return NpzArrays(path)
-    if path.suffix == ".safetensors":
-        return SafetensorsArrays(path)
-    raise FileFormatError(path, "file", "is neither .safetensors nor .npz; pickled weights are not read")

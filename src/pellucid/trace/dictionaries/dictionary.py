@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.dictionaries.activations import FeatureActivation, Relu, TopKActivation
-from pellucid.trace.dictionaries.coder_weights import MOST_FEATURES, ArrayRows, CoderWeights, DictionaryFormat, Given
+from pellucid.trace.dictionaries.coder_weights import (
+    MOST_FEATURES,
+    ArrayRows,
+    CoderWeights,
+    DictionaryFormat,
+    FeatureActivation,
+    Given,
+    Relu,
+    TopKActivation,
+)
 from pellucid.trace.dictionaries.sparse_coder import Change, ChangedFeatures, Reconstruction, SparseCoder
 from pellucid.trace.edits import LARGEST, Edit, add, call
 from pellucid.trace.traced_model import TracedModel

@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.dictionaries.activations import NORMALIZATIONS, Normalized
-from pellucid.trace.dictionaries.coder_weights import CoderWeights
-from pellucid.trace.dictionaries.hooks import HookedPoint, point_of_hook
+from pellucid.trace.dictionaries.coder_weights import (
+    NORMALIZATIONS,
+    CoderWeights,
+    HookedPoint,
+    Normalized,
+    point_of_hook,
+)
 from pellucid.trace.edits import CallContext
 from pellucid.trace.traced_model import ModelWeights, RowProduct, TracedModel
 

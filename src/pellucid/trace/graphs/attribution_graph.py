@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, reason
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
-from pellucid.trace.graphs.graph_node import GraphNode
+from pellucid.trace.graphs.graph_files import GraphNode
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import real, whole

@@ -25,10 +25,10 @@ from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
 from pellucid.trace.graphs.attribution_graph import AttributionGraph, influences
 from pellucid.trace.graphs.edges import EdgeTable, choose, injections
-from pellucid.trace.graphs.graph_node import GraphNode
+from pellucid.trace.graphs.graph_files import GraphNode
 from pellucid.trace.graphs.local_run import MOST_COPIES, LocalRun
+from pellucid.trace.graphs.neurons import Numbers
 from pellucid.trace.graphs.targets import GraphTarget, graph_targets
-from pellucid.trace.graphs.units import Numbers
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import boolean, real, whole

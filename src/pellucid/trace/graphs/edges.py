@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -11,19 +11,103 @@ from numpy.typing import NDArray
 
 from pellucid.trace.backward.reverse_walk import Adjoints, Rows
 from pellucid.trace.backward.tape import Version
-from pellucid.trace.graphs.graph_node import GraphNode
+from pellucid.trace.graphs.graph_files import GraphNode
 from pellucid.trace.graphs.local_run import Injection, LocalRun
+from pellucid.trace.graphs.neurons import LayerUnits, Numbers, Units, by_row
 from pellucid.trace.graphs.targets import GraphTarget
-from pellucid.trace.graphs.units import (
-    EdgeSource,
-    HeadVectors,
-    LayerUnits,
-    Numbers,
-    RowVectors,
-    Units,
-    UnitVectors,
-    by_head,
-)
+
+# The sources of edges: values whose contributions to targets are measured, each in some columns of the edges.
+
+
+class EdgeSource(Protocol):
+    """Values of one kind and layer."""
+
+    @property
+    def versions(self) -> tuple[Version, ...]:
+        """The versions whose gradients it reads."""
+
+    @property
+    def count(self) -> int:
+        """The number of nodes."""
+
+    def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
+        """The nodes, and what they contribute through a version, for its gradients (N, rows, width): (N, n)."""
+
+
+class RowVectors:
+    """The vectors (rows, D) at each token of one or more versions, such as embeddings and errors."""
+
+    def __init__(self, vectors: Mapping[Version, Rows]) -> None:
+        self.versions = tuple(vectors)
+        self._vectors = {version: np.ascontiguousarray(own, np.float32) for version, own in vectors.items()}
+
+    @property
+    def count(self) -> int:
+        return len(self._vectors[self.versions[0]])
+
+    def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
+        own = self._vectors[version][: gradient.shape[1]]
+        return slice(0, len(own)), np.einsum("nrd,rd->nr", gradient[:, :, : own.shape[1]], own)
+
+
+class UnitVectors:
+    """The vectors (n, O, D) of units at the tokens ``rows``, in order, which write to O versions."""
+
+    def __init__(self, versions: Sequence[Version], rows: Numbers, vectors: Rows) -> None:
+        self.versions = tuple(versions)
+        self._rows, self._vectors = rows, [np.ascontiguousarray(own) for own in vectors.swapaxes(0, 1)]
+
+    @property
+    def count(self) -> int:
+        return len(self._rows)
+
+    def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
+        vectors = self._vectors[self.versions.index(version)]
+        count = int(np.searchsorted(self._rows, gradient.shape[1]))
+        found = np.zeros((len(gradient), count), np.float32)
+        for row, mine in by_row(self._rows[:count]):
+            found[:, mine] = gradient[:, row, : vectors.shape[1]] @ vectors[mine].T
+        return slice(0, count), found
+
+    def subtract_from(self, version: Version, values: Rows) -> None:
+        """Subtract what the units write to a version from its values (rows, D)."""
+        vectors = self._vectors[self.versions.index(version)]
+        for row, mine in by_row(self._rows):
+            values[row, : vectors.shape[1]] -= vectors[mine].sum(0)
+
+
+class HeadVectors:
+    """The outputs of some heads at some tokens: (n,) rows and numbers of heads, in the order of rows.
+
+    ``values`` (T, H, V) are the outputs of all heads. The gradient of a chosen head does not continue.
+    """
+
+    def __init__(self, version: Version, rows: Numbers, heads: Numbers, values: Rows) -> None:
+        self.versions, self.rows, self.heads, self._values = (version,), rows, heads, values
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
+        count = int(np.searchsorted(self.rows, gradient.shape[1]))
+        rows, heads = self.rows[:count], self.heads[:count]
+        own = by_head(gradient, self._values.shape[1:])[:, rows, heads]
+        return slice(0, count), np.einsum("njv,jv->nj", own, self._values[rows, heads])
+
+    def continued(self, gradient: Rows) -> Rows:
+        """The gradient without the chosen heads."""
+        count = int(np.searchsorted(self.rows, gradient.shape[1]))
+        found = gradient.copy()
+        by_head(found, self._values.shape[1:])[:, self.rows[:count], self.heads[:count]] = 0
+        return found
+
+
+def by_head(gradient: Rows, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A view of gradients (N, rows, width) as (N, rows, H, V)."""
+    H, V = shape
+    return gradient[:, :, : H * V].reshape(*gradient.shape[:2], H, V)
+
 
 # The choice of the units and heads that may be nodes of an attribution graph, by their attribution.
 #

@@ -6,59 +6,43 @@ The choice of experts and their weights are constants of the run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.plan.plan import At, Operation, Weights
+from pellucid.plan.plan import At, Weights
 from pellucid.plan.points import Point
 from pellucid.trace.backward.layer_products import choices, opened_gate
 from pellucid.trace.backward.products import FORMS
 from pellucid.trace.backward.reverse_walk import Rows, size_of
 from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
 from pellucid.trace.graphs.frozen_products import linear_activation
-from pellucid.trace.graphs.neurons import Neurons, before_rounding, neurons_between
-from pellucid.trace.graphs.units import Numbers, Units
+from pellucid.trace.graphs.neurons import Neurons, NeuronUnits, Numbers, Units, before_rounding, neurons_between
 from pellucid.trace.traced_model import ModelWeights
 
 
-class ExpertNeurons(Struct, frozen=True):
-    """The neurons of a mixture: its ``activation`` with the versions of its ``inputs``, and the slots of its matrices.
+class ExpertNeurons(NeuronUnits, frozen=True):
+    """The neurons of a mixture, with the slots of its matrices.
 
     Neuron j of expert e has the number e · F + j, and neuron j of the ``shared`` expert the number E · F + j: E
     ``experts`` have F neurons (``width``) each. ``scales`` are the weights of the ``chosen`` experts. They multiply the
     inputs of the activation if ``scales_inputs``, else the results.
     """
 
-    layer: int
     experts: int
     chosen: int
     width: int
-    activation: Operation
     slots: Mapping[str, str]
-    inputs: Mapping[str, Version]
-    hidden: Version
     ids: Version
     scales: Version
     scales_inputs: bool
     shared: Neurons | None
     gate: Version | None
     reads: Version
-    output: Version
-    weights: ModelWeights
-
-    kind: ClassVar[str] = "neuron"
-
-    @property
-    def writes(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
-        return (self.output,)
 
     @property
     def recorded(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
         shared = () if self.shared is None else self.shared.recorded
         gate = () if self.gate is None else (self.gate,)
         return (*self.inputs.values(), self.hidden, self.ids, self.scales, *shared, *gate)
@@ -79,16 +63,7 @@ class ExpertNeurons(Struct, frozen=True):
         return self.experts * self.width
 
     def open(self, tape: Tape) -> OpenedExperts:
-        """As in ``LayerUnits``."""
         return OpenedExperts(self, tape)
-
-    def skipped(self, gradient: Rows) -> Rows | None:
-        """As in ``LayerUnits``: there is no such path."""
-        return None
-
-    def skip(self, tape: Tape) -> Rows | None:
-        """As in ``LayerUnits``."""
-        return None
 
 
 class OpenedExperts:
@@ -107,13 +82,9 @@ class OpenedExperts:
         scales = tape.value(own.scales)[:, :C, None]
         self._values = by_choice(own.hidden)
         self._scales = np.ones_like(scales) if own.scales_inputs else scales
-        x, up = (by_choice(own.inputs[name]) if name in own.inputs else None for name in ("x", "up"))
-        assert x is not None
-        factors = zip(("x", "up"), linear_activation(own.activation, x, up))
+        factors = linear_activation(own.activation, {name: by_choice(version) for name, version in own.inputs.items()})
         of_inputs = scales if own.scales_inputs else np.float32(1)
-        self._factors = {
-            name: np.asarray(factor * of_inputs, np.float32) for name, factor in factors if factor is not None
-        }
+        self._factors = {name: np.asarray(factor * of_inputs, np.float32) for name, factor in factors.items()}
         self._shared = None if own.shared is None else own.shared.open(tape)
         ones = np.ones((len(self._ids), 1), np.float32)
         self._gate = ones if own.gate is None else opened_gate(tape.value(own.gate))
@@ -129,15 +100,12 @@ class OpenedExperts:
 
     @property
     def count(self) -> int:
-        """As in ``OpenedUnits``."""
         return len(self._ids) * self._of_token
 
     def before(self, row: int) -> int:
-        """As in ``OpenedUnits``."""
         return row * self._of_token
 
     def units(self, chosen: Numbers) -> Units:
-        """As in ``OpenedUnits``."""
         rows, columns = np.divmod(chosen, self._of_token)
         numbers, activations = np.empty_like(rows), np.empty(len(rows), np.float32)
         routed = columns < self._of_chosen
@@ -152,7 +120,6 @@ class OpenedExperts:
         return Units(rows, numbers, activations)
 
     def vectors(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         part, shared, routed = self._parts(units)
         down = self._own.matrices("down")
         found = np.empty((len(units.rows), down.shape[1]), np.float32)
@@ -163,7 +130,6 @@ class OpenedExperts:
         return found[:, None]
 
     def directions(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         part, shared, routed = self._parts(units)
         found = np.zeros((len(units.rows), self._own.matrices("x").shape[2]), np.float32)
         for name, factors in self._factors.items():
@@ -174,7 +140,6 @@ class OpenedExperts:
         return found
 
     def effects(self, version: Version, gradient: Rows) -> Rows:
-        """As in ``OpenedUnits``."""
         (N, rows, _), down = gradient.shape, self._own.matrices("down")
         found = np.zeros((N, rows, *self._values.shape[1:]), np.float32)
         for expert, t, choice in self._by_expert(rows):
@@ -187,7 +152,6 @@ class OpenedExperts:
         return found.reshape(N, -1)
 
     def passed(self, effects: Rows, rows: int) -> Rows:
-        """As in ``OpenedUnits``."""
         N, (C, F) = len(effects), self._values.shape[1:]
         each = effects.reshape(N, rows, -1)
         routed, own = each[:, :, : self._of_chosen].reshape(N, rows, C, F), self._values[:rows]

@@ -64,7 +64,6 @@ class RecordedPattern(FrozenPattern):
         self._pattern, self.mask = pattern, mask
 
     def rows(self, start: int, stop: int) -> tuple[int, Rows]:
-        """As in ``FrozenPattern``."""
         keys = self.keys(start, min(stop, self._pattern.shape[1]))
         return keys.start, self._pattern[:, start:stop, keys.start : keys.stop]
 
@@ -85,7 +84,6 @@ class ComputedPattern(FrozenPattern):
         self.mask, self._terms = mask, terms
 
     def rows(self, start: int, stop: int) -> tuple[int, Rows]:
-        """As in ``FrozenPattern``."""
         keys, terms = self.keys(start, stop), self._terms
         (H, _, K), G = self._q.shape, len(self._k)
         q = self._q[:, start:stop].reshape(G, -1, K)
@@ -165,21 +163,13 @@ def frozen_product_of(op: Operation, *, recorded_patterns: bool = True) -> Kerne
 
 def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """A norm with a constant scale. A layer norm still subtracts the mean."""
-    parts, width, count = size_of(op, "parts"), size_of(op, "width"), size_of(op, "count")
-    of_part = size_of(op, "weight_part") // 4
-    weight = vector_of(values.weights, op.fields["weight"], parts * of_part if of_part else count)
-    weight = weight.reshape(parts, of_part)[:, :count] if of_part else weight
-    x = values.values["x"]
-    own = x[:, : parts * width].reshape(len(x), parts, width)[:, :, :count].astype(np.float64)
-    centres = op.kernel["kind"] == "layer"
-    own = own - own.mean(-1, keepdims=True) if centres else own
-    factor = weight / np.sqrt((own * own).mean(-1, keepdims=True) + number_of(op, "eps"))
-    g = gradient[:, : parts * width].reshape(-1, len(x), parts, width)[..., :count]
-    inner = g * factor.astype(np.float32)
-    if centres:
+    weight, centred, size = products.normed(op, values)
+    factor = weight / size
+    inner = products.norm_parts(op, gradient).reshape(-1, *centred.shape) * factor.astype(np.float32)
+    if op.kernel["kind"] == "layer":
         inner -= inner.mean(-1, keepdims=True)
-    found = np.zeros((len(gradient), x.shape[1]), np.float32)
-    found[:, : parts * width].reshape(-1, len(x), parts, width)[..., :count] = inner
+    found = np.zeros((len(gradient), values.values["x"].shape[1]), np.float32)
+    products.norm_parts(op, found)[:] = inner.reshape(len(gradient), *centred.shape[1:])
     yield "x", found
 
 
@@ -194,19 +184,15 @@ def gate(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 def activation(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """f(x), or f(x) · up by the half rule."""
     width = size_of(op, "width")
-    x, up = (values.values[name][:, :width] if name in values.values else None for name in ("x", "up"))
-    assert x is not None
-    of_x, of_up = linear_activation(op, x, up)
-    g = gradient[:, :width].reshape(-1, *x.shape)
-    yield "x", (g * of_x.astype(np.float32)).reshape(-1, width)
-    if of_up is not None:
-        yield "up", (g * of_up.astype(np.float32)).reshape(-1, width)
+    inputs = {name: values.values[name][:, :width] for name in ("x", "up") if name in values.values}
+    g = gradient[:, :width].reshape(-1, *inputs["x"].shape)
+    for name, factors in linear_activation(op, inputs).items():
+        yield name, (g * factors.astype(np.float32)).reshape(-1, width)
 
 
-def linear_activation(
-    op: Operation, x: Rows, up: Rows | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """The factors (T, F) of x and up in the linear form of f(x) · up: the ratio f(x) / x is constant."""
+def linear_activation(op: Operation, inputs: Mapping[str, Rows]) -> dict[str, NDArray[np.float64]]:
+    """The factors (T, F) of the inputs "x" and "up" in the linear form of f(x) · up: the ratio f(x) / x is constant."""
+    x = inputs["x"]
     kind, limit, sharpness = op.kernel["kind"], number_of(op, "limit"), number_of(op, "sharpness")
     neutral: Any = 1.0 if kind != "clamped_silu" else np.zeros_like(x)
     x64 = x.astype(np.float64)
@@ -215,12 +201,12 @@ def linear_activation(
     ratio = np.divide(f, x64, out=f, where=~zero)
     if zero.any():
         ratio[zero] = derivative(kind, x[zero], None if kind != "clamped_silu" else x[zero] * 0, limit, sharpness)[1]
-    if up is None:
-        return ratio, None
-    factor = up.astype(np.float64)
+    if "up" not in inputs:
+        return {"x": ratio}
+    factor = inputs["up"].astype(np.float64)
     if kind == "clamped_silu":
         factor = np.clip(factor, -limit, limit) + 1.0
-    return 0.5 * ratio * factor, 0.5 * ratio * x64
+    return {"x": 0.5 * ratio * factor, "up": 0.5 * ratio * x64}
 
 
 def pick(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:

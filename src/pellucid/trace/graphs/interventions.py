@@ -17,7 +17,7 @@ from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import CallContext, Edit, call, replace, scale
 from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
 from pellucid.trace.graphs.attribution_graph import AttributionGraph, refuse_other_model
-from pellucid.trace.graphs.graph_node import GraphNode
+from pellucid.trace.graphs.graph_files import GraphNode
 from pellucid.trace.lenses.patching import LAST_LOGITS
 from pellucid.trace.lenses.targets import uncapped
 from pellucid.trace.trace import SequenceTrace

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention
+from pellucid.plan.plan import Operation
 from pellucid.trace.backward.reverse_walk import Adjoints, ReverseWalk, Rows, Values
 from pellucid.trace.backward.tape import Tape, Version, Versions, refuse_too_long, tape_bytes, version_of
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
 from pellucid.trace.graphs.expert_neurons import expert_neurons_of
 from pellucid.trace.graphs.frozen_products import frozen_product_of
-from pellucid.trace.graphs.neurons import features_of, neurons_of
-from pellucid.trace.graphs.units import LayerUnits, OpenedUnits
+from pellucid.trace.graphs.neurons import LayerUnits, OpenedUnits, features_of, neurons_of
 from pellucid.trace.traced_model import ModelWeights, TracedModel, first_block, written_points
 from pellucid.util.checks import whole
 
@@ -73,13 +73,13 @@ class LocalModel:
         collect: Collect,
     ) -> None:
         """Apply the map backwards to the vectors ``injections`` of ``copies`` copies at the first ``tokens`` tokens."""
-        versions, plan = self.versions, self.versions.plan
+        versions = self.versions
         picked = np.arange(min(tape.first_output, tokens - 1), tokens)
-        shared = Values(plan, weights, {}, [slice(0, tokens)], picked)
+        shared = Values(versions.plan, weights, {}, [slice(0, tokens)], picked)
         adjoints, rows = Adjoints(versions), {"tokens": tokens, "outputs": len(picked)}
-        last = max((version.writer for version in injections), default=self.walk.first - 1)
-        for number in range(last, self.walk.first - 1, -1):
-            op, gradients = plan.operations[number], dict[str, Rows]()
+
+        def taken(number: int, op: Operation) -> dict[str, Rows]:
+            gradients = dict[str, Rows]()
             for name in op.writes:
                 version = Version(name, number)
                 own = adjoints.take(version)
@@ -90,19 +90,16 @@ class LocalModel:
                     own = self._injected(own, given, version, copies, rows[op.rows])
                 if own is not None:
                     gradients[name] = own
-            if not gradients or number not in self.walk.products:
-                continue
-            values: Values = replace(shared, values=self._recorded(number, tape, tokens), gradients=gradients)
-            if self.walk.products[number].patterns:
-                values = replace(values, patterns=[tape.pattern(number)])
-            for name, gradient in self.walk.products[number].product(op, next(iter(gradients.values())), values):
-                before = self.walk.input_of(number, name)
-                if before is not None and before.writer >= self.walk.first:
-                    adjoints.add(before, gradient)
+            return gradients
 
-    def _recorded(self, number: int, tape: Tape, tokens: int) -> dict[str, Rows]:
-        rows = self.walk.recorded(number, [tape])
-        return {name: own[:tokens] for name, own in rows.items()}
+        def values(number: int, gradients: Mapping[str, Rows]) -> Values:
+            recorded = {name: own[:tokens] for name, own in self.walk.recorded(number, [tape]).items()}
+            patterns = [tape.pattern(number)] if self.walk.products[number].patterns else []
+            made: Values = replace(shared, values=recorded, gradients=gradients, patterns=patterns)
+            return made
+
+        last = max((version.writer for version in injections), default=self.walk.first - 1)
+        self.walk.run(adjoints, last, taken, values)
 
     def _injected(self, own: Rows | None, given: Sequence[Injection], version: Version, copies: int, rows: int) -> Rows:
         width = self.versions.width(version)

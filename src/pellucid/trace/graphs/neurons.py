@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -18,8 +18,97 @@ from pellucid.trace.backward.reverse_walk import Rows, number_of
 from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
 from pellucid.trace.dictionaries.sparse_coder import SparseCoder
 from pellucid.trace.graphs.frozen_products import linear_activation
-from pellucid.trace.graphs.units import Numbers, Units, by_row
 from pellucid.trace.traced_model import ModelWeights
+
+# The units of feed-forwards: neurons of the model, and features of transcoders.
+#
+# A unit has an activation at a token. It reads the input of its feed-forward along a *direction*, and writes its
+# activation times a *vector* to the output of its feed-forward (a feature of a cross-layer transcoder also to later
+# ones).
+
+Numbers = NDArray[np.int64]
+
+
+class Units(NamedTuple):
+    """Some units of a layer: their tokens (rows of the feed-forward), their numbers, and their activations, (n,).
+
+    They are in the order of tokens.
+    """
+
+    rows: Numbers
+    numbers: Numbers
+    activations: Rows
+
+    def at(self, chosen: Numbers) -> Units:
+        """A part of the units."""
+        return Units(self.rows[chosen], self.numbers[chosen], self.activations[chosen])
+
+
+class OpenedUnits(Protocol):
+    """The units of a feed-forward in a run, in the order of tokens. Some may have an activation of 0."""
+
+    @property
+    def count(self) -> int:
+        """The number of units."""
+
+    def before(self, row: int) -> int:
+        """The number of units at the tokens before a token."""
+
+    def units(self, chosen: Numbers) -> Units:
+        """Some of the units, in order."""
+
+    def vectors(self, units: Units) -> Rows:
+        """The addition of each unit to each output, (n, O, D)."""
+
+    def directions(self, units: Units) -> Rows:
+        """The directions (n, D): times the input, and plus biases, they give the activations."""
+
+    def effects(self, version: Version, gradient: Rows) -> Rows:
+        """The effects (N, count) of all units through an output, for its gradients (N, rows, D)."""
+
+    def passed(self, effects: Rows, rows: int) -> Rows:
+        """The gradients (N, rows, D) of the input, for the effects (N, count) of all units."""
+
+
+class LayerUnits(Protocol):
+    """The units of a feed-forward of a ``layer``, of one ``kind``: "neuron" or "feature"."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def layer(self) -> int: ...
+
+    @property
+    def reads(self) -> Version:
+        """The input of the feed-forward."""
+
+    @property
+    def writes(self) -> tuple[Version, ...]:
+        """Its output first, then later outputs."""
+
+    @property
+    def recorded(self) -> tuple[Version, ...]:
+        """The versions that a tape must record."""
+
+    def label(self, number: int) -> str:
+        """The name of a unit within its layer."""
+
+    def open(self, tape: Tape) -> OpenedUnits:
+        """The units in a run."""
+
+    def skipped(self, gradient: Rows) -> Rows | None:
+        """The gradient (n, D) of the input through a linear path from input to output beside the units."""
+
+    def skip(self, tape: Tape) -> Rows | None:
+        """The output of this path in a run, (rows, D)."""
+
+
+def by_row(rows: Numbers) -> Iterator[tuple[int, slice]]:
+    """The units of each token in sorted ``rows`` (n,): the token, and the slice of its units."""
+    starts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
+    for start, stop in zip(starts, [*starts[1:], len(rows)]):
+        yield int(rows[start]), slice(start, stop)
+
 
 # Neurons as the units of an attribution graph: the values after the activation of a dense feed-forward.
 
@@ -27,57 +116,52 @@ ROWS_TOGETHER = 512
 """Number of rows of a matrix product that reads a feed-forward backwards."""
 
 
-class Neurons(Struct, frozen=True):
-    """The neurons of a dense feed-forward: its activation with the versions of its ``inputs``, and its matrices.
-
-    ``threshold`` is the operation that sets all but the largest gates to 0, if there is one.
-    """
+class NeuronUnits(Struct, frozen=True):
+    """Neurons as units: the ``activation`` with the versions of its ``inputs``, its value, and the output."""
 
     layer: int
     activation: Operation
-    matrices: Mapping[str, ChainedMatrix]
     inputs: Mapping[str, Version]
     hidden: Version
     output: Version
     weights: ModelWeights
-    threshold: Threshold | None = None
 
     kind: ClassVar[str] = "neuron"
 
     @property
+    def writes(self) -> tuple[Version, ...]:
+        return (self.output,)
+
+    def label(self, number: int) -> str:
+        return str(number)
+
+    def skipped(self, gradient: Rows) -> Rows | None:
+        return None
+
+    def skip(self, tape: Tape) -> Rows | None:
+        return None
+
+
+class Neurons(NeuronUnits, frozen=True):
+    """The neurons of a dense feed-forward, with its matrices.
+
+    ``threshold`` is the operation that sets all but the largest gates to 0, if there is one.
+    """
+
+    matrices: Mapping[str, ChainedMatrix]
+    threshold: Threshold | None = None
+
+    @property
     def reads(self) -> Version:
-        """As in ``LayerUnits``."""
         return next(matrix.reads for name, matrix in self.matrices.items() if name != "down")
 
     @property
-    def writes(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
-        return (self.output,)
-
-    @property
     def recorded(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
         of_threshold = () if self.threshold is None else (self.threshold.gates,)
         return (self.hidden, *self.inputs.values(), *of_threshold)
 
     def open(self, tape: Tape) -> OpenedNeurons:
-        """As in ``LayerUnits``."""
-        count = int(self.weights.values(self.matrices["down"].slot).shape[1])
-        inputs = {name: tape.value(version)[:, :count] for name, version in self.inputs.items()}
-        gates = None if self.threshold is None else tape.value(self.threshold.gates)[:, :count]
-        return OpenedNeurons(self, inputs, tape.value(self.hidden)[:, :count], gates)
-
-    def label(self, number: int) -> str:
-        """As in ``LayerUnits``."""
-        return str(number)
-
-    def skipped(self, gradient: Rows) -> Rows | None:
-        """As in ``LayerUnits``: there is no such path."""
-        return None
-
-    def skip(self, tape: Tape) -> Rows | None:
-        """As in ``LayerUnits``."""
-        return None
+        return OpenedNeurons(self, tape)
 
 
 class OpenedNeurons:
@@ -86,33 +170,32 @@ class OpenedNeurons:
     Neurons are linearised by the half rule (``frozen_products.py``). ``gates`` (T, F) are the gates before a threshold.
     """
 
-    def __init__(self, neurons: Neurons, inputs: Mapping[str, Rows], values: Rows, gates: Rows | None) -> None:
-        self._neurons, self._inputs, self._values, self._gates = neurons, inputs, values, gates
+    def __init__(self, neurons: Neurons, tape: Tape) -> None:
+        self._neurons, threshold = neurons, neurons.threshold
+        count = int(neurons.weights.values(neurons.matrices["down"].slot).shape[1])
+        self._inputs = {name: tape.value(version)[:, :count] for name, version in neurons.inputs.items()}
+        self._values: Rows = tape.value(neurons.hidden)[:, :count]
+        self._gates = None if threshold is None else tape.value(threshold.gates)[:, :count]
 
     @property
     def count(self) -> int:
-        """As in ``OpenedUnits``."""
         return int(self._values.size)
 
     def before(self, row: int) -> int:
-        """As in ``OpenedUnits``."""
         return int(row * self._values.shape[1])
 
     def units(self, chosen: Numbers) -> Units:
-        """As in ``OpenedUnits``."""
         rows, numbers = np.divmod(chosen, self._values.shape[1])
         return Units(rows, numbers, self._values[rows, numbers])
 
     def vectors(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         down = self._neurons.matrices["down"]
         columns = down.factor * self._neurons.weights.values(down.slot)[:, units.numbers].T
         return np.asarray(columns * units.activations[:, None], np.float32)[:, None]
 
     def directions(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         found = np.zeros((len(units.rows), 1))
-        for name, factors in self._linear((units.rows, units.numbers)):
+        for name, factors in self._linear((units.rows, units.numbers)).items():
             matrix = self._neurons.matrices[name]
             weights = self._neurons.weights.values(matrix.slot)
             if name == "x" and self._gates is not None:  # a threshold depends on all gates
@@ -125,7 +208,6 @@ class OpenedNeurons:
         return found.astype(np.float32)
 
     def effects(self, version: Version, gradient: Rows) -> Rows:
-        """As in ``OpenedUnits``."""
         down, (N, rows, width) = self._neurons.matrices["down"], gradient.shape
         matrix = self._neurons.weights.values(down.slot)
         # One product, not one for each target.
@@ -135,26 +217,21 @@ class OpenedNeurons:
         return found.reshape(N, -1)
 
     def passed(self, effects: Rows, rows: int) -> Rows:
-        """As in ``OpenedUnits``."""
         own, N = self._values[:rows], len(effects)
         slopes: NDArray[Any] = effects.reshape(N, *own.shape)
-        linear = [(name, factors.astype(np.float32)) for name, factors in self._linear(slice(rows))]
+        linear = {name: factors.astype(np.float32) for name, factors in self._linear(slice(rows)).items()}
         found = list[Rows]()
         together = max(1, ROWS_TOGETHER // rows)
         for first in range(0, N, together):
             part = slopes[first : first + together]
             part = np.divide(part, own, out=np.zeros_like(part), where=own != 0)
             sums: Rows = np.zeros((len(part) * rows, 1), np.float32)
-            for name, factors in linear:
+            for name, factors in linear.items():
                 matrix, of_input = self._neurons.matrices[name], part * factors
                 if name == "x" and self._gates is not None:
                     of_input = self._of_gates(of_input, slice(rows))
-                product = (
-                    of_input.reshape(len(sums), -1)
-                    @ self._neurons.weights.values(matrix.slot)
-                    * np.float32(matrix.factor)
-                )
-                sums = np.asarray(sums + product, np.float32)
+                product = of_input.reshape(len(sums), -1) @ self._neurons.weights.values(matrix.slot)
+                sums = np.asarray(sums + product * np.float32(matrix.factor), np.float32)
             found.append(sums.reshape(len(part), rows, -1))
         return np.concatenate(found)
 
@@ -166,13 +243,9 @@ class OpenedNeurons:
         gates = self._gates[rows]
         return through_threshold(gradient, gates, self._inputs["x"][rows] > 0, threshold.deviations)
 
-    def _linear(self, chosen: Any) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        """The inputs, with the factors of the linear form of chosen values."""
-        x, up = (self._inputs[name][chosen] if name in self._inputs else None for name in ("x", "up"))
-        assert x is not None
-        for name, factors in zip(("x", "up"), linear_activation(self._neurons.activation, x, up)):
-            if factors is not None:
-                yield name, factors
+    def _linear(self, chosen: Any) -> dict[str, NDArray[np.float64]]:
+        """The factors of the inputs in the linear form of chosen values."""
+        return linear_activation(self._neurons.activation, {name: own[chosen] for name, own in self._inputs.items()})
 
 
 class ChainedMatrix(NamedTuple):
@@ -209,20 +282,14 @@ def neurons_between(
         return None
     names = [name for name in ("x", "up") if not isinstance(op.fields[name], int)]
     inputs = {name: versions.read(hidden.writer, fields_of(op, [name])[0]) for name in names}
-    threshold = _threshold(versions, inputs["x"])
+    writer, threshold = versions.plan.operations[inputs["x"].writer], None
+    if writer.kernel.name == "sparsify":
+        threshold = Threshold(versions.read(inputs["x"].writer, inputs["x"].buffer), number_of(writer, "deviations"))
     sources = inputs if threshold is None else {**inputs, "x": threshold.gates}
     matrices = {name: matrix for name, own in sources.items() if (matrix := _matrix(versions, own))}
     if len(matrices) < len(inputs) or len({matrix.reads for matrix in matrices.values()}) > 1:
         return None
-    return Neurons(layer, op, {**matrices, "down": down}, inputs, hidden, output, weights, threshold)
-
-
-def _threshold(versions: Versions, version: Version) -> Threshold | None:
-    """The threshold that writes a version."""
-    op = versions.plan.operations[version.writer]
-    if op.kernel.name != "sparsify":
-        return None
-    return Threshold(versions.read(version.writer, version.buffer), number_of(op, "deviations"))
+    return Neurons(layer, op, inputs, hidden, output, weights, {**matrices, "down": down}, threshold)
 
 
 def _matrix(versions: Versions, version: Version) -> ChainedMatrix | None:
@@ -267,15 +334,12 @@ class Features:
 
     @property
     def recorded(self) -> tuple[Version, ...]:
-        """As in ``LayerUnits``."""
         return (self.reads,)
 
     def label(self, number: int) -> str:
-        """As in ``LayerUnits``."""
         return str(number)
 
     def open(self, tape: Tape) -> OpenedFeatures:
-        """As in ``LayerUnits``."""
         active = self._coder.active(self._input(tape))
         return OpenedFeatures(self._coder, self.writes, Units(active.rows, active.features, active.activations))
 
@@ -283,12 +347,10 @@ class Features:
         return np.ascontiguousarray(tape.value(self.reads)[:, : self._coder.width])
 
     def skipped(self, gradient: Rows) -> Rows | None:
-        """As in ``LayerUnits``."""
         matrix = self._coder.skip_matrix
         return None if matrix is None else gradient[:, : len(matrix)] @ matrix
 
     def skip(self, tape: Tape) -> Rows | None:
-        """As in ``LayerUnits``."""
         matrix = self._coder.skip_matrix
         return None if matrix is None else self._input(tape) @ matrix.T
 
@@ -301,28 +363,21 @@ class OpenedFeatures:
 
     @property
     def count(self) -> int:
-        """As in ``OpenedUnits``."""
         return len(self._active.rows)
 
     def before(self, row: int) -> int:
-        """As in ``OpenedUnits``."""
         return int(np.searchsorted(self._active.rows, row))
 
     def units(self, chosen: Numbers) -> Units:
-        """As in ``OpenedUnits``."""
-        active = self._active
-        return Units(active.rows[chosen], active.numbers[chosen], active.activations[chosen])
+        return self._active.at(chosen)
 
     def vectors(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         return self._coder.vectors(units.numbers) * units.activations[:, None, None]
 
     def directions(self, units: Units) -> Rows:
-        """As in ``OpenedUnits``."""
         return self._coder.directions(units.numbers)
 
     def effects(self, version: Version, gradient: Rows) -> Rows:
-        """As in ``OpenedUnits``."""
         output, found = self._writes.index(version), np.zeros((len(gradient), self.count), np.float32)
         for chosen in self._chunks():
             part = self.units(chosen)
@@ -332,7 +387,6 @@ class OpenedFeatures:
         return found
 
     def passed(self, effects: Rows, rows: int) -> Rows:
-        """As in ``OpenedUnits``."""
         found = np.zeros((len(effects), rows, self._coder.width), np.float32)
         for chosen in self._chunks():
             part = self.units(chosen)

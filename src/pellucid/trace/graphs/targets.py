@@ -14,8 +14,8 @@ from pellucid.model.spec import FeedForward, Mixture, Norm
 from pellucid.sample.candidates import Candidates
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.graphs.attribution_graph import AttributionGraph, Promoted, refuse_other_model
-from pellucid.trace.graphs.graph_node import GraphNode
-from pellucid.trace.lenses.targets import LogitDifference, LogProbability, Target
+from pellucid.trace.graphs.graph_files import GraphNode
+from pellucid.trace.lenses.targets import LogitDifference, LogProbability, Target, gradient_of, refuse_no_gradient
 from pellucid.trace.traced_model import WEIGHT_ROWS, TracedModel, token_of, unembedding, unembedding_rows
 from pellucid.util.checks import whole
 
@@ -78,16 +78,8 @@ def graph_targets(
 
 def _of_function(model: TracedModel, logits: NDArray[np.float32], x: NDArray[np.float32], target: Any) -> GraphTarget:
     """A function of the logits, whose gradient gives the direction."""
-    if not callable(getattr(target, "gradient", None)):
-        raise InvalidRequest(
-            f"target={brief(target)}: it has no gradient: use logit_difference, log_probability, probability or "
-            "divergence, or give tokens"
-        )
-    gradient = np.asarray(target.gradient(logits), np.float64)
-    if gradient.shape != logits.shape or not np.isfinite(gradient).all():
-        raise InvalidRequest(
-            f"target={brief(target)}: its gradient must have {len(logits):,} finite numbers, not {gradient.shape}"
-        )
+    refuse_no_gradient(target, "give tokens")
+    gradient = gradient_of(target, logits, np.float64)
     used = np.flatnonzero(gradient)
     direction = np.zeros(model.spec.embedding.width)
     if len(used) <= FEW:

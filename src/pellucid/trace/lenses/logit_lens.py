@@ -320,11 +320,6 @@ class LabelLens(Exportable):
         }
 
 
-def label_lens_needed(model: TracedModel) -> list[str]:
-    """The points that the lens reads."""
-    return residual_points(model)
-
-
 def label_lens(model: TracedModel, of: Any) -> LabelLens:
     """Apply the lens to a text, a pair of texts, or a sequence of a trace that has the residual stream of every block.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.kernels.ops.activation import reference as activation
 from pellucid.kernels.ops.norm import reference as normalized
 from pellucid.model.outputs import Dense, UnitLength
@@ -114,6 +116,25 @@ def probability(model: OpenedModel, token: int | str) -> LogProbability:
 def divergence(reference: Logits) -> DivergenceFrom:
     """The Kullback-Leibler divergence from the distribution of the logits ``reference`` (V,), in nats."""
     return DivergenceFrom(reference)
+
+
+def refuse_no_gradient(target: Any, instead: str) -> None:
+    """Raise InvalidRequest if a target has no gradient. The message names what to give ``instead``."""
+    if not callable(getattr(target, "gradient", None)):
+        raise InvalidRequest(
+            f"target={brief(target)}: it has no gradient: use logit_difference, log_probability, probability or "
+            f"divergence, or {instead}"
+        )
+
+
+def gradient_of(target: Any, logits: Logits, dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    """The gradient (V,) of a target. Raises InvalidRequest if it has another shape, or a value that is not finite."""
+    found = np.asarray(target.gradient(logits), dtype)
+    if found.shape != logits.shape or not np.isfinite(found).all():
+        raise InvalidRequest(
+            f"target={brief(target)}: its gradient must have {len(logits):,} finite numbers, not {found.shape}"
+        )
+    return found
 
 
 # A logit, or a difference of two logits, as a linear function of the last vectors of the residual stream.

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pellucid.errors import FileFormatError
-from pellucid.trace.dictionaries.activations import FeatureActivation, JumpRelu, Relu
 from pellucid.trace.dictionaries.array_files import (
     SafetensorsArrays,
     StatedConfig,
@@ -22,8 +21,16 @@ from pellucid.trace.dictionaries.array_files import (
     refuse_unused,
     take,
 )
-from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, decoder_of
-from pellucid.trace.dictionaries.hooks import block_of_hook
+from pellucid.trace.dictionaries.coder_weights import (
+    CoderWeights,
+    DictionaryFormat,
+    FeatureActivation,
+    Given,
+    JumpRelu,
+    Relu,
+    block_of_hook,
+    decoder_of,
+)
 from pellucid.weights.json_files import read_json
 
 LAYER = re.compile(r"layer_(\d{1,6})\.safetensors")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.trace.dictionaries.activations import JumpRelu
 from pellucid.trace.dictionaries.array_files import (
     NpzArrays,
     SafetensorsArrays,
@@ -18,8 +17,15 @@ from pellucid.trace.dictionaries.array_files import (
     refuse_unused,
     take,
 )
-from pellucid.trace.dictionaries.coder_weights import ArrayRows, CoderWeights, DictionaryFormat, Given, decoder_of
-from pellucid.trace.dictionaries.hooks import block_of_hook
+from pellucid.trace.dictionaries.coder_weights import (
+    ArrayRows,
+    CoderWeights,
+    DictionaryFormat,
+    Given,
+    JumpRelu,
+    block_of_hook,
+    decoder_of,
+)
 from pellucid.weights.json_files import read_json
 
 # Gemma Scope: ``params.npz`` with JumpReLU SAEs and transcoders of Gemma 2. The file does not state its hook.

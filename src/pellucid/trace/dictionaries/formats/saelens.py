@@ -14,24 +14,22 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.dictionaries.activations import (
-    NORMALIZATIONS,
-    FeatureActivation,
-    Gated,
-    JumpRelu,
-    Relu,
-    TopKActivation,
-)
 from pellucid.trace.dictionaries.array_files import SafetensorsArrays, StatedConfig, refuse_unused, take
 from pellucid.trace.dictionaries.coder_weights import (
+    NORMALIZATIONS,
     CoderWeights,
     DecoderRows,
     DictionaryFormat,
+    FeatureActivation,
+    Gated,
     Given,
+    JumpRelu,
+    Relu,
     ScaledRows,
+    TopKActivation,
+    block_of_hook,
     decoder_of,
 )
-from pellucid.trace.dictionaries.hooks import block_of_hook
 from pellucid.util.probabilities import exponentials
 from pellucid.weights.json_files import read_json
 

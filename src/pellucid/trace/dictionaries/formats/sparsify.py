@@ -10,9 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pellucid.trace.dictionaries.activations import GroupMax, TopKActivation
 from pellucid.trace.dictionaries.array_files import SafetensorsArrays, StatedConfig, refuse_unused, take
-from pellucid.trace.dictionaries.coder_weights import CoderWeights, DictionaryFormat, Given, decoder_of
+from pellucid.trace.dictionaries.coder_weights import (
+    CoderWeights,
+    DictionaryFormat,
+    Given,
+    GroupMax,
+    TopKActivation,
+    decoder_of,
+)
 from pellucid.weights.json_files import read_json
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
