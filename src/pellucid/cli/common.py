@@ -37,30 +37,34 @@ def to_int(text: str) -> Any:
         return text
 
 
-def number(help: str) -> Any:
+REQUIRED: Any = ...
+"""The default of a parameter that must be given, or whose annotation (``Annotated``) has the declaration."""
+
+
+def number(help: str, default: Any = REQUIRED) -> Any:
     """A number option. The code that uses the value checks it."""
-    return typer.Option(help=help, parser=to_float, metavar="NUMBER")
+    return typer.Option(default, help=help, parser=to_float, metavar="NUMBER")
 
 
-def count(help: str) -> Any:
+def count(help: str, default: Any = REQUIRED) -> Any:
     """An integer option. The code that uses the value checks it."""
-    return typer.Option(help=help, parser=to_int, metavar="N")
+    return typer.Option(default, help=help, parser=to_int, metavar="N")
 
 
-def text(metavar: str, help: str) -> Any:
+def text(metavar: str, help: str, default: Any = REQUIRED) -> Any:
     """A text option. ``metavar`` stands for the value in the help text."""
-    return typer.Option(help=help, metavar=metavar)
+    return typer.Option(default, help=help, metavar=metavar)
 
 
-def flag(name: str, help: str) -> Any:
+def flag(name: str, help: str, default: Any = REQUIRED) -> Any:
     """An option without a value, ``--name``."""
-    return typer.Option(name, help=help)
+    return typer.Option(default, name, help=help)
 
 
-def argument(metavar: str, help: str) -> Any:
+def argument(metavar: str, help: str, default: Any = REQUIRED) -> Any:
     """An argument. ``metavar`` stands for the value in the help text. Shells complete the names of a MODEL."""
     complete = model_names if metavar == "MODEL" else None
-    return typer.Argument(help=help, metavar=metavar, autocompletion=complete)
+    return typer.Argument(default, help=help, metavar=metavar, autocompletion=complete)
 
 
 MODEL = argument(

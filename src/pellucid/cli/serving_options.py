@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 Texts: TypeAlias = list[str] | None
 
 
-def repeated(help: str, more: str = "") -> Any:
+def repeated(help: str, more: str = "", default: Any = common.REQUIRED) -> Any:
     """An option that may be given several times."""
-    return typer.Option(help=f"{help}; may be repeated. {more}".strip())
+    return typer.Option(default, help=f"{help}; may be repeated. {more}".strip())
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ def command(
             "OUT", "The file of answers; - for standard output. An interrupted batch continues in its file."
         ),
     ],
-    model: Annotated[
-        str | None, common.text("MODEL", "The model for all requests. Default: the model that the requests name.")
-    ] = None,
+    model: str | None = common.text(
+        "MODEL", "The model for all requests. Default: the model that the requests name.", None
+    ),
     vectors: VectorFolder = None,
-    concurrency: Annotated[Any, common.count("Maximum requests that run at the same time.")] = 64,
+    concurrency: Any = common.count("Maximum requests that run at the same time.", 64),
     *,
     loading: Loading,
     cluster: Cluster = None,

@@ -23,35 +23,28 @@ if TYPE_CHECKING:
 
 # pellucid bench serve URL: latency and throughput of a server under the load of several clients.
 
-Clients = Annotated[
-    list[int] | None,
-    common.count(
-        "Number of clients that send requests at the same time. Each client waits for the response before its next "
-        "request. May be repeated. Default: 16."
-    ),
-]
-Rate = Annotated[
-    list[float] | None, common.number("Instead of --clients: requests per second, at random times. May be repeated.")
-]
-PromptWords = Annotated[
-    str, common.text("N", "Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).")
-]
-Body = Annotated[str | None, common.text("JSON", "JSON object with further fields of each request.")]
-
 
 def server_load(
     url: Annotated[str, common.argument("URL", "Address of the server: http://HOST:PORT.")],
-    model: Annotated[str | None, common.text("MODEL", "Model to request. Default: the server's first.")] = None,
-    clients: Clients = None,
-    rate: Rate = None,
-    requests: Annotated[int, common.count("Requests for each number of --clients, or each --rate.")] = 64,
-    prompt: PromptWords = "256",
-    shared: Annotated[int, common.count("Words at the beginning that all prompts share.")] = 128,
-    tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
-    chat: Annotated[bool, common.flag("--chat", "Send chat completions, not text completions.")] = False,
-    body: Body = None,
-    key: Annotated[str | None, common.text("KEY", "API key of the server. Default: PELLUCID_KEY.")] = None,
-    seed: Annotated[int, common.count("Seed of the random words, lengths and times.")] = 0,
+    model: str | None = common.text("MODEL", "Model to request. Default: the server's first.", None),
+    clients: list[int] | None = common.count(
+        "Number of clients that send requests at the same time. Each client waits for the response before its next "
+        "request. May be repeated. Default: 16.",
+        None,
+    ),
+    rate: list[float] | None = common.number(
+        "Instead of --clients: requests per second, at random times. May be repeated.", None
+    ),
+    requests: int = common.count("Requests for each number of --clients, or each --rate.", 64),
+    prompt: str = common.text(
+        "N", "Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).", "256"
+    ),
+    shared: int = common.count("Words at the beginning that all prompts share.", 128),
+    tokens: str = common.text("N", "Tokens of an answer, in the same forms as --prompt.", "128"),
+    chat: bool = common.flag("--chat", "Send chat completions, not text completions.", False),
+    body: str | None = common.text("JSON", "JSON object with further fields of each request.", None),
+    key: str | None = common.text("KEY", "API key of the server. Default: PELLUCID_KEY.", None),
+    seed: int = common.count("Seed of the random words, lengths and times.", 0),
     json: common.Json = False,
 ) -> None:
     """Measure the latency and throughput of a server with OpenAI's API, as clients under load see them.
@@ -146,25 +139,17 @@ THREE_PRODUCTS = (
 
 def model_speed(
     model: common.Model,
-    prompt: Annotated[
-        list[int] | None, common.count("Measure prefill of a prompt of N tokens; 0: none. May be repeated.")
-    ] = None,
-    depth: Annotated[
-        list[int] | None, common.count("Measure decode after N tokens of context; 0: none. May be repeated.")
-    ] = None,
-    batch: Annotated[
-        list[int] | None, common.count("Measure decode of N sequences together; 0: none. May be repeated.")
-    ] = None,
-    tokens: Annotated[int | None, common.count("Tokens that each decode generates. Default: 64.")] = None,
-    rounds: Annotated[int, common.count("Measurements of each speed; the table shows medians.")] = 5,
-    profile: Annotated[
-        bool,
-        common.flag(
-            "--profile",
-            "Also show the time of each kind of operation, in the last step of each --prompt (default: a full "
-            "step) and in a decode step after each --depth (default: 16).",
-        ),
-    ] = False,
+    prompt: list[int] | None = common.count("Measure prefill of a prompt of N tokens; 0: none. May be repeated.", None),
+    depth: list[int] | None = common.count("Measure decode after N tokens of context; 0: none. May be repeated.", None),
+    batch: list[int] | None = common.count("Measure decode of N sequences together; 0: none. May be repeated.", None),
+    tokens: int | None = common.count("Tokens that each decode generates. Default: 64.", None),
+    rounds: int = common.count("Measurements of each speed; the table shows medians.", 5),
+    profile: bool = common.flag(
+        "--profile",
+        "Also show the time of each kind of operation, in the last step of each --prompt (default: a full "
+        "step) and in a decode step after each --depth (default: 16).",
+        False,
+    ),
     *,
     loading: Loading,
     json: common.Json = False,

@@ -34,37 +34,29 @@ MAX_RATE, MAX_TOKENS, MAX_SECONDS = 1e6, 1 << 20, 1e6
 MAX_CONVERSATION = 1 << 17
 """Maximum tokens of a conversation, because a simulation of longer conversations takes minutes."""
 
-TimeToFirstToken = Annotated[
-    str,
-    common.text(
-        "TIME", "Goal for the time to the first token, such as 1s or 300ms. 95 of 100 requests must reach this goal."
-    ),
-]
-TimePerToken = Annotated[
-    str, common.text("TIME", "Goal for the time per output token after the first token, for 95 of 100 requests.")
-]
-PromptTokens = Annotated[
-    str, common.text("N", "New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).")
-]
-Turns = Annotated[Any, common.count("Requests of a conversation; each prompt contains the conversation so far.")]
-
 
 def command(
     model: common.Model,
     rate: Annotated[Any, common.number("Requests per second in the busiest hour.")],
-    ttft: TimeToFirstToken = "1s",
-    tpot: TimePerToken = "100ms",
-    prompt: PromptTokens = "256",
-    tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
-    shared: Annotated[Any, common.count("Tokens of --prompt that are a system prompt, which prompts share.")] = 0,
-    prefixes: Annotated[Any, common.count("Different system prompts, chosen at random.")] = 1,
-    turns: Turns = 1,
-    think: Annotated[str, common.text("TIME", "Time from an answer to the next request of the conversation.")] = "20s",
-    day: Annotated[
-        str, common.text("NAME", "Change of the rate over the day: office (busy in the daytime) or flat.")
-    ] = "office",
+    ttft: str = common.text(
+        "TIME",
+        "Goal for the time to the first token, such as 1s or 300ms. 95 of 100 requests must reach this goal.",
+        "1s",
+    ),
+    tpot: str = common.text(
+        "TIME", "Goal for the time per output token after the first token, for 95 of 100 requests.", "100ms"
+    ),
+    prompt: str = common.text(
+        "N", "New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).", "256"
+    ),
+    tokens: str = common.text("N", "Tokens of an answer, in the same forms as --prompt.", "128"),
+    shared: Any = common.count("Tokens of --prompt that are a system prompt, which prompts share.", 0),
+    prefixes: Any = common.count("Different system prompts, chosen at random.", 1),
+    turns: Any = common.count("Requests of a conversation; each prompt contains the conversation so far.", 1),
+    think: str = common.text("TIME", "Time from an answer to the next request of the conversation.", "20s"),
+    day: str = common.text("NAME", "Change of the rate over the day: office (busy in the daytime) or flat.", "office"),
     machines: MachinesFile = None,
-    seed: Annotated[Any, common.count("Seed of the simulated requests.")] = 0,
+    seed: Any = common.count("Seed of the simulated requests.", 0),
     *,
     loading: Loading,
     json: common.Json = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -25,28 +25,21 @@ EXAMPLES = "'Is the customer angry?', 'Which team? [billing | shipping]', 'How u
 
 def command(
     model: common.Model,
-    state: Annotated[
-        str | None,
-        common.text(
-            "FILE",
-            "The file with the state: a text, or JSON if its name ends with .json. If it is - or missing: standard "
-            "input.",
-        ),
-    ] = None,
-    question: Annotated[
-        list[str] | None,
-        common.text(
-            "TEXT",
-            "A question, as often as you like. Yes/no: 'Is the customer angry?'. A choice: 'Which team? [billing: "
-            "payments | shipping]', with descriptions after a colon. A score: 'How urgent? [can wait < today < now]'.",
-        ),
-    ] = None,
-    questions: Annotated[
-        str | None, common.text("FILE", "A JSON file with questions by id, in the form of the System One API.")
-    ] = None,
-    explain: Annotated[
-        bool, common.flag("--explain", "Show also the words of the state that made an answer likely.")
-    ] = False,
+    state: str | None = common.text(
+        "FILE",
+        "The file with the state: a text, or JSON if its name ends with .json. If it is - or missing: standard input.",
+        None,
+    ),
+    question: list[str] | None = common.text(
+        "TEXT",
+        "A question, as often as you like. Yes/no: 'Is the customer angry?'. A choice: 'Which team? [billing: "
+        "payments | shipping]', with descriptions after a colon. A score: 'How urgent? [can wait < today < now]'.",
+        None,
+    ),
+    questions: str | None = common.text(
+        "FILE", "A JSON file with questions by id, in the form of the System One API.", None
+    ),
+    explain: bool = common.flag("--explain", "Show also the words of the state that made an answer likely.", False),
     *,
     loading: Loading,
     json: common.Json = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -17,30 +17,24 @@ if TYPE_CHECKING:
 
 def command(
     model: common.Model,
-    texts: Annotated[list[str] | None, common.argument("TEXT", "Sentences or short texts.")] = None,
-    file: Annotated[
-        Path | None,
-        common.text(
-            "FILE",
-            "The texts of a file: .txt (a text in each line), .jsonl, .csv or .parquet; or of the .txt and .md files "
-            "of a folder. Needs --out.",
-        ),
-    ] = None,
-    field: Annotated[
-        str | None, common.text("NAME", "The field or column of --file with the texts. Default: text.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        common.text(
-            "FILE",
-            "The file for the vectors of --file: .npy (an array), .jsonl or .parquet (texts and vectors). An "
-            "interrupted run continues.",
-        ),
-    ] = None,
-    prompt: Annotated[
-        str, common.text("PROMPT", "The name of a prompt of the model, such as query, or a text before each text.")
-    ] = "",
-    dimensions: Annotated[Any, common.count("Cut the vectors to their first N components.")] = None,
+    texts: list[str] | None = common.argument("TEXT", "Sentences or short texts.", None),
+    file: Path | None = common.text(
+        "FILE",
+        "The texts of a file: .txt (a text in each line), .jsonl, .csv or .parquet; or of the .txt and .md files "
+        "of a folder. Needs --out.",
+        None,
+    ),
+    field: str | None = common.text("NAME", "The field or column of --file with the texts. Default: text.", None),
+    out: Path | None = common.text(
+        "FILE",
+        "The file for the vectors of --file: .npy (an array), .jsonl or .parquet (texts and vectors). An "
+        "interrupted run continues.",
+        None,
+    ),
+    prompt: str = common.text(
+        "PROMPT", "The name of a prompt of the model, such as query, or a text before each text.", ""
+    ),
+    dimensions: Any = common.count("Cut the vectors to their first N components.", None),
     truncate: common.Truncate = False,
     *,
     loading: EncoderLoading,

@@ -15,11 +15,11 @@ def answer_command(
     model: common.Model,
     question: Annotated[str, common.argument("QUESTION", "The question.")],
     text: Annotated[str, common.argument("TEXT", "The text, or @FILE for the text of a file.")],
-    top: Annotated[Any, common.count("Number of answers to show.")] = 1,
-    longest: Annotated[Any, common.count("Maximum number of tokens of an answer.")] = 15,
-    unanswerable: Annotated[
-        bool, common.flag("--unanswerable", "The text may have no answer, which then is an answer too.")
-    ] = False,
+    top: Any = common.count("Number of answers to show.", 1),
+    longest: Any = common.count("Maximum number of tokens of an answer.", 15),
+    unanswerable: bool = common.flag(
+        "--unanswerable", "The text may have no answer, which then is an answer too.", False
+    ),
     *,
     loading: EncoderLoading,
     json: common.Json = False,
@@ -47,7 +47,7 @@ ANSWER = Command("answer", answer_command)
 def classify_command(
     model: common.Model,
     texts: common.Texts,
-    top: Annotated[Any, common.count("Number of labels to show for each text.")] = 5,
+    top: Any = common.count("Number of labels to show for each text.", 5),
     truncate: common.Truncate = False,
     *,
     loading: EncoderLoading,
@@ -80,7 +80,7 @@ CLASSIFY = Command("classify", classify_command)
 def fill_command(
     model: common.Model,
     text: Annotated[str, common.argument("TEXT", "A text with masks: 'Paris is the [MASK] of France.', or @FILE")],
-    top: Annotated[Any, common.count("Number of tokens to show for each mask.")] = 5,
+    top: Any = common.count("Number of tokens to show for each mask.", 5),
     *,
     loading: EncoderLoading,
     json: common.Json = False,
@@ -110,7 +110,7 @@ def rerank_command(
     model: common.Model,
     query: Annotated[str, common.argument("QUERY", "The question or the words to search for.")],
     texts: common.Texts,
-    top: Annotated[Any, common.count("Number of texts to show. Default: all.")] = None,
+    top: Any = common.count("Number of texts to show. Default: all.", None),
     truncate: common.Truncate = False,
     *,
     loading: EncoderLoading,
@@ -142,14 +142,12 @@ RERANK = Command("rerank", rerank_command)
 def tag_command(
     model: common.Model,
     text: Annotated[str, common.argument("TEXT", "The text, or @FILE for the text of a file.")],
-    grouping: Annotated[
-        str,
-        common.text(
-            "GROUPING",
-            "none: a row for each token; simple: neighbouring tokens of an entity together; first, average, max: the "
-            "tokens of a word have the label of the first, of the mean, or of the most certain token.",
-        ),
-    ] = "simple",
+    grouping: str = common.text(
+        "GROUPING",
+        "none: a row for each token; simple: neighbouring tokens of an entity together; first, average, max: the "
+        "tokens of a word have the label of the first, of the mean, or of the most certain token.",
+        "simple",
+    ),
     *,
     loading: EncoderLoading,
     json: common.Json = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -29,12 +29,12 @@ SHOWN_TOKENS = 10
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    top: Annotated[int, common.count("Tokens to show of each distribution, the most likely first.")] = 5,
-    heads: Annotated[int, common.count("Attention heads to show, the largest effect first.")] = HEADS,
-    step: Annotated[int, common.count("The generated token to explain: 1 for the first.")] = 1,
-    html: Annotated[
-        Path | None, common.text("FILE", "Write the report as one self-contained HTML page; - for standard output.")
-    ] = None,
+    top: int = common.count("Tokens to show of each distribution, the most likely first.", 5),
+    heads: int = common.count("Attention heads to show, the largest effect first.", HEADS),
+    step: int = common.count("The generated token to explain: 1 for the first.", 1),
+    html: Path | None = common.text(
+        "FILE", "Write the report as one self-contained HTML page; - for standard output.", None
+    ),
     *,
     loading: Loading,
     json: common.Json = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -22,24 +22,22 @@ EDGES = 3
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    transcoders: Annotated[
-        Path | None,
-        common.text("PATH", "Transcoders, whose features are the nodes. Default: neurons and attention heads."),
-    ] = None,
-    token: Annotated[
-        list[str] | None, common.text("TEXT", "A token whose logit is explained. Default: the most likely tokens.")
-    ] = None,
-    nodes: Annotated[int, common.count("Neurons, features and heads before pruning.")] = 1000,
-    heads: Annotated[
-        bool | None, typer.Option(help="Attention heads are nodes. Default: without transcoders.", show_default=False)
-    ] = None,
-    first: Annotated[int, typer.Option(help="The first token with units as nodes. 0: the first of the prompt.")] = 1,
-    node_share: Annotated[float, typer.Option(help="Share of the influence that the kept nodes have.")] = 0.8,
-    edge_share: Annotated[float, typer.Option(help="Share of the influence that the kept edges have.")] = 0.98,
-    out: Annotated[
-        Path | None,
-        common.text("FILE", "The file to write: .json in Neuronpedia's format, or .html, which opens in a browser."),
-    ] = None,
+    transcoders: Path | None = common.text(
+        "PATH", "Transcoders, whose features are the nodes. Default: neurons and attention heads.", None
+    ),
+    token: list[str] | None = common.text(
+        "TEXT", "A token whose logit is explained. Default: the most likely tokens.", None
+    ),
+    nodes: int = common.count("Neurons, features and heads before pruning.", 1000),
+    heads: bool | None = typer.Option(
+        None, help="Attention heads are nodes. Default: without transcoders.", show_default=False
+    ),
+    first: int = typer.Option(1, help="The first token with units as nodes. 0: the first of the prompt."),
+    node_share: float = typer.Option(0.8, help="Share of the influence that the kept nodes have."),
+    edge_share: float = typer.Option(0.98, help="Share of the influence that the kept edges have."),
+    out: Path | None = common.text(
+        "FILE", "The file to write: .json in Neuronpedia's format, or .html, which opens in a browser.", None
+    ),
     *,
     loading: Loading,
     json: common.Json = False,

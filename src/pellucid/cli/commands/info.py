@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str | None, common.argument("MODEL", "A model, as in `pellucid run`.")] = None,
-    machine: Annotated[bool, common.flag("--machine", "Describe the machine that kernels run on.")] = False,
+    model: str | None = common.argument("MODEL", "A model, as in `pellucid run`.", None),
+    machine: bool = common.flag("--machine", "Describe the machine that kernels run on.", False),
     json: common.Json = False,
 ) -> None:
     """Show facts about a model: its layers, its file, its tokenizer and its origin. No weights are loaded.

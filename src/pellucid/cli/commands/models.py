@@ -56,9 +56,7 @@ class Announced:
 
 
 def list_command(
-    families: Annotated[
-        bool, common.flag("--families", "List the supported model families and their parts instead.")
-    ] = False,
+    families: bool = common.flag("--families", "List the supported model families and their parts instead.", False),
     json: common.Json = False,
 ) -> None:
     """List the models on this machine, and the models of the catalogue."""
@@ -153,8 +151,8 @@ PULL = Command("pull", pull_command)
 
 
 def rm_command(
-    models: Annotated[list[str] | None, common.argument("MODEL", "Names that `pellucid list` shows.")] = None,
-    all_: Annotated[bool, common.flag("--all", "Remove all models that `pellucid pull` stored.")] = False,
+    models: list[str] | None = common.argument("MODEL", "Names that `pellucid list` shows.", None),
+    all_: bool = common.flag("--all", "Remove all models that `pellucid pull` stored.", False),
 ) -> None:
     """Remove models from the store. If a model is not in the store, none is removed."""
     from pellucid.errors import InvalidRequest
@@ -177,10 +175,9 @@ RM = Command("rm", rm_command)
 
 
 def verify_command(
-    models: Annotated[
-        list[str] | None,
-        common.argument("MODEL...", "Names that `pellucid list` shows. Default: all models on this machine."),
-    ] = None,
+    models: list[str] | None = common.argument(
+        "MODEL...", "Names that `pellucid list` shows. Default: all models on this machine.", None
+    ),
     json: common.Json = False,
 ) -> None:
     """Check by hash that stored models are unchanged since they were pulled. `pellucid pull` repairs damaged models."""

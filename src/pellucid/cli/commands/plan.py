@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -22,11 +22,11 @@ ROOMY = 120
 
 def command(
     model: common.Model,
-    whole: Annotated[bool, common.flag("--all", "Show every block, even if it equals an earlier block.")] = False,
-    measured: Annotated[bool, common.flag("--measured", "Load the model and time each operation of a step.")] = False,
-    prompt: Annotated[
-        int | None, common.count("With --measured: time a prefill step of N tokens. Default: a decode step.")
-    ] = None,
+    whole: bool = common.flag("--all", "Show every block, even if it equals an earlier block.", False),
+    measured: bool = common.flag("--measured", "Load the model and time each operation of a step.", False),
+    prompt: int | None = common.count(
+        "With --measured: time a prefill step of N tokens. Default: a decode step.", None
+    ),
     machines: MachinesFile = None,
     *,
     loading: Loading,

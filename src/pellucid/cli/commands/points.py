@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -12,10 +12,10 @@ from pellucid.load_options import LoadOptions
 
 def command(
     model: common.Model,
-    name: Annotated[
-        str | None, common.argument("NAME", "Only points with this name; * matches any part: blocks.*.residual.")
-    ] = None,
-    whole: Annotated[bool, common.flag("--all", "Show every block, even if it equals an earlier block.")] = False,
+    name: str | None = common.argument(
+        "NAME", "Only points with this name; * matches any part: blocks.*.residual.", None
+    ),
+    whole: bool = common.flag("--all", "Show every block, even if it equals an earlier block.", False),
     precise: Precise = False,
     json: common.Json = False,
 ) -> None:

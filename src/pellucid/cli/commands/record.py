@@ -25,38 +25,25 @@ def command(
         str,
         common.argument("CORPUS", "A file of texts (.txt, .jsonl, .csv, .parquet), or a folder of .txt and .md files."),
     ],
-    points: Annotated[
-        list[str] | None,
-        common.text(
-            "POINT", "The points, such as 'blocks.*.residual' (pellucid points MODEL lists them). May be repeated."
-        ),
-    ] = None,
-    out: Annotated[
-        str | None, common.text("FOLDER", "The folder of the dataset. An interrupted run continues.")
-    ] = None,
-    field: Annotated[
-        str | None, common.text("NAME", "The field or column of the texts in CORPUS. Default: text.")
-    ] = None,
-    dtype: Annotated[
-        str, common.text("TYPE", "The type of the stored values: float32, float16 or bfloat16.")
-    ] = "float32",
-    format: Annotated[
-        str, common.text("FORMAT", "safetensors, or parquet (needs pip install pyarrow).")
-    ] = "safetensors",
-    shard_size: Annotated[Any, common.count("Maximum megabytes of a file. Default: 256.")] = None,
-    part: Annotated[
-        str | None,
-        common.text(
-            "I/N",
-            "Compute the I-th of N parts. The parts may run on different machines; the run that finds all shards in "
-            "the folder writes its index.",
-        ),
-    ] = None,
+    points: list[str] | None = common.text(
+        "POINT", "The points, such as 'blocks.*.residual' (pellucid points MODEL lists them). May be repeated.", None
+    ),
+    out: str | None = common.text("FOLDER", "The folder of the dataset. An interrupted run continues.", None),
+    field: str | None = common.text("NAME", "The field or column of the texts in CORPUS. Default: text.", None),
+    dtype: str = common.text("TYPE", "The type of the stored values: float32, float16 or bfloat16.", "float32"),
+    format: str = common.text("FORMAT", "safetensors, or parquet (needs pip install pyarrow).", "safetensors"),
+    shard_size: Any = common.count("Maximum megabytes of a file. Default: 256.", None),
+    part: str | None = common.text(
+        "I/N",
+        "Compute the I-th of N parts. The parts may run on different machines; the run that finds all shards in "
+        "the folder writes its index.",
+        None,
+    ),
     truncate: common.Truncate = False,
     cluster: Cluster = None,
-    replicas: Annotated[
-        Any, common.count("Parts that run at once on the cluster, in a folder that all machines share. Default: 1.")
-    ] = None,
+    replicas: Any = common.count(
+        "Parts that run at once on the cluster, in a folder that all machines share. Default: 1.", None
+    ),
     replica_cpus: ReplicaCpus = None,
     *,
     loading: EncoderLoading,

@@ -45,30 +45,27 @@ def run_command(
     model: common.Model,
     prompt: Words = None,
     system: System = None,
-    raw: Annotated[
-        bool | None,
-        typer.Option(
-            "--raw/--chat",
-            help="Continue the prompt as text, or answer it through the chat template. Default: instruct models "
-            "answer, base models continue; a line on standard error says which.",
-            show_default=False,
-        ),
-    ] = None,
+    raw: bool | None = typer.Option(
+        None,
+        "--raw/--chat",
+        help="Continue the prompt as text, or answer it through the chat template. Default: instruct models "
+        "answer, base models continue; a line on standard error says which.",
+        show_default=False,
+    ),
     chat_template: Template = None,
     verbose: Verbose = False,
     *,
     loading: DraftLoading,
     control: ControlOptions,
-    logprobs: Annotated[
-        int | None,
-        common.count("With --json: log-probabilities of each generated token and of the N most likely tokens."),
-    ] = None,
-    prompt_logprobs: Annotated[
-        int | None, common.count("With --json: log-probabilities of each prompt token and of N alternatives.")
-    ] = None,
-    receipt: Annotated[
-        str | None, common.text("FILE", "Write a receipt of the run, which `pellucid verify-run FILE` replays.")
-    ] = None,
+    logprobs: int | None = common.count(
+        "With --json: log-probabilities of each generated token and of the N most likely tokens.", None
+    ),
+    prompt_logprobs: int | None = common.count(
+        "With --json: log-probabilities of each prompt token and of N alternatives.", None
+    ),
+    receipt: str | None = common.text(
+        "FILE", "Write a receipt of the run, which `pellucid verify-run FILE` replays.", None
+    ),
     json: common.Json = False,
     **sampling: Any,
 ) -> None:

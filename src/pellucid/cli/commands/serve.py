@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from msgspec.structs import replace
@@ -29,51 +29,39 @@ if TYPE_CHECKING:
 
 # pellucid serve [MODEL]...: an HTTP server with the APIs of OpenAI, Anthropic and Ollama.
 
-Pulls = Annotated[
-    bool,
-    common.flag(
-        "--pull",
-        "Offer all models of the catalogue, and download models at the request of a client (Ollama's /api/pull).",
-    ),
-]
-AnyModel = Annotated[
-    bool,
-    common.flag("--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp."),
-]
-TemplateFile = Annotated[
-    str | None, common.text("FILE", "A chat template (Jinja) for the first model, instead of the template in its file.")
-]
-ReceiptKey = Annotated[
-    str | None, common.text("FILE", "An Ed25519 private key, which signs receipts. Default: receipts are not signed.")
-]
-
 
 def serve_command(
-    models: Annotated[
-        list[str] | None,
-        common.argument(
-            "MODEL",
-            "Models, as in `pellucid run`; a missing model is downloaded. Requests use the same names. Default: all "
-            "models on this machine.",
-        ),
-    ] = None,
-    alias: Annotated[
-        Texts,
-        repeated(
-            "NAME=FILE serves a file under a name; NAME renames the first model",
-            "Default: the file's name, without its folder.",
-        ),
-    ] = None,
-    memory: Annotated[
-        Any, common.number("Maximum gigabytes of all loaded models together. Default: three quarters of the memory.")
-    ] = None,
-    pull: Pulls = False,
-    any_model: AnyModel = False,
-    chat_template: TemplateFile = None,
+    models: list[str] | None = common.argument(
+        "MODEL",
+        "Models, as in `pellucid run`; a missing model is downloaded. Requests use the same names. Default: all "
+        "models on this machine.",
+        None,
+    ),
+    alias: Texts = repeated(
+        "NAME=FILE serves a file under a name; NAME renames the first model",
+        "Default: the file's name, without its folder.",
+        None,
+    ),
+    memory: Any = common.number(
+        "Maximum gigabytes of all loaded models together. Default: three quarters of the memory.", None
+    ),
+    pull: bool = common.flag(
+        "--pull",
+        "Offer all models of the catalogue, and download models at the request of a client (Ollama's /api/pull).",
+        False,
+    ),
+    any_model: bool = common.flag(
+        "--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp.", False
+    ),
+    chat_template: str | None = common.text(
+        "FILE", "A chat template (Jinja) for the first model, instead of the template in its file.", None
+    ),
     vectors: VectorFolder = None,
     guard: Guards = None,
-    queue: Annotated[Any, common.count("Maximum requests that wait for each model.")] = 256,
-    receipt_key: ReceiptKey = None,
+    queue: Any = common.count("Maximum requests that wait for each model.", 256),
+    receipt_key: str | None = common.text(
+        "FILE", "An Ed25519 private key, which signs receipts. Default: receipts are not signed.", None
+    ),
     *,
     serving: ServingOptions,
     loading: ServerLoading,
@@ -166,11 +154,11 @@ HOST, GRACE = "127.0.0.1", 1.0
 
 
 def look_command(
-    models: Annotated[
-        list[str] | None, common.argument("MODEL", "Models, as in `pellucid run`. Default: all models on this machine.")
-    ] = None,
-    port: Annotated[Any, common.count("Port to listen on; 0: any free port.")] = 0,
-    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    models: list[str] | None = common.argument(
+        "MODEL", "Models, as in `pellucid run`. Default: all models on this machine.", None
+    ),
+    port: Any = common.count("Port to listen on; 0: any free port.", 0),
+    browser: bool = typer.Option(True, help="Open the page in a browser."),
     *,
     loading: Loading,
 ) -> None:

@@ -24,18 +24,15 @@ def command(
             "A model, as in `pellucid run`, or a tokenizer: a folder or file (tokenizer.json, *.model, *.tiktoken).",
         ),
     ],
-    text: Annotated[
-        str | None, common.argument("TEXT", "The text, or @FILE. If it is - or missing: standard input.")
-    ] = None,
-    explain: Annotated[
-        bool,
-        common.flag(
-            "--explain", "Show every stage: normalised text, pre-tokens, then merges, attempted matches or the lattice."
-        ),
-    ] = False,
-    parse_special: Annotated[
-        bool, common.flag("--parse-special", "Recognise control tokens, such as <|im_end|>, in the text.")
-    ] = False,
+    text: str | None = common.argument("TEXT", "The text, or @FILE. If it is - or missing: standard input.", None),
+    explain: bool = common.flag(
+        "--explain",
+        "Show every stage: normalised text, pre-tokens, then merges, attempted matches or the lattice.",
+        False,
+    ),
+    parse_special: bool = common.flag(
+        "--parse-special", "Recognise control tokens, such as <|im_end|>, in the text.", False
+    ),
     json: common.Json = False,
 ) -> None:
     """Show the tokens of a text: their ids, their bytes and their characters. No weights are loaded."""

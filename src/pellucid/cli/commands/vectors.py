@@ -38,10 +38,8 @@ class _Opened(NamedTuple):
 def neighbours_command(
     model: common.Model,
     words: Annotated[list[str], common.argument("WORD...", "Words. A leading space is part of the word: ' king'.")],
-    n: Annotated[int, common.count("Neighbours to show of each word.")] = 10,
-    head: Annotated[
-        bool, common.flag("--head", "Compare rows of the output projection instead of embeddings.")
-    ] = False,
+    n: int = common.count("Neighbours to show of each word.", 10),
+    head: bool = common.flag("--head", "Compare rows of the output projection instead of embeddings.", False),
     json: common.Json = False,
 ) -> None:
     """Show the tokens whose embeddings are nearest to a word's embedding. Only the model's embeddings are read.
@@ -95,13 +93,12 @@ def vector_command(
     out: Annotated[Path, common.argument("OUT", "The file to write: .gguf (as llama.cpp reads it) or .safetensors.")],
     positive: Annotated[str, common.text("FILE", "Prompts with the property that the vector adds, one in each line.")],
     negative: Annotated[str, common.text("FILE", "Prompts without it, line by line the counterparts.")],
-    method: Annotated[
-        str, common.text("NAME", "mean: the mean of the differences; pca: their first principal direction.")
-    ] = "mean",
-    layers: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="First and last layer. Default: all except layer 0.", metavar="START END"),
-    ] = None,
+    method: str = common.text(
+        "NAME", "mean: the mean of the differences; pca: their first principal direction.", "mean"
+    ),
+    layers: tuple[int, int] | None = typer.Option(
+        None, help="First and last layer. Default: all except layer 0.", metavar="START END"
+    ),
     *,
     loading: Loading,
 ) -> None:

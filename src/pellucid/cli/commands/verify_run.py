@@ -18,20 +18,18 @@ if TYPE_CHECKING:
 
 def command(
     file: Annotated[str, common.argument("FILE", "A receipt, or a server's answer with one receipt, as a JSON file.")],
-    model: Annotated[
-        str | None,
-        common.argument(
-            "MODEL",
-            "The model that replays the run, as in `pellucid run`. Default: the model on this machine with the name in "
-            "the receipt.",
-        ),
-    ] = None,
-    signed_by: Annotated[
-        str | None, common.text("FILE", "A public key. The receipt must have a valid signature of this key.")
-    ] = None,
-    ignore_signature: Annotated[
-        bool, common.flag("--ignore-signature", "Replay the run without checking the receipt's signature.")
-    ] = False,
+    model: str | None = common.argument(
+        "MODEL",
+        "The model that replays the run, as in `pellucid run`. Default: the model on this machine with the name in "
+        "the receipt.",
+        None,
+    ),
+    signed_by: str | None = common.text(
+        "FILE", "A public key. The receipt must have a valid signature of this key.", None
+    ),
+    ignore_signature: bool = common.flag(
+        "--ignore-signature", "Replay the run without checking the receipt's signature.", False
+    ),
     *,
     loading: Loading,
     json: common.Json = False,
