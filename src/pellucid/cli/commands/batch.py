@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -19,16 +19,11 @@ MAX_CONCURRENCY = 1024
 
 
 def command(
-    source: Annotated[Path, common.argument("IN", "The requests, a JSON object in each line; - for standard input.")],
-    target: Annotated[
-        Path,
-        common.argument(
-            "OUT", "The file of answers; - for standard output. An interrupted batch continues in its file."
-        ),
-    ],
-    model: str | None = common.text(
-        "MODEL", "The model for all requests. Default: the model that the requests name.", None
+    source: Path = common.argument("IN", "The requests, a JSON object in each line; - for standard input.", ...),
+    target: Path = common.argument(
+        "OUT", "The file of answers; - for standard output. An interrupted batch continues in its file.", ...
     ),
+    model: str | None = common.text("MODEL", "The model for all requests. Default: the model that the requests name."),
     vectors: VectorFolder = None,
     concurrency: Any = common.count("Maximum requests that run at the same time.", 64),
     *,

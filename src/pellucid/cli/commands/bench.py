@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
@@ -25,15 +25,14 @@ if TYPE_CHECKING:
 
 
 def server_load(
-    url: Annotated[str, common.argument("URL", "Address of the server: http://HOST:PORT.")],
-    model: str | None = common.text("MODEL", "Model to request. Default: the server's first.", None),
+    url: str = common.argument("URL", "Address of the server: http://HOST:PORT.", ...),
+    model: str | None = common.text("MODEL", "Model to request. Default: the server's first."),
     clients: list[int] | None = common.count(
         "Number of clients that send requests at the same time. Each client waits for the response before its next "
-        "request. May be repeated. Default: 16.",
-        None,
+        "request. May be repeated. Default: 16."
     ),
     rate: list[float] | None = common.number(
-        "Instead of --clients: requests per second, at random times. May be repeated.", None
+        "Instead of --clients: requests per second, at random times. May be repeated."
     ),
     requests: int = common.count("Requests for each number of --clients, or each --rate.", 64),
     prompt: str = common.text(
@@ -41,9 +40,9 @@ def server_load(
     ),
     shared: int = common.count("Words at the beginning that all prompts share.", 128),
     tokens: str = common.text("N", "Tokens of an answer, in the same forms as --prompt.", "128"),
-    chat: bool = common.flag("--chat", "Send chat completions, not text completions.", False),
-    body: str | None = common.text("JSON", "JSON object with further fields of each request.", None),
-    key: str | None = common.text("KEY", "API key of the server. Default: PELLUCID_KEY.", None),
+    chat: bool = common.flag("--chat", "Send chat completions, not text completions."),
+    body: str | None = common.text("JSON", "JSON object with further fields of each request."),
+    key: str | None = common.text("KEY", "API key of the server. Default: PELLUCID_KEY."),
     seed: int = common.count("Seed of the random words, lengths and times.", 0),
     json: common.Json = False,
 ) -> None:
@@ -139,16 +138,15 @@ THREE_PRODUCTS = (
 
 def model_speed(
     model: common.Model,
-    prompt: list[int] | None = common.count("Measure prefill of a prompt of N tokens; 0: none. May be repeated.", None),
-    depth: list[int] | None = common.count("Measure decode after N tokens of context; 0: none. May be repeated.", None),
-    batch: list[int] | None = common.count("Measure decode of N sequences together; 0: none. May be repeated.", None),
-    tokens: int | None = common.count("Tokens that each decode generates. Default: 64.", None),
+    prompt: list[int] | None = common.count("Measure prefill of a prompt of N tokens; 0: none. May be repeated."),
+    depth: list[int] | None = common.count("Measure decode after N tokens of context; 0: none. May be repeated."),
+    batch: list[int] | None = common.count("Measure decode of N sequences together; 0: none. May be repeated."),
+    tokens: int | None = common.count("Tokens that each decode generates. Default: 64."),
     rounds: int = common.count("Measurements of each speed; the table shows medians.", 5),
     profile: bool = common.flag(
         "--profile",
         "Also show the time of each kind of operation, in the last step of each --prompt (default: a full "
         "step) and in a decode step after each --depth (default: 16).",
-        False,
     ),
     *,
     loading: Loading,

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -37,7 +37,7 @@ MAX_CONVERSATION = 1 << 17
 
 def command(
     model: common.Model,
-    rate: Annotated[Any, common.number("Requests per second in the busiest hour.")],
+    rate: Any = common.number("Requests per second in the busiest hour.", ...),
     ttft: str = common.text(
         "TIME",
         "Goal for the time to the first token, such as 1s or 300ms. 95 of 100 requests must reach this goal.",

@@ -28,18 +28,14 @@ def command(
     state: str | None = common.text(
         "FILE",
         "The file with the state: a text, or JSON if its name ends with .json. If it is - or missing: standard input.",
-        None,
     ),
     question: list[str] | None = common.text(
         "TEXT",
         "A question, as often as you like. Yes/no: 'Is the customer angry?'. A choice: 'Which team? [billing: "
         "payments | shipping]', with descriptions after a colon. A score: 'How urgent? [can wait < today < now]'.",
-        None,
     ),
-    questions: str | None = common.text(
-        "FILE", "A JSON file with questions by id, in the form of the System One API.", None
-    ),
-    explain: bool = common.flag("--explain", "Show also the words of the state that made an answer likely.", False),
+    questions: str | None = common.text("FILE", "A JSON file with questions by id, in the form of the System One API."),
+    explain: bool = common.flag("--explain", "Show also the words of the state that made an answer likely."),
     *,
     loading: Loading,
     json: common.Json = False,

@@ -17,24 +17,22 @@ if TYPE_CHECKING:
 
 def command(
     model: common.Model,
-    texts: list[str] | None = common.argument("TEXT", "Sentences or short texts.", None),
+    texts: list[str] | None = common.argument("TEXT", "Sentences or short texts."),
     file: Path | None = common.text(
         "FILE",
         "The texts of a file: .txt (a text in each line), .jsonl, .csv or .parquet; or of the .txt and .md files "
         "of a folder. Needs --out.",
-        None,
     ),
-    field: str | None = common.text("NAME", "The field or column of --file with the texts. Default: text.", None),
+    field: str | None = common.text("NAME", "The field or column of --file with the texts. Default: text."),
     out: Path | None = common.text(
         "FILE",
         "The file for the vectors of --file: .npy (an array), .jsonl or .parquet (texts and vectors). An "
         "interrupted run continues.",
-        None,
     ),
     prompt: str = common.text(
         "PROMPT", "The name of a prompt of the model, such as query, or a text before each text.", ""
     ),
-    dimensions: Any = common.count("Cut the vectors to their first N components.", None),
+    dimensions: Any = common.count("Cut the vectors to their first N components."),
     truncate: common.Truncate = False,
     *,
     loading: EncoderLoading,

@@ -13,13 +13,11 @@ from pellucid.cli.loading import EncoderLoading, check_task, load
 
 def answer_command(
     model: common.Model,
-    question: Annotated[str, common.argument("QUESTION", "The question.")],
-    text: Annotated[str, common.argument("TEXT", "The text, or @FILE for the text of a file.")],
+    question: str = common.argument("QUESTION", "The question.", ...),
+    text: str = common.argument("TEXT", "The text, or @FILE for the text of a file.", ...),
     top: Any = common.count("Number of answers to show.", 1),
     longest: Any = common.count("Maximum number of tokens of an answer.", 15),
-    unanswerable: bool = common.flag(
-        "--unanswerable", "The text may have no answer, which then is an answer too.", False
-    ),
+    unanswerable: bool = common.flag("--unanswerable", "The text may have no answer, which then is an answer too."),
     *,
     loading: EncoderLoading,
     json: common.Json = False,
@@ -79,7 +77,7 @@ CLASSIFY = Command("classify", classify_command)
 
 def fill_command(
     model: common.Model,
-    text: Annotated[str, common.argument("TEXT", "A text with masks: 'Paris is the [MASK] of France.', or @FILE")],
+    text: str = common.argument("TEXT", "A text with masks: 'Paris is the [MASK] of France.', or @FILE", ...),
     top: Any = common.count("Number of tokens to show for each mask.", 5),
     *,
     loading: EncoderLoading,
@@ -108,9 +106,9 @@ FILL = Command("fill", fill_command)
 
 def rerank_command(
     model: common.Model,
-    query: Annotated[str, common.argument("QUERY", "The question or the words to search for.")],
+    query: Annotated[str, common.argument("QUERY", "The question or the words to search for.", ...)],
     texts: common.Texts,
-    top: Any = common.count("Number of texts to show. Default: all.", None),
+    top: Any = common.count("Number of texts to show. Default: all."),
     truncate: common.Truncate = False,
     *,
     loading: EncoderLoading,
@@ -141,7 +139,7 @@ RERANK = Command("rerank", rerank_command)
 
 def tag_command(
     model: common.Model,
-    text: Annotated[str, common.argument("TEXT", "The text, or @FILE for the text of a file.")],
+    text: str = common.argument("TEXT", "The text, or @FILE for the text of a file.", ...),
     grouping: str = common.text(
         "GROUPING",
         "none: a row for each token; simple: neighbouring tokens of an entity together; first, average, max: the "

@@ -11,10 +11,10 @@ from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
 from pellucid.cli.loading import Loading, load
 
-File = Annotated[str, common.argument("FILE", "A text file in UTF-8; - for standard input.")]
-Window = Annotated[int | None, common.count("Tokens of a window. Default: 512, at most the context.")]
+File = Annotated[str, common.argument("FILE", "A text file in UTF-8; - for standard input.", ...)]
+Window = Annotated[int | None, common.count("Tokens of a window. Default: 512, at most the context.", ...)]
 Stride = Annotated[
-    int | None, common.count("Tokens between the beginnings of adjacent windows. Default: half a window.")
+    int | None, common.count("Tokens between the beginnings of adjacent windows. Default: half a window.", ...)
 ]
 
 
@@ -49,7 +49,7 @@ def perplexity(
 def kl(
     model: common.Model,
     file: File,
-    against: Annotated[str, common.text("MODEL", "The reference model.")],
+    against: str = common.text("MODEL", "The reference model.", ...),
     window: Window = None,
     stride: Stride = None,
     *,

@@ -32,9 +32,7 @@ def command(
     top: int = common.count("Tokens to show of each distribution, the most likely first.", 5),
     heads: int = common.count("Attention heads to show, the largest effect first.", HEADS),
     step: int = common.count("The generated token to explain: 1 for the first.", 1),
-    html: Path | None = common.text(
-        "FILE", "Write the report as one self-contained HTML page; - for standard output.", None
-    ),
+    html: Path | None = common.text("FILE", "Write the report as one self-contained HTML page; - for standard output."),
     *,
     loading: Loading,
     json: common.Json = False,

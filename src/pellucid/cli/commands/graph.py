@@ -23,11 +23,9 @@ def command(
     model: common.Model,
     prompt: common.Prompt = None,
     transcoders: Path | None = common.text(
-        "PATH", "Transcoders, whose features are the nodes. Default: neurons and attention heads.", None
+        "PATH", "Transcoders, whose features are the nodes. Default: neurons and attention heads."
     ),
-    token: list[str] | None = common.text(
-        "TEXT", "A token whose logit is explained. Default: the most likely tokens.", None
-    ),
+    token: list[str] | None = common.text("TEXT", "A token whose logit is explained. Default: the most likely tokens."),
     nodes: int = common.count("Neurons, features and heads before pruning.", 1000),
     heads: bool | None = typer.Option(
         None, help="Attention heads are nodes. Default: without transcoders.", show_default=False
@@ -36,7 +34,7 @@ def command(
     node_share: float = typer.Option(0.8, help="Share of the influence that the kept nodes have."),
     edge_share: float = typer.Option(0.98, help="Share of the influence that the kept edges have."),
     out: Path | None = common.text(
-        "FILE", "The file to write: .json in Neuronpedia's format, or .html, which opens in a browser.", None
+        "FILE", "The file to write: .json in Neuronpedia's format, or .html, which opens in a browser."
     ),
     *,
     loading: Loading,

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: str | None = common.argument("MODEL", "A model, as in `pellucid run`.", None),
-    machine: bool = common.flag("--machine", "Describe the machine that kernels run on.", False),
+    model: str | None = common.argument("MODEL", "A model, as in `pellucid run`."),
+    machine: bool = common.flag("--machine", "Describe the machine that kernels run on."),
     json: common.Json = False,
 ) -> None:
     """Show facts about a model: its layers, its file, its tokenizer and its origin. No weights are loaded.

@@ -56,7 +56,7 @@ class Announced:
 
 
 def list_command(
-    families: bool = common.flag("--families", "List the supported model families and their parts instead.", False),
+    families: bool = common.flag("--families", "List the supported model families and their parts instead."),
     json: common.Json = False,
 ) -> None:
     """List the models on this machine, and the models of the catalogue."""
@@ -151,8 +151,8 @@ PULL = Command("pull", pull_command)
 
 
 def rm_command(
-    models: list[str] | None = common.argument("MODEL", "Names that `pellucid list` shows.", None),
-    all_: bool = common.flag("--all", "Remove all models that `pellucid pull` stored.", False),
+    models: list[str] | None = common.argument("MODEL", "Names that `pellucid list` shows."),
+    all_: bool = common.flag("--all", "Remove all models that `pellucid pull` stored."),
 ) -> None:
     """Remove models from the store. If a model is not in the store, none is removed."""
     from pellucid.errors import InvalidRequest
@@ -176,7 +176,7 @@ RM = Command("rm", rm_command)
 
 def verify_command(
     models: list[str] | None = common.argument(
-        "MODEL...", "Names that `pellucid list` shows. Default: all models on this machine.", None
+        "MODEL...", "Names that `pellucid list` shows. Default: all models on this machine."
     ),
     json: common.Json = False,
 ) -> None:

@@ -22,11 +22,9 @@ ROOMY = 120
 
 def command(
     model: common.Model,
-    whole: bool = common.flag("--all", "Show every block, even if it equals an earlier block.", False),
-    measured: bool = common.flag("--measured", "Load the model and time each operation of a step.", False),
-    prompt: int | None = common.count(
-        "With --measured: time a prefill step of N tokens. Default: a decode step.", None
-    ),
+    whole: bool = common.flag("--all", "Show every block, even if it equals an earlier block."),
+    measured: bool = common.flag("--measured", "Load the model and time each operation of a step."),
+    prompt: int | None = common.count("With --measured: time a prefill step of N tokens. Default: a decode step."),
     machines: MachinesFile = None,
     *,
     loading: Loading,

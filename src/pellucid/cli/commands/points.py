@@ -12,10 +12,8 @@ from pellucid.load_options import LoadOptions
 
 def command(
     model: common.Model,
-    name: str | None = common.argument(
-        "NAME", "Only points with this name; * matches any part: blocks.*.residual.", None
-    ),
-    whole: bool = common.flag("--all", "Show every block, even if it equals an earlier block.", False),
+    name: str | None = common.argument("NAME", "Only points with this name; * matches any part: blocks.*.residual."),
+    whole: bool = common.flag("--all", "Show every block, even if it equals an earlier block."),
     precise: Precise = False,
     json: common.Json = False,
 ) -> None:

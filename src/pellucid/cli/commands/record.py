@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -21,28 +21,26 @@ MEGABYTE = 1_000_000
 
 def command(
     model: common.Model,
-    corpus: Annotated[
-        str,
-        common.argument("CORPUS", "A file of texts (.txt, .jsonl, .csv, .parquet), or a folder of .txt and .md files."),
-    ],
-    points: list[str] | None = common.text(
-        "POINT", "The points, such as 'blocks.*.residual' (pellucid points MODEL lists them). May be repeated.", None
+    corpus: str = common.argument(
+        "CORPUS", "A file of texts (.txt, .jsonl, .csv, .parquet), or a folder of .txt and .md files.", ...
     ),
-    out: str | None = common.text("FOLDER", "The folder of the dataset. An interrupted run continues.", None),
-    field: str | None = common.text("NAME", "The field or column of the texts in CORPUS. Default: text.", None),
+    points: list[str] | None = common.text(
+        "POINT", "The points, such as 'blocks.*.residual' (pellucid points MODEL lists them). May be repeated."
+    ),
+    out: str | None = common.text("FOLDER", "The folder of the dataset. An interrupted run continues."),
+    field: str | None = common.text("NAME", "The field or column of the texts in CORPUS. Default: text."),
     dtype: str = common.text("TYPE", "The type of the stored values: float32, float16 or bfloat16.", "float32"),
     format: str = common.text("FORMAT", "safetensors, or parquet (needs pip install pyarrow).", "safetensors"),
-    shard_size: Any = common.count("Maximum megabytes of a file. Default: 256.", None),
+    shard_size: Any = common.count("Maximum megabytes of a file. Default: 256."),
     part: str | None = common.text(
         "I/N",
         "Compute the I-th of N parts. The parts may run on different machines; the run that finds all shards in "
         "the folder writes its index.",
-        None,
     ),
     truncate: common.Truncate = False,
     cluster: Cluster = None,
     replicas: Any = common.count(
-        "Parts that run at once on the cluster, in a folder that all machines share. Default: 1.", None
+        "Parts that run at once on the cluster, in a folder that all machines share. Default: 1."
     ),
     replica_cpus: ReplicaCpus = None,
     *,

@@ -30,14 +30,15 @@ Words = Annotated[
         "PROMPT",
         "The prompt. @FILE: the text of a file; -: standard input. Input from a pipe or a file comes before the "
         "prompt. Without both: a conversation in the terminal.",
+        ...,
     ),
 ]
-System = Annotated[str | None, common.text("TEXT", "The system message, or @FILE.")]
+System = Annotated[str | None, common.text("TEXT", "The system message, or @FILE.", ...)]
 Template = Annotated[
-    str | None, common.text("FILE", "A chat template (Jinja), instead of the template in the model's file.")
+    str | None, common.text("FILE", "A chat template (Jinja), instead of the template in the model's file.", ...)
 ]
 Verbose = Annotated[
-    bool, common.flag("--verbose", "Print tokens and times after the text, also if standard error is no terminal.")
+    bool, common.flag("--verbose", "Print tokens and times after the text, also if standard error is no terminal.", ...)
 ]
 
 
@@ -58,14 +59,12 @@ def run_command(
     loading: DraftLoading,
     control: ControlOptions,
     logprobs: int | None = common.count(
-        "With --json: log-probabilities of each generated token and of the N most likely tokens.", None
+        "With --json: log-probabilities of each generated token and of the N most likely tokens."
     ),
     prompt_logprobs: int | None = common.count(
-        "With --json: log-probabilities of each prompt token and of N alternatives.", None
+        "With --json: log-probabilities of each prompt token and of N alternatives."
     ),
-    receipt: str | None = common.text(
-        "FILE", "Write a receipt of the run, which `pellucid verify-run FILE` replays.", None
-    ),
+    receipt: str | None = common.text("FILE", "Write a receipt of the run, which `pellucid verify-run FILE` replays."),
     json: common.Json = False,
     **sampling: Any,
 ) -> None:

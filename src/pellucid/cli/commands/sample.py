@@ -146,9 +146,9 @@ def beams_command(
     ),
     diversity_penalty: float = common.number("Penalty on the score of a token that another group chose.", 0.0),
     do_sample: bool = common.flag(
-        "--do-sample", "Sample the candidates with the sampler chain, instead of the most likely tokens.", False
+        "--do-sample", "Sample the candidates with the sampler chain, instead of the most likely tokens."
     ),
-    tree: bool = common.flag("--tree", "Print all candidates of the search, step by step.", False),
+    tree: bool = common.flag("--tree", "Print all candidates of the search, step by step."),
     *,
     loading: Loading,
     json: common.Json = False,

@@ -35,32 +35,29 @@ def serve_command(
         "MODEL",
         "Models, as in `pellucid run`; a missing model is downloaded. Requests use the same names. Default: all "
         "models on this machine.",
-        None,
     ),
     alias: Texts = repeated(
         "NAME=FILE serves a file under a name; NAME renames the first model",
         "Default: the file's name, without its folder.",
-        None,
     ),
     memory: Any = common.number(
-        "Maximum gigabytes of all loaded models together. Default: three quarters of the memory.", None
+        "Maximum gigabytes of all loaded models together. Default: three quarters of the memory."
     ),
     pull: bool = common.flag(
         "--pull",
         "Offer all models of the catalogue, and download models at the request of a client (Ollama's /api/pull).",
-        False,
     ),
     any_model: bool = common.flag(
-        "--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp.", False
+        "--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp."
     ),
     chat_template: str | None = common.text(
-        "FILE", "A chat template (Jinja) for the first model, instead of the template in its file.", None
+        "FILE", "A chat template (Jinja) for the first model, instead of the template in its file."
     ),
     vectors: VectorFolder = None,
     guard: Guards = None,
     queue: Any = common.count("Maximum requests that wait for each model.", 256),
     receipt_key: str | None = common.text(
-        "FILE", "An Ed25519 private key, which signs receipts. Default: receipts are not signed.", None
+        "FILE", "An Ed25519 private key, which signs receipts. Default: receipts are not signed."
     ),
     *,
     serving: ServingOptions,
@@ -155,7 +152,7 @@ HOST, GRACE = "127.0.0.1", 1.0
 
 def look_command(
     models: list[str] | None = common.argument(
-        "MODEL", "Models, as in `pellucid run`. Default: all models on this machine.", None
+        "MODEL", "Models, as in `pellucid run`. Default: all models on this machine."
     ),
     port: Any = common.count("Port to listen on; 0: any free port.", 0),
     browser: bool = typer.Option(True, help="Open the page in a browser."),

@@ -12,10 +12,10 @@ from pellucid.errors.messages import brief, one_line
 
 # Requests of commands to a running server, through Ollama's API.
 
-Url = Annotated[str, common.text("URL", "Address of the server.")]
+Url = Annotated[str, common.text("URL", "Address of the server.", ...)]
 Key = Annotated[
     str | None,
-    common.text("KEY", "API key of the server; stop needs an admin key if it has one. Default: PELLUCID_KEY."),
+    common.text("KEY", "API key of the server; stop needs an admin key if it has one. Default: PELLUCID_KEY.", ...),
 ]
 DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT = 60.0  # seconds
@@ -88,7 +88,7 @@ PS = Command("ps", ps_command)
 
 
 def stop_command(
-    models: Annotated[list[str], common.argument("MODEL", "Names that `pellucid ps` shows.")],
+    models: list[str] = common.argument("MODEL", "Names that `pellucid ps` shows.", ...),
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:

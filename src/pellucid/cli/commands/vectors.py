@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import typer
 
@@ -37,9 +37,9 @@ class _Opened(NamedTuple):
 
 def neighbours_command(
     model: common.Model,
-    words: Annotated[list[str], common.argument("WORD...", "Words. A leading space is part of the word: ' king'.")],
+    words: list[str] = common.argument("WORD...", "Words. A leading space is part of the word: ' king'.", ...),
     n: int = common.count("Neighbours to show of each word.", 10),
-    head: bool = common.flag("--head", "Compare rows of the output projection instead of embeddings.", False),
+    head: bool = common.flag("--head", "Compare rows of the output projection instead of embeddings."),
     json: common.Json = False,
 ) -> None:
     """Show the tokens whose embeddings are nearest to a word's embedding. Only the model's embeddings are read.
@@ -90,9 +90,9 @@ NEIGHBOURS = Command("neighbours", neighbours_command)
 
 def vector_command(
     model: common.Model,
-    out: Annotated[Path, common.argument("OUT", "The file to write: .gguf (as llama.cpp reads it) or .safetensors.")],
-    positive: Annotated[str, common.text("FILE", "Prompts with the property that the vector adds, one in each line.")],
-    negative: Annotated[str, common.text("FILE", "Prompts without it, line by line the counterparts.")],
+    out: Path = common.argument("OUT", "The file to write: .gguf (as llama.cpp reads it) or .safetensors.", ...),
+    positive: str = common.text("FILE", "Prompts with the property that the vector adds, one in each line.", ...),
+    negative: str = common.text("FILE", "Prompts without it, line by line the counterparts.", ...),
     method: str = common.text(
         "NAME", "mean: the mean of the differences; pca: their first principal direction.", "mean"
     ),

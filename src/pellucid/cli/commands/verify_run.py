@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from msgspec.structs import asdict, replace
@@ -17,18 +17,15 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Annotated[str, common.argument("FILE", "A receipt, or a server's answer with one receipt, as a JSON file.")],
+    file: str = common.argument("FILE", "A receipt, or a server's answer with one receipt, as a JSON file.", ...),
     model: str | None = common.argument(
         "MODEL",
         "The model that replays the run, as in `pellucid run`. Default: the model on this machine with the name in "
         "the receipt.",
-        None,
     ),
-    signed_by: str | None = common.text(
-        "FILE", "A public key. The receipt must have a valid signature of this key.", None
-    ),
+    signed_by: str | None = common.text("FILE", "A public key. The receipt must have a valid signature of this key."),
     ignore_signature: bool = common.flag(
-        "--ignore-signature", "Replay the run without checking the receipt's signature.", False
+        "--ignore-signature", "Replay the run without checking the receipt's signature."
     ),
     *,
     loading: Loading,
