@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from pellucid.cli.command import model_names
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import one_line
+from pellucid.util.checks import characters
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
@@ -87,10 +91,6 @@ def secret(variable: str) -> str | None:
     Raises:
         InvalidRequest: the variable is set, but empty. An empty secret must not count as no secret.
     """
-    import os
-
-    from pellucid.errors import InvalidRequest
-
     value = os.environ.get(variable)
     if value is not None and not value.strip():
         raise InvalidRequest(f"{variable} is empty: set it to a secret, or unset it")
@@ -102,9 +102,6 @@ def text_or_stdin(text: str | None, absent: str) -> str:
 
     The error for missing input begins with ``absent``.
     """
-    from pellucid.errors import InvalidRequest
-    from pellucid.util.checks import characters
-
     if text is None and sys.stdin.isatty():
         raise InvalidRequest(f"{absent}: give a text, or - to read it from standard input")
     return standard_input() if text is None or text == "-" else characters("text", text_or_file(text))
@@ -112,8 +109,6 @@ def text_or_stdin(text: str | None, absent: str) -> str:
 
 def standard_input() -> str:
     """The text of standard input. Raises InvalidRequest if it is not UTF-8."""
-    from pellucid.errors import InvalidRequest
-
     text = sys.stdin.read()
     try:
         text.encode()
@@ -147,7 +142,6 @@ def file_text(file: str, remedy: str) -> str:
     """
     from pathlib import Path
 
-    from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import reason, shown
 
     try:
@@ -164,7 +158,6 @@ def texts_or_lines(texts: Iterable[str]) -> Iterator[str]:
     Raises:
         InvalidRequest: a file cannot be read, is not UTF-8, or has no texts.
     """
-    from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import shown
 
     for text in texts:
@@ -179,8 +172,6 @@ def texts_or_lines(texts: Iterable[str]) -> Iterator[str]:
 
 def beginning(text: str, longest: int = 80) -> str:
     """The beginning of a text in one line, for a table."""
-    from pellucid.errors.messages import one_line
-
     return one_line(text if len(text) <= longest else text[: longest - 3] + "...")
 
 
@@ -354,8 +345,6 @@ def print_json(document: Any) -> None:
 
 def print_facts(facts: Mapping[str, Any], file: TextIO | None = None) -> None:
     """Print a line for each fact: its name and its value."""
-    from pellucid.errors.messages import one_line
-
     width = max(map(len, facts))
     for name, value in facts.items():
         text = f"{value:,}" if isinstance(value, int) else " ".join(value) if isinstance(value, list) else value

@@ -11,7 +11,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.errors.messages import one_line
+from pellucid.errors import InvalidRequest, PellucidError
+from pellucid.errors.messages import one_line, shown
+from pellucid.util.checks import characters
 
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs, PromptInput
@@ -33,8 +35,6 @@ def prompt_text(words: Sequence[str] | None) -> str | None:
     Raises:
         InvalidRequest: the text is not UTF-8, or a file cannot be read.
     """
-    from pellucid.util.checks import characters
-
     given = list(words or ())
     parts = list(_parts(given))
     if "-" not in given and not sys.stdin.isatty():
@@ -81,8 +81,6 @@ def with_form(inputs: Inputs, text: str, *, system: str | None, raw: bool | None
     Raises:
         InvalidRequest: the text is empty, or ``system`` is given for a text to continue.
     """
-    from pellucid.errors import InvalidRequest
-
     why = "--raw continues the text" if raw else f"the model is a base model ({inputs.why_base})"
     if raw or (raw is None and inputs.why_base):
         if system:
@@ -101,8 +99,6 @@ def messages(text: str, system: str | None) -> list[dict[str, Any]]:
 
 def say_form(name: str, inputs: Inputs) -> None:
     """Print a line on standard error: whether the model ``name`` answers the prompt or continues it, and why."""
-    from pellucid.errors.messages import shown
-
     line = f"{shown(name)} is an instruct model, so it answers the prompt; --raw continues it as text"
     if inputs.why_base and not inputs.spec.encoder:  # an encoder-decoder answers a source
         line = f"{shown(name)} is a base model ({inputs.why_base}), so it continues the prompt as text"
@@ -129,8 +125,6 @@ def talk(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) -> N
 
 def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) -> None:
     """Read lines, answer them and keep the conversation, until the input ends."""
-    from pellucid.errors import PellucidError
-
     messages = list(start)
     while (line := _ask()) is not None:
         match line.strip():

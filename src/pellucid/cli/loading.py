@@ -13,6 +13,8 @@ from msgspec.structs import replace
 
 from pellucid.cli import common
 from pellucid.cli.command import OptionGroup
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, reason
 from pellucid.load_options import LoadOptions
 
 if TYPE_CHECKING:
@@ -171,8 +173,6 @@ def template_of(file: str) -> str:
     Raises:
         InvalidRequest: the file cannot be read, or is too long.
     """
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief, reason
     from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
 
     try:

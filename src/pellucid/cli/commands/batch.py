@@ -11,6 +11,7 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.sampling_options import VectorFolder, registered
 from pellucid.cli.serving_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
+from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
@@ -37,7 +38,6 @@ def command(
     from pellucid.runtime.memory import share_heaps
     from pellucid.serve.batch import Batch
     from pellucid.serve.batch_output import STANDARD, options_hash
-    from pellucid.util.checks import whole
     from pellucid.util.interpreter import collect_requests
     from pellucid.util.paths import output_lock
 

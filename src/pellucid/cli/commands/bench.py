@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
 from pellucid.cli.loading import Loading, load
-from pellucid.errors.messages import one_line
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, one_line
+from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
@@ -51,9 +53,7 @@ def server_load(
     Times are in milliseconds: median, 95th and 99th percentile. The columns are the time to the first token, the time
     per token after the first token (the mean over each request), and the time between two pieces of text.
     """
-    from pellucid.errors import InvalidRequest
     from pellucid.measure.server_load import Lengths, ServerLoad, measure_server, models_of
-    from pellucid.util.checks import whole
 
     if clients and rate:
         raise InvalidRequest("--clients and --rate exclude each other: remove one")
@@ -86,8 +86,6 @@ def server_load(
 
 
 def _first(models: list[str], url: str) -> str:
-    from pellucid.errors import InvalidRequest
-
     if not models:
         raise InvalidRequest(f"{url} lists no model: name one with --model")
     return models[0]
@@ -95,9 +93,6 @@ def _first(models: list[str], url: str) -> str:
 
 def _fields(body: str | None) -> dict[str, Any]:
     import json
-
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief
 
     if body is None:
         return {}
@@ -161,7 +156,6 @@ def model_speed(
     from pellucid.measure.profile import profile_step
     from pellucid.measure.roofs import measure
     from pellucid.measure.suite import SuiteOptions, suite
-    from pellucid.util.checks import whole
 
     options = SuiteOptions(prompt, depth, batch, tokens)
     whole("rounds", rounds, 1, 1000)

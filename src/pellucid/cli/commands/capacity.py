@@ -21,6 +21,9 @@ from pellucid.cli.planning import (
     step_costs,
     this_machine_once,
 )
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, one_line
+from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import ModelSize
@@ -71,11 +74,8 @@ def command(
     """
     from pellucid.capacity.search import DAYS, Goals
     from pellucid.capacity.traffic import Traffic
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief
     from pellucid.measure.paper import on_paper
     from pellucid.measure.server_load import Lengths
-    from pellucid.util.checks import real, whole
 
     traffic = Traffic(
         Lengths.of("prompt", prompt),
@@ -114,9 +114,6 @@ def command(
 
 
 def _seconds(name: str, text: str) -> float:
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief
-
     match = DURATION.fullmatch(text.strip())
     seconds = float(match[1][:20]) * (1e-3 if match[2] == "ms" else 1.0) if match else 0.0
     if not 0 < seconds <= MAX_SECONDS:
@@ -127,8 +124,6 @@ def _seconds(name: str, text: str) -> float:
 
 
 def _refuse_long(traffic: Traffic, context: int) -> None:
-    from pellucid.errors import InvalidRequest
-
     if traffic.shared > traffic.prompt.low:
         raise InvalidRequest(
             f"shared={traffic.shared}: must be at most {traffic.prompt.low:,}, the tokens of the shortest prompt: "
@@ -151,7 +146,6 @@ def _stages(size: ModelSize, kinds: Sequence[Machine]) -> list[int]:
         InvalidRequest: the model fits on no kind of machine.
     """
     from pellucid.capacity.layouts import fewest_stages
-    from pellucid.errors import InvalidRequest
 
     stages, refusals = list[int](), list[InvalidRequest]()
     for kind in kinds:
@@ -186,8 +180,6 @@ def _capacity(
 
 def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic, measured: StepCosts) -> None:
     from rich.filesize import decimal
-
-    from pellucid.errors.messages import one_line
 
     machine = result.machine
     each = f"{result.stages} machines each, " if result.stages > 1 else ""

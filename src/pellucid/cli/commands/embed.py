@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import EncoderLoading, check_task, load
+from pellucid.errors import InvalidRequest
+from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
@@ -40,9 +42,6 @@ def command(
 ) -> None:
     """Compute sentence vectors and their cosine similarities, or the vectors of all texts of a file."""
     import numpy as np
-
-    from pellucid.errors import InvalidRequest
-    from pellucid.util.checks import whole
 
     if dimensions is not None:
         dimensions = whole("dimensions", dimensions, 1, 1 << 20)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import EncoderLoading, check_task, load
+from pellucid.util.checks import whole
 
 # pellucid answer MODEL QUESTION TEXT: the part of a text that answers a question.
 
@@ -52,8 +53,6 @@ def classify_command(
     json: common.Json = False,
 ) -> None:
     """Score the labels of texts with a model that has a classification head."""
-    from pellucid.util.checks import whole
-
     count = whole("top", top, 1, 1 << 20)
     given = list(common.texts_or_lines(texts))
     llm = load(model, loading, lambda inputs: check_task(inputs, "classify"))
@@ -116,7 +115,6 @@ def rerank_command(
 ) -> None:
     """Sort texts by their relevance to a query. A cross-encoder scores pairs; a sentence encoder compares vectors."""
     from pellucid.encoders.ranking import PAIR_TASKS
-    from pellucid.util.checks import whole
 
     documents = list(common.texts_or_lines(texts))
     count = None if top is None else whole("top", top, 1, len(documents), "the number of texts")

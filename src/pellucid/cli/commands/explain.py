@@ -10,6 +10,8 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.output_file import OutputFile
 from pellucid.cli.sampling_options import checked
+from pellucid.errors import InvalidRequest
+from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
@@ -46,9 +48,7 @@ def command(
     an encoder-decoder the prompt is the source. A masked language model shows the tokens that each layer would fill in,
     and a classifier the scores of its labels after each layer.
     """
-    from pellucid.errors import InvalidRequest
     from pellucid.trace.explanation import MOST_STEP, explain
-    from pellucid.util.checks import whole
 
     step = whole("step", step, 1, MOST_STEP)
     page = None if html is None else OutputFile("html", html, [model])
@@ -84,7 +84,6 @@ def _explain_encoder(llm: LLM, text: str, top: int, *, json: bool) -> None:
     """Show what each layer of a masked language model or of a classifier says."""
     from pellucid.trace.explanation import MOST_TOP
     from pellucid.trace.lenses.logit_lens import label_lens, logit_lens
-    from pellucid.util.checks import whole
 
     top = whole("top", top, 1, MOST_TOP)
     if llm.spec.task == "classify":

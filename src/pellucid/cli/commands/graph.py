@@ -11,6 +11,8 @@ from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.output_file import OutputFile
+from pellucid.errors import InvalidRequest
+from pellucid.util.checks import real
 
 if TYPE_CHECKING:
     from pellucid.trace.graphs.attribution_graph import AttributionGraph, Promoted
@@ -49,11 +51,9 @@ def command(
 
     import numpy as np
 
-    from pellucid.errors import InvalidRequest
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.graphs.build import attribution_graph
     from pellucid.trace.graphs.targets import promoted_tokens
-    from pellucid.util.checks import real
 
     if out is not None and out.suffix.lower() not in (".json", ".html"):
         raise InvalidRequest(f"out={common.visible(str(out))}: its name must end with .json or .html")

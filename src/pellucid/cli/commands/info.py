@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.commands.models import facts_of
+from pellucid.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pellucid.model.spec import FeedForward, Mixture, ModelSpec
@@ -22,8 +23,6 @@ def command(
 
     For a model of the catalogue that is not on this machine, only its origin is shown. Nothing is downloaded.
     """
-    from pellucid.errors import InvalidRequest
-
     if (model is not None) == machine:
         raise InvalidRequest("info takes a model or --machine")
     if model is None:

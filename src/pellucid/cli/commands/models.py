@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.errors import PellucidError
+from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
@@ -155,7 +155,6 @@ def rm_command(
     all_: bool = common.flag("--all", "Remove all models that `pellucid pull` stored."),
 ) -> None:
     """Remove models from the store. If a model is not in the store, none is removed."""
-    from pellucid.errors import InvalidRequest
     from pellucid.weights.store import installed, remove, stored
 
     if bool(models) == all_:

@@ -9,6 +9,9 @@ from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import EncoderLoading, load
 from pellucid.cli.serving_options import Cluster, ReplicaCpus, Replicas
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
@@ -48,10 +51,7 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Record the values of points for all tokens of a corpus: a dataset of activations."""
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief
     from pellucid.trace.dataset.index import MOST_SHARD, DatasetOptions
-    from pellucid.util.checks import whole
     from pellucid.util.text_file import TextFile
 
     if not points or out is None:

@@ -15,6 +15,7 @@ from pellucid.cli.conversation import messages, prompt_text, say_form, talk, wit
 from pellucid.cli.loading import DraftLoading, load, with_template
 from pellucid.cli.output_file import OutputFile
 from pellucid.cli.sampling_options import ControlOptions, checked, steered
+from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 
 if TYPE_CHECKING:
@@ -110,8 +111,6 @@ def run_command(
 
 def _refuse_conversation(inputs: Inputs, raw: bool | None) -> None:
     """Raise InvalidRequest for a missing prompt if the model continues text, which is no conversation."""
-    from pellucid.errors import InvalidRequest
-
     if raw or (raw is None and inputs.why_base):
         why = "--raw continues a text" if raw else f"this is a base model ({inputs.why_base})"
         more = ", or --chat for a conversation" if inputs.tokenizer.chat_template else ""

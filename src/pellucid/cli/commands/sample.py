@@ -9,6 +9,7 @@ from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.sampling_options import checked
+from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
     from pellucid.engine.output import Beams, TokenOutput
@@ -36,8 +37,6 @@ def sample_command(
     Shows how many tokens each step of the sampler chain removes, and the most likely tokens before and after the chain.
     Generates 4 tokens unless --max-new-tokens is given.
     """
-    from pellucid.util.checks import whole
-
     top = whole("top", top, 1, 1000)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS, watch=True)
     text = common.text_or_stdin(prompt, "no prompt")

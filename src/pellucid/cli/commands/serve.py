@@ -22,6 +22,8 @@ from pellucid.cli.serving_options import (
     Texts,
     repeated,
 )
+from pellucid.errors import InvalidRequest
+from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
@@ -74,7 +76,6 @@ def serve_command(
     """
     from pellucid.serve.pool import served_names
     from pellucid.serve.server import serve
-    from pellucid.util.checks import real, whole
 
     settings, rules = serving.settings(first=bool(models or alias), any_model=any_model), serving.rules()
     limit = usual_memory() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
@@ -131,7 +132,6 @@ def usual_memory() -> float:
 
 def all_models(pull: bool) -> list[str]:
     """Names of the models on this machine, and with ``pull`` of all models of the catalogue."""
-    from pellucid.errors import InvalidRequest
     from pellucid.weights.catalogue import catalogue
     from pellucid.weights.store import installed
 
@@ -168,7 +168,6 @@ def look_command(
     from pellucid.serve.guard import LOOPBACK, AccessRules
     from pellucid.serve.pool import served_names
     from pellucid.serve.server import Settings, serve
-    from pellucid.util.checks import whole
 
     whole("port", port, 0, 65535)
     sources = served_names(models or all_models(pull=False))

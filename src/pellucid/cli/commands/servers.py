@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief, one_line
 
 # Requests of commands to a running server, through Ollama's API.
@@ -29,7 +30,6 @@ def ask(url: str, key: str | None, path: str, body: Mapping[str, Any] | None = N
     """
     import httpx
 
-    from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import shown
     from pellucid.measure.server_load import key_headers
 
@@ -52,7 +52,6 @@ def ask(url: str, key: str | None, path: str, body: Mapping[str, Any] | None = N
 
 def loaded_models(url: str, key: str | None) -> list[dict[str, Any]]:
     """The models in the memory of a server, in Ollama's form (``GET /api/ps``). Raises as ``ask``."""
-    from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import shown
 
     document = ask(url, key, "/api/ps")
@@ -96,8 +95,6 @@ def stop_command(
 
     Ctrl-C in its terminal ends the server itself.
     """
-    from pellucid.errors import NotFound
-
     loaded = [str(one["name"]) for one in loaded_models(url, key)]
     names = dict.fromkeys(name if name in loaded else name.removesuffix(":latest") for name in models)
     for name in names:

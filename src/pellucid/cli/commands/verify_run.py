@@ -10,6 +10,8 @@ from msgspec.structs import asdict, replace
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
+from pellucid.errors import ModelNotFound
+from pellucid.errors.messages import brief
 
 if TYPE_CHECKING:
     from pellucid.receipt_check import ReceiptCheck
@@ -72,8 +74,6 @@ def _model_of(receipt: Receipt) -> str:
     Raises:
         ModelNotFound: no model on this machine has the name.
     """
-    from pellucid.errors import ModelNotFound
-    from pellucid.errors.messages import brief
     from pellucid.weights.store import installed
 
     name = receipt.model.name
