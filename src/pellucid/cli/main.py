@@ -70,6 +70,7 @@ def application(only: CommandEntry | None = None) -> typer.Typer:
 
 def _with_default(name: str) -> type[TyperGroup]:
     """A group of commands with the default command ``name``."""
+
     class WithDefault(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             if args and args[0] in PARTS:
