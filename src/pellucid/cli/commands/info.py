@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.commands.models import facts_of
-from pellucid.cli.loading import Precise
+from pellucid.cli.loading import PreciseLoading
 from pellucid.errors import InvalidRequest
-from pellucid.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from pellucid.model.spec import FeedForward, Mixture, ModelSpec
@@ -148,7 +147,8 @@ def points_command(
     model: common.Model,
     name: str | None = common.argument("NAME", "Only points with this name; * matches any part: blocks.*.residual."),
     whole: bool = common.flag("--all", "Show every block, even if it equals an earlier block."),
-    precise: Precise = False,
+    *,
+    options: PreciseLoading,
     json: common.Json = False,
 ) -> None:
     """Show the values of a run that can be traced and edited, in the order of the pipeline. No weights are loaded.
@@ -161,7 +161,7 @@ def points_command(
     from pellucid.trace.selection import select
 
     generates = read_model(common.opened(model)).spec.generates
-    points = all_points(common.plan(model, LoadOptions(precise=precise)), generates=generates)
+    points = all_points(common.plan(model, options), generates=generates)
     selected = [match.point for match in select(points, [name])] if name is not None else list(points.values())
     rows = [
         {"name": point.name, "shape": point.shape, "dtype": point.dtype, "unit": point.unit, "about": point.about}
