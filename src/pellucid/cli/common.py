@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from pellucid.cli.command import model_names
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import one_line
+from pellucid.util.checks import characters
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
@@ -37,43 +41,48 @@ def to_int(text: str) -> Any:
         return text
 
 
-def number(help: str) -> Any:
+# Kinds of parameters. The default ``...`` belongs to a parameter that must be given, and to a declaration in an
+# annotation (``Annotated``), because its parameter states the default.
+
+
+def number(help: str, default: Any = None) -> Any:
     """A number option. The code that uses the value checks it."""
-    return typer.Option(help=help, parser=to_float, metavar="NUMBER")
+    return typer.Option(default, help=help, parser=to_float, metavar="NUMBER")
 
 
-def count(help: str) -> Any:
+def count(help: str, default: Any = None) -> Any:
     """An integer option. The code that uses the value checks it."""
-    return typer.Option(help=help, parser=to_int, metavar="N")
+    return typer.Option(default, help=help, parser=to_int, metavar="N")
 
 
-def text(metavar: str, help: str) -> Any:
+def text(metavar: str, help: str, default: Any = None) -> Any:
     """A text option. ``metavar`` stands for the value in the help text."""
-    return typer.Option(help=help, metavar=metavar)
+    return typer.Option(default, help=help, metavar=metavar)
 
 
-def flag(name: str, help: str) -> Any:
+def flag(name: str, help: str, default: Any = False) -> Any:
     """An option without a value, ``--name``."""
-    return typer.Option(name, help=help)
+    return typer.Option(default, name, help=help)
 
 
-def argument(metavar: str, help: str) -> Any:
+def argument(metavar: str, help: str, default: Any = None) -> Any:
     """An argument. ``metavar`` stands for the value in the help text. Shells complete the names of a MODEL."""
     complete = model_names if metavar == "MODEL" else None
-    return typer.Argument(help=help, metavar=metavar, autocompletion=complete)
+    return typer.Argument(default, help=help, metavar=metavar, autocompletion=complete)
 
 
 MODEL = argument(
     "MODEL",
     "A name that `pellucid list` shows, a path, hf:owner/name[:Q4_K_M], an address of the hub, or pypi:NAME/path.",
+    ...,
 )
 Model = Annotated[str, MODEL]
 Prompt = Annotated[
-    str | None, argument("PROMPT", "The text to continue, or @FILE. If it is - or missing: standard input.")
+    str | None, argument("PROMPT", "The text to continue, or @FILE. If it is - or missing: standard input.", ...)
 ]
-Texts = Annotated[list[str], argument("TEXT...", "Texts, or @FILE for a file with a text in each line.")]
-Truncate = Annotated[bool, flag("--truncate", "Cut texts that are longer than the context, instead of failing.")]
-Json = Annotated[bool, flag("--json", "Print one JSON document.")]
+Texts = Annotated[list[str], argument("TEXT...", "Texts, or @FILE for a file with a text in each line.", ...)]
+Truncate = Annotated[bool, flag("--truncate", "Cut texts that are longer than the context, instead of failing.", ...)]
+Json = Annotated[bool, flag("--json", "Print one JSON document.", ...)]
 
 
 def secret(variable: str) -> str | None:
@@ -82,10 +91,6 @@ def secret(variable: str) -> str | None:
     Raises:
         InvalidRequest: the variable is set, but empty. An empty secret must not count as no secret.
     """
-    import os
-
-    from pellucid.errors import InvalidRequest
-
     value = os.environ.get(variable)
     if value is not None and not value.strip():
         raise InvalidRequest(f"{variable} is empty: set it to a secret, or unset it")
@@ -97,9 +102,6 @@ def text_or_stdin(text: str | None, absent: str) -> str:
 
     The error for missing input begins with ``absent``.
     """
-    from pellucid.errors import InvalidRequest
-    from pellucid.util.checks import characters
-
     if text is None and sys.stdin.isatty():
         raise InvalidRequest(f"{absent}: give a text, or - to read it from standard input")
     return standard_input() if text is None or text == "-" else characters("text", text_or_file(text))
@@ -107,8 +109,6 @@ def text_or_stdin(text: str | None, absent: str) -> str:
 
 def standard_input() -> str:
     """The text of standard input. Raises InvalidRequest if it is not UTF-8."""
-    from pellucid.errors import InvalidRequest
-
     text = sys.stdin.read()
     try:
         text.encode()
@@ -142,7 +142,6 @@ def file_text(file: str, remedy: str) -> str:
     """
     from pathlib import Path
 
-    from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import reason, shown
 
     try:
@@ -159,7 +158,6 @@ def texts_or_lines(texts: Iterable[str]) -> Iterator[str]:
     Raises:
         InvalidRequest: a file cannot be read, is not UTF-8, or has no texts.
     """
-    from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import shown
 
     for text in texts:
@@ -174,8 +172,6 @@ def texts_or_lines(texts: Iterable[str]) -> Iterator[str]:
 
 def beginning(text: str, longest: int = 80) -> str:
     """The beginning of a text in one line, for a table."""
-    from pellucid.errors.messages import one_line
-
     return one_line(text if len(text) <= longest else text[: longest - 3] + "...")
 
 
@@ -349,8 +345,6 @@ def print_json(document: Any) -> None:
 
 def print_facts(facts: Mapping[str, Any], file: TextIO | None = None) -> None:
     """Print a line for each fact: its name and its value."""
-    from pellucid.errors.messages import one_line
-
     width = max(map(len, facts))
     for name, value in facts.items():
         text = f"{value:,}" if isinstance(value, int) else " ".join(value) if isinstance(value, list) else value

@@ -16,6 +16,8 @@ from msgspec import structs
 
 from pellucid.cli import common
 from pellucid.cli.loading import SHARED, load
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import one_line, shown
 from pellucid.load_options import LoadOptions
 
 if TYPE_CHECKING:
@@ -67,9 +69,6 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
 
 def _simulated(spec: ModelSpec, name: str) -> ModelSpec:
     """``spec``, if its steps can be simulated. Raises InvalidRequest otherwise."""
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import shown
-
     if not spec.generates:
         raise InvalidRequest(f"{shown(name)} generates no text: name a language model")
     if spec.encoder:
@@ -79,8 +78,6 @@ def _simulated(spec: ModelSpec, name: str) -> ModelSpec:
 
 def refuse_unused_pin(loading: LoadOptions) -> None:
     """Refuse ``--pin`` if no step is measured, because the option then has no effect."""
-    from pellucid.errors import InvalidRequest
-
     if loading.pin is not None:
         raise InvalidRequest(f"--pin {loading.pin}: nothing is measured on this machine: remove --pin")
 
@@ -151,8 +148,6 @@ def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> 
 def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, json: bool) -> None:
     """Print the layouts of a model on the machines of a file, and the recommended layout."""
     from pellucid.capacity.layouts import layouts, recommended
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import one_line
     from pellucid.measure.paper import on_paper
 
     if measured and on_paper(model):
@@ -200,7 +195,6 @@ def _show(size: ModelSize, possible: list[Layout], measured: str) -> None:
 
     from pellucid.capacity.layouts import BATCH
     from pellucid.capacity.step_costs import INT8_SHARE, MEMORY_SHARE
-    from pellucid.errors.messages import one_line
 
     print(
         f"{one_line(size.name)}: {decimal(size.weight_bytes)} of weights, {decimal(size.context_bytes)} of keys and "

@@ -65,24 +65,10 @@ def _parameters() -> list[inspect.Parameter]:
         field = options_of(owner)[name]
         default = field.default if isinstance(field.default, (int, float)) else None
         more = " @FILE: the text of a file." if name in TEXTS else ""
-        parameters.append(
-            _parameter(name, field.metadata["help"] + more, field.metadata["parse"] or _reader(default), default)
-        )
-    own = {
-        "samplers": (
-            "Sampler steps in their order, separated by commas. Default: all steps with an effect.",
-            _split_names,
-        ),
-        "seed": ("Seed of the random numbers. Default: random.", common.to_int),
-        "stop": ("Stop string: the text ends before it. May be repeated.", None),
-        "stop_token_ids": ("Stop tokens: ids, separated by commas.", _split_ids),
-        "ignore_eos": ("Continue after the model's end-of-text tokens.", bool),
-        "max_new_tokens": ("Maximum generated tokens. Default: the rest of the context.", common.to_int),
-        "max_time": ("Maximum seconds of the generation.", common.to_float),
-    }
-    assert all(hasattr(Options, name) for name in own)
-    parameters += [_parameter(name, help, parse) for name, (help, parse) in own.items()]
-    return parameters
+        parse = field.metadata["parse"] or (common.to_float if isinstance(default, float) else common.to_int)
+        parameters.append(_parameter(name, field.metadata["help"] + more, parse, default))
+    own = options_of(Options)
+    return [*parameters, *(_parameter(name, own[name].metadata["help"], parse) for name, parse in OWN.items())]
 
 
 def _parameter(name: str, help: str, parse: Callable[[str], Any] | None, default: Any = None) -> inspect.Parameter:
@@ -101,16 +87,24 @@ def _parameter(name: str, help: str, parse: Callable[[str], Any] | None, default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _reader(default: Any) -> Callable[[str], Any]:
-    return common.to_float if isinstance(default, float) else common.to_int
-
-
 def _split_names(text: str) -> list[str]:
     return [name.strip() for name in text.replace(";", ",").split(",") if name.strip()]
 
 
 def _split_ids(text: str) -> list[Any]:
     return [common.to_int(part) for part in text.split(",") if part.strip()]
+
+
+OWN: Mapping[str, Any] = {
+    "samplers": _split_names,
+    "seed": common.to_int,
+    "stop": None,
+    "stop_token_ids": _split_ids,
+    "ignore_eos": bool,
+    "max_new_tokens": common.to_int,
+    "max_time": common.to_float,
+}
+"""The fields of ``Options`` that are options of every command that generates, and what reads their texts."""
 
 
 # Options of control vectors: of commands that generate, as in llama.cpp, and of servers.
@@ -121,6 +115,7 @@ VectorFolder = Annotated[
         "FOLDER",
         "Control vectors (.gguf, .safetensors) and probes (.safetensors) that requests name in the fields steer and "
         "probes.",
+        ...,
     ),
 ]
 

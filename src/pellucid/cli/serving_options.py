@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 Texts: TypeAlias = list[str] | None
 
 
-def repeated(help: str, more: str = "") -> Any:
+def repeated(help: str, more: str = "", default: Any = None) -> Any:
     """An option that may be given several times."""
-    return typer.Option(help=f"{help}; may be repeated. {more}".strip())
+    return typer.Option(default, help=f"{help}; may be repeated. {more}".strip())
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,19 @@ class ServingOptions:
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of this machine.")] = (
         "127.0.0.1"
     )
-    port: Annotated[Any, common.count("Port to listen on; 0: any free port.")] = 8000
-    key: Annotated[Texts, repeated("API key that requests need", "Also PELLUCID_KEY.")] = None
+    port: Annotated[Any, common.count("Port to listen on; 0: any free port.", ...)] = 8000
+    key: Annotated[Texts, repeated("API key that requests need", "Also PELLUCID_KEY.", default=...)] = None
     admin_key: Annotated[
-        Texts, repeated("Key that may see the running requests of all clients", "Also PELLUCID_ADMIN_KEY.")
+        Texts, repeated("Key that may see the running requests of all clients", "Also PELLUCID_ADMIN_KEY.", default=...)
     ] = None
-    allow_host: Annotated[Texts, repeated("Host name that requests may use for this server")] = None
-    allow_origin: Annotated[Texts, repeated("Origin of web pages that may send requests")] = None
-    shutdown_timeout: Annotated[Any, common.number("Seconds that running requests may take after SIGTERM.")] = 30.0
-    connections: Annotated[Any, common.count("Maximum open connections.")] = 1024
+    allow_host: Annotated[Texts, repeated("Host name that requests may use for this server", default=...)] = None
+    allow_origin: Annotated[Texts, repeated("Origin of web pages that may send requests", default=...)] = None
+    shutdown_timeout: Annotated[Any, common.number("Seconds that running requests may take after SIGTERM.", ...)] = 30.0
+    connections: Annotated[Any, common.count("Maximum open connections.", ...)] = 1024
     read_timeout: Annotated[
         Any,
         common.number(
-            "Maximum seconds until the headers of a request have arrived, and then until its body has arrived."
+            "Maximum seconds until the headers of a request have arrived, and then until its body has arrived.", ...
         ),
     ] = 20.0
 
@@ -103,17 +103,20 @@ Cluster = Annotated[
         "ADDRESS",
         "Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
         "pip install 'pellucid[cluster]'.",
+        ...,
     ),
 ]
-ReplicaCount = Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.")]
+ReplicaCount = Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.", ...)]
 MaxReplicas = Annotated[
-    Any, common.count("Maximum replicas of each model under load, with --cluster. Default: --replicas.")
+    Any, common.count("Maximum replicas of each model under load, with --cluster. Default: --replicas.", ...)
 ]
-ReplicaCpus = Annotated[Any, common.count("Cores of each replica, with --cluster. Default: the cores of this machine.")]
+ReplicaCpus = Annotated[
+    Any, common.count("Cores of each replica, with --cluster. Default: the cores of this machine.", ...)
+]
 StageCount = Annotated[
     Any,
     common.count(
-        "Machines of each replica, with --cluster. Each machine runs a part of the model's blocks. Default: 1."
+        "Machines of each replica, with --cluster. Each machine runs a part of the model's blocks. Default: 1.", ...
     ),
 ]
 MAX_REPLICAS, MAX_CPUS, MAX_STAGES = 10_000, 1024, 1000

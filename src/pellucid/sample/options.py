@@ -6,14 +6,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.chain import Chain
-from pellucid.sample.checking import one_of, real, texts, tokens, whole
-from pellucid.sample.step import Check, SamplerStep, options_of, owners, steps
+from pellucid.sample.checking import anything, one_of, real, texts, tokens, whole
+from pellucid.sample.step import Check, SamplerStep, option, options_of, owners, steps
 from pellucid.sample.steps.cuts import Temperature
 from pellucid.tokenize import Tokenizer
 from pellucid.util.checks import token_id
@@ -122,14 +122,6 @@ SEEDS = 1 << 63
 MAX_STOPS, MAX_STOP_IDS, MAX_SAMPLERS = 64, 1024, 64
 MAX_LOGPROBS = 1000
 
-CHECKS: Mapping[str, Check] = {
-    "seed": whole(0, SEEDS - 1, "leave it out to draw a random seed"),
-    "max_new_tokens": whole(1, 1 << 31, "leave it out for as many tokens as fit into the context"),
-    "max_time": real(0, 1e9, "seconds; leave it out for no limit", above=True),
-    "logprobs": whole(0, MAX_LOGPROBS, "the number of alternatives to show; leave it out for no log-probabilities"),
-    "prompt_logprobs": whole(0, MAX_LOGPROBS, "the number of alternatives to show"),
-}
-LOGPROBS_OF = one_of("logits", "chain", "both")
 OTHER_NAMES: Mapping[str, str] = {
     **{
         name: f"the name is {own}"
@@ -159,71 +151,99 @@ OTHER_NAMES: Mapping[str, str] = {
     "max_model_len": "pellucid.load(model, context=...) sets the context",
 }
 """Names of options in transformers, vLLM, llama.cpp and Ollama, and what an error says about them."""
-LISTS: Mapping[str, Check] = {"stop": texts(MAX_STOPS), "stop_token_ids": tokens(MAX_STOP_IDS)}
-"""The checks of options that are lists. The value None means an empty list."""
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name}={brief(value)}: must be True or False")
+    return value
+
+
+def _kept(name: str, value: Any) -> bool | tuple[int, ...]:
+    return value if isinstance(value, bool) else tokens(MAX_STOP_IDS)(name, value)
+
+
+def _until(name: str, value: Any) -> Callable[[str], bool] | None:
+    if value is not None and not callable(value):
+        raise InvalidRequest(f"{name}={brief(value)}: must be a function of the text so far")
+    return value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of a generation. The options of the chain's steps are in ``sampling``, by name.
 
-    ``samplers`` lists the chain's steps in order. An entry is the name of a step, or a step object. None means all
-    steps in their default order. If ``seed`` is None, a random seed is drawn, which the result reports. ``stop``
-    strings end the text and are not part of it. ``stop_token_ids`` end the text as well. ``ignore_eos`` disables the
-    model's own end tokens. If ``max_new_tokens`` is None, the text may have as many tokens as fit into the context.
-    ``max_time`` is in seconds and is checked after each token. ``until`` is called with the text so far, in the thread
-    that reads the text, and ends the text by returning True. ``logprobs=N`` records the log-probability of each token
-    and of the N most likely tokens. ``prompt_logprobs=N`` does the same for the tokens of the prompt.
-    ``logprobs_of="logits"`` takes log-probabilities from the model's distribution, "chain" from the distribution after
-    the chain; "both" takes them from the model's, and adds those of the same tokens after the chain. ``watch`` records
-    the effect of each step of the chain on each token. ``prompt_lookup`` and ``draft`` allow speculative decoding where
-    it is faster; the text does not change. With ``prompt_lookup``, draft tokens are copied from an earlier occurrence
-    of the last tokens; with ``draft``, the model's draft proposes them.
-    ``keep_special`` are the ids of control tokens that appear in the text, or True for all control tokens. ``receipt``
-    adds a receipt to the result (``receipts/``), which any machine can replay.
+    An entry of ``samplers`` is the name of a step, or a step object. The result reports a random seed. ``stop`` strings
+    are not part of the text.
 
     Raises:
         InvalidRequest: a value has the wrong type or is out of range.
     """
 
-    samplers: Sequence[str | SamplerStep] | None = None
-    seed: int | None = None
-    stop: Sequence[str] | str | None = ()
-    stop_token_ids: Sequence[int] | None = ()
-    ignore_eos: bool = False
-    max_new_tokens: int | None = None
-    max_time: float | None = None
-    until: Callable[[str], bool] | None = None
-    prompt_lookup: bool = True
-    draft: bool = True
-    keep_special: bool | Sequence[int] = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    logprobs_of: str = "logits"
-    watch: bool = False
-    receipt: bool = False
+    samplers: Sequence[str | SamplerStep] | None = option(
+        None, anything, "Sampler steps in their order, separated by commas. Default: all steps with an effect."
+    )
+    seed: int | None = option(
+        None, whole(0, SEEDS - 1, "leave it out to draw a random seed"), "Seed of the random numbers. Default: random."
+    )
+    stop: Sequence[str] | str | None = option(
+        (), texts(MAX_STOPS), "Stop string: the text ends before it. May be repeated."
+    )
+    stop_token_ids: Sequence[int] | None = option((), tokens(MAX_STOP_IDS), "Stop tokens: ids, separated by commas.")
+    ignore_eos: bool = option(False, _flag, "Continue after the model's end-of-text tokens.")
+    max_new_tokens: int | None = option(
+        None,
+        whole(1, 1 << 31, "leave it out for as many tokens as fit into the context"),
+        "Maximum generated tokens. Default: the rest of the context.",
+    )
+    max_time: float | None = option(
+        None, real(0, 1e9, "seconds; leave it out for no limit", above=True), "Maximum seconds of the generation."
+    )
+    until: Callable[[str], bool] | None = option(
+        None,
+        _until,
+        "Function of the text so far, called in the thread that reads the text. The text ends when it returns True.",
+    )
+    prompt_lookup: bool = option(
+        True,
+        _flag,
+        "Speculative decoding where it is faster, with tokens copied from an earlier occurrence of the last tokens. "
+        "The text does not change.",
+    )
+    draft: bool = option(True, _flag, "The same with tokens that the model's draft proposes.")
+    keep_special: bool | Sequence[int] = option(
+        False, _kept, "Ids of control tokens that appear in the text, or True for all control tokens."
+    )
+    logprobs: int | None = option(
+        None,
+        whole(0, MAX_LOGPROBS, "the number of alternatives to show; leave it out for no log-probabilities"),
+        "N: log-probabilities of each token and of the N most likely tokens.",
+    )
+    prompt_logprobs: int | None = option(
+        None, whole(0, MAX_LOGPROBS, "the number of alternatives to show"), "The same for the tokens of the prompt."
+    )
+    logprobs_of: str = option(
+        "logits",
+        one_of("logits", "chain", "both"),
+        "logits: the model's distribution; chain: the distribution after the chain; both: the model's, and those of "
+        "the same tokens after the chain.",
+    )
+    watch: bool = option(False, _flag, "Record the effect of each step of the chain on each token.")
+    receipt: bool = option(False, _flag, "Add a receipt to the result (``receipts/``), which any machine can replay.")
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checked: dict[str, Any] = {
-            name: check(name, getattr(self, name)) for name, check in CHECKS.items() if getattr(self, name) is not None
-        }
-        for name, check in LISTS.items():
-            checked[name] = () if getattr(self, name) is None else check(name, getattr(self, name))
-        if not isinstance(self.keep_special, bool):
-            checked["keep_special"] = tokens(MAX_STOP_IDS)("keep_special", self.keep_special)
-        LOGPROBS_OF("logprobs_of", self.logprobs_of)
-        for name in ("ignore_eos", "watch", "prompt_lookup", "draft", "receipt"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidRequest(f"{name}={brief(getattr(self, name))}: must be True or False")
-        if self.until is not None and not callable(self.until):
-            raise InvalidRequest(f"until={brief(self.until)}: must be a function of the text so far")
+        for name, declared in options_of(Options).items():
+            value = getattr(self, name)
+            if value is None and declared.default in (None, ()):
+                checked = declared.default
+            else:
+                checked = declared.metadata["check"](name, value)
+            object.__setattr__(self, name, checked)  # the class is frozen; NumPy's numbers become Python's
         if self.until is not None and self.receipt:
             raise InvalidRequest(
                 f"until={brief(self.until)}: a receipt cannot hold a function: use stop, or leave receipt out"
             )
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)  # the class is frozen; NumPy numbers become Python numbers
         object.__setattr__(self, "_steps", _active_steps(self.samplers, self.sampling))
 
     @classmethod
@@ -276,15 +296,18 @@ class Options:
         return StopCriteria(tuple(self.stop or ()), self.max_time)
 
 
+CHECKS: Mapping[str, Check] = {name: one.metadata["check"] for name, one in options_of(Options).items()}
+"""The checks of the options, by name."""
+
+
 def check_of(name: str) -> Check | None:
-    """The check of an option of a generation or of a step; None if the option has no check."""
-    if (check := CHECKS.get(name) or LISTS.get(name)) is None and name in owners():
-        check = next(option.metadata.get("check") for option in fields(owners()[name]) if option.name == name)
-    return check
+    """The check of an option of a generation or of a step; None if there is no such option."""
+    owner = owners().get(name)
+    return CHECKS.get(name) if owner is None else options_of(owner)[name].metadata["check"]
 
 
 def _own_names() -> list[str]:
-    return [option.name for option in fields(Options) if option.name != "sampling"]
+    return [*CHECKS]
 
 
 def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:
@@ -298,17 +321,17 @@ def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerSt
     }
     order = list(by_name.values()) if samplers is None else _ordered(samplers, by_name)
     missing = {name for name, step in by_name.items() if step not in order}
-    for option in sampling:
-        if (owner := owners()[option]).name in missing and not by_name[owner.name].idle:
+    for name in sampling:
+        if (owner := owners()[name]).name in missing and not by_name[owner.name].idle:
             raise InvalidRequest(
-                f"{option}={brief(sampling[option])}, but samplers has no {owner.name}: add it, or leave {option} out"
+                f"{name}={brief(sampling[name])}, but samplers has no {owner.name}: add it, or leave {name} out"
             )
     active = [step for step in order if not step.idle]
     if samplers is None and (lone := next((step for step in active if step.alone), None)):
-        for option in sampling:
-            if (other := owners()[option]).kind == "cut" and other.name != lone.name and by_name[other.name] in active:
+        for name in sampling:
+            if (other := owners()[name]).kind == "cut" and other.name != lone.name and by_name[other.name] in active:
                 raise InvalidRequest(
-                    f"{option}={brief(sampling[option])}: {lone.name} replaces {other.name}: remove one of them"
+                    f"{name}={brief(sampling[name])}: {lone.name} replaces {other.name}: remove one of them"
                 )
         active = [step for step in active if step is lone or step.kind != "cut"]
     return tuple(active)

@@ -274,9 +274,9 @@ def owners() -> Mapping[str, type[SamplerStep]]:
     return owners
 
 
-def options_of(step: type[SamplerStep]) -> dict[str, Any]:
-    """A step's options: name → dataclass field."""
-    return {option.name: option for option in fields(step) if "check" in option.metadata}
+def options_of(declaring: type[Any]) -> dict[str, Any]:
+    """The options that a dataclass declares, such as a step: name → dataclass field."""
+    return {option.name: option for option in fields(declaring) if "check" in option.metadata}
 
 
 # Conversion of words in options to tokens of a vocabulary.

@@ -11,7 +11,7 @@ import pytest
 from support.command import Command
 
 from pellucid.cli.commands import run
-from pellucid.cli.conversation import converse
+from pellucid.cli.commands.run import converse
 from pellucid.errors import ContextOverflow, ModelNotFound
 from pellucid.tokenize.chat import template
 

@@ -12,7 +12,7 @@ import pytest
 from support.command import PROGRAM, Command
 from support.terminal import CTRL_D, terminal
 
-from pellucid.cli import conversation
+from pellucid.cli.commands import run
 from pellucid.llm import LLM
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "4")
@@ -158,7 +158,7 @@ def test_a_pipe_that_stays_open_is_explained(tiny: str) -> None:
 
 
 def test_a_quick_pipe_needs_no_explanation(command: Command, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation, "NOTICE_AFTER", 60)
+    monkeypatch.setattr(run, "NOTICE_AFTER", 60)
     assert command("run", tiny, "--raw", *GREEDY, given="rain?").err == ""
 
 

@@ -19,7 +19,7 @@ from support.tokenizer_file import write_tokenizer
 import pellucid
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.llm import LLM
-from pellucid.load_options import LoadOptions
+from pellucid.load_options import LOAD_OPTIONS, LoadOptions
 from pellucid.testing import random_model
 
 
@@ -74,10 +74,12 @@ def test_load_has_every_load_option() -> None:
     assert {name: of_load[name].default for name in of_options} == {
         name: one.default for name, one in of_options.items()
     }
-    assert {name: of_load[name].annotation for name in of_options} == inspect.get_annotations(LoadOptions)
-    for described in (pellucid.load, LoadOptions):
-        lines = [line.strip() for line in (described.__doc__ or "").splitlines()]
-        assert all(any(line.startswith(f"{name}: ") for line in lines) for name in of_options)
+    declared = inspect.get_annotations(LoadOptions)
+    assert all(declared[name].startswith(f"Annotated[{of_load[name].annotation}, LoadOption(") for name in of_options)
+    assert of_options.keys() == LOAD_OPTIONS.keys()
+    lines = [line.strip() for line in (pellucid.load.__doc__ or "").splitlines()]
+    assert all(any(line.startswith(f"{name}: ") for line in lines) for name in of_load if name in LOAD_OPTIONS)
+    assert "--" not in (pellucid.load.__doc__ or ""), "options have their names in Python"
     # Callables and the private key stay in this process.
     others = {"source", "progress", "compiling", "before", "make", "receipt_key", "unknown"}
     assert set(of_load) == {*of_options, *others}

@@ -6,12 +6,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
 from pellucid.cli.loading import Loading, load
-from pellucid.errors.messages import one_line
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, one_line
+from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
@@ -23,35 +25,27 @@ if TYPE_CHECKING:
 
 # pellucid bench serve URL: latency and throughput of a server under the load of several clients.
 
-Clients = Annotated[
-    list[int] | None,
-    common.count(
+
+def server_load(
+    url: str = common.argument("URL", "Address of the server: http://HOST:PORT.", ...),
+    model: str | None = common.text("MODEL", "Model to request. Default: the server's first."),
+    clients: list[int] | None = common.count(
         "Number of clients that send requests at the same time. Each client waits for the response before its next "
         "request. May be repeated. Default: 16."
     ),
-]
-Rate = Annotated[
-    list[float] | None, common.number("Instead of --clients: requests per second, at random times. May be repeated.")
-]
-PromptWords = Annotated[
-    str, common.text("N", "Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).")
-]
-Body = Annotated[str | None, common.text("JSON", "JSON object with further fields of each request.")]
-
-
-def server_load(
-    url: Annotated[str, common.argument("URL", "Address of the server: http://HOST:PORT.")],
-    model: Annotated[str | None, common.text("MODEL", "Model to request. Default: the server's first.")] = None,
-    clients: Clients = None,
-    rate: Rate = None,
-    requests: Annotated[int, common.count("Requests for each number of --clients, or each --rate.")] = 64,
-    prompt: PromptWords = "256",
-    shared: Annotated[int, common.count("Words at the beginning that all prompts share.")] = 128,
-    tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
-    chat: Annotated[bool, common.flag("--chat", "Send chat completions, not text completions.")] = False,
-    body: Body = None,
-    key: Annotated[str | None, common.text("KEY", "API key of the server. Default: PELLUCID_KEY.")] = None,
-    seed: Annotated[int, common.count("Seed of the random words, lengths and times.")] = 0,
+    rate: list[float] | None = common.number(
+        "Instead of --clients: requests per second, at random times. May be repeated."
+    ),
+    requests: int = common.count("Requests for each number of --clients, or each --rate.", 64),
+    prompt: str = common.text(
+        "N", "Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).", "256"
+    ),
+    shared: int = common.count("Words at the beginning that all prompts share.", 128),
+    tokens: str = common.text("N", "Tokens of an answer, in the same forms as --prompt.", "128"),
+    chat: bool = common.flag("--chat", "Send chat completions, not text completions."),
+    body: str | None = common.text("JSON", "JSON object with further fields of each request."),
+    key: str | None = common.text("KEY", "API key of the server. Default: PELLUCID_KEY."),
+    seed: int = common.count("Seed of the random words, lengths and times.", 0),
     json: common.Json = False,
 ) -> None:
     """Measure the latency and throughput of a server with OpenAI's API, as clients under load see them.
@@ -59,9 +53,7 @@ def server_load(
     Times are in milliseconds: median, 95th and 99th percentile. The columns are the time to the first token, the time
     per token after the first token (the mean over each request), and the time between two pieces of text.
     """
-    from pellucid.errors import InvalidRequest
     from pellucid.measure.server_load import Lengths, ServerLoad, measure_server, models_of
-    from pellucid.util.checks import whole
 
     if clients and rate:
         raise InvalidRequest("--clients and --rate exclude each other: remove one")
@@ -94,8 +86,6 @@ def server_load(
 
 
 def _first(models: list[str], url: str) -> str:
-    from pellucid.errors import InvalidRequest
-
     if not models:
         raise InvalidRequest(f"{url} lists no model: name one with --model")
     return models[0]
@@ -103,9 +93,6 @@ def _first(models: list[str], url: str) -> str:
 
 def _fields(body: str | None) -> dict[str, Any]:
     import json
-
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief
 
     if body is None:
         return {}
@@ -144,25 +131,16 @@ THREE_PRODUCTS = (
 
 def model_speed(
     model: common.Model,
-    prompt: Annotated[
-        list[int] | None, common.count("Measure prefill of a prompt of N tokens; 0: none. May be repeated.")
-    ] = None,
-    depth: Annotated[
-        list[int] | None, common.count("Measure decode after N tokens of context; 0: none. May be repeated.")
-    ] = None,
-    batch: Annotated[
-        list[int] | None, common.count("Measure decode of N sequences together; 0: none. May be repeated.")
-    ] = None,
-    tokens: Annotated[int | None, common.count("Tokens that each decode generates. Default: 64.")] = None,
-    rounds: Annotated[int, common.count("Measurements of each speed; the table shows medians.")] = 5,
-    profile: Annotated[
-        bool,
-        common.flag(
-            "--profile",
-            "Also show the time of each kind of operation, in the last step of each --prompt (default: a full "
-            "step) and in a decode step after each --depth (default: 16).",
-        ),
-    ] = False,
+    prompt: list[int] | None = common.count("Measure prefill of a prompt of N tokens; 0: none. May be repeated."),
+    depth: list[int] | None = common.count("Measure decode after N tokens of context; 0: none. May be repeated."),
+    batch: list[int] | None = common.count("Measure decode of N sequences together; 0: none. May be repeated."),
+    tokens: int | None = common.count("Tokens that each decode generates. Default: 64."),
+    rounds: int = common.count("Measurements of each speed; the table shows medians.", 5),
+    profile: bool = common.flag(
+        "--profile",
+        "Also show the time of each kind of operation, in the last step of each --prompt (default: a full "
+        "step) and in a decode step after each --depth (default: 16).",
+    ),
     *,
     loading: Loading,
     json: common.Json = False,
@@ -176,7 +154,6 @@ def model_speed(
     from pellucid.measure.profile import profile_step
     from pellucid.measure.roofs import measure
     from pellucid.measure.suite import SuiteOptions, suite
-    from pellucid.util.checks import whole
 
     options = SuiteOptions(prompt, depth, batch, tokens)
     whole("rounds", rounds, 1, 1000)

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -21,6 +21,9 @@ from pellucid.cli.planning import (
     step_costs,
     this_machine_once,
 )
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, one_line
+from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import ModelSize
@@ -34,37 +37,29 @@ MAX_RATE, MAX_TOKENS, MAX_SECONDS = 1e6, 1 << 20, 1e6
 MAX_CONVERSATION = 1 << 17
 """Maximum tokens of a conversation, because a simulation of longer conversations takes minutes."""
 
-TimeToFirstToken = Annotated[
-    str,
-    common.text(
-        "TIME", "Goal for the time to the first token, such as 1s or 300ms. 95 of 100 requests must reach this goal."
-    ),
-]
-TimePerToken = Annotated[
-    str, common.text("TIME", "Goal for the time per output token after the first token, for 95 of 100 requests.")
-]
-PromptTokens = Annotated[
-    str, common.text("N", "New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).")
-]
-Turns = Annotated[Any, common.count("Requests of a conversation; each prompt contains the conversation so far.")]
-
 
 def command(
     model: common.Model,
-    rate: Annotated[Any, common.number("Requests per second in the busiest hour.")],
-    ttft: TimeToFirstToken = "1s",
-    tpot: TimePerToken = "100ms",
-    prompt: PromptTokens = "256",
-    tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
-    shared: Annotated[Any, common.count("Tokens of --prompt that are a system prompt, which prompts share.")] = 0,
-    prefixes: Annotated[Any, common.count("Different system prompts, chosen at random.")] = 1,
-    turns: Turns = 1,
-    think: Annotated[str, common.text("TIME", "Time from an answer to the next request of the conversation.")] = "20s",
-    day: Annotated[
-        str, common.text("NAME", "Change of the rate over the day: office (busy in the daytime) or flat.")
-    ] = "office",
+    rate: Any = common.number("Requests per second in the busiest hour.", ...),
+    ttft: str = common.text(
+        "TIME",
+        "Goal for the time to the first token, such as 1s or 300ms. 95 of 100 requests must reach this goal.",
+        "1s",
+    ),
+    tpot: str = common.text(
+        "TIME", "Goal for the time per output token after the first token, for 95 of 100 requests.", "100ms"
+    ),
+    prompt: str = common.text(
+        "N", "New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).", "256"
+    ),
+    tokens: str = common.text("N", "Tokens of an answer, in the same forms as --prompt.", "128"),
+    shared: Any = common.count("Tokens of --prompt that are a system prompt, which prompts share.", 0),
+    prefixes: Any = common.count("Different system prompts, chosen at random.", 1),
+    turns: Any = common.count("Requests of a conversation; each prompt contains the conversation so far.", 1),
+    think: str = common.text("TIME", "Time from an answer to the next request of the conversation.", "20s"),
+    day: str = common.text("NAME", "Change of the rate over the day: office (busy in the daytime) or flat.", "office"),
     machines: MachinesFile = None,
-    seed: Annotated[Any, common.count("Seed of the simulated requests.")] = 0,
+    seed: Any = common.count("Seed of the simulated requests.", 0),
     *,
     loading: Loading,
     json: common.Json = False,
@@ -79,11 +74,8 @@ def command(
     """
     from pellucid.capacity.search import DAYS, Goals
     from pellucid.capacity.simulate import Traffic
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief
     from pellucid.measure.paper import on_paper
     from pellucid.measure.server_load import Lengths
-    from pellucid.util.checks import real, whole
 
     traffic = Traffic(
         Lengths.of("prompt", prompt),
@@ -122,9 +114,6 @@ def command(
 
 
 def _seconds(name: str, text: str) -> float:
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief
-
     match = DURATION.fullmatch(text.strip())
     seconds = float(match[1][:20]) * (1e-3 if match[2] == "ms" else 1.0) if match else 0.0
     if not 0 < seconds <= MAX_SECONDS:
@@ -135,8 +124,6 @@ def _seconds(name: str, text: str) -> float:
 
 
 def _refuse_long(traffic: Traffic, context: int) -> None:
-    from pellucid.errors import InvalidRequest
-
     if traffic.shared > traffic.prompt.low:
         raise InvalidRequest(
             f"shared={traffic.shared}: must be at most {traffic.prompt.low:,}, the tokens of the shortest prompt: "
@@ -159,7 +146,6 @@ def _stages(size: ModelSize, kinds: Sequence[Machine]) -> list[int]:
         InvalidRequest: the model fits on no kind of machine.
     """
     from pellucid.capacity.layouts import fewest_stages
-    from pellucid.errors import InvalidRequest
 
     stages, refusals = list[int](), list[InvalidRequest]()
     for kind in kinds:
@@ -194,8 +180,6 @@ def _capacity(
 
 def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic, measured: StepCosts) -> None:
     from rich.filesize import decimal
-
-    from pellucid.errors.messages import one_line
 
     machine = result.machine
     each = f"{result.stages} machines each, " if result.stages > 1 else ""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json as json_module
 import re
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, check_task, load
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, one_line, shown
 
 if TYPE_CHECKING:
     from pellucid.decide.explanation import DecisionExplanation
@@ -25,28 +28,17 @@ EXAMPLES = "'Is the customer angry?', 'Which team? [billing | shipping]', 'How u
 
 def command(
     model: common.Model,
-    state: Annotated[
-        str | None,
-        common.text(
-            "FILE",
-            "The file with the state: a text, or JSON if its name ends with .json. If it is - or missing: standard "
-            "input.",
-        ),
-    ] = None,
-    question: Annotated[
-        list[str] | None,
-        common.text(
-            "TEXT",
-            "A question, as often as you like. Yes/no: 'Is the customer angry?'. A choice: 'Which team? [billing: "
-            "payments | shipping]', with descriptions after a colon. A score: 'How urgent? [can wait < today < now]'.",
-        ),
-    ] = None,
-    questions: Annotated[
-        str | None, common.text("FILE", "A JSON file with questions by id, in the form of the System One API.")
-    ] = None,
-    explain: Annotated[
-        bool, common.flag("--explain", "Show also the words of the state that made an answer likely.")
-    ] = False,
+    state: str | None = common.text(
+        "FILE",
+        "The file with the state: a text, or JSON if its name ends with .json. If it is - or missing: standard input.",
+    ),
+    question: list[str] | None = common.text(
+        "TEXT",
+        "A question, as often as you like. Yes/no: 'Is the customer angry?'. A choice: 'Which team? [billing: "
+        "payments | shipping]', with descriptions after a colon. A score: 'How urgent? [can wait < today < now]'.",
+    ),
+    questions: str | None = common.text("FILE", "A JSON file with questions by id, in the form of the System One API."),
+    explain: bool = common.flag("--explain", "Show also the words of the state that made an answer likely."),
     *,
     loading: Loading,
     json: common.Json = False,
@@ -56,7 +48,6 @@ def command(
     A decision model's file states how its probabilities are calibrated. Probabilities of other models, which need a
     chat template, are not calibrated.
     """
-    import sys
 
     from pellucid.decide.questions import questions_of, state_of
 
@@ -75,8 +66,6 @@ def command(
 
 def _asked(texts: list[str], file: str | None) -> dict[str, Any]:
     """The questions of the command line and of the file. Raises InvalidRequest."""
-    from pellucid.errors import InvalidRequest
-
     asked: Any = {}
     if file is not None:
         asked = _json_of(file, common.file_text(file, "give a JSON file with questions by id"))
@@ -96,8 +85,6 @@ def _question(text: str) -> dict[str, Any]:
         InvalidRequest: the brackets of the options are not complete or not at the end, or the options are not two or
             more different ones.
     """
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import brief
 
     def refused(problem: str) -> InvalidRequest:
         return InvalidRequest(f"question={brief(text)}: {problem}: write it like {EXAMPLES}")
@@ -131,8 +118,6 @@ def _divided(text: str) -> tuple[str, str | None]:
 
 
 def _state(file: str | None) -> Any:
-    from pellucid.errors import InvalidRequest
-
     is_stdin = file is None or file == "-"
     text = common.text_or_stdin(file, "no state") if is_stdin else common.file_text(str(file), "name another file")
     if not text.strip():
@@ -141,9 +126,6 @@ def _state(file: str | None) -> Any:
 
 
 def _json_of(file: str, text: str) -> Any:
-    from pellucid.errors import InvalidRequest
-    from pellucid.errors.messages import shown
-
     try:
         return json_module.loads(text)
     except (ValueError, RecursionError) as error:
@@ -193,8 +175,6 @@ def _show_explanation(explanation: DecisionExplanation, names: Mapping[str, str]
 
 
 def _text(content: Any) -> str:
-    from pellucid.errors.messages import one_line
-
     return one_line(content if isinstance(content, str) else json_module.dumps(content, ensure_ascii=False))
 
 

@@ -1,25 +1,31 @@
-"""pellucid answer, classify, fill, rerank, tag: the tasks of encoders."""
+"""pellucid answer, classify, embed, fill, rerank, tag: the tasks of encoders."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import EncoderLoading, check_task, load
+from pellucid.errors import InvalidRequest
+from pellucid.util.checks import whole
+
+if TYPE_CHECKING:
+    from pellucid.engine.inputs import Inputs
+    from pellucid.load_options import LoadOptions
 
 # pellucid answer MODEL QUESTION TEXT: the part of a text that answers a question.
 
 
 def answer_command(
     model: common.Model,
-    question: Annotated[str, common.argument("QUESTION", "The question.")],
-    text: Annotated[str, common.argument("TEXT", "The text, or @FILE for the text of a file.")],
-    top: Annotated[Any, common.count("Number of answers to show.")] = 1,
-    longest: Annotated[Any, common.count("Maximum number of tokens of an answer.")] = 15,
-    unanswerable: Annotated[
-        bool, common.flag("--unanswerable", "The text may have no answer, which then is an answer too.")
-    ] = False,
+    question: str = common.argument("QUESTION", "The question.", ...),
+    text: str = common.argument("TEXT", "The text, or @FILE for the text of a file.", ...),
+    top: Any = common.count("Number of answers to show.", 1),
+    longest: Any = common.count("Maximum number of tokens of an answer.", 15),
+    unanswerable: bool = common.flag("--unanswerable", "The text may have no answer, which then is an answer too."),
     *,
     loading: EncoderLoading,
     json: common.Json = False,
@@ -47,15 +53,13 @@ ANSWER = Command("answer", answer_command)
 def classify_command(
     model: common.Model,
     texts: common.Texts,
-    top: Annotated[Any, common.count("Number of labels to show for each text.")] = 5,
+    top: Any = common.count("Number of labels to show for each text.", 5),
     truncate: common.Truncate = False,
     *,
     loading: EncoderLoading,
     json: common.Json = False,
 ) -> None:
     """Score the labels of texts with a model that has a classification head."""
-    from pellucid.util.checks import whole
-
     count = whole("top", top, 1, 1 << 20)
     given = list(common.texts_or_lines(texts))
     llm = load(model, loading, lambda inputs: check_task(inputs, "classify"))
@@ -79,8 +83,8 @@ CLASSIFY = Command("classify", classify_command)
 
 def fill_command(
     model: common.Model,
-    text: Annotated[str, common.argument("TEXT", "A text with masks: 'Paris is the [MASK] of France.', or @FILE")],
-    top: Annotated[Any, common.count("Number of tokens to show for each mask.")] = 5,
+    text: str = common.argument("TEXT", "A text with masks: 'Paris is the [MASK] of France.', or @FILE", ...),
+    top: Any = common.count("Number of tokens to show for each mask.", 5),
     *,
     loading: EncoderLoading,
     json: common.Json = False,
@@ -108,9 +112,9 @@ FILL = Command("fill", fill_command)
 
 def rerank_command(
     model: common.Model,
-    query: Annotated[str, common.argument("QUERY", "The question or the words to search for.")],
+    query: Annotated[str, common.argument("QUERY", "The question or the words to search for.", ...)],
     texts: common.Texts,
-    top: Annotated[Any, common.count("Number of texts to show. Default: all.")] = None,
+    top: Any = common.count("Number of texts to show. Default: all."),
     truncate: common.Truncate = False,
     *,
     loading: EncoderLoading,
@@ -118,7 +122,6 @@ def rerank_command(
 ) -> None:
     """Sort texts by their relevance to a query. A cross-encoder scores pairs; a sentence encoder compares vectors."""
     from pellucid.encoders.ranking import PAIR_TASKS
-    from pellucid.util.checks import whole
 
     documents = list(common.texts_or_lines(texts))
     count = None if top is None else whole("top", top, 1, len(documents), "the number of texts")
@@ -141,15 +144,13 @@ RERANK = Command("rerank", rerank_command)
 
 def tag_command(
     model: common.Model,
-    text: Annotated[str, common.argument("TEXT", "The text, or @FILE for the text of a file.")],
-    grouping: Annotated[
-        str,
-        common.text(
-            "GROUPING",
-            "none: a row for each token; simple: neighbouring tokens of an entity together; first, average, max: the "
-            "tokens of a word have the label of the first, of the mean, or of the most certain token.",
-        ),
-    ] = "simple",
+    text: str = common.argument("TEXT", "The text, or @FILE for the text of a file.", ...),
+    grouping: str = common.text(
+        "GROUPING",
+        "none: a row for each token; simple: neighbouring tokens of an entity together; first, average, max: the "
+        "tokens of a word have the label of the first, of the mean, or of the most certain token.",
+        "simple",
+    ),
     *,
     loading: EncoderLoading,
     json: common.Json = False,
@@ -168,3 +169,118 @@ def tag_command(
 
 
 TAG = Command("tag", tag_command)
+
+
+def embed_command(
+    model: common.Model,
+    texts: list[str] | None = common.argument("TEXT", "Sentences or short texts."),
+    file: Path | None = common.text(
+        "FILE",
+        "The texts of a file: .txt (a text in each line), .jsonl, .csv or .parquet; or of the .txt and .md files "
+        "of a folder. Needs --out.",
+    ),
+    field: str | None = common.text("NAME", "The field or column of --file with the texts. Default: text."),
+    out: Path | None = common.text(
+        "FILE",
+        "The file for the vectors of --file: .npy (an array), .jsonl or .parquet (texts and vectors). An "
+        "interrupted run continues.",
+    ),
+    prompt: str = common.text(
+        "PROMPT", "The name of a prompt of the model, such as query, or a text before each text.", ""
+    ),
+    dimensions: Any = common.count("Cut the vectors to their first N components."),
+    truncate: common.Truncate = False,
+    *,
+    loading: EncoderLoading,
+    json: common.Json = False,
+) -> None:
+    """Compute sentence vectors and their cosine similarities, or the vectors of all texts of a file."""
+    import numpy as np
+
+    if dimensions is not None:
+        dimensions = whole("dimensions", dimensions, 1, 1 << 20)
+    if file is not None and out is not None and not texts:
+        total, width = _embed_file(model, loading, file, field, out, prompt, dimensions, truncate)
+        if json:
+            common.print_json({"texts": total, "dimensions": width, "file": str(out)})
+        else:
+            print(f"{total:,} vectors of {width:,} components: {out}")
+        return
+    if file is not None or out is not None or field is not None:
+        raise InvalidRequest("--file FILE and --out FILE belong together, without TEXT: give both, or only texts")
+    if not texts:
+        before = ", which --prompt is put before" if prompt else ""
+        raise InvalidRequest(f"embed needs texts{before}, or --file FILE and --out FILE. See pellucid embed --help.")
+    llm = load(model, loading, lambda inputs: _check_texts(inputs, prompt, texts, truncate))
+    vectors = llm.embed(texts, prompt=prompt, dimensions=dimensions, truncate=truncate)
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)
+    if json:
+        common.print_json({"texts": texts, "vectors": vectors.tolist(), "cosines": cosines.round(6).tolist()})
+        return
+    numbers = [str(i + 1) for i in range(len(texts))]
+    sentences = common.table(
+        "", "text", f"vector ({vectors.shape[1]})", right=("",), no_wrap=(f"vector ({vectors.shape[1]})",)
+    )
+    for number, text, vector in zip(numbers, texts, vectors):
+        start = " ".join(f"{x:+.3f}" for x in vector[:3])
+        sentences.add_row(number, text if len(text) < 50 else text[:47] + "...", f"{start} ...")
+    common.show(sentences)
+    if len(texts) > 1:
+        similar = common.table("", *numbers, right=("", *numbers))
+        for number, row in zip(numbers, cosines):
+            similar.add_row(number, *(f"{x:.4f}" for x in row))
+        print("\ncosine similarities")
+        common.show(similar)
+
+
+def _embed_file(
+    model: str,
+    loading: LoadOptions,
+    file: Path,
+    field: str | None,
+    out: Path,
+    prompt: str,
+    dimensions: int | None,
+    truncate: bool,
+) -> tuple[int, int]:
+    """Write the vectors of a file of texts. Returns the number of vectors and of their components."""
+    from pellucid.cli.vector_file import VectorFile
+    from pellucid.encoders.tasks import embed, vector_width
+    from pellucid.serve.batch_output import options_hash
+    from pellucid.util.text_file import TextFile
+    from pellucid.weights.model_hash import model_hash
+
+    source = TextFile(file, field)
+    target = VectorFile(out, source)
+    with target.locked(), common.progress() as bars:
+        total = source.count()
+        llm = load(model, loading, lambda inputs: _check_texts(inputs, prompt))
+        width = vector_width(llm, dimensions)
+        run = {
+            "model": model_hash(llm.checkpoint, bars),
+            "file of texts": source.sha256(),
+            "--field": source.field,
+            "--prompt": llm.inputs.prompt_of(prompt),
+            "--dimensions": width,
+            "--truncate": truncate,
+            "option of loading": options_hash(loading),
+        }
+        with target.opened(run, total, width):
+            bars.embedding(target.done, total)
+            for piece in source.encoded(llm.inputs, target.done, prompt, truncate):
+                target.append(embed(llm, piece, dimensions))
+                bars.embedding(target.done, total)
+        target.finish()
+    return total, width
+
+
+def _check_texts(inputs: Inputs, prompt: str, texts: Sequence[str] = (), truncate: bool = False) -> None:
+    """Refuse a model that makes no sentence vectors, an unknown name of a prompt, and texts that do not fit."""
+    check_task(inputs, "embed")
+    inputs.prompt_of(prompt)
+    if texts:
+        inputs.sentences(texts, truncate, prompt)
+
+
+EMBED = Command("embed", embed_command)

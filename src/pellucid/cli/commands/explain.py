@@ -1,20 +1,25 @@
-"""pellucid explain MODEL PROMPT: the complete pipeline for one prompt, stage by stage, with its numbers."""
+"""pellucid explain, graph MODEL PROMPT: why a model continues a prompt as it does, stage by stage or as a graph."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.output_file import OutputFile
 from pellucid.cli.sampling_options import checked
+from pellucid.errors import InvalidRequest
+from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
     from pellucid.llm import LLM
     from pellucid.trace.explanation import ExplainedPiece, PromptExplanation
+    from pellucid.trace.graphs.attribution_graph import AttributionGraph, Promoted
     from pellucid.trace.lenses.logit_lens import LogitLens
 
 BAR = 20
@@ -26,15 +31,13 @@ SHOWN_TOKENS = 10
 """Tokens whose contributions are shown."""
 
 
-def command(
+def explain_command(
     model: common.Model,
     prompt: common.Prompt = None,
-    top: Annotated[int, common.count("Tokens to show of each distribution, the most likely first.")] = 5,
-    heads: Annotated[int, common.count("Attention heads to show, the largest effect first.")] = HEADS,
-    step: Annotated[int, common.count("The generated token to explain: 1 for the first.")] = 1,
-    html: Annotated[
-        Path | None, common.text("FILE", "Write the report as one self-contained HTML page; - for standard output.")
-    ] = None,
+    top: int = common.count("Tokens to show of each distribution, the most likely first.", 5),
+    heads: int = common.count("Attention heads to show, the largest effect first.", HEADS),
+    step: int = common.count("The generated token to explain: 1 for the first.", 1),
+    html: Path | None = common.text("FILE", "Write the report as one self-contained HTML page; - for standard output."),
     *,
     loading: Loading,
     json: common.Json = False,
@@ -48,9 +51,7 @@ def command(
     an encoder-decoder the prompt is the source. A masked language model shows the tokens that each layer would fill in,
     and a classifier the scores of its labels after each layer.
     """
-    from pellucid.errors import InvalidRequest
     from pellucid.trace.explanation import MOST_STEP, explain
-    from pellucid.util.checks import whole
 
     step = whole("step", step, 1, MOST_STEP)
     page = None if html is None else OutputFile("html", html, [model])
@@ -86,7 +87,6 @@ def _explain_encoder(llm: LLM, text: str, top: int, *, json: bool) -> None:
     """Show what each layer of a masked language model or of a classifier says."""
     from pellucid.trace.explanation import MOST_TOP
     from pellucid.trace.lenses.logit_lens import label_lens, logit_lens
-    from pellucid.util.checks import whole
 
     top = whole("top", top, 1, MOST_TOP)
     if llm.spec.task == "classify":
@@ -189,4 +189,89 @@ def _bar(probability: float) -> str:
     return "█" * round(probability * BAR)
 
 
-COMMAND = Command("explain", command, sampling=True)
+EXPLAIN = Command("explain", explain_command, sampling=True)
+
+
+SHOWN_NODES = 20
+EDGES = 3
+
+
+def graph_command(
+    model: common.Model,
+    prompt: common.Prompt = None,
+    transcoders: Path | None = common.text(
+        "PATH", "Transcoders, whose features are the nodes. Default: neurons and attention heads."
+    ),
+    token: list[str] | None = common.text("TEXT", "A token whose logit is explained. Default: the most likely tokens."),
+    nodes: int = common.count("Neurons, features and heads before pruning.", 1000),
+    heads: bool | None = typer.Option(
+        None, help="Attention heads are nodes. Default: without transcoders.", show_default=False
+    ),
+    first: int = typer.Option(1, help="The first token with units as nodes. 0: the first of the prompt."),
+    node_share: float = typer.Option(0.8, help="Share of the influence that the kept nodes have."),
+    edge_share: float = typer.Option(0.98, help="Share of the influence that the kept edges have."),
+    out: Path | None = common.text(
+        "FILE", "The file to write: .json in Neuronpedia's format, or .html, which opens in a browser."
+    ),
+    *,
+    loading: Loading,
+    json: common.Json = False,
+) -> None:
+    """Show how neurons or features lead to the next token: an attribution graph.
+
+    Attention patterns and norms keep the values of the run, so all effects between feed-forwards are linear. An edge is
+    the direct effect of one node on another. pellucid look opens the JSON file; so do Neuronpedia and circuit-tracer.
+    """
+    from json import dumps
+
+    import numpy as np
+
+    from pellucid.trace.dictionaries.dictionary import Dictionary
+    from pellucid.trace.graphs.build import attribution_graph
+    from pellucid.trace.graphs.targets import promoted_tokens
+
+    if out is not None and out.suffix.lower() not in (".json", ".html"):
+        raise InvalidRequest(f"out={common.visible(str(out))}: its name must end with .json or .html")
+    output = None if out is None else OutputFile("out", out, [model, *([transcoders] if transcoders else [])])
+    text = common.text_or_stdin(prompt, "no prompt")
+    node_share, edge_share = (
+        real(name, share, 0.0, 1.0) for name, share in (("node-share", node_share), ("edge-share", edge_share))
+    )
+    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+    dictionary = None if transcoders is None else Dictionary.open(transcoders, llm)
+    with common.progress() as bars:
+        whole = attribution_graph(
+            llm, text, dictionary, target=token, nodes=nodes, heads=heads, first=first, told=bars.connecting
+        )
+    graph = whole.pruned(node_share, edge_share)
+    promoted = promoted_tokens(llm, graph, dictionary)
+    scan = llm.checkpoint.path.stem
+    if output is not None and out is not None:
+        is_page = out.suffix.lower() == ".html"
+        output.write(graph.html(scan=scan, promoted=promoted) if is_page else dumps(graph.as_dict("", scan, promoted)))
+    if json:
+        common.print_json(graph.as_dict("", scan, promoted))
+    elif out is not None:
+        print(f"{len(graph.nodes):,} nodes, {np.count_nonzero(graph.edges):,} edges: {common.visible(str(out))}")
+    else:
+        _show_graph(whole, graph, promoted)
+
+
+def _show_graph(whole: AttributionGraph, graph: AttributionGraph, promoted: Promoted) -> None:
+    replaced, complete = whole.scores()
+    print(f"{graph!r}")
+    print(f"of {len(whole.nodes):,} nodes; replacement score {replaced:.2f}, completeness score {complete:.2f}")
+    print("\nnodes with the highest influence on the logits")
+    table = common.table(
+        "influence", "node", "token", "activation", "promotes", "strongest inputs", right=("influence", "activation")
+    )
+    for node, share in graph.top(SHOWN_NODES):
+        at = graph.index(node)
+        inputs = "  ".join(f"{graph.nodes[edge.source].name} {edge.weight:+.2f}" for edge in graph.inputs(at, EDGES))
+        tokens = " ".join(common.visible(text) for text, _ in promoted.get(at, ())[:EDGES])
+        token = common.visible(graph.pieces[node.position])
+        table.add_row(f"{share:.4f}", node.name, token, f"{node.activation:.2f}", tokens, inputs)
+    common.show(table)
+
+
+GRAPH = Command("graph", graph_command)

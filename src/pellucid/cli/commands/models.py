@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.errors import PellucidError
+from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ class Announced:
 
 
 def list_command(
-    families: Annotated[
-        bool, common.flag("--families", "List the supported model families and their parts instead.")
-    ] = False,
+    families: bool = common.flag("--families", "List the supported model families and their parts instead."),
     json: common.Json = False,
 ) -> None:
     """List the models on this machine, and the models of the catalogue."""
@@ -150,11 +148,10 @@ PULL = Command("pull", pull_command)
 
 
 def rm_command(
-    models: Annotated[list[str] | None, common.argument("MODEL", "Names that `pellucid list` shows.")] = None,
-    all_: Annotated[bool, common.flag("--all", "Remove all models that `pellucid pull` stored.")] = False,
+    models: list[str] | None = common.argument("MODEL", "Names that `pellucid list` shows."),
+    all_: bool = common.flag("--all", "Remove all models that `pellucid pull` stored."),
 ) -> None:
     """Remove models from the store. If a model is not in the store, none is removed."""
-    from pellucid.errors import InvalidRequest
     from pellucid.weights.store import installed, remove, stored
 
     if bool(models) == all_:
@@ -174,10 +171,9 @@ RM = Command("rm", rm_command)
 
 
 def verify_command(
-    models: Annotated[
-        list[str] | None,
-        common.argument("MODEL...", "Names that `pellucid list` shows. Default: all models on this machine."),
-    ] = None,
+    models: list[str] | None = common.argument(
+        "MODEL...", "Names that `pellucid list` shows. Default: all models on this machine."
+    ),
     json: common.Json = False,
 ) -> None:
     """Check by hash that stored models are unchanged since they were pulled. `pellucid pull` repairs damaged models."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.planning import MachinesFile, show_layouts
+from pellucid.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
@@ -22,11 +23,9 @@ ROOMY = 120
 
 def command(
     model: common.Model,
-    whole: Annotated[bool, common.flag("--all", "Show every block, even if it equals an earlier block.")] = False,
-    measured: Annotated[bool, common.flag("--measured", "Load the model and time each operation of a step.")] = False,
-    prompt: Annotated[
-        int | None, common.count("With --measured: time a prefill step of N tokens. Default: a decode step.")
-    ] = None,
+    whole: bool = common.flag("--all", "Show every block, even if it equals an earlier block."),
+    measured: bool = common.flag("--measured", "Load the model and time each operation of a step."),
+    prompt: int | None = common.count("With --measured: time a prefill step of N tokens. Default: a decode step."),
     machines: MachinesFile = None,
     *,
     loading: Loading,
@@ -48,7 +47,6 @@ def command(
     --machines shows the expected speed of one machine, of replicas and of stages on the machines of a file, and
     recommends a layout.
     """
-    from pellucid.errors import InvalidRequest
     from pellucid.measure.paper import on_paper
 
     profile = None
@@ -148,8 +146,6 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
 
 def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
     """The plan of a model. Raises InvalidRequest for options that need --measured."""
-    from pellucid.errors import InvalidRequest
-
     only_measured = {
         "prompt": prompt, "threads": loading.threads, "context": loading.context, "pin": loading.pin,
     }  # fmt: skip
@@ -162,7 +158,6 @@ def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
 def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan, Profile]:
     """The plan of a loaded model, and the profile of a step."""
     from pellucid.engine.inputs import Inputs
-    from pellucid.errors import InvalidRequest
     from pellucid.measure.profile import profile_step
     from pellucid.measure.suite import DEPTHS, SENTENCE
     from pellucid.runtime.batch import STEP_TOKENS

@@ -3,12 +3,13 @@ search."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.sampling_options import checked
+from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
     from pellucid.engine.output import Beams, TokenOutput
@@ -25,7 +26,7 @@ USUAL_TOKENS = 4
 def sample_command(
     model: common.Model,
     prompt: common.Prompt = None,
-    top: Annotated[int, common.count("Tokens to show, the most likely first.")] = 8,
+    top: int = common.count("Tokens to show, the most likely first.", 8),
     *,
     loading: Loading,
     json: common.Json = False,
@@ -36,8 +37,6 @@ def sample_command(
     Shows how many tokens each step of the sampler chain removes, and the most likely tokens before and after the chain.
     Generates 4 tokens unless --max-new-tokens is given.
     """
-    from pellucid.util.checks import whole
-
     top = whole("top", top, 1, 1000)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS, watch=True)
     text = common.text_or_stdin(prompt, "no prompt")
@@ -130,30 +129,25 @@ BEAMS_USUAL_TOKENS = 32
 def beams_command(
     model: common.Model,
     prompt: common.Prompt = None,
-    num_beams: Annotated[int, common.count("Beams: candidate texts that each step keeps.")] = 4,
-    num_return_sequences: Annotated[int, common.count("Texts to print, the best first.")] = 1,
-    length_penalty: Annotated[
-        float, common.number("Scores are divided by the length to this power. A number above 0 favours long texts.")
-    ] = 1.0,
-    early_stopping: Annotated[
-        str,
-        common.text(
-            "WHEN",
-            "When to stop: at --num-beams finished texts (true), or when better texts are unlikely (false) or "
-            "impossible (never).",
-        ),
-    ] = "false",
-    num_beam_groups: Annotated[
-        int, common.count("Groups of beams (diverse beam search), which should differ from each other.")
-    ] = 1,
-    diversity_penalty: Annotated[
-        float, common.number("Penalty on the score of a token that another group chose.")
-    ] = 0.0,
-    do_sample: Annotated[
-        bool,
-        common.flag("--do-sample", "Sample the candidates with the sampler chain, instead of the most likely tokens."),
-    ] = False,
-    tree: Annotated[bool, common.flag("--tree", "Print all candidates of the search, step by step.")] = False,
+    num_beams: int = common.count("Beams: candidate texts that each step keeps.", 4),
+    num_return_sequences: int = common.count("Texts to print, the best first.", 1),
+    length_penalty: float = common.number(
+        "Scores are divided by the length to this power. A number above 0 favours long texts.", 1.0
+    ),
+    early_stopping: str = common.text(
+        "WHEN",
+        "When to stop: at --num-beams finished texts (true), or when better texts are unlikely (false) or "
+        "impossible (never).",
+        "false",
+    ),
+    num_beam_groups: int = common.count(
+        "Groups of beams (diverse beam search), which should differ from each other.", 1
+    ),
+    diversity_penalty: float = common.number("Penalty on the score of a token that another group chose.", 0.0),
+    do_sample: bool = common.flag(
+        "--do-sample", "Sample the candidates with the sampler chain, instead of the most likely tokens."
+    ),
+    tree: bool = common.flag("--tree", "Print all candidates of the search, step by step."),
     *,
     loading: Loading,
     json: common.Json = False,

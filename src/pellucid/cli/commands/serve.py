@@ -1,7 +1,9 @@
-"""pellucid serve [MODEL]...: an HTTP server. pellucid look [MODEL]...: the server's page, in the browser."""
+"""pellucid serve, look [MODEL]...: a server and its page. pellucid ps, stop: the models in a server's memory."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +24,9 @@ from pellucid.cli.serving_options import (
     Texts,
     repeated,
 )
+from pellucid.errors import InvalidRequest, NotFound
+from pellucid.errors.messages import brief, one_line
+from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
@@ -29,51 +34,36 @@ if TYPE_CHECKING:
 
 # pellucid serve [MODEL]...: an HTTP server with the APIs of OpenAI, Anthropic and Ollama.
 
-Pulls = Annotated[
-    bool,
-    common.flag(
+
+def serve_command(
+    models: list[str] | None = common.argument(
+        "MODEL",
+        "Models, as in `pellucid run`; a missing model is downloaded. Requests use the same names. Default: all "
+        "models on this machine.",
+    ),
+    alias: Texts = repeated(
+        "NAME=FILE serves a file under a name; NAME renames the first model",
+        "Default: the file's name, without its folder.",
+    ),
+    memory: Any = common.number(
+        "Maximum gigabytes of all loaded models together. Default: three quarters of the memory."
+    ),
+    pull: bool = common.flag(
         "--pull",
         "Offer all models of the catalogue, and download models at the request of a client (Ollama's /api/pull).",
     ),
-]
-AnyModel = Annotated[
-    bool,
-    common.flag("--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp."),
-]
-TemplateFile = Annotated[
-    str | None, common.text("FILE", "A chat template (Jinja) for the first model, instead of the template in its file.")
-]
-ReceiptKey = Annotated[
-    str | None, common.text("FILE", "An Ed25519 private key, which signs receipts. Default: receipts are not signed.")
-]
-
-
-def serve_command(
-    models: Annotated[
-        list[str] | None,
-        common.argument(
-            "MODEL",
-            "Models, as in `pellucid run`; a missing model is downloaded. Requests use the same names. Default: all "
-            "models on this machine.",
-        ),
-    ] = None,
-    alias: Annotated[
-        Texts,
-        repeated(
-            "NAME=FILE serves a file under a name; NAME renames the first model",
-            "Default: the file's name, without its folder.",
-        ),
-    ] = None,
-    memory: Annotated[
-        Any, common.number("Maximum gigabytes of all loaded models together. Default: three quarters of the memory.")
-    ] = None,
-    pull: Pulls = False,
-    any_model: AnyModel = False,
-    chat_template: TemplateFile = None,
+    any_model: bool = common.flag(
+        "--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp."
+    ),
+    chat_template: str | None = common.text(
+        "FILE", "A chat template (Jinja) for the first model, instead of the template in its file."
+    ),
     vectors: VectorFolder = None,
     guard: Guards = None,
-    queue: Annotated[Any, common.count("Maximum requests that wait for each model.")] = 256,
-    receipt_key: ReceiptKey = None,
+    queue: Any = common.count("Maximum requests that wait for each model.", 256),
+    receipt_key: str | None = common.text(
+        "FILE", "An Ed25519 private key, which signs receipts. Default: receipts are not signed."
+    ),
     *,
     serving: ServingOptions,
     loading: ServerLoading,
@@ -89,7 +79,6 @@ def serve_command(
     """
     from pellucid.serve.pool import served_names
     from pellucid.serve.server import serve
-    from pellucid.util.checks import real, whole
 
     settings, rules = serving.settings(first=bool(models or alias), any_model=any_model), serving.rules()
     limit = usual_memory() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
@@ -146,7 +135,6 @@ def usual_memory() -> float:
 
 def all_models(pull: bool) -> list[str]:
     """Names of the models on this machine, and with ``pull`` of all models of the catalogue."""
-    from pellucid.errors import InvalidRequest
     from pellucid.weights.catalogue import catalogue
     from pellucid.weights.store import installed
 
@@ -166,11 +154,11 @@ HOST, GRACE = "127.0.0.1", 1.0
 
 
 def look_command(
-    models: Annotated[
-        list[str] | None, common.argument("MODEL", "Models, as in `pellucid run`. Default: all models on this machine.")
-    ] = None,
-    port: Annotated[Any, common.count("Port to listen on; 0: any free port.")] = 0,
-    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    models: list[str] | None = common.argument(
+        "MODEL", "Models, as in `pellucid run`. Default: all models on this machine."
+    ),
+    port: Any = common.count("Port to listen on; 0: any free port.", 0),
+    browser: bool = typer.Option(True, help="Open the page in a browser."),
     *,
     loading: Loading,
 ) -> None:
@@ -183,7 +171,6 @@ def look_command(
     from pellucid.serve.guard import LOOPBACK, AccessRules
     from pellucid.serve.pool import served_names
     from pellucid.serve.server import Settings, serve
-    from pellucid.util.checks import whole
 
     whole("port", port, 0, 65535)
     sources = served_names(models or all_models(pull=False))
@@ -207,3 +194,100 @@ def look_command(
 
 
 LOOK = Command("look", look_command)
+
+
+# Requests of commands to a running server, through Ollama's API.
+
+Url = Annotated[str, common.text("URL", "Address of the server.", ...)]
+Key = Annotated[
+    str | None,
+    common.text("KEY", "API key of the server; stop needs an admin key if it has one. Default: PELLUCID_KEY.", ...),
+]
+DEFAULT_URL = "http://127.0.0.1:8000"
+TIMEOUT = 60.0  # seconds
+
+
+def ask(url: str, key: str | None, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """The JSON document at a path of a server: GET, or POST with a ``body``.
+
+    Raises:
+        InvalidRequest: no server answers at ``url``, or it answers with an error.
+    """
+    import httpx
+
+    from pellucid.errors.messages import shown
+    from pellucid.measure.server_load import key_headers
+
+    key, url = key or os.environ.get("PELLUCID_KEY"), url.rstrip("/")
+    headers = key_headers(key)
+    try:
+        with httpx.Client(headers=headers, timeout=TIMEOUT) as http:
+            answer = http.get(url + path) if body is None else http.post(url + path, json=body)
+        document = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        problem = f"{type(error).__name__}: {shown(str(error))}"
+        raise InvalidRequest(
+            f"{shown(url)} has no server ({problem}): start one (pellucid serve), or name another with --url"
+        ) from error
+    if answer.is_error:
+        said = document.get("error") if isinstance(document, dict) else None
+        raise InvalidRequest(f"{shown(url)}: {said or answer.status_code}")
+    return document
+
+
+def loaded_models(url: str, key: str | None) -> list[dict[str, Any]]:
+    """The models in the memory of a server, in Ollama's form (``GET /api/ps``). Raises as ``ask``."""
+    from pellucid.errors.messages import shown
+
+    document = ask(url, key, "/api/ps")
+    models = document.get("models") if isinstance(document, dict) else None
+    if not isinstance(models, list) or not all(isinstance(one, dict) and "name" in one for one in models):
+        raise InvalidRequest(f"{shown(url)} has no server with Ollama's API: name another with --url")
+    return models
+
+
+# pellucid ps: the models in the memory of a running server.
+
+
+def ps_command(url: Url = DEFAULT_URL, key: Key = None, json: common.Json = False) -> None:
+    """Show the models that a running server has in memory."""
+    models = loaded_models(url, key)
+    if json:
+        common.print_json(models)
+        return
+    shown = common.table("name", "MB", "parameters", "context", right=("MB", "parameters", "context"))
+    for model in models:
+        details = model.get("details") or {}
+        size, context = model.get("size", 0) / 1e6, model.get("context_length", 0)
+        shown.add_row(
+            one_line(str(model["name"])), f"{size:.0f}", str(details.get("parameter_size", "")), f"{context:,}"
+        )
+    common.show(shown)
+
+
+PS = Command("ps", ps_command)
+
+
+# pellucid stop MODEL...: a running server removes models from its memory.
+
+
+def stop_command(
+    models: list[str] = common.argument("MODEL", "Names that `pellucid ps` shows.", ...),
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
+    """Remove models from the memory of a running server, after their requests. The next request loads them again.
+
+    Ctrl-C in its terminal ends the server itself.
+    """
+    loaded = [str(one["name"]) for one in loaded_models(url, key)]
+    names = dict.fromkeys(name if name in loaded else name.removesuffix(":latest") for name in models)
+    for name in names:
+        if name not in loaded:
+            raise NotFound(f"{brief(name)} is not loaded; loaded: {', '.join(loaded) or 'none'}")
+    for name in names:
+        ask(url, key, "/api/generate", {"model": name, "keep_alive": 0})
+        print(f"stopped {name}")
+
+
+STOP = Command("stop", stop_command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
@@ -17,25 +17,16 @@ CONTROL = "bold reverse"
 
 
 def command(
-    model: Annotated[
-        str,
-        common.argument(
-            "MODEL",
-            "A model, as in `pellucid run`, or a tokenizer: a folder or file (tokenizer.json, *.model, *.tiktoken).",
-        ),
-    ],
-    text: Annotated[
-        str | None, common.argument("TEXT", "The text, or @FILE. If it is - or missing: standard input.")
-    ] = None,
-    explain: Annotated[
-        bool,
-        common.flag(
-            "--explain", "Show every stage: normalised text, pre-tokens, then merges, attempted matches or the lattice."
-        ),
-    ] = False,
-    parse_special: Annotated[
-        bool, common.flag("--parse-special", "Recognise control tokens, such as <|im_end|>, in the text.")
-    ] = False,
+    model: str = common.argument(
+        "MODEL",
+        "A model, as in `pellucid run`, or a tokenizer: a folder or file (tokenizer.json, *.model, *.tiktoken).",
+        ...,
+    ),
+    text: str | None = common.argument("TEXT", "The text, or @FILE. If it is - or missing: standard input."),
+    explain: bool = common.flag(
+        "--explain", "Show every stage: normalised text, pre-tokens, then merges, attempted matches or the lattice."
+    ),
+    parse_special: bool = common.flag("--parse-special", "Recognise control tokens, such as <|im_end|>, in the text."),
     json: common.Json = False,
 ) -> None:
     """Show the tokens of a text: their ids, their bytes and their characters. No weights are loaded."""

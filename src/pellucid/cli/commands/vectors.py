@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import typer
 
@@ -37,11 +37,9 @@ class _Opened(NamedTuple):
 
 def neighbours_command(
     model: common.Model,
-    words: Annotated[list[str], common.argument("WORD...", "Words. A leading space is part of the word: ' king'.")],
-    n: Annotated[int, common.count("Neighbours to show of each word.")] = 10,
-    head: Annotated[
-        bool, common.flag("--head", "Compare rows of the output projection instead of embeddings.")
-    ] = False,
+    words: list[str] = common.argument("WORD...", "Words. A leading space is part of the word: ' king'.", ...),
+    n: int = common.count("Neighbours to show of each word.", 10),
+    head: bool = common.flag("--head", "Compare rows of the output projection instead of embeddings."),
     json: common.Json = False,
 ) -> None:
     """Show the tokens whose embeddings are nearest to a word's embedding. Only the model's embeddings are read.
@@ -92,16 +90,15 @@ NEIGHBOURS = Command("neighbours", neighbours_command)
 
 def vector_command(
     model: common.Model,
-    out: Annotated[Path, common.argument("OUT", "The file to write: .gguf (as llama.cpp reads it) or .safetensors.")],
-    positive: Annotated[str, common.text("FILE", "Prompts with the property that the vector adds, one in each line.")],
-    negative: Annotated[str, common.text("FILE", "Prompts without it, line by line the counterparts.")],
-    method: Annotated[
-        str, common.text("NAME", "mean: the mean of the differences; pca: their first principal direction.")
-    ] = "mean",
-    layers: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="First and last layer. Default: all except layer 0.", metavar="START END"),
-    ] = None,
+    out: Path = common.argument("OUT", "The file to write: .gguf (as llama.cpp reads it) or .safetensors.", ...),
+    positive: str = common.text("FILE", "Prompts with the property that the vector adds, one in each line.", ...),
+    negative: str = common.text("FILE", "Prompts without it, line by line the counterparts.", ...),
+    method: str = common.text(
+        "NAME", "mean: the mean of the differences; pca: their first principal direction.", "mean"
+    ),
+    layers: tuple[int, int] | None = typer.Option(
+        None, help="First and last layer. Default: all except layer 0.", metavar="START END"
+    ),
     *,
     loading: Loading,
 ) -> None:
