@@ -8,7 +8,7 @@ do not change, and a recording does not change a bit of the results.
     edit      changes columns of a value
     pattern   recomputes attention scores or patterns          kernels/trace/pattern.py
     remade    recomputes them for the next operation, mix
-    mix       applies changed scores or patterns to the output of heads    kernels/trace/mix.py
+    mix       applies changed scores or patterns to the output of heads    kernels/trace/pattern.py
 """
 
 from __future__ import annotations

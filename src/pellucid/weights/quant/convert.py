@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.matmul.bf16 import bits
 from pellucid.kernels.matmul.file_layout import FileLayout
+from pellucid.kernels.matmul.floats import bf16_bits
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.formats.simple import Q8_0
@@ -20,7 +20,7 @@ BF16_PAIRS = Format("BF16", PackedLayout("bf16_pairs", 16), FileLayout(2, 4))
 
 def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Round (N, D) float32 to pairs (N, D/2, 4) uint8; D is even."""
-    return bits(values).view(np.uint8).reshape(len(values), -1, BF16_PAIRS.block_bytes)
+    return bf16_bits(values).view(np.uint8).reshape(len(values), -1, BF16_PAIRS.block_bytes)
 
 
 # Converts floats to Q8_0 blocks, for weights that are quantized when they are loaded.
