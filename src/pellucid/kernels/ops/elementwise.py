@@ -1,4 +1,4 @@
-"""Small operations: residual addition, scaling, clipping, capping of logits.
+"""Elementwise operations: residual addition, scaling, clipping, capping of logits; activations (``ActivationRecord``).
 
 add      out = a + factor * b                   (T, D)
 scale    x = factor * x                         (T, N), in place

@@ -11,7 +11,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.ops.elementwise import reference as activation
+from pellucid.kernels.ops.elementwise import activation_reference as activation
 from pellucid.kernels.ops.norm import reference as normalized
 from pellucid.model.outputs import Dense, UnitLength
 from pellucid.model.spec import Norm
