@@ -30,7 +30,7 @@ import numpy as np
 import pellucid
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import shared
-from pellucid.kernels.matmul.partition import part_of_thread
+from pellucid.kernels.matmul.product import part_of_thread
 from pellucid.kernels.program.loop import RADIX
 from pellucid.measure.profile import Profile, profile_step
 from pellucid.measure.roofs import Roofs, cpu_name

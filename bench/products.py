@@ -71,10 +71,10 @@ class Variant:
             # All sets, because emulated tiles use the vectors of another set.
             isa.KNOWN = tuple(replace(one, unpacks=unpacks) for one in isa.KNOWN)
         if "fewest" in self.changes:
-            from pellucid.kernels.matmul import int8_tiles, int8_vectors
+            from pellucid.kernels.matmul import int8_tiles, many_tokens
 
             fewest = self.changes["fewest"]
-            int8_tiles.MIN_TOKENS, int8_vectors.MIN_TOKENS = fewest, (fewest, fewest)
+            int8_tiles.MIN_TOKENS, many_tokens.MIN_TOKENS = fewest, (fewest, fewest)
 
 
 @dataclass(frozen=True)

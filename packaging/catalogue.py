@@ -17,7 +17,7 @@ from typing import Any
 from pellucid.kernels.attention.kv_layout import KV_DTYPES, unit
 from pellucid.kernels.core.definitions import Definition, KernelKey, definitions
 from pellucid.kernels.core.isa import KNOWN, Target, Variant
-from pellucid.kernels.ops import activation, pooling
+from pellucid.kernels.ops import elementwise, pooling
 from pellucid.kernels.text.rewrite import RULES
 from pellucid.plan.builder import SMOOTHED
 from pellucid.weights.pack import BF16_PAIRS, packer
@@ -95,7 +95,7 @@ def _domain(name: str, parameter: str) -> tuple[Any, ...]:
         case "pool", "kind":
             return pooling.KINDS
         case "activation", "kind":
-            return activation.KINDS
+            return elementwise.KINDS
         case "convolve", "ahead":
             return (0, 1)  # the convolutions of LFM2 and of its encoders
         case "route", "kind":

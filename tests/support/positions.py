@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pellucid.kernels.attention import position_tables
+from pellucid.kernels.attention import disentangled
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.positions import RelativePositions
 from pellucid.plan.plan import BucketTable
@@ -30,8 +30,8 @@ def positions(
     fields: dict[str, Any] = {"bucket_count": kind.buckets}
     sizes = (kind.buckets, heads, width)
     for part, present, nbytes in (
-        ("keys", kind.keys, position_tables.key_bytes(kv_dtype, *sizes)),
-        ("queries", kind.queries, position_tables.query_bytes(*sizes)),
+        ("keys", kind.keys, disentangled.key_bytes(kv_dtype, *sizes)),
+        ("queries", kind.queries, disentangled.query_bytes(*sizes)),
     ):
         found[part], fields[f"position_{part}"] = None, 0
         if present:

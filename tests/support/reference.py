@@ -13,9 +13,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.ops import neighbours
+from pellucid.kernels.ops import copies
 from pellucid.kernels.ops.mixture import route_reference
-from pellucid.kernels.recurrent import convolve, decay, scan
+from pellucid.kernels.recurrent import convolve, scan
 from pellucid.model.positions import Learned, RelativePositions, Rotary, Sinusoidal
 from pellucid.model.shapes import ENCODER, expected_shapes
 from pellucid.model.slot_reader import SlotReader
@@ -54,8 +54,8 @@ def rotate(x: Array, rotary: Rotary, context: int) -> Array:
     angles = np.arange(len(x))[:, None] * np.array(inverse_frequencies(rotary, context))
     pairs = angles.shape[1]
     halves = (slice(0, pairs), slice(pairs, 2 * pairs))
-    neighbours = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
-    first, second = halves if rotary.pairing == "half" else neighbours
+    copies = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+    first, second = halves if rotary.pairing == "half" else copies
     magnitude, out = rotary.scaling.magnitude if rotary.scaling else 1.0, x.copy()
     cos, sin = magnitude * np.cos(angles)[:, None], magnitude * np.sin(angles)[:, None]
     out[..., first] = x[..., first] * cos - x[..., second] * sin
@@ -270,7 +270,7 @@ class Reference:
         )
         q, k = (part / np.sqrt((part * part).sum(-1, keepdims=True) + 1e-6) for part in (q, k))
         step = self.linear(x, f"{at}.step")
-        _, shrunk = decay.reference(step, self.weight(f"{at}.rate.bias"), self.weight(f"{at}.rate.weight"))
+        _, shrunk = scan.decay_reference(step, self.weight(f"{at}.rate.bias"), self.weight(f"{at}.rate.weight"))
         out = scan.reference(
             q * kind.key_dim**-0.5, k, v, shrunk, sigmoid(self.linear(x, f"{at}.beta")), delta=True,
             neighbours=1 if kind.tiled else 0,
@@ -287,7 +287,7 @@ class Reference:
             for n, heads in (("x", kind.heads), ("b", kind.groups), ("c", kind.groups))
         )
         rate, bias = (self.weight(f"{at}.rate.{part}").reshape(-1) for part in ("weight", "bias"))
-        steps, shrunk = decay.reference(parts["step"], bias, rate, *kind.limits)
+        steps, shrunk = scan.decay_reference(parts["step"], bias, rate, *kind.limits)
         out = scan.reference(c, b, value, shrunk, steps, self.weight(f"{at}.skip.weight").reshape(-1), delta=False)
         gate = ACTIVATIONS["silu"](parts["gate"])
         out = out.reshape(tokens, -1) * (1 if kind.norm_first else gate)
@@ -426,7 +426,7 @@ class Reference:
         if embedding.narrow_sum and not embedding.norm_last:
             x = self.linear(x, "embed.widen", bias=True)
         if convolution := self.spec.convolution:
-            joined = neighbours.reference(x, [len(x)], convolution.taps)
+            joined = copies.neighbours_reference(x, [len(x)], convolution.taps)
             convolved = ACTIVATIONS[convolution.activation](self.linear(joined, "convolution", bias=True))
         own = self.per_layer_embeddings(ids, x)
         altup = self.spec.altup

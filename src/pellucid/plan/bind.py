@@ -15,7 +15,7 @@ from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import CompileProgress, shared
 from pellucid.kernels.core.record import WORD
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
-from pellucid.kernels.matmul.partition import column_ends
+from pellucid.kernels.matmul.product import column_ends
 from pellucid.kernels.matmul.quantize import block_bytes
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slot_reader import SlotReader, by_expert, format_of

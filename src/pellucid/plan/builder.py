@@ -51,7 +51,7 @@ def columns(width: int) -> str:
 
 
 def tiles(width: int) -> str:
-    """The name of a partition in which each thread has some columns of some rows (``kernels/matmul/partition.py``)."""
+    """The name of a partition in which each thread has some columns of some rows (``kernels/matmul/product.py``)."""
     return f"tiles of {width}"
 
 

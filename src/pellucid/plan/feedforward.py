@@ -61,7 +61,7 @@ def activate(builder: Builder, stage: str, kind: FeedForward, x: str, up: str, s
 def apply(
     builder: Builder, stage: str, function: str, x: str, up: str, shape: str, limit: float = 0.0, sharpness: float = 0.0
 ) -> None:
-    """x = f(x) * up, or f(x) without ``up``. ``function`` is the name of f in ``kernels/ops/activation.py``."""
+    """x = f(x) * up, or f(x) without ``up``. ``function`` is the name of f in ``kernels/ops/elementwise.py``."""
     width, reads, rows = builder.width_of(x), (x, up) if up else (x,), builder.buffers[x].rows
     fields: dict[str, Value] = {
         "x": At(x),

@@ -234,7 +234,7 @@ def _conflicts(accesses: set[Access], buffers: tuple[str, ...], op: Operation) -
 #     edit      changes columns of a value
 #     pattern   recomputes attention scores or patterns          kernels/trace/pattern.py
 #     remade    recomputes them for the next operation, mix
-#     mix       applies changed scores or patterns to the output of heads    kernels/trace/mix.py
+#     mix       applies changed scores or patterns to the output of heads    kernels/trace/pattern.py
 
 OUT, REMADE = "trace", "trace.remade"
 """Names in ``reads`` and ``writes`` for the memory of recorded values, and for the patterns that a mix applies."""

@@ -79,7 +79,7 @@ def _position_table(
     builder: Builder, stage: str, kind: Attention, relative: RelativePositions, shape: LayerShape, part: str, bias: bool
 ) -> str:
     """The table of the buckets' keys ("k") or queries ("q") of a block."""
-    from pellucid.kernels.attention.position_tables import key_bytes, query_bytes
+    from pellucid.kernels.attention.disentangled import key_bytes, query_bytes
 
     setup = builder.setup
     assert setup

@@ -2,8 +2,8 @@
 
 Most steps need only a few tokens, or sums over all tokens. So arrays of the vocabulary's size are allocated only when a
 step needs them. A temperature is stored as a number, and the logits are divided by it only on access. Compiled code
-finds the highest logits (``kernels/logits/top.py``) and sums the exponentials in float64
-(``kernels/logits/softmax.py``).
+finds the highest logits (``kernels/ops/logits.py``) and sums the exponentials in float64
+(``kernels/ops/logits.py``).
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import KernelError
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.logits.mask import MaskRecord
-from pellucid.kernels.logits.softmax import BLOCK, SoftmaxRecord
-from pellucid.kernels.logits.spread import SpreadRecord
-from pellucid.kernels.logits.top import TopRecord
+from pellucid.kernels.ops.logits import SOFTMAX_BLOCK, MaskRecord, SoftmaxRecord, SpreadRecord, TopRecord
 from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 
@@ -294,12 +291,12 @@ class Candidates(Struct, frozen=True, dict=True):
 
     def draw(self, number: float) -> int:
         """The position that a number in [0, 1) selects: inverse transform sampling of the probabilities."""
-        if self.ranked or len(self.raw) <= BLOCK:
+        if self.ranked or len(self.raw) <= SOFTMAX_BLOCK:
             return _inverse_cdf(self.ends, number)
         ends = np.cumsum(self.sums.blocks)
         block = _inverse_cdf(ends, number)
-        first = block * BLOCK
-        inside = np.cumsum(self.weights_at(slice(first, first + BLOCK)))
+        first = block * SOFTMAX_BLOCK
+        inside = np.cumsum(self.weights_at(slice(first, first + SOFTMAX_BLOCK)))
         before = ends[block - 1] if block else 0.0
         return first + _inverse_cdf(inside, float((number * ends[-1] - before) / inside[-1]))
 
@@ -381,7 +378,7 @@ def _softmax(raw: NDArray[np.float32], highest: float, temperature: float, weigh
         if weights is not None and out is not None:
             weights[:] = out[:count]
         return sums
-    blocks, totals = np.empty(-(-count // BLOCK)), np.empty(2)
+    blocks, totals = np.empty(-(-count // SOFTMAX_BLOCK)), np.empty(2)
     _sums()(
         logits=address(raw),
         count=count,

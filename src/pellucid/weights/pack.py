@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
-from pellucid.kernels.matmul.bf16 import bits
 from pellucid.kernels.matmul.file_layout import FileLayout
+from pellucid.kernels.matmul.floats import bf16_bits
 from pellucid.kernels.matmul.pack import PackRecord
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
 from pellucid.runtime.memory import address, aligned
@@ -237,7 +237,7 @@ BF16_PAIRS = Format("BF16", PackedLayout("bf16_pairs", 16), FileLayout(2, 4))
 
 def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Round (N, D) float32 to pairs (N, D/2, 4) uint8; D is even."""
-    return bits(values).view(np.uint8).reshape(len(values), -1, BF16_PAIRS.block_bytes)
+    return bf16_bits(values).view(np.uint8).reshape(len(values), -1, BF16_PAIRS.block_bytes)
 
 
 # Converts floats to Q8_0 blocks, for weights that are quantized when they are loaded.

@@ -11,7 +11,7 @@ import pytest
 
 from pellucid.kernels.core import definitions, library
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.simd import half
+from pellucid.kernels.simd import emitter
 
 
 def build_from_half(simd: Any) -> Any:
@@ -64,8 +64,8 @@ def run(
 @pytest.fixture(params=["instructions", "integers"])
 def converts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "integers":
-        monkeypatch.setattr(half, "CONVERTS", False)
-    elif not half.CONVERTS:
+        monkeypatch.setattr(emitter, "CONVERTS", False)
+    elif not emitter.CONVERTS:
         pytest.skip("this processor has no instructions for half precision")
 
 

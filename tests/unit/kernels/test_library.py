@@ -17,7 +17,7 @@ from support.kernels import Batch
 from support.processes import environment, python
 
 from pellucid.errors import KernelError
-from pellucid.kernels.core import background, compile_process, isa, library, linker, objects
+from pellucid.kernels.core import background, isa, library, linker, objects
 from pellucid.kernels.core import definitions as definitions_module
 from pellucid.kernels.core.background import BackgroundCompiler
 from pellucid.kernels.core.definitions import Definition, KernelKey, definition
@@ -163,23 +163,13 @@ def test_the_hash_of_sources_is_the_same_wherever_they_are(copied: Path) -> None
 @pytest.mark.parametrize(
     ("name", "imported", "others"),
     [
-        (
-            "attention",
-            [
-                "attention/walk.py",
-                "attention/work_split.py",
-                "attention/tiles.py",
-                "matmul/quantize.py",
-                "simd/bf16_dot.py",
-            ],
-            "text",
-        ),
+        ("attention", ["attention/walk.py", "attention/tiles.py", "matmul/quantize.py", "simd/bf16_dot.py"], "text"),
         ("text.merge", ["text/merge.py", "text/words.py", "text/pieces.py"], "attention"),
         (
             "matmul_int8",
             [
                 "matmul/int8.py",
-                "matmul/int8_exact.py",
+                "matmul/int8_sums.py",
                 "matmul/many_tokens.py",
                 "matmul/operands.py",
                 "simd/int8_dot.py",
@@ -354,7 +344,7 @@ def team(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.P
     made: list[subprocess.Popen[bytes]] = []
 
     def start_process(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
-        made.append(compile_process.start_process(nice, answers=answers))
+        made.append(background.start_process(nice, answers=answers))
         return made[-1]
 
     def fails(key: KernelKey) -> bytes:
@@ -428,7 +418,7 @@ PROCESSES = {
 def test_processes_that_compile_nothing_are_soon_given_up(
     program: str, team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compile_process, "BOOT", PROCESSES[program])
+    monkeypatch.setattr(background, "BOOT", PROCESSES[program])
     monkeypatch.setattr(background, "STARTUP_SECONDS", 2.0)
     told: list[tuple[int, int, str]] = []
     background.compile_in_parallel(KEYS, 2, None, lambda *what: told.append(what))

@@ -7,8 +7,8 @@ import pytest
 from support.kernels import assert_guards, guarded
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.logits import mask as logits_mask
-from pellucid.kernels.logits.mask import MaskRecord
+from pellucid.kernels.ops import logits as logits_mask
+from pellucid.kernels.ops.logits import MaskRecord
 from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 

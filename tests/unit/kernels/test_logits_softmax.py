@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from support.kernels import assert_guards, guarded, numbers, seeds
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.logits import softmax as logits_softmax
-from pellucid.kernels.logits.softmax import BLOCK, SoftmaxRecord
+from pellucid.kernels.ops import logits as logits_softmax
+from pellucid.kernels.ops.logits import SOFTMAX_BLOCK, SoftmaxRecord
 from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 
@@ -22,7 +22,7 @@ def run(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n = len(logits)
     weights = guarded(n, np.float64)
-    blocks, totals = guarded(-(-n // BLOCK), np.float64), guarded(2, np.float64)
+    blocks, totals = guarded(-(-n // SOFTMAX_BLOCK), np.float64), guarded(2, np.float64)
     Call(KernelKey(KERNEL), SoftmaxRecord)(
         logits=address(logits), count=n, highest=highest, scale=scale, weights=address(weights) if wanted else 0,
         blocks=address(blocks), totals=address(totals),

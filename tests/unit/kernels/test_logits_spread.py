@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from support.kernels import assert_guards, guarded, numbers, seeds
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.logits import spread as logits_spread
-from pellucid.kernels.logits.spread import SpreadRecord
+from pellucid.kernels.ops import logits as logits_spread
+from pellucid.kernels.ops.logits import SpreadRecord
 from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from support.kernels import assert_guards, guarded, seeds
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.logits import top as logits_top
-from pellucid.kernels.logits.top import TopRecord
+from pellucid.kernels.ops import logits as logits_top
+from pellucid.kernels.ops.logits import TopRecord
 from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 

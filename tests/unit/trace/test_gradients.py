@@ -20,7 +20,7 @@ from support.tiny import GOLDENS, TINY, model_runner
 import pellucid
 from pellucid.engine.probe import probed_run
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.ops.activation import KINDS, derivative, reference
+from pellucid.kernels.ops.elementwise import KINDS, activation_reference, derivative
 from pellucid.llm import LLM
 from pellucid.model.read import read_model
 from pellucid.testing import random_model
@@ -100,10 +100,10 @@ def test_derivatives_of_activations(kind: str, x: float, up: float) -> None:
         return
     step, at, of = 1e-6, np.array([x]), np.array([up])
     y, slope, of_up = derivative(kind, at, of)
-    assert y[0] == pytest.approx(reference(kind, at, of)[0], rel=1e-9, abs=1e-12)
-    numeric = (reference(kind, at + step, of) - reference(kind, at - step, of)) / (2 * step)
+    assert y[0] == pytest.approx(activation_reference(kind, at, of)[0], rel=1e-9, abs=1e-12)
+    numeric = (activation_reference(kind, at + step, of) - activation_reference(kind, at - step, of)) / (2 * step)
     assert slope[0] == pytest.approx(numeric[0], rel=1e-4, abs=1e-6)
-    numeric = (reference(kind, at, of + step) - reference(kind, at, of - step)) / (2 * step)
+    numeric = (activation_reference(kind, at, of + step) - activation_reference(kind, at, of - step)) / (2 * step)
     assert of_up[0] == pytest.approx(numeric[0], rel=1e-4, abs=1e-6)
 
 

@@ -6,7 +6,7 @@
     p2c[i, j] = position query of bucket(i - j) · k_j        position to content
 
 ``bucket`` maps the distance i - j to one of R buckets; a larger distance has the same or the next bucket. The keys and
-queries of the buckets are constants of the weights (``attention/position_tables.py``).
+queries of the buckets are constants of the weights (``PositionTableRecord``).
 
 A tile multiplies its queries with the keys of the buckets between its queries and a piece's tokens, and the queries of
 the buckets between its queries and a page's tokens with the page's keys. It then adds, for each query and key, the two
@@ -21,16 +21,101 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention import attention, bf16_tiles, tiles
-from pellucid.kernels.attention.attention import AttentionRecord, body_of
-from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
-from pellucid.kernels.attention.position_tables import table_dtype
+from pellucid.kernels.attention import attention, tiles
+from pellucid.kernels.attention.attention import AttentionRecord, body_of, split_work
+from pellucid.kernels.attention.kv_layout import PAGE, head_bytes, writer
 from pellucid.kernels.attention.rows import RowHelpers, rows_of
 from pellucid.kernels.attention.tiles import ROWS, SPAN
 from pellucid.kernels.attention.walk import MAX_TILE_ROWS, PIECE, SCORES, ScratchLayout, page_of, walk
-from pellucid.kernels.attention.work_split import split_work
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Record
+from pellucid.kernels.core.record import SCRATCH_HEADER, Address, Record, StepRecord
+
+
+class PositionTableRecord(Record):
+    """Writes the keys and queries of relative positions for disentangled attention, once when a model is loaded.
+
+    In: the projected vectors of R buckets (R, H, K) float32. Out: for each head
+
+        keys      (pages, K, S): pages of S buckets, in the layout of keys in ``attention/kv_layout.py``
+        queries   (R, K), times a scale, with R rounded up to whole loops (``tiles.ROWS``)
+
+    Numbers are float32, or bfloat16 beside a cache of bfloat16.
+    """
+
+    x: Address  # (R, H * K) float32; R is the number of tokens of the step
+    heads: int  # H
+    head_dim: int  # K, a multiple of 16
+    scale: float  # multiplies the queries
+    out: Address
+
+
+def table_dtype(kv_dtype: str) -> str:
+    """The dtype of the tables beside a cache of ``kv_dtype``."""
+    return "bf16" if kv_dtype == "bf16" else "f32"
+
+
+def key_bytes(kv_dtype: str, buckets: int, heads: int, head_dim: int) -> int:
+    """Bytes of the keys of all heads."""
+    return heads * -(-buckets // PAGE) * head_bytes(table_dtype(kv_dtype), head_dim)
+
+
+def query_bytes(buckets: int, heads: int, head_dim: int) -> int:
+    """Bytes of the queries of all heads, at most 4 for each number."""
+    return heads * -(-buckets // ROWS) * ROWS * head_dim * 4
+
+
+@kernel("position_keys", PositionTableRecord)
+def build_keys(simd: Any, kv_dtype: str) -> Any:
+    """Build the writer of keys beside a cache of ``kv_dtype``."""
+    at, step_at, load = PositionTableRecord.at, StepRecord.at, simd.load_i64
+    stored = table_dtype(kv_dtype)
+    write, _ = writer(simd, stored)
+    column_bytes = head_bytes(stored, 16) // 16
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        buckets, heads = load(step + step_at.tokens), load(record + at.heads)
+        head_dim, x, out = load(record + at.head_dim), load(record + at.x), load(record + at.out)
+        pages = (buckets + PAGE - 1) // PAGE
+        spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
+        # A thread writes whole pages, so that no two threads write to the same cache line.
+        for i in range(*simd.thread_range(heads * pages, thread, threads)):
+            head, first = i // pages, i % pages * PAGE
+            page = out + i * head_dim * column_bytes
+            for bucket in range(first, min(first + PAGE, buckets)):
+                write(x + (bucket * heads + head) * head_dim * 4, head_dim, page, bucket - first, spare)
+
+    return body
+
+
+@kernel("position_queries", PositionTableRecord)
+def build_queries(simd: Any, kv_dtype: str) -> Any:
+    """Build the writer of queries beside a cache of ``kv_dtype``."""
+    at, step_at, load, vload, splat = (
+        PositionTableRecord.at, StepRecord.at, simd.load_i64, simd.vload, simd.splat,
+    )  # fmt: skip
+    store, number_bytes = simd.vstore, 4
+    if table_dtype(kv_dtype) == "bf16":
+        from pellucid.kernels.simd import bf16_dot
+
+        store, number_bytes = bf16_dot.store_row, bf16_dot.ROW_BYTES
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        buckets, heads = load(step + step_at.tokens), load(record + at.heads)
+        head_dim, x, out = load(record + at.head_dim), load(record + at.x), load(record + at.out)
+        scale = splat(np.float32(simd.load_f64(record + at.scale)))
+        rows = (buckets + ROWS - 1) // ROWS * ROWS
+        for head in range(*simd.thread_range(heads, thread, threads)):
+            for row in range(rows):
+                # The last loop reads rows after the last bucket: they repeat the last bucket.
+                source = x + (min(row, buckets - 1) * heads + head) * head_dim * 4
+                for j in range(0, head_dim, 16):
+                    place = out + ((head * rows + row) * head_dim + j) * number_bytes
+                    store(place, vload(source + 4 * j) * scale)
+
+    return body
+
 
 # Bytes between the rows of c2p. A row has the buckets of PIECE + MAX_TILE_ROWS distances, rounded to whole spans.
 CONTENT_ROW = (PIECE + MAX_TILE_ROWS + 2 * SPAN) * 4 + 64
@@ -42,8 +127,8 @@ POSITION_BYTES = MAX_TILE_ROWS * CONTENT_ROW + (PAGE + MAX_TILE_ROWS + 2 * ROWS)
 class PositionRecord(Record):
     """Fields that define the scores of positions. There are as many key/value heads as heads."""
 
-    position_keys: Address  # H heads of R keys, see position_tables.py; 0: no c2p
-    position_queries: Address  # H heads of R scaled queries, see position_tables.py; 0: no p2c
+    position_keys: Address  # H heads of R keys, see PositionTableRecord; 0: no c2p
+    position_queries: Address  # H heads of R scaled queries, see PositionTableRecord; 0: no p2c
     bucket_count: int  # R
     # Address of the int32 bucket of a query and a key at the same position. The buckets for keys at the next positions
     # follow. The kernel may read 15 numbers after the last token's bucket, which must be buckets too.
@@ -102,7 +187,7 @@ def position_scores(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, 
     if stored == "bf16":
         from pellucid.kernels.simd.bf16_dot import ROW_BYTES
 
-        multiply, number_bytes = bf16_tiles.scores_tile(simd, ROWS, head_dim, stored), ROW_BYTES
+        number_bytes = ROW_BYTES
     row_bytes, opened = head_dim * number_bytes, _opened(simd, head_dim, kv_dtype)
 
     @simd.jit

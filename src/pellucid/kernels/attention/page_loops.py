@@ -6,10 +6,9 @@ and bfloat16 pages are always read as stored.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
-from pellucid.kernels.attention import bf16_tiles, tiles
+from pellucid.kernels.attention import tiles
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.tiles import ROWS, SPAN, widen_keys, widen_values
 
@@ -43,8 +42,8 @@ def _paired(simd: Any, head_dim: int, value_dim: int, stride: int) -> PageLoops:
     """Make the helpers for bfloat16 pages, which are read as stored."""
     from pellucid.kernels.simd import bf16_dot
 
-    few_scores = _scores_of_few(simd, bf16_tiles, head_dim, "bf16", head_dim * bf16_dot.ROW_BYTES, stride)
-    few_values = _values_of_few(simd, bf16_tiles, value_dim, "bf16", stride)
+    few_scores = _scores_of_few(simd, head_dim, "bf16", head_dim * bf16_dot.ROW_BYTES, stride)
+    few_values = _values_of_few(simd, value_dim, "bf16", stride)
 
     @simd.jit
     def unopened(rows, here, page):
@@ -55,8 +54,8 @@ def _paired(simd: Any, head_dim: int, value_dim: int, stride: int) -> PageLoops:
 
 def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
     """Make the helpers for types other than bfloat16. Pages are opened for tiles of more than 8 rows."""
-    few_scores = _scores_of_few(simd, tiles, head_dim, kv_dtype, head_dim * 4, stride)
-    few_values = _values_of_few(simd, tiles, value_dim, kv_dtype, stride)
+    few_scores = _scores_of_few(simd, head_dim, kv_dtype, head_dim * 4, stride)
+    few_values = _values_of_few(simd, value_dim, kv_dtype, stride)
     wide_scores = tiles.scores_tile(simd, ROWS, head_dim, "f32")
     wide_values = tiles.values_tile(simd, ROWS, value_dim, "f32")
     wider_keys, wider_values = widen_keys(simd, head_dim, kv_dtype), widen_values(simd, value_dim, kv_dtype)
@@ -89,16 +88,16 @@ def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: in
     return PageLoops(open_keys, scores, open_values, values, simd.vstore, 4)
 
 
-def _scores_of_few(simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, query_bytes: int, stride: int) -> Any:
+def _scores_of_few(simd: Any, head_dim: int, kv_dtype: str, query_bytes: int, stride: int) -> Any:
     """Make the helper for scores of at most 8 rows, from loops over 8, 4, 3, 2 and 1 rows.
 
     For fewer than 8 rows, the helper reads a page in the order of memory if all tokens of the page are needed and the
     instruction set has enough registers.
     """
-    from pellucid.kernels.simd.types import LANES, TARGET
+    from pellucid.kernels.simd.emitter import LANES, TARGET
 
     scores8 = tiles.scores_tile(simd, ROWS, head_dim, kv_dtype)
-    few = _scores_of_four(simd, tiles, head_dim, kv_dtype, query_bytes, stride, SPAN)
+    few = _scores_of_four(simd, head_dim, kv_dtype, query_bytes, stride, SPAN)
 
     @simd.jit
     def by_spans(rows, count, queries, here, page, token, ahead, further, tokens, out):
@@ -110,7 +109,7 @@ def _scores_of_few(simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, q
 
     if TARGET.isa.lanes < LANES:
         return by_spans
-    of_page = _scores_of_four(simd, tiles, head_dim, kv_dtype, query_bytes, stride, PAGE)
+    of_page = _scores_of_four(simd, head_dim, kv_dtype, query_bytes, stride, PAGE)
 
     @simd.jit
     def scores(rows, count, queries, here, page, token, ahead, further, tokens, out):
@@ -122,9 +121,7 @@ def _scores_of_few(simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, q
     return scores
 
 
-def _scores_of_four(
-    simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, query_bytes: int, stride: int, span: int
-) -> Any:
+def _scores_of_four(simd: Any, head_dim: int, kv_dtype: str, query_bytes: int, stride: int, span: int) -> Any:
     """Make the helper for scores of any number of rows with ``span`` tokens, from loops over 4, 3, 2 and 1 rows."""
     scores4, scores3, scores2, scores1 = (tiles.scores_tile(simd, n, head_dim, kv_dtype, span) for n in (4, 3, 2, 1))
 
@@ -148,7 +145,7 @@ def _scores_of_four(
     return few
 
 
-def _values_of_few(simd: Any, tiles: ModuleType, value_dim: int, kv_dtype: str, stride: int) -> Any:
+def _values_of_few(simd: Any, value_dim: int, kv_dtype: str, stride: int) -> Any:
     """Make the helper for weighted values of any number of rows, from loops over 8, 4, 3, 2 and 1 rows."""
     out_bytes = value_dim * 4
     values8, values4, values3, values2, values1 = (

@@ -107,7 +107,7 @@ def walk(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, kv_dtype: s
     Call these helpers directly, not through another helper: Numba optimises all code below a function again for every
     level of calls, and the inner loops dominate the compile time.
     """
-    from pellucid.kernels.simd.types import TARGET
+    from pellucid.kernels.simd.emitter import TARGET
 
     # Distance of the ``further`` prefetch in tokens: the first distance in ``TARGET.stream``, converted to whole pages
     # of keys, and at least two pages.

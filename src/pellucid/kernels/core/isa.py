@@ -48,7 +48,7 @@ class Isa(Struct, frozen=True):
     terms: int = 1
     """Number of 4-bit dot products that are added in 16 bits before their sum is widened; 1 if sums have 32 bits."""
     unpacks: bool = False
-    """True if products of many tokens on vectors unpack weights once for all tokens (``matmul/int8_vectors.py``)."""
+    """True if products of many tokens on vectors unpack weights once for all tokens (``matmul/many_tokens.py``)."""
     tiles: bool = False
     """True if products of many tokens run on tile registers (``simd/tiles.py``)."""
     vectors: str = ""

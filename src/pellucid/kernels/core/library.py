@@ -237,7 +237,7 @@ def compiled(key: KernelKey) -> Any:
     from numba.core.errors import NumbaError
 
     body, compiler = build(key), importlib.import_module("pellucid.kernels.core.compiler")
-    arguments = importlib.import_module("pellucid.kernels.simd.types").KERNEL_SIGNATURE.args
+    arguments = importlib.import_module("pellucid.kernels.simd.emitter").KERNEL_SIGNATURE.args
     try:
         return compiler.compiled(body, arguments)
     except (NumbaError, AttributeError) as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from pellucid.kernels.matmul.int8_scaled import add_scaled
+from pellucid.kernels.matmul.int8_sums import add_scaled
 from pellucid.kernels.matmul.many_tokens import UnpackedLayout, rectangle
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
 from pellucid.kernels.matmul.product import ManyTokens
@@ -169,7 +169,7 @@ def _add_sums(
 ) -> None:
     from numba.core import cgutils
 
-    from pellucid.kernels.simd.types import f32, i32, vec
+    from pellucid.kernels.simd.emitter import f32, i32, vec
 
     for group in range(GROUPS):
         unpacked = e.at(memory, layout.group(group))

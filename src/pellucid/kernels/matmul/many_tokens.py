@@ -9,7 +9,7 @@ tokens at a time:
             add   the products with the chunk's blocks to the tokens' totals, in ascending order of the blocks
     finish        out = totals + addend
 
-Products are added with tile registers (``int8_tiles.py``) or with vectors (``int8_vectors.py``), depending on the
+Products are added with tile registers (``int8_tiles.py``) or with vectors (``many_tokens.py``), depending on the
 instruction set.
 """
 
@@ -20,8 +20,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from pellucid.kernels.matmul.int8_sums import add_scaled, as_signed, exact
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
-from pellucid.kernels.matmul.product import from_tile, prefetch_ahead
+from pellucid.kernels.matmul.product import ManyTokens, from_tile, max_tile_tokens, prefetch_ahead
 from pellucid.kernels.matmul.quantize import block_bytes
 
 CHUNK = 16  # blocks whose weights are unpacked at a time; a multiple of the blocks of a unit
@@ -93,7 +94,7 @@ class UnpackedLayout(Struct, frozen=True):
 
     def load_scales(self, e: Any, group: Any, block: Any) -> list[Any]:
         """Emit loads of (scale, minimum or None) for each part of a block. ``group`` is the address of the group."""
-        from pellucid.kernels.simd.types import f32, vec
+        from pellucid.kernels.simd.emitter import f32, vec
 
         at, each = e.at(group, self.scales(e, block)), self.factors // self.parts
         vectors = [e.load(e.at(at, VECTOR * i), vec(f32), VECTOR) for i in range(self.factors)]
@@ -157,7 +158,7 @@ def _clear(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit code that sets the totals of ``tokens`` tokens to zero."""
     from numba.core import cgutils
 
-    from pellucid.kernels.simd.types import f32
+    from pellucid.kernels.simd.emitter import f32
 
     memory, tokens = args
     with cgutils.for_range(e.b, tokens) as loop:
@@ -170,7 +171,7 @@ def _finish(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit code that computes out = totals + addend for ``tokens`` tokens."""
     from numba.core import cgutils
 
-    from pellucid.kernels.simd.types import f32, vec
+    from pellucid.kernels.simd.emitter import f32, vec
 
     memory, tokens, out, out_stride, addend, addend_group, addend_row = args
     with cgutils.for_range(e.b, tokens) as loop:
@@ -185,7 +186,7 @@ def _copy(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit code that copies ``count`` blocks of each gathered token, so that the tokens have equal distances."""
     from numba.core import cgutils
 
-    from pellucid.kernels.simd.types import i8, i32, vec
+    from pellucid.kernels.simd.emitter import i8, i32, vec
 
     memory, x, x_stride, sources, tokens, count = args
     to = e.at(memory, layout.places["copies"])
@@ -243,3 +244,63 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
         release(memory)
 
     return run
+
+
+# The integer matrix product for many tokens on vector registers, with unpacked weights (``many_tokens.py``).
+
+GROUPS = 2  # groups of 16 weight rows that use a tile of tokens while the tile is in the L1 cache
+TOKENS = 32  # gathered tokens that are copied at a time
+MIN_TOKENS = 16, 32  # minimum number of tokens: for weights with two bit planes, and with one bit plane
+
+
+def unpacking_is_faster(packed: PackedLayout) -> bool:
+    """True if weights take long enough to unpack that unpacking them once for many tokens is faster."""
+    return packed.bits < 8
+
+
+def on_vectors(simd: Any, packed: PackedLayout, planes: int, gathered: bool) -> ManyTokens:
+    """Make the product of many tokens."""
+    layout = UnpackedLayout(packed, planes, gathered, GROUPS, TOKENS, as_signed(packed))
+    tile, group_bytes = max_tile_tokens(simd, planes), layout.group(1)
+    add_tile = layout.operation(lambda layout, e, args: _add_tile(layout, tile, e, args), 5)
+
+    @simd.jit
+    def add(memory, x, x_stride, count, token, tokens):
+        for row in range(0, tokens, tile):
+            for group in range(GROUPS):
+                add_tile(memory + group * group_bytes, x + row * x_stride, x_stride, count, token + row)
+
+    @simd.jit
+    def nothing(memory):
+        pass
+
+    min_tokens = MIN_TOKENS[len(packed.planes) == 1]
+    return ManyTokens(rectangle(simd, layout, nothing, add, nothing), min_tokens, GROUPS, tile)
+
+
+def _add_tile(layout: UnpackedLayout, tokens: int, e: Any, args: Any) -> None:
+    """Emit code that adds the products of a group's ``count`` blocks with a tile of tokens to the tokens' totals.
+
+    Totals stay in memory, because the sums of a block need all registers on instruction sets with few registers.
+    """
+    from numba.core import cgutils
+
+    from pellucid.kernels.simd.emitter import f32, i32, vec
+
+    group, x, x_stride, count, token = args
+    packed, planes = layout.packed, layout.planes
+    rows = [e.at(x, e.times(x_stride, number)) for number in range(tokens)]
+    totals = [e.at(group, layout.total(e, e.at(token, number))) for number in range(tokens)]
+    with cgutils.for_range(e.b, count) as loop:
+        weights = e.at(group, layout.weights(e, loop.index))
+        offset = e.times(loop.index, layout.block_bytes)
+        xs = [e.at(row, offset) for row in rows]
+
+        def column(i: int) -> Any:
+            return e.load(e.at(weights, VECTOR * i), vec(i32), VECTOR)
+
+        parts = [exact(e, packed, planes, column, part, xs) for part in range(BLOCK // packed.sub)]
+        scales = layout.load_scales(e, group, loop.index)
+        for at, sums, x in zip(totals, zip(*parts), xs):
+            total = add_scaled(e, planes, e.load(at, vec(f32), VECTOR), sums, scales, x)
+            e.store(total, at, VECTOR)

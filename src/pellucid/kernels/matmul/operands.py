@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
-from pellucid.kernels.simd.types import f16, f32, i8, i32, vec
+from pellucid.kernels.simd.emitter import f16, f32, i8, i32, vec
 
 
 def vector(e: Any, packed: PackedLayout, address: Any, i: int) -> Any:

@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from pellucid.kernels.matmul.file_layout import FileLayout
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
-from pellucid.kernels.simd.types import i8, i32
+from pellucid.kernels.simd.emitter import i8, i32
 
 
 def _number(n: int, kind: Any = i32) -> Any:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
-from pellucid.kernels.matmul.partition import partition
-from pellucid.kernels.ops.activation import sigmoid_vector
+from pellucid.kernels.matmul.product import partition
+from pellucid.kernels.ops.elementwise import sigmoid_vector
 
 LOWEST = -3e38  # replaces a score that is not a number
 TAKEN = -np.inf

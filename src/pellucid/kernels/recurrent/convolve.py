@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, StepRecord
-from pellucid.kernels.ops.activation import sigmoid_vector
-from pellucid.kernels.recurrent.state import StateRecord, state_sequence
+from pellucid.kernels.ops.elementwise import sigmoid_vector
+from pellucid.kernels.recurrent.scan import StateRecord, state_sequence
 
 
 class ConvolveRecord(StateRecord):

@@ -15,50 +15,46 @@ from __future__ import annotations
 from pellucid.kernels.core.compiler import jit
 from pellucid.kernels.simd.arithmetic import (
     below_top,
+    evens,
     fma,
     fma64,
     high_plane,
+    keep,
+    lane0,
     low_plane,
     lowest_bit,
+    minus_sums,
     mul64,
     nearest,
+    odds,
     select_below,
     select_below64,
+    select_bits,
+    sine_and_cosine,
     splat,
     splat64,
+    thread_range,
     top_plane,
     vabs,
+    vexp,
+    vexp64,
     vmax,
+    vmax_lane,
     vmin,
+    vreciprocal,
+    vsum,
+    vsum64,
     widen64,
+    zipped_high,
+    zipped_low,
 )
-from pellucid.kernels.simd.atomics import (
+from pellucid.kernels.simd.emitter import ISA, LANES, STORED, Emitter, emitted_op, f16, f32, i8, i32, inner_loop, vec
+from pellucid.kernels.simd.memory import (
     atomic_add,
     atomic_load,
     atomic_store,
     call_kernel,
     current_core,
-    relax,
-    sleep_while,
-    wake,
-    yield_core,
-)
-from pellucid.kernels.simd.emitter import Emitter, emitted_op, inner_loop
-from pellucid.kernels.simd.functions import sine_and_cosine, thread_range, vexp, vexp64, vreciprocal
-from pellucid.kernels.simd.lanes import (
-    evens,
-    keep,
-    lane0,
-    minus_sums,
-    odds,
-    select_bits,
-    vmax_lane,
-    vsum,
-    vsum64,
-    zipped_high,
-    zipped_low,
-)
-from pellucid.kernels.simd.memory import (
     load_f16,
     load_f32,
     load_f64,
@@ -68,6 +64,8 @@ from pellucid.kernels.simd.memory import (
     load_u16,
     load_u32,
     prefetch,
+    relax,
+    sleep_while,
     stack_memory,
     store_f16,
     store_f32,
@@ -82,5 +80,6 @@ from pellucid.kernels.simd.memory import (
     vstore64,
     vstore_f16,
     vstore_i8,
+    wake,
+    yield_core,
 )
-from pellucid.kernels.simd.types import ISA, LANES, STORED, f16, f32, i8, i32, vec

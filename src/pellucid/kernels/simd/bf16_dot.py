@@ -17,8 +17,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from pellucid.kernels.simd.emitter import emitted_op
-from pellucid.kernels.simd.types import LANES, TARGET, F32x16, f32, i16, i32, vec
+from pellucid.kernels.simd.emitter import LANES, TARGET, F32x16, emitted_op, f32, i16, i32, vec
 
 NATIVE = TARGET.isa.lanes == LANES and TARGET.has("avx512bf16")
 ROW_BYTES = 2 if NATIVE else 4  # bytes of a number of the rows' operand

@@ -1,14 +1,111 @@
-"""``Emitter`` emits LLVM instructions for kernels; ``emitted_op`` and ``inner_loop`` make Numba intrinsics of them."""
+"""Vector types, and ``Emitter``: emits LLVM instructions; ``emitted_op`` and ``inner_loop`` make Numba intrinsics."""
 
 from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.datamodel.models import PrimitiveModel
+from numba.extending import intrinsic, register_model
 
-from pellucid.kernels.simd.half import from_half
-from pellucid.kernels.simd.types import ISA, LANES, TARGET, f32, i8, i32, i64, vec
+from pellucid.kernels.core import compiler
+
+# The vector types, for LLVM and for Numba.
+#
+# A vector has 16 lanes on all hardware. LLVM splits it if registers are narrower. Every sum therefore has the same
+# order on every machine, and the same bits on every machine with a fused multiply-add.
+
+LANES = 16
+TARGET = compiler.TARGET
+ISA = TARGET.isa
+
+i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+STORED = {"f32": f32, "f16": f16, "bf16": i16}
+KERNEL_SIGNATURE = types.void(types.int64, types.int64, types.int64, types.int64)
+
+
+def vec(element, lanes=LANES):
+    return ir.VectorType(element, lanes)
+
+
+class VectorType(types.Type):
+    """Numba's type of a vector of ``LANES`` elements."""
+
+    def __init__(self, element: str) -> None:
+        self.element = element
+        super().__init__(f"{element}x{LANES}")
+
+
+F32x16, I32x16, F64x16 = VectorType("f32"), VectorType("i32"), VectorType("f64")
+
+
+@register_model(VectorType)
+class VectorModel(PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, vec({"f32": f32, "i32": i32, "f64": f64}[fe_type.element]))
+
+
+# Conversions between half precision and float32, of numbers and of vectors.
+#
+# x86-64 processors without F16C have no instructions for them. LLVM then calls functions that not every process has, so
+# they are computed with integers.
+#
+# Source of the method: F. Giesen, "Float->half variants" (public domain, 2012).
+
+CONVERTS = TARGET.machine == "aarch64" or TARGET.has("f16c")
+_EXPONENT = 0x7C00 << 13  # the exponent of infinities and NaN, where a float32 has it
+_INFINITY, _SIGN = 0x7F800000, 0x80000000
+_OVERFLOW, _NORMAL = 0x47800000, 0x38800000  # 2**16 and 2**-14 as float32
+_TO_DENORMAL = 0x3F000000  # 0.5: adding it rounds a float32 to multiples of 2**-24
+
+
+def from_half(b, value):
+    """Return halves as float32, exactly."""
+    if CONVERTS:
+        return b.fpext(value, _like(value, f32))
+    h = b.zext(b.bitcast(value, _like(value, i16)), _like(value, i32))
+    number = b.shl(b.and_(h, _filled(h, i32, 0x7FFF)), _filled(h, i32, 13))
+    scaled = b.fmul(b.bitcast(number, _like(h, f32)), _filled(h, f32, 2.0**112))
+    bits = b.bitcast(scaled, h.type)
+    special = b.icmp_unsigned(">=", number, _filled(h, i32, _EXPONENT))
+    bits = b.select(special, b.or_(bits, _filled(h, i32, _INFINITY)), bits)
+    sign = b.shl(b.and_(h, _filled(h, i32, 0x8000)), _filled(h, i32, 16))
+    return b.bitcast(b.or_(bits, sign), _like(h, f32))
+
+
+def to_half(b, value):
+    """Return float32 numbers as halves, rounded to nearest, ties to even."""
+    if CONVERTS:
+        return b.fptrunc(value, _like(value, f16))
+    x = b.bitcast(value, _like(value, i32))
+    sign = b.and_(x, _filled(x, i32, _SIGN))
+    x = b.xor(x, sign)
+    odd = b.and_(b.lshr(x, _filled(x, i32, 13)), _filled(x, i32, 1))
+    # The exponent's bias changes by 112; 0xFFF and the last bit round.
+    normal = b.lshr(b.add(b.add(x, _filled(x, i32, (-112 << 23) + 0xFFF)), odd), _filled(x, i32, 13))
+    moved = b.fadd(b.bitcast(x, _like(x, f32)), _filled(x, f32, 0.5))
+    small = b.sub(b.bitcast(moved, x.type), _filled(x, i32, _TO_DENORMAL))
+    bits = b.select(b.icmp_unsigned("<", x, _filled(x, i32, _NORMAL)), small, normal)
+    nan = b.icmp_unsigned(">", x, _filled(x, i32, _INFINITY))
+    large = b.select(nan, _filled(x, i32, 0x7E00), _filled(x, i32, 0x7C00))
+    bits = b.select(b.icmp_unsigned(">=", x, _filled(x, i32, _OVERFLOW)), large, bits)
+    bits = b.or_(bits, b.lshr(sign, _filled(x, i32, 16)))
+    return b.bitcast(b.trunc(bits, _like(x, i16)), _like(x, f16))
+
+
+def _like(value, element):
+    """Return the type of ``element`` with as many lanes as ``value``."""
+    return vec(element, value.type.count) if isinstance(value.type, ir.VectorType) else element
+
+
+def _filled(value, element, number):
+    """Return a constant with as many lanes as ``value``."""
+    kind = _like(value, element)
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+
+# ``Emitter`` emits LLVM instructions for kernels; ``emitted_op`` and ``inner_loop`` make Numba intrinsics of them.
 
 # The constraint letters that inline assembly uses for vector registers.
 _REGISTER = {"avx512vnni": "v", "avxvnni": "x", "avx2": "x", "neon": "w"}

@@ -23,7 +23,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from pellucid.kernels.simd.types import ISA, LANES, TARGET, i8, i16, i32, vec
+from pellucid.kernels.simd.emitter import ISA, LANES, TARGET, i8, i16, i32, vec
 
 MAX_WORD = 32767
 

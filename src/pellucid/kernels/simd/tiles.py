@@ -17,8 +17,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from pellucid.kernels.simd.emitter import Emitter
-from pellucid.kernels.simd.types import TARGET, i8, i16, i32, i64, vec
+from pellucid.kernels.simd.emitter import TARGET, Emitter, i8, i16, i32, i64, vec
 
 NATIVE = TARGET.has("amx-int8")
 ROWS, ROW_BYTES = 16, 64

@@ -16,7 +16,7 @@ import numpy as np
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import WORD, Address, Count, Record
-from pellucid.kernels.matmul.partition import partition
+from pellucid.kernels.matmul.product import partition
 
 ALL = 1 << 62  # more than any number of rows
 ENTRY_WORDS = 3  # words of an edit's entry: the row, the factor as a float64, the address of the values or 0

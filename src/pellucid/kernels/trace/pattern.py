@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.kernels.attention import bf16_tiles, tiles
+from pellucid.kernels.attention import tiles
 from pellucid.kernels.attention.disentangled import POSITION_BYTES, PositionRecord, position_scores
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
-from pellucid.kernels.attention.rows import ScoresRecord, Tile, rows_of
+from pellucid.kernels.attention.rows import RowsRecord, ScoresRecord, Tile, rows_of
 from pellucid.kernels.attention.tiles import SPAN
 from pellucid.kernels.attention.walk import PIECE, SCORES, ScratchLayout
 from pellucid.kernels.core.definitions import kernel
@@ -73,7 +73,7 @@ def _body(simd: Any, at: Any, head_dim: int, kv_dtype: str, add_positions: Any) 
     step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
     rows, loops = rows_of(simd, at), page_loops(simd, head_dim, head_dim, kv_dtype, SCORES)
     context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
-    scores = (bf16_tiles if kv_dtype == "bf16" else tiles).scores_tile(simd, 1, head_dim, kv_dtype)
+    scores = tiles.scores_tile(simd, 1, head_dim, kv_dtype)
     store16, number_bytes = loops.store, loops.size
     key_bytes, finish = head_bytes(kv_dtype, head_dim), _finish(simd, at)
     vload, vstore, splat = simd.vload, simd.vstore, simd.splat
@@ -164,3 +164,152 @@ def _finish(simd: Any, at: Any) -> Any:
             vstore(out + t * 4, vload(out + t * 4) / splat(share))
 
     return finish
+
+
+# Words of an entry: index of a listed row, index of a head, the address of factors or 0, the address of addends or 0.
+ENTRY_WORDS = 4
+
+
+class TraceMixRecord(RowsRecord):
+    """Changes attention scores and patterns: adds the effect of a changed pattern to the output of a head.
+
+        out += Σ_j (p'_j - p_j) v_j        p' = factor * p + addend
+        with ``raw``: p = softmax(s)       p' = softmax(s'), s' = factor * s + addend
+
+    p and s are rows from ``trace/pattern.py``, v are the cached values. Factors and addends have a number for each
+    token. An addend of minus infinity masks a token. If p' equals p, no bit of ``out`` changes, because nothing is
+    added. Tokens that the row does not see keep a weight of 0. If all tokens are masked, all weights are 0.
+
+    The changed rows replace the rows in memory, so that a trace records them.
+    """
+
+    values: Address  # G heads of page 0
+    sinks: Address  # (H,) float32, or 0
+    raw: int  # 1: the rows are scores; 0: patterns
+    rows: Address  # (1 + 2 n,) int64: as in the pattern's record
+    pattern: Address  # (n, count, ...) float32, as the pattern's kernel writes it; the changed rows replace the rows
+    pattern_stride: int  # bytes from one row to the next
+    pattern_head: int  # bytes from one head to the next
+    changed: Address  # with ``raw``: the changed patterns, as ``pattern``
+    first: int  # the first head of the pattern
+    entries: Address  # (1 + 4 m,) int64: m, then the entries; factors and addends: a float32 for each token
+    out: Address  # (T, H * V) float32
+
+
+@kernel("trace_mix", TraceMixRecord)
+def build_mix(simd: Any, value_dim: int, kv_dtype: str) -> Any:
+    at, step_at, load, load_i32 = TraceMixRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    rows, loops = rows_of(simd, at), page_loops(simd, value_dim, value_dim, kv_dtype, SCORES)
+    add_values = tiles.values_tile(simd, 1, value_dim, kv_dtype)
+    context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
+    store16, size, each = loops.store, loops.size, head_bytes(kv_dtype, value_dim)
+    vload, vstore, splat, keep = simd.vload, simd.vstore, simd.splat, simd.keep
+    vmax, vabs, vmax_lane, vexp = simd.vmax, simd.vabs, simd.vmax_lane, simd.vexp
+    apply, scale_of = _apply(simd), _scale_of(simd, at)
+    zero, minus_infinity = np.float32(0), np.float32(-np.inf)
+
+    @simd.jit
+    def change(tile, pattern, changed, entry, sums):
+        """Add a row's changed weights times its values to ``sums``. Returns the largest change of a weight."""
+        raw, factors, addends = load(tile.record + at.raw), load(entry + 2 * WORD), load(entry + 3 * WORD)
+        context = context_of(tile)
+        low, high = seen(tile, context, tile.first, 1)
+        _, first, last = limits(tile, context, tile.first)
+        old_top, old_total, new_top, new_total = zero, zero, zero, zero
+        if raw != 0:
+            for t in range(low, high, 16):
+                x = apply(vload(pattern + t * 4), factors, addends, t)
+                vstore(changed + t * 4, keep(x, first - t, last - t, minus_infinity))
+            old_top, old_total = scale_of(tile, pattern, low, high)
+            new_top, new_total = scale_of(tile, changed, low, high)
+        values = load(tile.record + at.values) + tile.kv_head * each
+        weights, largest = sums + value_dim * 4, splat(zero)
+        for page in range(low // PAGE * PAGE, high, PAGE):
+            begin, end = max(low, page), min(high, page + PAGE)
+            for t in range(begin, end, 16):
+                old = vload(pattern + t * 4)
+                if raw != 0:
+                    scores = vload(changed + t * 4)
+                    old = vexp(old - splat(old_top)) / splat(old_total)
+                    new = vexp(scores - splat(new_top)) / splat(new_total)
+                    vstore(pattern + t * 4, scores)
+                    vstore(changed + t * 4, new)
+                else:
+                    new = keep(apply(old, factors, addends, t), first - t, last - t, zero)
+                    vstore(pattern + t * 4, new)
+                delta = keep(new - old, first - t, last - t, zero)
+                store16(weights + (t - page) * size, delta)
+                largest = vmax(largest, vabs(delta))
+            here = values + load_i32(context.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
+            add_values(weights + (begin - page) * size, 0, here, begin - page, 0, 0, end - begin, sums)
+        return vmax_lane(largest)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        heads, entries = load(record + at.heads), load(record + at.entries)
+        group, listed = heads // load(record + at.kv_heads), load(record + at.rows)
+        sums = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
+        total = load(entries)
+        for i in range(*simd.thread_range(total, thread, threads)):
+            entry = entries + WORD * (1 + ENTRY_WORDS * i)
+            number, which = load(entry), load(entry + WORD)
+            row = load(listed + WORD * (1 + ROW_WORDS * number))
+            sequence = load(listed + WORD * (2 + ROW_WORDS * number))
+            head = load(record + at.first) + which
+            inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
+            tile = Tile(record, step, sequence, head // group, group, inside * group + head % group, 1)
+            place = number * load(record + at.pattern_stride) + which * load(record + at.pattern_head)
+            for j in range(0, value_dim * 4, 64):
+                vstore(sums + j, splat(zero))
+            pattern, changed = load(record + at.pattern) + place, load(record + at.changed) + place
+            if change(tile, pattern, changed, entry, sums) != zero:
+                out = load(record + at.out) + place_of(tile, tile.first) * value_dim * 4
+                for j in range(0, value_dim * 4, 64):
+                    vstore(out + j, vload(out + j) + vload(sums + j))
+
+    return body
+
+
+def _apply(simd: Any) -> Any:
+    vload = simd.vload
+
+    @simd.jit
+    def apply(x, factors, addends, t):
+        """Factor times x plus addend, for 16 tokens from token ``t`` on."""
+        if factors != 0:
+            x = x * vload(factors + t * 4)
+        if addends != 0:
+            x = x + vload(addends + t * 4)
+        return x
+
+    return apply
+
+
+def _scale_of(simd: Any, at: Any) -> Any:
+    load, load_f32, vload, splat, vmax = simd.load_i64, simd.load_f32, simd.vload, simd.splat, simd.vmax
+    vexp, vsum, vmax_lane, lane0, minus_infinity = (
+        simd.vexp, simd.vsum, simd.vmax_lane, simd.lane0, np.float32(-np.inf),
+    )  # fmt: skip
+
+    @simd.jit
+    def scale_of(tile, scores, low, high):
+        """The largest of a row's scores, and the sum of exp(score - largest). As in the pattern's kernel."""
+        head = tile.kv_head * tile.group + tile.first % tile.group
+        top, total, sinks = splat(minus_infinity), splat(np.float32(0)), load(tile.record + at.sinks)
+        for t in range(low, high, 16):
+            top = vmax(top, vload(scores + t * 4))
+        largest = vmax_lane(top)
+        if sinks != 0:
+            largest = max(largest, load_f32(sinks + 4 * head))
+        if largest == minus_infinity:
+            largest = np.float32(0)
+        for t in range(low, high, 16):
+            total = total + vexp(vload(scores + t * 4) - splat(largest))
+        share = vsum(total)
+        if sinks != 0:
+            share += lane0(vexp(splat(load_f32(sinks + 4 * head) - largest)))
+        if share == np.float32(0):
+            share = np.float32(1)
+        return largest, share
+
+    return scale_of

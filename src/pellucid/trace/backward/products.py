@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.ops.activation import derivative
+from pellucid.kernels.ops.elementwise import derivative
 from pellucid.plan.plan import At, Constant, Operation, Weights
 from pellucid.trace.backward.layer_products import (
     combine,
@@ -109,10 +109,10 @@ def softcap(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str
 
 def query_scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """A factor that depends on the position."""
-    from pellucid.kernels.ops.query_scale import reference
+    from pellucid.kernels.ops.positions import query_scale_reference
 
     beta, length, offset = number_of(op, "beta"), size_of(op, "length"), size_of(op, "offset")
-    yield "x", reference(gradient, values.positions, beta, length, offset).astype(np.float32)
+    yield "x", query_scale_reference(gradient, values.positions, beta, length, offset).astype(np.float32)
 
 
 def heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:

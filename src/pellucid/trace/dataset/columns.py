@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.kernels.matmul.bf16 import bits
+from pellucid.kernels.matmul.floats import bf16_bits
 from pellucid.plan.points import Point
 from pellucid.trace.positions import Positions
 from pellucid.trace.selection import Selection, by_name, select
@@ -55,7 +55,7 @@ class StoredColumn(Struct, frozen=True):
             InvalidRequest: a value is too large for float16.
         """
         if self.dtype == "bfloat16":
-            return bits(values)
+            return bf16_bits(values)
         if self.dtype == "float16":
             largest = float(np.abs(values).max(initial=0))
             if LARGEST_FLOAT16 < largest < math.inf:

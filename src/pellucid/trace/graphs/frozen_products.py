@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.ops.activation import derivative, reference
+from pellucid.kernels.ops.elementwise import activation_reference, derivative
 from pellucid.plan.plan import At, Operation, Vector
 from pellucid.plan.points import AttentionMask
 from pellucid.trace.backward import products
@@ -177,7 +177,7 @@ def gate(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
     """f(x) · up with a constant f(x)."""
     width = size_of(op, "width")
     x = values.values["x"][:, :width]
-    f = reference(op.kernel["kind"], x).astype(np.float32)
+    f = activation_reference(op.kernel["kind"], x).astype(np.float32)
     yield "up", (gradient[:, :width].reshape(-1, *x.shape) * f).reshape(-1, width)
 
 
@@ -196,7 +196,7 @@ def linear_activation(op: Operation, inputs: Mapping[str, Rows]) -> dict[str, ND
     kind, limit, sharpness = op.kernel["kind"], number_of(op, "limit"), number_of(op, "sharpness")
     neutral: Any = 1.0 if kind != "clamped_silu" else np.zeros_like(x)
     x64 = x.astype(np.float64)
-    f = reference(kind, x, neutral, limit, sharpness)
+    f = activation_reference(kind, x, neutral, limit, sharpness)
     zero = np.abs(x64) < 1e-12
     ratio = np.divide(f, x64, out=f, where=~zero)
     if zero.any():

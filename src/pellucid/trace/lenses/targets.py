@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.kernels.ops.activation import reference as activation
+from pellucid.kernels.ops.elementwise import activation_reference as activation
 from pellucid.kernels.ops.norm import reference as normalized
 from pellucid.model.outputs import Dense, UnitLength
 from pellucid.model.spec import Norm

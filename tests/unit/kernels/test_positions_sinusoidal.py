@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.kernels import ULP, Batch, assert_close, call, guarded, numbers, seeds, threads, tokens
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.ops import sinusoidal
+from pellucid.kernels.ops import positions
 
 
 @given(seeds, tokens, st.integers(0, 5000), st.integers(1, 40), st.integers(0, 3), threads)
@@ -21,7 +21,7 @@ def test_sinusoids_are_added(seed: int, T: int, past: int, pairs: int, offset: i
         KernelKey("sinusoidal"), Batch([T], past=[past]), threads, x=x, stride=4 * width,
         frequencies=frequencies, pairs=pairs, offset=offset,
     )  # fmt: skip
-    added = sinusoidal.reference(past + offset + np.arange(T), frequencies)
+    added = positions.sinusoidal_reference(past + offset + np.arange(T), frequencies)
     wanted = before[:, : 2 * pairs].astype(np.float64) + added
     assert_close(x[:, : 2 * pairs], wanted, ULP * (np.abs(wanted) + 2))
     assert np.array_equal(x[:, 2 * pairs :], before[:, 2 * pairs :])

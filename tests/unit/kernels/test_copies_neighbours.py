@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.kernels import Batch, call, guarded, numbers, seeds, threads
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.ops import neighbours
+from pellucid.kernels.ops import copies
 
 
 @given(
@@ -28,12 +28,12 @@ def test_rows_are_joined_within_their_text(seed: int, counts: list[int], width: 
         KernelKey("neighbours"), Batch(counts), threads, x=x, x_stride=4 * stride, width=width, taps=taps,
         out=out, out_stride=4 * out_stride,
     )  # fmt: skip
-    assert np.array_equal(out[:, : taps * width], neighbours.reference(x[:, :width], counts, taps))
+    assert np.array_equal(out[:, : taps * width], copies.neighbours_reference(x[:, :width], counts, taps))
     assert (out[:, taps * width :] == 0).all()
 
 
 def test_the_reference_is_a_convolution() -> None:
     """numpy's convolution of one column, with the taps in reverse."""
     x, kernel = numbers("normal", 1, 20, 1), numbers("normal", 2, 5)
-    joined = neighbours.reference(x, [20], 5) @ kernel
+    joined = copies.neighbours_reference(x, [20], 5) @ kernel
     np.testing.assert_allclose(joined, np.convolve(x[:, 0], kernel[::-1], "same"), rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ from support.kernels import TINY, ULP, Batch, assert_close, call, fma32, guarded
 from support.products import multiply
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul import bf16
+from pellucid.kernels.matmul import floats
 from pellucid.weights.pack import BF16_PAIRS, decode_blocks, to_bf16
 
 
@@ -46,7 +46,7 @@ def test_product_is_within_rounding_of_float64(
     got, before = product(w, x, addend, threads, seed)
     size = np.abs(x, dtype=np.float64) @ np.abs(w.T, dtype=np.float64) + np.abs(before)
     # One rounding per column and one for the addend, each of a number that is little larger than the sum of |products|.
-    assert_close(got, bf16.reference(x, w, before), (D + 2) * (ULP * size + TINY))
+    assert_close(got, floats.bf16_reference(x, w, before), (D + 2) * (ULP * size + TINY))
 
 
 @settings(max_examples=20)
@@ -55,7 +55,7 @@ def test_pairs_add_up_in_ascending_order_the_second_number_first(
     seed: int, T: int, N: int, vectors: int, threads: int
 ) -> None:
     x, w = numbers("normal", seed, T, 16 * vectors), numbers("normal", seed + 1, N, 16 * vectors)
-    halves, weights, total = bf16.rounded(x), bf16.rounded(w), np.zeros((T, N), np.float32)
+    halves, weights, total = floats.bf16_rounded(x), floats.bf16_rounded(w), np.zeros((T, N), np.float32)
     for first in range(0, 16 * vectors, 2):
         for column in (first + 1, first):
             total = fma32(halves[:, column, None], weights[:, column], total)
@@ -76,10 +76,10 @@ def test_pairs_add_up_in_ascending_order_the_second_number_first(
     ],
 )
 def test_numbers_are_rounded_to_the_nearest(value: float, nearest: float) -> None:
-    assert bf16.rounded(np.array([[value, -value]], np.float32)).tolist() == [[nearest, -nearest]]
+    assert floats.bf16_rounded(np.array([[value, -value]], np.float32)).tolist() == [[nearest, -nearest]]
 
 
 def test_nan_stays_nan() -> None:
     values = np.array([[0x7F800001, 0xFFFFFFFF]], np.uint32).view(np.float32)
-    assert np.isnan(bf16.rounded(values)).all()
+    assert np.isnan(floats.bf16_rounded(values)).all()
     assert np.isnan(decode_blocks(BF16_PAIRS, to_bf16(values))).all()

@@ -13,7 +13,7 @@ from support.kernels import Batch, call, guarded
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.kernels.matmul.partition import column_ends
+from pellucid.kernels.matmul.product import column_ends
 
 FLOATS = PackedLayout("f32", 32)
 Part = tuple[slice, slice]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.kernels import ULP, Batch, assert_close, call, guarded, numbers, seeds, threads
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.ops import query_scale
+from pellucid.kernels.ops import positions
 
 
 @given(
@@ -27,7 +27,7 @@ def test_queries_are_scaled(
     batch, width = Batch(counts, past), 16 * heads
     x = guarded((sum(counts), width))
     x[...] = numbers("normal", seed, sum(counts), width)
-    want = query_scale.reference(x, batch.keep["positions"], beta, length, offset)
+    want = positions.query_scale_reference(x, batch.keep["positions"], beta, length, offset)
     how = {"width": width, "heads": heads, "beta": beta, "length": length, "offset": offset}
     call(KernelKey("query_scale"), batch, threads, x=x, **how)
     assert_close(x, want, 3 * ULP * np.abs(want))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from support.kernels import Batch, call, guarded, numbers, seeds, threads
 
 from pellucid.kernels.attention import kv_layout
+from pellucid.kernels.attention.disentangled import key_bytes, query_bytes
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.position_tables import key_bytes, query_bytes
 from pellucid.kernels.core.definitions import KernelKey
 
 sizes = st.tuples(st.integers(1, 150), st.integers(1, 3), st.sampled_from([16, 48]))

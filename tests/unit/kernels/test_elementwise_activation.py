@@ -12,9 +12,9 @@ from support.kernels import ULP, VEXP, Batch, assert_close, call, guarded, kinds
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize
-from pellucid.kernels.ops import activation
+from pellucid.kernels.ops import elementwise
 
-BITS = {kind: 8 + 8 * (i % 2) for i, kind in enumerate(activation.KINDS)}
+BITS = {kind: 8 + 8 * (i % 2) for i, kind in enumerate(elementwise.KINDS)}
 
 # |error| <= relative |f(x)| + absolute |x|. A sigmoid has the error of e^x (VEXP), a sum, a reciprocal (two units);
 # below the cap of its argument, -87, it leaves e^-87 instead of zero. gelu_tanh passes it an argument with four
@@ -55,7 +55,7 @@ def run(kind: str, x: np.ndarray, up: np.ndarray | None, threads: int, in_place:
     return out
 
 
-@pytest.mark.parametrize("kind", activation.KINDS)
+@pytest.mark.parametrize("kind", elementwise.KINDS)
 @given(kinds, seeds, tokens, st.integers(1, 6), st.booleans(), st.booleans(), threads)
 def test_activation_is_within_rounding_of_float64(
     kind: str, values: str, seed: int, T: int, blocks: int, gated: bool, in_place: bool, threads: int
@@ -69,20 +69,20 @@ def test_activation_is_within_rounding_of_float64(
         factor = np.clip(factor, -7, 7) + 1
     got = run(kind, x, up, threads, in_place)
     with np.errstate(over="ignore"):
-        want = activation.reference(kind, x)
+        want = elementwise.activation_reference(kind, x)
         relative, absolute = ERROR[kind](x.astype(np.float64))
     tolerance = (relative * np.abs(want) + absolute * np.abs(x, dtype=np.float64)) * np.abs(factor)
     assert_close(got, want * factor, tolerance + ULP * np.abs(want * factor) + 1e-44)
 
 
-@pytest.mark.parametrize("kind", activation.KINDS)
+@pytest.mark.parametrize("kind", elementwise.KINDS)
 def test_activation_over_the_whole_range_is_finite_and_right_at_the_ends(kind: str) -> None:
     most = 1e15 if kind == "relu2" else 1e30
     x = np.concatenate([np.linspace(-200, 200, 4096), [-most, -1e4, 0, 1e-38, 1e4, most] + [0] * 26])
     x = x.astype(np.float32).reshape(1, -1)
     got = run(kind, x, None, 1, False)
     with np.errstate(over="ignore"):
-        want = activation.reference(kind, x)
+        want = elementwise.activation_reference(kind, x)
         relative, absolute = ERROR[kind](x.astype(np.float64))
     assert_close(
         got, want, relative * np.abs(want) + absolute * np.abs(x, dtype=np.float64) + ULP * np.abs(want) + 1e-44

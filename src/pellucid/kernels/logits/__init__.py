@@ -1,1 +1,0 @@
-"""Operations on the logits of one token: top-k, softmax, masks."""
