@@ -5,7 +5,6 @@ The file is over 420 lines because all methods of a model are here, each in a fe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
@@ -17,34 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
+from pellucid.base_llm import BaseLLM
 from pellucid.engine.encoder_inputs import EncoderInput, Texts, TextsOrPairs
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
-from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
-from pellucid.engine.local_request import LocalRequest, run_samples
+from pellucid.engine.local_request import EngineBackend, LocalRequest
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.output import Beams, Generation, Score
-from pellucid.engine.request import Request, RequestOptions, run_together
+from pellucid.engine.output import Generation, Score
+from pellucid.engine.request import run_together
 from pellucid.engine.speculation import DraftModel
-from pellucid.engine.state import EngineState
 from pellucid.engine.task import ReadingTask
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
-from pellucid.generate_options import BeamSearchOptions, GenerationOptions, TextOptions
+from pellucid.generate_options import GenerationOptions, TextOptions
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.load_options import LoadOptions
-from pellucid.model.spec import ModelSpec
-from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point
 from pellucid.runtime.processors import machine_bytes
-from pellucid.sample.options import CHECKS, Options
-from pellucid.sample.recommended import recommended_beams, with_recommended
+from pellucid.sample.options import CHECKS
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.tokenize.instruct import why_base
-from pellucid.trace.budget import BUDGET, LIMIT, MOST_LIMIT
-from pellucid.tracing import BEAMS, Tracing, warn_all, warn_unused
+from pellucid.trace.budget import BUDGET, MOST_LIMIT
+from pellucid.tracing import DIVIDED, refuse_late, warn_all, warn_unused
 from pellucid.util import checks
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
@@ -59,7 +54,7 @@ if TYPE_CHECKING:
     from pellucid.encoders.tasks import AnswerSpan, Classification, FilledToken, Grouping, Tag
     from pellucid.receipt_check import ReceiptCheck
     from pellucid.receipts.issuer import ModelIdentifier
-    from pellucid.receipts.receipt import Receipt
+    from pellucid.receipts.receipt import ModelIdentity, Receipt
     from pellucid.receipts.signature import Signer
     from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
@@ -68,16 +63,15 @@ if TYPE_CHECKING:
     from pellucid.trace.edits import Edit
     from pellucid.trace.frames import TraceFrame, TraceStream
     from pellucid.trace.recorded_run import RecordedRun
-    from pellucid.trace.registered_vectors import RegisteredVectors
     from pellucid.trace.trace import Trace
     from pellucid.trace.traced_model import ModelWeights
 
 MAX_SAMPLES = 256
-OTHER_OPTIONS = ("priority", "deadline", "edits", "steer", "probes")
-"""Options of a request that are not fields of ``Options``."""
+PROJECTED_ROWS = 64
+"""Maximum number of vectors that are projected between two steps."""
 
 
-class LLM:
+class LLM(BaseLLM[LocalRequest]):
     """A loaded model with its tokenizer, as returned by ``pellucid.load``.
 
     A language model has ``generate``, ``stream``, ``chat``, ``start``, ``samples``, ``beam_search`` and ``score``. An
@@ -86,17 +80,9 @@ class LLM:
     Methods may be called from several threads; their requests run in the same steps.
 
     Attributes:
-        tokenizer: text → token ids and back.
-        checkpoint: the open model file, with its metadata and tensors.
-        inputs: checks prompts and turns them into token ids.
         engine: runs the steps of all requests.
         runner: runs and profiles single steps, and gives access to their buffers.
-        recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
-        recommended_beams: the options of beam search that the file of an encoder-decoder recommends.
         draft: the draft model, None if the model was loaded without a draft model.
-        tracing: records and changes values of requests.
-        signer: signs the receipts of requests; None: receipts are not signed.
-        scheduling: the default scheduling options of requests.
     """
 
     def __new__(cls, *parts: Any, **named: Any) -> LLM:
@@ -114,30 +100,18 @@ class LLM:
         loaded: LoadOptions | None = None,
         signer: Signer | None = None,
     ) -> None:
-        self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
-        self.recommended = dict(recommended or {})
-        self.recommended_beams = recommended_beams(checkpoint) if runner.spec.encoder else {}
+        self.runner, self.draft = runner, draft
         base = why_base(checkpoint, tokenizer)
-        self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context, why_base=base)
-        self.draft = draft
+        inputs = Inputs(runner.spec, tokenizer, runner.limits.context, why_base=base)
         self.engine = Engine(runner, pipeline.step, draft=draft)
-        self.tracing = Tracing(self.engine, tokenizer)
-        self.signer = signer
-        self.scheduling = DEFAULT_SCHEDULING
+        backend, points = EngineBackend(self.engine, inputs), partial(_points, runner)
+        unwatched = DIVIDED if runner.stage else ""
+        super().__init__(checkpoint, runner.model, inputs, recommended or {}, backend, points, unwatched, signer)
         self.dictionaries: Mapping[str, Dictionary] = {}
         """Dictionaries of features that requests to a server may name."""
         # Caches instead of cached properties, so that the copies for clients share the decider and the identity.
         self._identifier = cache(partial(_identifier, checkpoint, tokenizer, runner, loaded or LoadOptions()))
         self._decider = cache(partial(_decider, checkpoint, self.inputs))
-
-    def for_client(self, client: str) -> LLM:
-        """The same loaded model for one client. The scheduler divides compute time among clients, not among requests.
-
-        Closing the returned object closes the model.
-        """
-        own = copy.copy(self)
-        own.scheduling = SchedulingOptions(client=client)
-        return own
 
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
@@ -148,41 +122,14 @@ class LLM:
         return self._identifier()
 
     @property
-    def model(self) -> Model:
-        """The spec, and the tensors of the file that fill its slots."""
-        return self.runner.model
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The architecture: family, dimensions, blocks."""
-        return self.runner.spec
-
-    @property
     def plan(self) -> Plan:
         """The operations that each step of the model runs, in order."""
         return self.runner.plan
 
     @property
-    def context(self) -> int:
-        """Maximum number of tokens of prompt and answer together."""
-        return self.runner.limits.context
-
-    @property
-    def width(self) -> int:
-        """Columns of the output: V for a language model, D for an encoder."""
-        return self.runner.width
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights, including the draft model's weights."""
         return stored_bytes(self.checkpoint) + (self.draft.weight_bytes if self.draft else 0)
-
-    def state(self) -> EngineState:
-        """A snapshot of the engine's state."""
-        return self.engine.state()
-
-    def replica_states(self) -> None:
-        """None: a model in this process has no replicas."""
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too, but it is one prompt
@@ -286,7 +233,7 @@ class LLM:
         hidden = best_of is not None and options.get("logprobs") is None  # computed for the order only
         if hidden:
             options["logprobs"] = 0
-        requests = run_samples(self.engine, self.inputs, prompt, self._request_options(dict(options)), count)
+        requests = EngineBackend(self.engine, self.inputs).samples(prompt, self._request_options(dict(options)), count)
         warn_unused(*requests)
         generations = [one for request in requests for one in request.results()]
         if best_of is not None:
@@ -294,48 +241,6 @@ class LLM:
         if hidden:
             generations = [replace(one, logprobs=None) for one in generations]
         return generations[:n]
-
-    def beam_search(self, prompt: PromptInput, **options: Unpack[BeamSearchOptions]) -> Beams:
-        """Find the best whole continuations of a prompt by beam search.
-
-        ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and the options of ``generate``, except
-        options that act on one text while it is generated: stop strings, ``until``, log-probabilities, ``watch``. In an
-        encoder-decoder, the options that the file recommends are the defaults.
-
-        Raises: as ``generate``.
-        """
-        from pellucid.engine.tasks.beam_search import search_beams
-        from pellucid.sample.beams import BeamOptions
-
-        given = dict[str, Any](options)
-        if self.spec.encoder:
-            given = {**self.recommended_beams, **with_recommended(given, self.recommended)}
-        beams = BeamOptions.taken_from(given)
-        self.tracing.refuse_frames("beam search has no texts before its end")
-        if given.pop("probes", None):
-            raise InvalidRequest(BEAMS)
-        scheduling, watching = self.scheduling.with_options(given), self.tracing.watching(given)
-        parsed = RequestOptions(Options.of((*vars(beams), *OTHER_OPTIONS), **given), scheduling, watching)
-        result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
-        if watching is not None:
-            warn_all(watching.unused(result.usage.prompt_tokens + result.longest - 1))
-        return result
-
-    def request(
-        self, prompt: PromptInput, n: int = 1, /, *, resumed: Sequence[int] = (), **options: Any
-    ) -> LocalRequest:
-        """Check a request for ``n`` answers without starting it, for programs that run many requests.
-
-        Generation continues after the prompt and the tokens ``resumed``. Options and errors are as in ``generate``.
-        """
-        parsed = self._request_options(options)
-        if resumed:
-            from pellucid.receipts.issuer import refuse_receipt
-
-            refuse_receipt(parsed.generation, "the request continues an earlier answer")
-        chains = parsed.generation.chain().with_seeds(whole("n", n, 1, self.runner.limits.sequences))
-        certain = [(token, 1.0) for token in resumed]
-        return LocalRequest(self.engine, self.inputs, prompt, parsed, chains, certain)
 
     def request_with_values(
         self,
@@ -347,38 +252,13 @@ class LLM:
         resumed: Sequence[int] = (),
         **options: Any,
     ) -> tuple[LocalRequest, TraceStream]:
-        """Check a request for one answer, and return also the stream of its values at ``points``.
-
-        The stream reduces the points ``norms`` to the norms of their rows. Recorded positions are always computed. The
-        values of a step arrive before its tokens. Takes ``resumed`` and options as ``request``; close the stream after
-        the request.
-
-        Raises: as ``request`` and ``TraceStream``.
-        """
         from pellucid.trace.frames import TraceStream
 
         stream = TraceStream(self.points, points, MOST_LIMIT, norms=norms)
-        parsed = self._request_options(options, stream)
-        chains = parsed.generation.chain().with_seeds(1)
-        certain = [(token, 1.0) for token in resumed]
-        return LocalRequest(self.engine, self.inputs, prompt, parsed, chains, certain), stream
+        return self.backend.submit(prompt, self._request_options(options, stream), 1, resumed), stream
 
-    def _request_options(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestOptions:
-        """The options of a request: the given options, completed by the file's recommendations."""
-        edits, probes = self.tracing.control(options) if options.get("receipt") else ([], [])
-        scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options, stream)
-        completed = with_recommended(options, self.recommended)
-        generation = Options.of(OTHER_OPTIONS, **completed)
-        receipts = None
-        if generation.receipt:
-            from pellucid.receipts.issuer import STOPPING, ReceiptIssuer, refuse_receipt
-
-            if self.runner.stage:
-                refuse_receipt(generation, "the model runs in stages on several machines")
-            if any(probe.stop_above is not None for probe in probes):
-                refuse_receipt(generation, STOPPING)
-            receipts = ReceiptIssuer(completed, edits, self.identity(), self.signer)
-        return RequestOptions(generation, scheduling, watching, receipts)
+    def _identity_here(self) -> ModelIdentity:
+        return self.identity()
 
     def verify_receipt(
         self, receipt: Receipt | Mapping[str, Any], *, edits: Sequence[Edit] = (), signed_by: str | Path | None = None
@@ -413,7 +293,7 @@ class LLM:
             ContextOverflow: the text does not fit into the context.
         """
         top = CHECKS["logprobs"]("top", top)
-        source, watching = None, self.tracing.watching({"edits": edits})
+        source, watching = None, self.tracing.tracer(edits)
         if self.spec.encoder:
             if given is None:
                 raise InvalidRequest("an encoder-decoder scores answers to a source: use score(text, given=source)")
@@ -614,7 +494,7 @@ class LLM:
                 raise InvalidRequest(f"texts[{at}]={brief(one)}: must be an EncoderInput: {remedy}")
         from pellucid.engine.tasks.encoding import encode
 
-        return encode(self.engine, texts, self.tracing.watching({"edits": edits}), self.scheduling)
+        return encode(self.engine, texts, self.tracing.tracer(edits), self.scheduling)
 
     @property
     def decider(self) -> Decider:
@@ -687,14 +567,19 @@ class LLM:
         self, prompts: Sequence[list[int]], positions: Sequence[Sequence[int]], edits: Sequence[Edit] | None = None
     ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """Outputs at some positions of prompts that share their first tokens (``engine/tasks/scoring.py``)."""
-        watching = self.tracing.watching({"edits": edits})
+        watching = self.tracing.tracer(edits)
         from pellucid.engine.tasks.scoring import prompt_rows
 
         return prompt_rows(self.engine, prompts, positions, self.context, watching, self.scheduling)
 
     def project(self, vectors: NDArray[np.float32], rows: int = 1) -> NDArray[np.float32]:
         """Outputs of vectors (n, D) that replace the residual stream after the last block (``ModelRunner.project``)."""
-        return self.tracing.project(vectors, rows, self.scheduling)
+        vectors = np.atleast_2d(np.asarray(vectors, np.float32))
+        size = max(PROJECTED_ROWS // max(rows, 1), 1) * max(rows, 1)
+        parts = [vectors[first : first + size] for first in range(0, len(vectors), size)] or [vectors]
+        turns = (self.runner.project(part, rows) for part in parts)  # between the steps of requests
+        logits = list(self.engine.run(ReadingTask(turns), self.scheduling, max_unread=1))
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def edited_outputs(
         self, prompt: PromptInput, copies: Sequence[Sequence[Edit]], edits: Sequence[Edit] = ()
@@ -720,8 +605,19 @@ class LLM:
     def taped(
         self, ids: Sequence[int], versions: Versions, needs: TapeNeeds, edits: Sequence[Edit] = ()
     ) -> tuple[Tape, NDArray[np.float32]]:
-        """Run a prompt, and record the values that a backward pass reads (``trace/backward``)."""
-        return self.tracing.taped(ids, versions, needs, edits, self.scheduling)
+        """Run a prompt, and record the values that a backward pass reads. Returns them, and the last logits (V,).
+
+        Raises:
+            InvalidRequest: an edit does not fit.
+        """
+        from pellucid.engine.probe import probed_run
+        from pellucid.trace.backward.tape import Tape
+
+        _, base = self.tracing.edited(ids, [], edits)
+        tape = Tape(versions, needs, len(ids), len(ids) - 1, base)
+        task = ReadingTask(probed_run(self.runner, ids, tape, len(ids) - 1))
+        logits = np.concatenate(list(self.engine.run(task, self.scheduling, max_unread=2)))
+        return tape, logits[-1]
 
     @cached_property
     def plan_versions(self) -> Versions:
@@ -737,30 +633,16 @@ class LLM:
 
         return ModelWeights(self.checkpoint, self.model, machine_bytes() // 4, self.runner.threads)
 
-    @property
-    def vectors(self) -> RegisteredVectors:
-        """The control vectors and probes that requests may name (``steer``, ``probes``). All clients share them."""
-        return self.tracing.vectors
-
-    @vectors.setter
-    def vectors(self, vectors: RegisteredVectors) -> None:
-        self.tracing.vectors = vectors
-
-    @property
-    def unwatched(self) -> str:
-        """The reason why values of the model cannot be traced and edited; "" if they can."""
-        return self.tracing.unwatched
-
-    @property
-    def points(self) -> dict[str, Point]:
-        """The values of a run that can be traced and edited, by name (``Tracing.points``)."""
-        return self.tracing.points
-
-    def watch(
-        self, request: Request, names: Sequence[str], limit: int = LIMIT, notify: Callable[[], object] = lambda: None
+    def _watch(
+        self, request: LocalRequest, names: Sequence[str], limit: int, notify: Callable[[], object]
     ) -> TraceStream:
-        """Stream the values of points of a running request, as ``Tracing.watch``."""
-        return self.tracing.watch(request, names, limit, notify)
+        from pellucid.trace.frames import TraceStream
+
+        stream = TraceStream(self.points, names, limit, notify)
+        refuse_late(request, stream)
+        request.attach(stream.probes(len(request.outputs)), stream.source_probe())
+        stream.ended = partial(request.attach, [])
+        return stream
 
     def trace(
         self,
@@ -880,6 +762,12 @@ class LLM:
             self.float_weights.close()
         self.runner.close()
         self.checkpoint.close()
+
+
+def _points(runner: ModelRunner) -> dict[str, Point]:
+    from pellucid.trace.output_points import all_points
+
+    return all_points(runner.plan, generates=runner.spec.generates)
 
 
 def _identifier(checkpoint: Checkpoint, tokenizer: Tokenizer, runner: ModelRunner, how: LoadOptions) -> ModelIdentifier:

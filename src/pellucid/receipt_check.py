@@ -33,10 +33,11 @@ class ReplayingModel(Protocol):
 
     engine: Engine
     inputs: Inputs
-    tokenizer: Tokenizer
     tracing: Tracing
     scheduling: SchedulingOptions
 
+    @property
+    def tokenizer(self) -> Tokenizer: ...
     @property
     def identity(self) -> Any: ...
 

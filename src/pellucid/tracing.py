@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pellucid.engine.engine import Engine
-from pellucid.engine.job import SchedulingOptions
-from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.probe import EngineProbe, RequestTracer
 from pellucid.engine.request import Request
-from pellucid.engine.task import ReadingTask
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
-from pellucid.tokenize import Tokenizer
 
 if TYPE_CHECKING:
     from pellucid.engine.edited_copies import EditedCopy
-    from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
     from pellucid.trace.edits import Edit
     from pellucid.trace.frames import TraceFrame, TraceStream
-    from pellucid.trace.registered_vectors import Control, RegisteredVectors
+    from pellucid.trace.linear_probe import LinearProbe
+    from pellucid.trace.registered_vectors import RegisteredVectors
     from pellucid.trace.sequence_probe import SequenceProbe
     from pellucid.trace.trace import Trace
 
-PROJECTED_ROWS = 64
-"""Maximum number of vectors that are projected between two steps."""
 STREAMED = "probes: a request whose values are streamed takes no probes: leave them out"
 BEAMS = "probes: beam search has no scores of tokens: leave them out, or use generate"
 DIVIDED = "the model runs on several machines, so its values cannot be watched"
@@ -44,11 +33,15 @@ CONTROLS = frozenset(("edits", "steer", "probes"))
 class Tracing:
     """Traces and edits of a model's requests. All clients of the model share one object.
 
-    The modules of ``trace/`` are imported when a request first needs them.
+    ``find_points`` returns the points of the model. ``unwatched`` is the reason why its values cannot be traced and
+    edited; "" if they can. ``piece`` is the text of a token. The modules of ``trace/`` are imported when a request
+    first needs them.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
-        self._engine, self._runner, self._tokenizer = engine, engine.runner, tokenizer
+    def __init__(
+        self, find_points: Callable[[], dict[str, Point]], unwatched: str, piece: Callable[[int], str]
+    ) -> None:
+        self._find_points, self.unwatched, self._piece = find_points, unwatched, piece
         self._points: dict[str, Point] = {}
         self._current: ContextVar[Trace | None] = ContextVar("trace", default=None)
         self._vectors: RegisteredVectors | None = None
@@ -65,11 +58,6 @@ class Tracing:
         self._vectors = vectors
 
     @property
-    def unwatched(self) -> str:
-        """The reason why values of the model cannot be traced and edited; "" if they can."""
-        return DIVIDED if self._runner.stage else ""
-
-    @property
     def points(self) -> dict[str, Point]:
         """The values of a run that can be traced and edited, by name, in the order of the pipeline.
 
@@ -78,30 +66,35 @@ class Tracing:
         """
         if self.unwatched:
             raise InvalidRequest(self.unwatched)
-        if not self._points:
-            from pellucid.trace.output_points import all_points
-
-            self._points = all_points(self._runner.plan, generates=self._runner.spec.generates)
+        self._points = self._points or self._find_points()
         return self._points
 
-    def watching(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestTracer | None:
+    def watching(
+        self, options: dict[str, Any], stream: TraceStream | None = None
+    ) -> tuple[RequestTracer | None, Sequence[Edit], Sequence[LinearProbe]]:
         """The recordings, edits and probes of a request. Removes its edits, vectors and probes from ``options``.
 
-        With a ``stream``, the values go to it.
+        Returns what applies them (None: nothing applies), and the edits of the current trace and of the request, and
+        its probes. With a ``stream``, the values go to it.
         """
         trace = self._current.get()
         if trace is None and stream is None and self._vectors is None and not CONTROLS & options.keys():
-            return None
+            return None, (), ()
         from pellucid.trace.request_trace import request_trace, streamed_trace
 
         own, probes = self.vectors.taken_from(options, lambda: self.points)
         if probes and (stream is not None or (trace is not None and trace.stream is not None)):
             raise InvalidRequest(STREAMED)
+        edits = [*(trace.edits if trace is not None else ()), *own]
         if stream is not None:
-            return streamed_trace(self.points, stream.selected, own, stream.put, self._tokenizer.piece)
+            return streamed_trace(self.points, stream.selected, own, stream.put, self._piece), edits, probes
         if trace is None:
-            return request_trace(lambda: self.points, own, probes, self._tokenizer.piece)
-        return trace.watching(own, probes)
+            return request_trace(lambda: self.points, own, probes, self._piece), edits, probes
+        return trace.watching(own, probes), edits, probes
+
+    def tracer(self, edits: Sequence[Edit] | None) -> RequestTracer | None:
+        """What records and edits values of a request with these ``edits`` alone, inside the current trace."""
+        return self.watching({"edits": edits})[0]
 
     def edited(
         self, ids: Sequence[int], copies: Sequence[Sequence[Edit]], base: Sequence[Edit]
@@ -118,7 +111,7 @@ class Tracing:
         from pellucid.trace.trace import Trace
 
         trace = self._current.get()
-        outer, piece = [*(trace.edits if trace else ()), *listed(base)], self._tokenizer.piece
+        outer, piece = [*(trace.edits if trace else ()), *listed(base)], self._piece
         alone, of_prompt = (Trace(self.points, (), edits, piece=piece) for edits in ((), outer))
 
         def probe(trace: Trace, edits: Sequence[Edit]) -> SequenceProbe:
@@ -134,47 +127,6 @@ class Tracing:
             made.append(EditedCopy(both, own.watch, len(ids) if own.first_changed is None else own.first_changed))
         return made, probe(of_prompt, ()) if outer else None
 
-    def taped(
-        self,
-        ids: Sequence[int],
-        versions: Versions,
-        needs: TapeNeeds,
-        edits: Sequence[Edit],
-        scheduling: SchedulingOptions,
-    ) -> tuple[Tape, NDArray[np.float32]]:
-        """Run a prompt, and record the values that a backward pass reads. Returns them, and the last logits (V,).
-
-        Raises:
-            InvalidRequest: an edit does not fit.
-        """
-        _, base = self.edited(ids, [], edits)
-        from pellucid.engine.probe import probed_run
-        from pellucid.trace.backward.tape import Tape
-
-        tape = Tape(versions, needs, len(ids), len(ids) - 1, base)
-        task = ReadingTask(probed_run(self._runner, ids, tape, len(ids) - 1))
-        logits = np.concatenate(list(self._engine.run(task, scheduling, max_unread=2)))
-        return tape, logits[-1]
-
-    def control(self, options: Mapping[str, Any]) -> Control:
-        """The edits of a request with these options, of the current trace and its own, and its probes."""
-        from pellucid.trace.registered_vectors import Control
-
-        trace, (own, probes) = (self._current.get(), self.vectors.taken_from(dict(options), lambda: self.points))
-        return Control([*(trace.edits if trace is not None else ()), *own], probes)
-
-    def project(self, vectors: NDArray[np.float32], rows: int, scheduling: SchedulingOptions) -> NDArray[np.float32]:
-        """As ``ModelRunner.project``. The projection runs between the steps of requests.
-
-        Raises: as ``ModelRunner.project``.
-        """
-        vectors = np.atleast_2d(np.asarray(vectors, np.float32))
-        size = max(PROJECTED_ROWS // max(rows, 1), 1) * max(rows, 1)
-        parts = [vectors[first : first + size] for first in range(0, len(vectors), size)] or [vectors]
-        turns = (self._runner.project(part, rows) for part in parts)
-        logits = list(self._engine.run(ReadingTask(turns), scheduling, max_unread=1))
-        return logits[0] if len(logits) == 1 else np.concatenate(logits)
-
     @property
     def has_edits(self) -> bool:
         """True if the current trace has edits."""
@@ -186,21 +138,6 @@ class Tracing:
         trace = self._current.get()
         if trace is not None and trace.stream is not None:
             raise InvalidRequest(f"on: {why}: leave `on` out, and read the trace afterwards")
-
-    def watch(self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]) -> TraceStream:
-        """Stream the values of points of a running request, from its next step until the stream is closed.
-
-        Arguments and errors are as in ``TraceStream``.
-        """
-        from pellucid.trace.frames import TraceStream
-
-        assert isinstance(request, LocalRequest)
-        refuse_watched(request)
-        stream = TraceStream(self.points, names, limit, notify)
-        refuse_late(request, stream)
-        request.attach(stream.probes(len(request.outputs)), stream.source_probe())
-        stream.ended = partial(request.attach, [])
-        return stream
 
     @contextmanager
     def trace(
@@ -236,7 +173,7 @@ class Tracing:
         own = [*(outer.edits if outer is not None else ()), *listed(edits)]
         if on is not None and not callable(on):
             raise InvalidRequest(f"on={brief(on)}: must be a function of a frame")
-        made = Trace(self.points, points, own, budget, self._tokenizer.piece)
+        made = Trace(self.points, points, own, budget, self._piece)
         reader = None
         if on is not None:
             made.stream = TraceStream(self.points, points)
@@ -265,12 +202,6 @@ def warn_all(notices: Sequence[str], level: int = 3) -> None:
     """Issue warnings about unused edits."""
     for said in notices:
         warnings.warn(said, stacklevel=level)
-
-
-def refuse_watched(request: Request) -> None:
-    """Refuse to watch a request that has its own edits or trace. Raises InvalidRequest."""
-    if request.watching is not None:
-        raise InvalidRequest("a request with its own edits or trace cannot be watched: watch another request")
 
 
 def refuse_late(request: Request, stream: TraceStream) -> None:

@@ -13,21 +13,17 @@ from typing import Any
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
 from pellucid.cluster.remote_trace import RemoteTraceStream
-from pellucid.engine.job import SchedulingOptions
+from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import TokenOutput
-from pellucid.engine.request import PromptOutput, Request, SequenceOutput
+from pellucid.engine.request import PromptOutput, Request, RequestOptions, SequenceOutput
 from pellucid.errors import KernelError, PellucidError
 from pellucid.plan.points import Point
-from pellucid.sample.chain import Chain
-from pellucid.sample.options import SEEDS, Options
-from pellucid.trace.budget import LIMIT
-from pellucid.trace.edits import Edit
-from pellucid.trace.linear_probe import LinearProbe
+from pellucid.sample.options import SEEDS
 from pellucid.tracing import refuse_late
 
 
 class RemoteRequest(Request):
-    """A request for one or more sequences of a prompt, run by replicas. ``sent_options`` are the options for replicas.
+    """A request for ``n`` sequences of a prompt, run by replicas.
 
     Every replica generates the same tokens for the same request. To continue a sequence, a replica therefore needs only
     the tokens so far and, for Mirostat, the probabilities of these tokens.
@@ -39,25 +35,20 @@ class RemoteRequest(Request):
         return len(self.outputs) == 1
 
     def __init__(
-        self,
-        fleet: Fleet,
-        prompt: list[int],
-        sent_options: dict[str, Any],
-        options: Options,
-        chains: Sequence[Chain],
-        scheduling: SchedulingOptions,
-        edits: Sequence[Edit] = (),
-        resumed: Sequence[int] = (),
-        read: int | None = None,
-        probes: Sequence[LinearProbe] = (),
+        self, fleet: Fleet, inputs: Inputs, prompt: PromptInput, options: RequestOptions, n: int, resumed: Sequence[int]
     ) -> None:
-        self.options = options
-        self.outputs = [SequenceOutput(chain, options) for chain in chains]
-        self._fleet, self._prompt, self._scheduling = fleet, prompt, scheduling
-        self._sent_options, self._resumed = sent_options, resumed
-        self._read = len(prompt) if read is None else read
-        self._edits = [wire.edit_fields(edit) for edit in edits]
-        self._probes = [wire.probe_fields(probe) for probe in probes]
+        super().__init__(inputs, prompt, options, resumed)
+        chain = self.options.chain()
+        # Refuse invalid options here, before the response begins. A replica would refuse them later.
+        self._sampler(chain).end()
+        given = options.given if chain.greedy else {**options.given, "seed": chain.seed}
+        self._sent_options, self._resumed = wire.plain_options(given), resumed
+        chains = chain.with_seeds(n)
+        self.outputs = [SequenceOutput(chain, self.options) for chain in chains]
+        self._begin_probes(1)  # checks edits; the probes of the replica record and edit
+        self._fleet = fleet
+        self._edits = wire.edits_fields(options.edits)
+        self._probes = [wire.probe_fields(probe) for probe in options.probes]
         self._task = _GenerateTask(self)
         self._facts = PromptOutput()
         self._probabilities: list[list[float]] = [[] for _ in chains]
@@ -66,11 +57,6 @@ class RemoteRequest(Request):
         self._begun = 0.0
         self._ended = False
         self._stream: RemoteTraceStream | None = None
-
-    @property
-    def prompt(self) -> list[int]:
-        """The tokens of the prompt."""
-        return self._prompt
 
     @property
     def prompt_output(self) -> PromptOutput:
@@ -133,21 +119,21 @@ class RemoteRequest(Request):
             self.start()
         await self.finished()
 
-    def watch(
+    def stream_values(
         self,
         points: Mapping[str, Point],
         names: Sequence[str],
-        limit: int = LIMIT,
+        limit: int,
         notify: Callable[[], object] = lambda: None,
         norms: Sequence[str] = (),
         own: bool = False,
     ) -> RemoteTraceStream:
-        """Stream the values at the hook points ``names``, from the next step on until the stream is closed.
+        """Stream the values at the points ``names``, from the next step on until the stream is closed.
 
         The stream reduces the points ``norms`` to the norms of their rows. ``own``: the stream belongs to the client of
         the request, which has not started (``RemoteTraceStream``).
 
-        Raises: the errors of ``TraceStream``; InvalidRequest if values of a source were asked for too late.
+        Raises: as ``TraceStream`` and ``refuse_late``.
         """
         stream = RemoteTraceStream(points, names, limit, notify, self._tell, norms, own)
         refuse_late(self, stream)
@@ -166,14 +152,14 @@ class RemoteRequest(Request):
 
     def tell_watch(self) -> None:
         """If a stream watches the request, tell the current replica about the stream."""
-        if watch := self._watch():
+        if watch := self._watch_fields():
             self._tell("watch", *watch)
 
-    def _watch(self) -> list[Any]:
+    def _watch_fields(self) -> list[Any]:
         """Return the fields of the ``watch`` message. The list is empty if no stream watches the request."""
         if self._stream is None:
             return []
-        return self._stream.begin(self._read, [len(output.ids) for output in self.outputs])
+        return self._stream.begin(len(self.decoder_ids), [len(output.ids) for output in self.outputs])
 
     def close(self) -> None:
         """Cancel the request unless it has ended."""
@@ -184,7 +170,7 @@ class RemoteRequest(Request):
     def remaining_body(self) -> dict[str, Any]:
         """Return the body of the ``run`` message: the unfinished sequences, each with its tokens so far."""
         passed = time.perf_counter() - self._begun
-        options, deadline = dict(self._sent_options), self._scheduling.deadline
+        options, deadline = dict(self._sent_options), self.scheduling.deadline
         if options.get("max_time") is not None:
             options["max_time"] = max(options["max_time"] - passed, 1e-3)
         if any(output.ids for output in self.outputs):
@@ -195,18 +181,18 @@ class RemoteRequest(Request):
         before = [(token, 1.0) for token in self._resumed]
         numbers = [number for number, output in enumerate(self.outputs) if not output.ended]
         return {
-            "prompt": self._prompt,
-            "read": self._read,
+            "prompt": self.prompt,
+            "read": len(self.decoder_ids),
             "options": options,
             "edits": self._edits,
             "probes": self._probes,
-            "watch": self._watch(),
+            "watch": self._watch_fields(),
             "numbers": numbers,
             "begun": {
                 number: [*before, *zip(self.outputs[number].ids, self._probabilities[number])] for number in numbers
             },
-            "priority": self._scheduling.priority,
-            "client": self._scheduling.client,
+            "priority": self.scheduling.priority,
+            "client": self.scheduling.client,
             "deadline": None if deadline is None else max(deadline - passed, 1e-3),
         }
 

@@ -127,7 +127,9 @@ async def decide(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch)
 
 async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Run a beam search."""
-    search = partial(_own(llm, body).beam_search, body["prompt"], **body["options"])
+    edits = [wire.edit_of(edit) for edit in body["edits"]] or None
+    scheduling = {name: body[name] for name in ("priority", "deadline")}
+    search = partial(_own(llm, body).beam_search, body["prompt"], edits=edits, **scheduling, **body["options"])
     tell("done", wire.beams_fields(await asyncio.to_thread(search)))
 
 

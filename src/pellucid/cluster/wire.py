@@ -31,7 +31,7 @@ from pellucid.sample.step import SamplerStep
 from pellucid.trace.edits import Edit
 from pellucid.trace.linear_probe import LinearProbe
 
-VERSION = 9
+VERSION = 10
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
 MAX_FRAME, MAX_MESSAGES = 64 << 20, 60_000  # limits of a frame: bytes, messages
 PIECE, MAX_PIECES = 4 << 20, 160 << 20  # limits in bytes: one piece, all pieces of a value
@@ -91,6 +91,28 @@ def pieces(value: bytes) -> Iterator[tuple[bytes, bool]]:
     """Split bytes into one or more pieces that fit into messages. Yield each piece, and True if more pieces follow."""
     for start in range(0, max(len(value), 1), PIECE):
         yield value[start : start + PIECE], start + PIECE < len(value)
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the options after checking that all values can be sent.
+
+    Raises:
+        InvalidRequest: a value is a function or another object that cannot be sent.
+    """
+    for name, value in options.items():
+        try:
+            pack([["option", value]])
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidRequest(f"{name}={brief(value)}: cannot be sent to a replica: give plain values") from None
+    return dict(options)
+
+
+def edits_fields(edits: Sequence[Edit]) -> list[Any]:
+    """The fields of edits. Raises InvalidRequest if they have too many values."""
+    size = sum(np.size(edit.values) * 4 for edit in edits if edit.values is not None)
+    if size > MAX_FRAME // 2:
+        raise InvalidRequest(f"edits has {size >> 20:,} MiB of values; the limit is {MAX_FRAME >> 21} MiB: change less")
+    return [edit_fields(edit) for edit in edits]
 
 
 def edit_fields(edit: Edit) -> list[Any]:

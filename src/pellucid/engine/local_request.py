@@ -5,33 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import MAX_UNREAD, Results, SchedulingOptions
-from pellucid.engine.output import Generation, TokenOutput
+from pellucid.engine.output import Beams, Generation, TokenOutput
 from pellucid.engine.probe import EngineProbe, RequestTracer
 from pellucid.engine.request import PromptOutput, Request, RequestOptions, SequenceOutput, run_together, unused_edits
 from pellucid.engine.source import with_source
+from pellucid.engine.state import EngineState
 from pellucid.engine.task import Task
 from pellucid.engine.tasks.generation import GenerationTask, PromptSequence
 from pellucid.engine.text_sequence import TextSequence
 from pellucid.errors import InvalidRequest
 from pellucid.sample.chain import Chain
 
+if TYPE_CHECKING:
+    from pellucid.sample.beams import BeamOptions
+
 
 class LocalRequest(Request):
     """A request on an engine of this process. Iterate over its token outputs, then read the ``results``.
 
-    The constructor raises the errors of an invalid request. ``resumed`` are tokens of the answer that were generated
-    earlier, each with its probability after the sampler chain. Generation continues after these tokens with the same
-    random numbers, and the results hold only the tokens that follow. Logits are computed from position ``first_output``
-    on (None: only where the request needs them). ``expected`` are probable tokens of the answers, which are proposed as
-    draft tokens.
+    ``resumed`` are tokens of the answer that were generated earlier, each with its probability after the sampler chain.
+    Generation continues after these tokens with the same random numbers, and the results hold only the tokens that
+    follow. ``expected`` are probable tokens of the answers, which are proposed as draft tokens.
     """
 
     def __init__(
@@ -45,50 +48,29 @@ class LocalRequest(Request):
         first_output: int | None = None,
         expected: Sequence[int] = (),
     ) -> None:
-        self.options, self.watching, self.receipts = options.generation, options.watching, options.receipts
-        self._engine, self._scheduling = engine, options.scheduling
         answered = [token for token, _ in resumed]
-        prompt_ids = inputs.prompt(prompt)  # text → tokenize → ids
-        self._source = source = engine.source(prompt_ids, self.watching)
-        ids = inputs.decoder_prompt(prompt_ids)
-        tokenizer, vocabulary = inputs.tokenizer, inputs.vocabulary
-        ends = self.options.ends(tokenizer, vocabulary)
-        wanted = self.options.max_new_tokens
-        most = inputs.answer_limit(ids, None if wanted is None else wanted + len(answered))
-        spare_core = engine.runner.idle_core
-        samplers = [
-            chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=vocabulary, limit=most)
-            for chain in chains
-        ]
-        if resumed:
-            ids = inputs.decoder_prompt(prompt_ids, answered)
-            for sampler in samplers:
-                for token, probability in resumed:
-                    sampler.accept(token, probability)
-        self.limit = limit = inputs.answer_limit(ids, self.options.max_new_tokens)
+        super().__init__(inputs, prompt, options, answered, first_output)
+        self._engine = engine
+        self._source = source = engine.source(self.prompt, self.watching)
+        if source is None:
+            self.prompt = self.decoder_ids  # resumed tokens count as tokens of the prompt
+        samplers = [self._sampler(chain, spare_core=engine.runner.idle_core) for chain in chains]
+        for sampler in samplers:
+            for token, probability in resumed:
+                sampler.accept(token, probability)
         own = self.options
         if self.watching is not None:
             # The sequences record the sampler's chain for a trace. The results of the request do not include it.
             own = replace(own, watch=own.watch or self.watching.watches_chain)
-            first_output = self.watching.first_output
-        alternatives = self.options.prompt_logprobs
-        if source and alternatives is not None:
-            raise InvalidRequest(
-                f"prompt_logprobs={alternatives}: the encoder reads the prompt, and predicts no tokens: leave it out"
-            )
-        self._prompt = PromptSequence(ids, alternatives, vocabulary, first_output=first_output, source=source)
-        self._probes: Sequence[EngineProbe] = ()
-        if self.watching is not None:
-            most, first_output = len(ids) + limit - 1, self._prompt.first_output  # the last token is not read
-            self._probes = self.watching.begin(
-                ids, len(chains), most=most, first_output=first_output, source=source.probe if source else None
-            )
-            self._prompt.probe = self._probes[0]
+        ids, alternatives = self.decoder_ids, own.prompt_logprobs
+        self._prompt = PromptSequence(ids, self._first_output, alternatives, inputs.vocabulary, source)
+        self._probes = self._begin_probes(len(chains), source.probe if source else None)
+        self._prompt.probe = next(iter(self._probes), None)
         # A recurrent state cannot be rolled back to reject draft tokens.
         speculates = not engine.cache.has_states and not any(probe.calls for probe in self._probes)
         texts = [
             TextSequence(
-                number, tokenizer, own, sampler, ends, limit,
+                number, inputs.tokenizer, own, sampler, self.ends, self.limit,
                 speculates=own.prompt_lookup and speculates,
                 draft=engine.draft if own.draft and speculates else None,
                 resumed=answered,
@@ -117,10 +99,6 @@ class LocalRequest(Request):
                 "the request has begun: it runs once; wait for it, or continue the iteration that began it"
             )
         self._begun = True
-        self._keep_probes()
-
-    def _keep_probes(self) -> None:
-        """Add the sequences of the request to the trace."""
         if self.watching is not None:
             for probe in self._probes:
                 self.watching.keep(probe)
@@ -129,14 +107,9 @@ class LocalRequest(Request):
         if self._tokens is None:
             self._begin()
             self._tokens = _run(
-                self._engine, self._work, self._task, self._scheduling, self.outputs, self.watching, self.on_end
+                self._engine, self._work, self._task, self.scheduling, self.outputs, self.watching, self.on_end
             )
         return self._tokens
-
-    @property
-    def prompt(self) -> list[int]:
-        """The tokens of the prompt."""
-        return (self._source or self._prompt).tokens
 
     @property
     def prompt_output(self) -> PromptOutput:
@@ -183,7 +156,7 @@ class LocalRequest(Request):
                 on_token(output)
 
         self._begin()
-        self._results = self._engine.submit(self._work, self._scheduling, deliver=collect)
+        self._results = self._engine.submit(self._work, self.scheduling, deliver=collect)
         self._cancel = self._results.close
 
     def wait(self) -> None:
@@ -220,9 +193,9 @@ class LocalRequest(Request):
         """
         for probe, output in zip(probes, self.outputs):
             probe.tokens = partial(_read_tokens, self._prompt.tokens, output)
-        self._engine.between_steps(partial(self._watch, probes, source))
+        self._engine.between_steps(partial(self._attach, probes, source))
 
-    def _watch(self, probes: Sequence[EngineProbe], source: EngineProbe | None) -> None:
+    def _attach(self, probes: Sequence[EngineProbe], source: EngineProbe | None) -> None:
         self._task.watch(probes)
         if self._source is not None:
             self._source.watch(source)
@@ -239,7 +212,7 @@ class LocalRequest(Request):
         """
         self._begin()
         unread = _max_unread(self.outputs)
-        results = self._engine.submit(self._work, self._scheduling, max_unread=unread, convert=_without_draw)
+        results = self._engine.submit(self._work, self.scheduling, max_unread=unread, convert=_without_draw)
         self._cancel = results.close
         return self._stream(results)
 
@@ -251,24 +224,51 @@ class LocalRequest(Request):
                     yield _add(task, outputs, token, start)
 
 
-def run_samples(
-    engine: Engine, inputs: Inputs, prompt: PromptInput, options: RequestOptions, count: int
-) -> list[LocalRequest]:
-    """Generate ``count`` answers to a prompt, in several requests if the answers do not fit into one step.
+@dataclass(frozen=True)
+class EngineBackend:
+    """Runs requests on an engine of this process."""
 
-    Later requests find the prompt in the prefix cache. The time limit applies to all requests together.
-    """
-    own, size = options.generation, engine.runner.limits.sequences
-    chains, requests = own.chain().with_seeds(count), list[LocalRequest]()
-    end = None if own.max_time is None else time.perf_counter() + own.max_time
-    for first in range(0, count, size):
-        if end is not None and first:
-            own = replace(own, max_time=max(end - time.perf_counter(), 1e-9))
-        batch = structs.replace(options, generation=own)
-        request = LocalRequest(engine, inputs, prompt, batch, chains[first : first + size])
-        run_together([request])
-        requests.append(request)
-    return requests
+    engine: Engine
+    inputs: Inputs
+
+    @property
+    def most_answers(self) -> int:
+        """As many as a step may have."""
+        return self.engine.runner.limits.sequences
+
+    def submit(
+        self, prompt: PromptInput, options: RequestOptions, n: int = 1, resumed: Sequence[int] = ()
+    ) -> LocalRequest:
+        chains, certain = options.generation.chain().with_seeds(n), [(token, 1.0) for token in resumed]
+        return LocalRequest(self.engine, self.inputs, prompt, options, chains, certain)
+
+    def samples(self, prompt: PromptInput, options: RequestOptions, count: int) -> list[LocalRequest]:
+        """Generate ``count`` answers to a prompt, in several requests if the answers do not fit into one step.
+
+        Later requests find the prompt in the prefix cache. The time limit applies to all requests together.
+        """
+        own, size = options.generation, self.most_answers
+        chains, requests = own.chain().with_seeds(count), list[LocalRequest]()
+        end = None if own.max_time is None else time.perf_counter() + own.max_time
+        for first in range(0, count, size):
+            if end is not None and first:
+                own = replace(own, max_time=max(end - time.perf_counter(), 1e-9))
+            batch = structs.replace(options, generation=own)
+            request = LocalRequest(self.engine, self.inputs, prompt, batch, chains[first : first + size])
+            run_together([request])
+            requests.append(request)
+        return requests
+
+    def search(self, prompt: PromptInput, options: RequestOptions, beams: BeamOptions) -> Beams:
+        from pellucid.engine.tasks.beam_search import search_beams
+
+        return search_beams(self.engine, self.inputs, prompt, options, beams)
+
+    def state(self) -> EngineState:
+        return self.engine.state()
+
+    def replica_states(self) -> None:
+        return None
 
 
 def _run(

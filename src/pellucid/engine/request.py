@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
-from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
-from pellucid.engine.probe import RequestTracer
+from pellucid.engine.output import Beams, Generation, Timings, TokenOutput, Usage
+from pellucid.engine.probe import EngineProbe, RequestTracer
+from pellucid.engine.state import EngineState, ReplicaStates
+from pellucid.errors import InvalidRequest
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain, TokenTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
@@ -25,18 +29,23 @@ from pellucid.sample.options import Options
 if TYPE_CHECKING:
     from pellucid.receipts.issuer import ReceiptIssuer
     from pellucid.receipts.receipt import ModelIdentity, Receipt
+    from pellucid.sample.beams import BeamOptions
 
 
 class RequestOptions(Struct, frozen=True):
-    """The options of a request: generation options, scheduling options, and traces and edits of its values.
+    """The checked options of a request: generation options, scheduling options, and traces and edits of its values.
 
-    ``receipts`` makes the receipts of its answers (None: no receipts).
+    ``receipts`` makes the receipts of its answers (None: no receipts). ``given`` are the generation options by name,
+    and ``edits`` and ``probes`` what ``watching`` applies, for a backend that sends them to another process.
     """
 
     generation: Options
     scheduling: SchedulingOptions = DEFAULT_SCHEDULING
     watching: RequestTracer | None = None
     receipts: ReceiptIssuer | None = None
+    given: Mapping[str, Any] = {}
+    edits: Sequence[Any] = ()
+    probes: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -130,19 +139,72 @@ class SequenceOutput:
 class Request(ABC):
     """A prompt, and the sequences that continue it: one sequence for each sampler chain.
 
-    ``outputs`` has the output of each sequence.
+    The constructor checks the prompt and its options together, wherever the request runs. Generation continues after
+    the tokens ``resumed`` of the answer. Logits are computed from position ``first_output`` on (None: only where the
+    request needs them).
 
     Call ``start``, then ``wait`` or ``finished``; or iterate over ``stream``. Then read the ``results``.
+
+    Attributes:
+        prompt: the tokens of the prompt; in an encoder-decoder, of its source.
+        decoder_ids: the tokens that are read before the first new token: the prompt and the resumed tokens.
+        limit: maximum number of tokens of each answer.
+        watching: the traces and edits of the request.
+        receipts: makes the receipts of the answers.
+        outputs: the output of each sequence.
+
+    Raises:
+        InvalidRequest: the prompt is empty, or an option does not fit the prompt or the model.
+        ContextOverflow: the prompt leaves no room for an answer in the context.
+        TemplateError: messages were given, and the chat template is missing or fails.
     """
 
-    options: Options
     outputs: list[SequenceOutput]
-    watching: RequestTracer | None = None
-    """The traces and edits of the request."""
-    limit = 0
-    """Maximum number of tokens of each answer."""
-    receipts: ReceiptIssuer | None = None
-    """Makes the receipts of the answers."""
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        prompt: PromptInput,
+        options: RequestOptions,
+        resumed: Sequence[int] = (),
+        first_output: int | None = None,
+    ) -> None:
+        self.options, self.scheduling = options.generation, options.scheduling
+        self.watching, self.receipts = options.watching, options.receipts
+        self.prompt = inputs.prompt(prompt)  # text → tokenize → ids
+        alternatives, wanted = self.options.prompt_logprobs, self.options.max_new_tokens
+        if inputs.spec.encoder and alternatives is not None:
+            raise InvalidRequest(
+                f"prompt_logprobs={alternatives}: the encoder reads the prompt, and predicts no tokens: leave it out"
+            )
+        begun = inputs.decoder_prompt(self.prompt)
+        self.ends = self.options.ends(inputs.tokenizer, inputs.vocabulary)
+        most = inputs.answer_limit(begun, None if wanted is None else wanted + len(resumed))
+        self._sampler = partial(
+            Chain.start,
+            tokenizer=inputs.tokenizer,
+            prompt=begun,
+            ends=self.ends,
+            vocabulary=inputs.vocabulary,
+            limit=most,
+        )
+        """Starts the sampler of a chain."""
+        self.decoder_ids = inputs.decoder_prompt(self.prompt, resumed) if resumed else begun
+        self.limit = inputs.answer_limit(self.decoder_ids, wanted)
+        if self.watching is not None:
+            first_output = self.watching.first_output
+        last = len(self.decoder_ids) - 1
+        self._first_output = (
+            0 if alternatives is not None else last if first_output is None else min(first_output, last)
+        )
+
+    def _begin_probes(self, count: int, source: EngineProbe | None = None) -> Sequence[EngineProbe]:
+        """The probes of ``count`` sequences, if the request is watched. Raises: as ``RequestTracer.begin``."""
+        if self.watching is None:
+            return ()
+        most = len(self.decoder_ids) + self.limit - 1  # the last token is not read
+        first = self._first_output
+        return self.watching.begin(self.decoder_ids, count, most=most, first_output=first, source=source)
 
     resumable = False
     """True if another server can take over the request. ``set_name`` sets the name by which the servers find it."""
@@ -154,11 +216,6 @@ class Request(ABC):
 
         If the options of the request have no seed, the seed is derived from the name.
         """
-
-    @property
-    @abstractmethod
-    def prompt(self) -> list[int]:
-        """The tokens of the prompt."""
 
     @property
     @abstractmethod
@@ -245,6 +302,37 @@ def unused_edits(watching: RequestTracer | None, prompt: Sequence[int], outputs:
         return []
     generated = max((len(one.ids) for one in outputs), default=0)
     return watching.unused(len(prompt) + max(generated - 1, 0))
+
+
+R = TypeVar("R", bound=Request, covariant=True)
+
+
+class Backend(Protocol[R]):
+    """Where a model's requests run: on an engine of this process, or over the wire on the replicas of a cluster."""
+
+    @property
+    def most_answers(self) -> int:
+        """Maximum number of answers of a request."""
+        ...
+
+    def submit(self, prompt: PromptInput, options: RequestOptions, n: int, resumed: Sequence[int]) -> R:
+        """A request for ``n`` answers, which continue the prompt and the tokens ``resumed``. It is not started.
+
+        Raises: as ``Request``, and InvalidRequest if an option cannot be sent to the process that runs the request.
+        """
+        ...
+
+    def search(self, prompt: PromptInput, options: RequestOptions, beams: BeamOptions) -> Beams:
+        """Find the best continuations of a prompt. Raises: as ``LLM.beam_search``."""
+        ...
+
+    def state(self) -> EngineState:
+        """A snapshot of the engine's state; the sum of all replicas' states."""
+        ...
+
+    def replica_states(self) -> ReplicaStates | None:
+        """The state of each replica; None for an engine of this process."""
+        ...
 
 
 def run_together(requests: Sequence[Request]) -> None:

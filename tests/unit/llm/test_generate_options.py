@@ -9,10 +9,11 @@ from typing import Any, get_type_hints
 import pytest
 
 import pellucid
+from pellucid.base_llm import OTHER_OPTIONS
 from pellucid.engine.job import SchedulingOptions
 from pellucid.errors import InvalidRequest
 from pellucid.generate_options import BeamSearchOptions, GenerationOptions, StepOptions, TextOptions
-from pellucid.llm import LLM, OTHER_OPTIONS
+from pellucid.llm import LLM
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import OTHER_NAMES, Options
 from pellucid.sample.step import owners

@@ -29,14 +29,12 @@ class PromptSequence(CachedSequence):
     def __init__(
         self,
         ids: list[int],
+        first_output: int,
         alternatives: int | None,
         vocabulary: int,
-        *,
-        first_output: int | None = None,
         source: SourceSequence | None = None,
     ) -> None:
-        first = 0 if alternatives is not None else first_output
-        super().__init__(ids, None if first is None else min(first, len(ids) - 1), source=source)
+        super().__init__(ids, first_output, source=source)
         self.seconds = 0.0
         self._alternatives, self._vocabulary = alternatives, vocabulary
         self._logprobs = list[TokenLogprobs]()
