@@ -183,7 +183,7 @@ class StagedRunner(ModelRunner):
             self.lost = True
         self._log = []
 
-    def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+    def forward(self, chunks: Sequence[Chunk], *, reserved: bool = False) -> NDArray[np.float32]:
         """Run one step, as `ModelRunner.forward`. A long step is cut into parts.
 
         Raises:
@@ -198,7 +198,7 @@ class StagedRunner(ModelRunner):
                 raise StageLost("a stage of the model is gone: retry later")
             self.cache.drain()
             parts, steps = _parts(chunks), []
-            if len(parts) > 1:
+            if not reserved:
                 self._allocate(chunks)  # allocate all pages before anything is sent
             for part in parts:
                 self._steps += 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,15 +23,15 @@ from pellucid.engine.programs import (
     rows_of_border,
     run_setup,
 )
-from pellucid.engine.traced_program import BoundProgram, TracedPrograms
+from pellucid.engine.traced_program import BoundPlan, PlanVariants
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.weight_map import Model
-from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, load_weights, places
+from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, load_weights
 from pellucid.plan.pipeline_stages import Stage
-from pellucid.plan.plan import At, Plan
+from pellucid.plan.plan import Plan
 from pellucid.runtime.batch import ALONE_TOKENS, Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import Executor, Program
@@ -113,8 +113,7 @@ class ModelRunner:
             allocate_missing(plan, room, arrays)
             return bind(plan, arrays, matrices, vectors, kv, progress, sources)
 
-        self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
-        self._watched = TracedPrograms(plan.source or plan, bound)
+        self._variants = PlanVariants(plan, plan.source or plan, bound)
         self._bind = bound
         self._head: HeadProgram | None = None
         self._parts: BlockPrograms | None = None
@@ -143,18 +142,18 @@ class ModelRunner:
         """Columns of the output: V for a language model, D for a sentence encoder, N for a classifier."""
         return self.spec.output_width
 
-    def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+    def forward(self, chunks: Sequence[Chunk], *, reserved: bool = False) -> NDArray[np.float32]:
         """Run one step. Returns the output rows: logits (R, V), or sentence vectors (B, D). The caller may keep them.
 
-        The block table of each chunk grows by the tokens of the chunk. The encoder runs first, so a step may hold a
-        source and tokens that attend to it.
+        The block table of each chunk grows by the tokens of the chunk. ``reserved``: its pages are allocated already
+        (``CacheManager.reserve``). The encoder runs first, so a step may hold a source and tokens that attend to it.
 
         Raises:
             InvalidRequest: the step exceeds its limit of tokens, rows or sequences, a chunk has more outputs than
                 tokens, or the model is closed.
             CacheFull: no pages are left.
         """
-        return self._run(chunks, [])
+        return self._run(chunks, [], reserved=reserved)
 
     def forward_stage(
         self,
@@ -176,11 +175,13 @@ class ModelRunner:
         chunks: Sequence[Chunk],
         received: Iterable[NDArray[np.float32]],
         send: Callable[[list[NDArray[np.float32]]], object] | None = None,
+        *,
+        reserved: bool = False,
     ) -> NDArray[np.float32]:
         check_step(chunks, self.limits)
         if self.encoder is not None:
             if sources := [chunk for chunk in chunks if chunk.encodes]:
-                self.encoder.forward(sources)
+                self.encoder.forward(sources, reserved=reserved)
                 chunks = [chunk for chunk in chunks if not chunk.encodes]
             if any(chunk.encoder is None for chunk in chunks):
                 raise InvalidRequest("the decoder's tokens attend to a source: encode a source first (Chunk.encodes)")
@@ -190,21 +191,28 @@ class ModelRunner:
         with self.cache.lock, self.encoder.cache.lock if self.encoder else nullcontext():
             self._refuse_if_closed()
             self.cache.drain()
+            if not reserved:
+                self._allocate(chunks)
             if self._parallel and len(chunks) > 1:
                 return self._run_divided(self._parallel, chunks)
             return self._run_alone(chunks, received, send)
 
+    @contextmanager
+    def _growing(self, chunks: Sequence[Chunk]) -> Iterator[None]:
+        """A step of chunks whose pages are allocated: at its end, their block tables grow by their tokens."""
+        for chunk in chunks:
+            self.cache.kv.begin(chunk.table)
+        yield
+        for chunk in chunks:
+            self.cache.kv.advance(chunk.table, len(chunk.tokens))
+
     def _run_divided(self, parallel: DataParallel, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step of several sequences: each on one thread, or all threads together in one or several parts."""
-        self._allocate(chunks)
         parts = None if any(chunk.probe for chunk in chunks) else parallel.divide(chunks)
         if parts is None:
             return np.concatenate([self._run_alone(part, []) for part in steps_of(chunks, self._together)])
-        for chunk in chunks:
-            self.cache.kv.begin(chunk.table)
-        rows = np.concatenate(parallel.run(chunks, parts))
-        for chunk in chunks:
-            self.cache.kv.advance(chunk.table, len(chunk.tokens))
+        with self._growing(chunks):
+            rows = np.concatenate(parallel.run(chunks, parts))
         return rows[:, : self.width]
 
     def _run_alone(
@@ -213,30 +221,24 @@ class ModelRunner:
         received: Iterable[NDArray[np.float32]],
         send: Callable[[list[NDArray[np.float32]]], object] | None = None,
     ) -> NDArray[np.float32]:
-        """Run one step. The caller holds the lock, and has checked the chunks."""
-        self._allocate(chunks)
+        """Run one step. The caller holds the lock, has checked the chunks, and has allocated their pages."""
         tokens, outputs = self._step.fill(chunks)
         rows = len(chunks) if self._pools else outputs
-        watched = self._watched.of(chunks) if any(chunk.probe for chunk in chunks) else None
-        bound = watched.bound if watched else self._base
-        out = self._fresh_output(bound, rows)
-        for chunk in chunks:
-            self.cache.kv.begin(chunk.table)
-        begin = partial(self.executor.step_in_parts, step=self._step.record, small=tokens * (tokens <= SMALL))
-        if self.stage:  # after all other preparation, because ``received`` may wait for the previous stage
-            for border, values in zip(self.stage.receives, received, strict=True):
-                # In a step with one row each thread may read its own copy of the row.
-                copies = self.threads if tokens == 1 else tokens
-                rows_of_border(border, copies, self._arrays.by_name)[:] = values
-        if watched:
-            watched.run(chunks, begin, self._arrays.by_name, self.cache.kv)
-        else:
-            begin(len(bound.program.records)).run(bound.program, last=True)
-        if send and self.stage:  # before the cache advances, because the next stage waits for these rows
-            send([rows_of_border(border, tokens, self._arrays.by_name) for border in self.stage.sends])
-        for chunk in chunks:
-            self.cache.kv.advance(chunk.table, len(chunk.tokens))
+        variant = self._variants.of(chunks)
+        out = self._fresh_output(variant, rows)
+        with self._growing(chunks):
+            begin = partial(self.executor.step_in_parts, step=self._step.record, small=tokens * (tokens <= SMALL))
+            if self.stage:  # after all other preparation, because ``received`` may wait for the previous stage
+                for border, values in zip(self.stage.receives, received, strict=True):
+                    rows_of_border(border, self._copies(tokens), self._arrays.by_name)[:] = values
+            variant.run(chunks, begin, self._arrays.by_name, self.cache.kv)
+            if send and self.stage:  # before the cache advances, because the next stage waits for these rows
+                send([rows_of_border(border, tokens, self._arrays.by_name) for border in self.stage.sends])
         return out[:rows, : self.width]
+
+    def _copies(self, tokens: int) -> int:
+        """Number of rows of a buffer. In a step with one row each thread may read its own copy of the row."""
+        return self.threads if tokens == 1 else tokens
 
     def block_programs(self) -> BlockPrograms:
         """The parts of the program that a step may begin with (``forward_parts``).
@@ -267,27 +269,23 @@ class ModelRunner:
             self.cache.drain()
             self._allocate(chunks)
             tokens, outputs = self._step.fill(chunks)
-            for chunk in chunks:
-                self.cache.kv.begin(chunk.table)
-            arrays = self._arrays.by_name
-            # In a step with one row each thread may read its own copy of the row.
-            for rows, own in zip(parts.received(first, self.threads if tokens == 1 else tokens, arrays), received):
-                rows[:] = own
-            begin = partial(self.executor.step_in_parts, step=self._step.record)
-            output = partial(self._fresh_output, rows=outputs)
-            out, kept = parts.run(chunks, first, begin, arrays, self.cache.kv, output, keep)
-            for chunk in chunks:
-                self.cache.kv.advance(chunk.table, len(chunk.tokens))
+            with self._growing(chunks):
+                arrays = self._arrays.by_name
+                for rows, own in zip(parts.received(first, self._copies(tokens), arrays), received):
+                    rows[:] = own
+                begin = partial(self.executor.step_in_parts, step=self._step.record)
+                output = partial(self._fresh_output, rows=outputs)
+                out, kept = parts.run(chunks, first, begin, arrays, self.cache.kv, output, keep)
         return out[:outputs, : self.width], kept
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
         """Run any number of chunks, in several steps if necessary. Returns the output rows of each chunk.
 
-        Raises: as ``forward``; each chunk must fit into a step.
+        The scheduler has reserved their pages. Raises: as ``forward``; each chunk must fit into a step.
         """
         found: list[NDArray[np.float32]] = []
         for part in steps_of(chunks, self.limits):
-            rows = self.forward(part)
+            rows = self.forward(part, reserved=True)
             counts = [1 if self._pools else chunk.outputs for chunk in part]
             # The rows are copied, so that a caller who keeps a row does not keep the rows of other chunks in memory.
             several = [own.copy() for own in np.split(rows, np.cumsum(counts)[:-1])] if part[1:] else []
@@ -299,7 +297,7 @@ class ModelRunner:
         for chunk in chunks:
             self.cache.allocate(chunk.table, len(chunk.tokens), in_place=in_place)
 
-    def _fresh_output(self, bound: BoundProgram, rows: int) -> NDArray[np.float32]:
+    def _fresh_output(self, bound: BoundPlan, rows: int) -> NDArray[np.float32]:
         """Allocate a new output array for the step, so that the caller can keep it without a copy."""
         if not self.plan.output:  # a stage before the last one
             return np.empty((max(rows, 1), 0), np.float32)
@@ -348,15 +346,14 @@ class ModelRunner:
         check_step(chunks, self._together)
         if self.encoder:
             raise InvalidRequest(f"{shown(self.spec.name)}: the steps of an encoder-decoder cannot be profiled")
-        records = self._base.program.records
+        records = self._variants.plain.program.records
         with self.cache.lock:
             self._refuse_if_closed()
             try:
                 self._allocate(chunks, in_place=False)
                 _, outputs = self._step.fill(chunks)
-                self._fresh_output(
-                    self._base, len(chunks) if self._pools else outputs
-                )  # the caller of the last step may still hold its output
+                # The caller of the last step may still hold its output.
+                self._fresh_output(self._variants.plain, len(chunks) if self._pools else outputs)
                 overhead = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
             finally:

@@ -35,7 +35,9 @@ class EngineProbe(Probe, Protocol):
 
     outputs: Any
     tokens: Callable[[], Sequence[int]]
-    error: BaseException | None
+
+    @property
+    def error(self) -> BaseException | None: ...
 
     @property
     def edited(self) -> str:

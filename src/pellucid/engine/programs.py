@@ -4,7 +4,6 @@ thread."""
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import rows_of
-from pellucid.engine.traced_program import BeginStep, BoundProgram, TracedProgram
+from pellucid.engine.traced_program import BeginStep, BoundPlan, PlanVariants
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.core.library import CompileProgress, shared
 from pellucid.model.spec import ModelSpec
@@ -62,8 +61,7 @@ class HeadProgram:
         self._buffer, view = RESIDUAL, last.views[last.writes.index(RESIDUAL)]
         assert view is not None
         self._width, self._count = view.width, view.count
-        plan = optimize(replace(source, operations=source.operations[first:]))
-        self.bound = BoundProgram(bind(plan), places(plan, At(plan.output)))
+        self.bound = BoundPlan(optimize(replace(source, operations=source.operations[first:])), bind)
 
     def fill(self, vectors: NDArray[np.float32], arrays: dict[str, NDArray[Any]]) -> None:
         """Write the vectors (n, D) to the buffer of the residual stream."""
@@ -187,8 +185,8 @@ class DataParallel:
 
 Borders = list[NDArray[np.float32]]
 """The rows of the buffers that a part receives, in the order of ``BlockPart.receives``."""
-KEPT = 64
-"""Maximum number of parts with edits that stay bound. The least recently used part is dropped."""
+KEPT = 4
+"""Number of sets of watches whose variants of a part are kept."""
 
 
 class PartProbe(ForwardedEdits):
@@ -217,13 +215,9 @@ class BlockPrograms:
 
     def __init__(self, plan: Plan, bind: Callable[[Plan], Program]) -> None:
         before, self.parts = block_parts(plan)
-        self._bind, self._starts = bind, [part.first for part in self.parts]
-        self._before = bind(optimize(before)) if before.operations else None
-        self._programs: list[BoundProgram] = []
-        for part in self.parts:
-            own = optimize(part.plan)
-            self._programs.append(BoundProgram(bind(own), places(own, At(own.output))))
-        self._traced: OrderedDict[tuple[int, tuple[Watch, ...]], TracedProgram] = OrderedDict()
+        self._starts = [part.first for part in self.parts]
+        self._before = BoundPlan(optimize(before), bind) if before.operations else None
+        self._variants = [PlanVariants(optimize(part.plan), part.plan, bind, KEPT) for part in self.parts]
 
     def part_of(self, operation: int) -> int:
         """The index of the part with an operation of the plan before the passes."""
@@ -242,50 +236,30 @@ class BlockPrograms:
         begin: BeginStep,
         arrays: dict[str, NDArray[Any]],
         cache: KVCache,
-        output: Callable[[BoundProgram], NDArray[np.float32]],
+        output: Callable[[BoundPlan], NDArray[np.float32]],
         keep: Collection[int] = (),
     ) -> tuple[NDArray[np.float32], dict[int, Borders]]:
         """Run the parts from ``first`` on, with the edits of the probes of the chunks.
 
         ``begin`` begins a part: always on all threads, because the parts of a step run on the same threads. ``output``
-        allocates the output rows for a program. Returns them, and the received rows of the parts ``keep``.
+        allocates the output rows of a plan. Returns them, and the received rows of the parts ``keep``.
         """
-
-        def run(program: Program) -> None:
-            begin(len(program.records)).run(program, last=True)
-
         kept, rows = dict[int, Borders](), sum(len(chunk.tokens) for chunk in chunks)
         if first and self._before:
-            run(self._before)
+            self._before.run(chunks, begin, arrays, cache)
         for number in range(first, len(self.parts)):
             if number in keep:
                 kept[number] = [own.copy() for own in self.received(number, rows, arrays)]
-            traced = self._traced_part(number, chunks)
-            bound = traced[0].bound if traced else self._programs[number]
-            out = output(bound) if number == len(self.parts) - 1 else np.empty((0, 0), np.float32)
-            if traced:
-                traced[0].run(traced[1], begin, arrays, cache)
-            else:
-                run(bound.program)
+            part = self.parts[number]
+            probed = [_probed(chunk, part.first, part.stop) for chunk in chunks]
+            variant = self._variants[number].of(probed)
+            out = output(variant) if number == len(self.parts) - 1 else np.empty((0, 0), np.float32)
+            variant.run(probed, begin, arrays, cache)
         return out, kept
 
     def received(self, number: int, rows: int, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Views of the first ``rows`` rows of the buffers that a part receives."""
         return [rows_of_border(border, rows, arrays) for border in self.parts[number].receives]
-
-    def _traced_part(self, number: int, chunks: Sequence[Chunk]) -> tuple[TracedProgram, list[Chunk]] | None:
-        """The program of a part with the edits of the chunks, and the chunks with their probes; None without edits."""
-        probed = [_probed(chunk, self.parts[number].first, self.parts[number].stop) for chunk in chunks]
-        watches = tuple(dict.fromkeys(_watch_of(chunk.probe) for chunk in probed if chunk.probe is not None))
-        if not watches:
-            return None
-        key = (number, watches)
-        if key not in self._traced:
-            self._traced[key] = TracedProgram(self.parts[number].plan, watches, self._bind)
-            if len(self._traced) > KEPT:
-                self._traced.popitem(last=False)
-        self._traced.move_to_end(key)
-        return self._traced[key], probed
 
 
 def rows_of_border(border: Border, rows: int, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
 """Runs plans with taps and edits: sets the rows that a step copies or changes, and passes the copies to the probes.
 
 A tap is an operation that copies a value, and an edit is an operation that changes a value. A `Watch` lists the taps
-and edits of one sequence. A program is bound once for each set of watches, and all requests with these watches reuse
-it. Each step copies the recorded values to new memory. If only one probe uses this memory, the probe keeps it without
+and edits of one sequence. A plan is bound once for each set of watches, and all requests with these watches reuse it.
+Each step copies the recorded values to new memory. If only one probe uses this memory, the probe keeps it without
 another copy.
 """
 
@@ -36,18 +36,23 @@ from pellucid.runtime.executor import Program, StepInParts
 from pellucid.runtime.memory import address
 
 KEPT = 16
-"""Maximum number of cached programs, one for each set of watches. The least recently used program is evicted."""
+"""Number of sets of watches whose variants of a plan are kept. The least recently used variant is evicted."""
 
 
 BeginStep = Callable[[int], StepInParts]
 """Begins a step of a number of records."""
 
 
-class BoundProgram(NamedTuple):
-    """A program, and the places (record, word) that hold the address of its output."""
+class BoundPlan:
+    """A plan bound to a runner's memory. ``outputs`` are the places (record, word) of the address of its output."""
 
-    program: Program
-    outputs: list[tuple[int, int]]
+    def __init__(self, plan: Plan, bind: Callable[[Plan], Program]) -> None:
+        self.plan, self.program = plan, bind(plan)
+        self.outputs = places(plan, At(plan.output))
+
+    def run(self, chunks: Sequence[Chunk], begin: BeginStep, arrays: dict[str, NDArray[Any]], cache: KVCache) -> None:
+        """Run a step of the chunks. ``begin`` begins the step. ``arrays`` are the buffers by name."""
+        begin(len(self.program.records)).run(self.program, last=True)
 
 
 class _TapGroup(Struct, frozen=True):
@@ -73,18 +78,18 @@ class _ColumnPause(NamedTuple):
 _Pause: TypeAlias = _ColumnPause | PatternPause
 
 
-class TracedProgram:
-    """The program of a set of watches. The watches refer to operations of ``source``, the plan before optimization."""
+class TracedPlan(BoundPlan):
+    """A plan with the taps and edits of some watches, which refer to operations of ``source``, before the passes."""
 
     def __init__(self, source: Plan, watches: Sequence[Watch], bind: Callable[[Plan], Program]) -> None:
-        self.plan, sites = traced_plan(source, watches)
-        self.bound = BoundProgram(bind(self.plan), places(self.plan, At(self.plan.output)))
+        plan, sites = traced_plan(source, watches)
+        super().__init__(plan, bind)
         self._source, self._watches = source, list(watches)
         of = [[site for site in sites if site.watch == number] for number in range(len(watches))]
         self._taps = [list(self._tap_groups(watch, own)) for watch, own in zip(watches, of)]
         self._patterns = [TracedPatterns(source, watch, own) for watch, own in zip(watches, of)]
         self._edits = [[site for site in own if site.kind == "edit"] for own in of]
-        self._records = SiteRecords(self.plan, self.bound.program)
+        self._records = SiteRecords(self.plan, self.program)
 
     def _tap_groups(self, watch: Watch, sites: Sequence[Site]) -> Iterator[_TapGroup]:
         for rows in ("tokens", "outputs", "sequences"):
@@ -100,10 +105,7 @@ class TracedProgram:
                 yield _TapGroup(rows, records, np.cumsum([0, *widths])[:-1], sum(widths))
 
     def run(self, chunks: Sequence[Chunk], begin: BeginStep, arrays: dict[str, NDArray[Any]], cache: KVCache) -> None:
-        """Run a step with the probes' edits, and pass the recorded values to the probes.
-
-        ``begin`` begins the step. ``arrays`` are the buffers by name.
-        """
+        """Run a step with the probes' edits, and pass the recorded values to the probes."""
         keep: list[Any] = []
         parts = list(self._parts(chunks))
         blocks = [self._begin_taps(number, own, keep) for number, own in enumerate(parts)]
@@ -112,7 +114,7 @@ class TracedProgram:
             *(pause for number, own in enumerate(parts) for pause in self._begin_edits(number, own, keep)),
             *(pause for step in steps for pause in step.pauses()),
         ]
-        records, done = self.bound.program.records, 0
+        records, done = self.program.records, 0
         run = begin(len(records)).run
         for pause in sorted(pauses, key=lambda pause: pause.record):
             run(Program(records[done : pause.record], ()))
@@ -168,7 +170,7 @@ class TracedProgram:
             keep.append(rows)
             made.append((group.rows, block))
             # A watch may have a hundred taps: their fields are set together.
-            records, words = self.bound.program.records, self._records.words["trace_copy"]
+            records, words = self.program.records, self._records.words["trace_copy"]
             records[group.records, words["rows"]] = address(rows)
             records[group.records, words["out"]] = address(block) + 4 * group.columns
             records[group.records, words["out_stride"]] = 4 * group.width
@@ -235,23 +237,29 @@ def _hand_out(parts: Sequence[ProbeRows], groups: Sequence[tuple[RowKind, NDArra
                 part.probe.take(kind, found, own if len(own) == len(block) else own.copy())
 
 
-class TracedPrograms:
-    """An LRU cache of programs, one for each set of watches."""
+class PlanVariants:
+    """The variants of a plan: the ``plain`` plan, and the plan with taps and edits for the last sets of watches.
 
-    def __init__(self, source: Plan, bind: Callable[[Plan], Program]) -> None:
-        self._source, self._bind = source, bind
-        self._programs: OrderedDict[tuple[Watch, ...], TracedProgram] = OrderedDict()
+    ``source`` is the plan before the passes.
+    """
 
-    def of(self, chunks: Sequence[Chunk]) -> TracedProgram:
-        """Return the program for the watches of a step's chunks, and bind it if it is not cached.
+    def __init__(self, plan: Plan, source: Plan, bind: Callable[[Plan], Program], kept: int = KEPT) -> None:
+        self.plain = BoundPlan(plan, bind)
+        self._source, self._bind, self._kept = source, bind, kept
+        self._traced: OrderedDict[tuple[Watch, ...], TracedPlan] = OrderedDict()
+
+    def of(self, chunks: Sequence[Chunk]) -> BoundPlan:
+        """The variant for the watches of a step's chunks. It is bound if it is not kept.
 
         Raises:
             KernelError: a kernel did not compile.
         """
         watches: tuple[Any, ...] = tuple(dict.fromkeys(c.probe.watch for c in chunks if c.probe is not None))
-        if watches not in self._programs:
-            self._programs[watches] = TracedProgram(self._source, watches, self._bind)
-            if len(self._programs) > KEPT:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(watches)
-        return self._programs[watches]
+        if not watches:
+            return self.plain
+        if watches not in self._traced:
+            self._traced[watches] = TracedPlan(self._source, watches, self._bind)
+            if len(self._traced) > self._kept:
+                self._traced.popitem(last=False)
+        self._traced.move_to_end(watches)
+        return self._traced[watches]

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import LIMIT, MOST_LIMIT
 from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of, patterns_of, values_of
+from pellucid.trace.recorder import Sink
 from pellucid.trace.selection import Selection, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
@@ -269,7 +271,7 @@ class TraceStream:
         """Return probes for ``count`` sequences. ``first`` lists the first recorded position of each (default 0)."""
         starts = [*first[:count], *[0] * (count - len(first))]
         own = self._sides[False].instrumentation
-        return [_StreamedProbe(own, self, number, start) for number, start in enumerate(starts)]
+        return [_StreamedProbe(own, self, partial(self.put, n), start) for n, start in enumerate(starts)]
 
     @property
     def reads_source(self) -> bool:
@@ -279,7 +281,7 @@ class TraceStream:
     def source_probe(self) -> SequenceProbe | None:
         """Return the probe of the sequences' source; None if no values of the source were selected."""
         own = self._sides[True].instrumentation
-        return _StreamedSource(own, self, 0, 0) if self.reads_source else None
+        return _StreamedProbe(own, self, partial(self.put, 0, of_source=True)) if self.reads_source else None
 
     def put(
         self, sequence: int, what: str | int, positions: range, values: NDArray[np.float32], of_source: bool = False
@@ -359,11 +361,15 @@ class _Block(NamedTuple):
 
 
 class _StreamedProbe(SequenceProbe):
-    """Records one sequence into a stream. Positions from the prefix cache are not computed, and thus not recorded."""
+    """Records one sequence into a stream, or the source of a request's sequences.
 
-    def __init__(self, instrumentation: Instrumentation, stream: TraceStream, number: int, first: int) -> None:
-        super().__init__(instrumentation, None)
-        self._stream, self._number, self._first = stream, number, first
+    Positions from the prefix cache are not computed, and thus not recorded.
+    """
+
+    def __init__(self, instrumentation: Instrumentation, stream: TraceStream, sink: Sink, first: int = 0) -> None:
+        super().__init__(instrumentation)
+        self._stream, self._first = stream, first
+        self.stream_to(sink)
 
     @property
     def closed(self) -> bool:
@@ -380,23 +386,3 @@ class _StreamedProbe(SequenceProbe):
         if self._stream.closed:
             return range(start, start)
         return super().positions(min(max(start, self._first), stop), stop)
-
-    def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
-        self._stream.put(self._number, rows, positions, values)
-
-    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
-        self._stream.put(self._number, block, positions, rows)
-
-
-class _StreamedSource(_StreamedProbe):
-    """Records the source of a request's sequences into a stream."""
-
-    def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
-        self._stream.put(self._number, rows, positions, values, True)
-
-    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
-        self._stream.put(self._number, block, positions, rows, True)

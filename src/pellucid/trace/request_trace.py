@@ -24,7 +24,7 @@ class RequestTrace:
     """The recordings and edits of one request. Implements the engine's ``RequestTracer``.
 
     ``keep`` gets the probe of each sequence. Without a ``budget`` the probes keep no values, but pass them on
-    (``SequenceProbe.notify``). ``probes`` score tokens.
+    (``SequenceProbe.stream_to``). ``probes`` score tokens.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class RequestTrace:
             reach.refuse(len(ids), len(ids), 0)
         for part in own.selected:
             refuse_empty(part, len(ids), len(ids))
-        probe = SequenceProbe(own, self._budget, self._reserved(own, len(ids)))
-        probe.tokens, probe.prompt, probe.piece = lambda: ids, len(ids), self._piece
+        probe = SequenceProbe(own, self._budget, self._reserved(own, len(ids)), prompt=len(ids), piece=self._piece)
+        probe.tokens = lambda: ids
         return probe
 
     def begin(
@@ -98,10 +98,13 @@ class RequestTrace:
             for part in own.selected:
                 refuse_empty(part, len(ids), last, tokens)
         reserved, state = self._reserved(own, len(ids)), dict[Any, Any]()
-        probes = [SequenceProbe(own, self._budget, reserved, source) for _ in range(count)]
-        for number, probe in enumerate(probes):
-            probe.number, probe.prompt, probe.state, probe.piece = number, len(ids), state, self._piece
+        probes = []
+        for number in range(count):
+            probe = SequenceProbe(
+                own, self._budget, reserved, source, number=number, prompt=len(ids), state=state, piece=self._piece
+            )
             probe.scored = self._scored
+            probes.append(probe)
             if parent is not None:
                 probe.follow(parent)
         return probes
@@ -151,16 +154,16 @@ def streamed_trace(
     numbers = itertools.count()
 
     def keep(probe: SequenceProbe) -> None:
-        notify(put, next(numbers), probe)
+        stream_to(put, next(numbers), probe)
 
     return RequestTrace(points, selected, bound_edits(points, edits), None, keep, piece)
 
 
-def notify(put: Callable[..., object], number: int, probe: SequenceProbe) -> None:
-    """Pass the blocks of sequence ``number`` to ``put``, and of its source if it is the first sequence to read it."""
-    probe.notify = partial(put, number)
-    if probe.source is not None and probe.source.notify is None:
-        probe.source.notify = partial(put, number, of_source=True)
+def stream_to(put: Callable[..., object], number: int, probe: SequenceProbe) -> None:
+    """Pass the values of sequence ``number`` to ``put``, and of its source if it is the first sequence to read it."""
+    probe.stream_to(partial(put, number))
+    if probe.source is not None:
+        probe.source.stream_to(partial(put, number, of_source=True))
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:

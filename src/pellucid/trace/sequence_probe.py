@@ -1,94 +1,67 @@
-"""The probe of a sequence: it collects blocks of values from the steps, calls functions, and builds arrays.
-
-It is over 420 lines because recordings and functions read the same blocks.
-"""
+"""The probe of a sequence: it passes the values of its steps to sinks, and applies edits to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from msgspec import structs
 from numpy.typing import NDArray
 
-from pellucid.errors import PellucidError
 from pellucid.plan.passes import Watch
 from pellucid.runtime.batch import EditEntry, PatternChange
-from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
-from pellucid.trace.edit_reach import BoundPatternEdit, EditReach, padded_change
-from pellucid.trace.edits import (
-    CallContext,
-    CalledRows,
-    Edit,
-    edit_error,
-    pattern_rows,
-    rows_of,
-    run_function,
-    shape_of,
-)
-from pellucid.trace.instrumentation import BoundCall, BoundEdit, Instrumentation, RecordedPart, part_of
+from pellucid.trace.budget import ReservedBytes, TraceBudget
+from pellucid.trace.edit_functions import EditFunctions
+from pellucid.trace.edit_reach import EditReach
+from pellucid.trace.instrumentation import BoundEdit, Instrumentation, part_of
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import array_of
-from pellucid.trace.positions import EVERY, Positions
+from pellucid.trace.recorder import MemorySink, Sink
 from pellucid.trace.selection import Selection
 
 SOME = 3
 """Maximum number of edits that a message names."""
 
 
-class RecordedBlock(NamedTuple):
-    """Values of a step at ``positions``, (n, ...), and their bytes of the trace's budget."""
-
-    positions: range
-    values: NDArray[np.float32]
-    budget: TakenBytes
-
-
-class _ReadRows(NamedTuple):
-    """Columns of the part ``selected`` that a function reads, at ``positions`` of a step."""
-
-    selected: Selection
-    positions: NDArray[np.int64]
-    values: NDArray[np.float32]
-
-
 class SequenceProbe:
     """Records the values of one sequence, and applies edits to them.
 
-    Each block takes bytes of ``budget`` (None: no block is kept), first from the bytes that ``reserve`` holds.
-    ``error`` is the exception that an edit's function raised. ``tokens`` returns the tokens that the sequence has read,
-    and ``outputs`` holds the generated tokens. ``source`` is the probe of the source in an encoder-decoder. ``notify``
-    is called with every block, including blocks that are not kept. ``dropped`` counts the blocks that did not fit into
-    the budget.
+    ``sinks`` receive each step's blocks of values: a ``memory`` with a ``budget`` (None: no value is kept), and a
+    stream (``stream_to``). ``tokens`` returns the tokens that the sequence has read, and ``outputs`` holds the
+    generated tokens. ``source`` is the probe of the source in an encoder-decoder. The other arguments are as in
+    ``EditFunctions``.
     """
 
     def __init__(
         self,
         instrumentation: Instrumentation,
-        budget: TraceBudget | None,
+        budget: TraceBudget | None = None,
         reserve: ReservedBytes | None = None,
         source: SequenceProbe | None = None,
+        *,
+        number: int = 0,
+        prompt: int = 0,
+        state: dict[Any, Any] | None = None,
+        piece: Callable[[int], str] = str,
     ) -> None:
-        self.instrumentation, self._budget, self._reserve = instrumentation, budget, reserve
-        self.source = source
-        self.notify: Callable[..., object] | None = None
-        self.error: BaseException | None = None
-        self.dropped = 0
+        self.instrumentation, self.source, self.prompt = instrumentation, source, prompt
+        self.memory = None if budget is None else MemorySink(budget, reserve)
+        self.sinks: list[Sink] = [] if self.memory is None else [self.memory.put]
+        self.streamed = False
         self.tokens: Callable[[], Sequence[int]] = tuple
         self.outputs: Any = None
-        self._blocks: dict[str, list[RecordedBlock]] = {}
-        self._patterns: dict[int, list[RecordedBlock]] = {}
-        self._states: dict[int, dict[int, RecordedBlock]] = {}
-        self._called: dict[tuple[str, int, int], CalledRows] = {}
-        self._read: dict[tuple[str, Positions], list[_ReadRows]] = {}
-        self.number, self.prompt, self.state = 0, 0, dict[Any, Any]()
-        """The sequence's number in its request, the number of the prompt's tokens, and the state of functions."""
-        self.piece: Callable[[int], str] = str
+        functions = EditFunctions(instrumentation, number, prompt, {} if state is None else state, piece)
+        self._functions = functions
+        self.called, self.called_pattern, self.forget = functions.called, functions.called_pattern, functions.forget
         self.scored: Sequence[tuple[LinearProbe, Selection]] = ()
         """The linear probes, each with the part that it reads."""
         self._scores: dict[int, dict[str, float]] = {}
+
+    def stream_to(self, sink: Sink) -> None:
+        """Pass the values to one more sink, unless they are streamed already."""
+        if not self.streamed:
+            self.streamed = True
+            self.sinks.append(sink)
 
     @property
     def watch(self) -> Watch:
@@ -127,13 +100,26 @@ class SequenceProbe:
         """As in ``Probe``."""
         return self.instrumentation.tokens.start if self.instrumentation.recorded else None
 
+    @property
+    def error(self) -> BaseException | None:
+        """As in ``EngineProbe``."""
+        return self._functions.error
+
+    @error.setter
+    def error(self, error: BaseException) -> None:
+        self._functions.error = error
+
+    @property
+    def dropped(self) -> int:
+        """The number of blocks of values that did not fit into the budget."""
+        return self.memory.dropped if self.memory else 0
+
     def follow(self, other: SequenceProbe) -> None:
         """Continue after the tokens that ``other`` has recorded."""
-        self.source, self.prompt, self.state = other.source, other.prompt, other.state
-        self._called = {key: rows.copy() for key, rows in other._called.items()}
-        self._blocks = {rows: list(blocks) for rows, blocks in other._blocks.items()}
-        self._patterns = {number: list(blocks) for number, blocks in other._patterns.items()}
-        self._states = {number: dict(states) for number, states in other._states.items()}
+        self.source = other.source
+        self._functions.follow(other._functions)
+        if self.memory and other.memory:
+            self.memory.follow(other.memory)
         self._scores = {position: dict(scores) for position, scores in other._scores.items()}
 
     def positions(self, start: int, stop: int) -> range:
@@ -150,27 +136,29 @@ class SequenceProbe:
     def changed_state(
         self, number: int, position: int, token: int, state: NDArray[np.float32]
     ) -> NDArray[np.float32] | None:
-        """As in ``Probe``. Exceptions are as in ``called``."""
+        """As in ``Probe``."""
         bound = self.instrumentation.state_edits[number]
-        selected, edit = bound.selected, bound.edit
         if position not in bound.tokens:
             return None
-        if edit.function is None:
+        if bound.edit.function is None:
             return bound.change(position, state)
-
-        def checked(result: Any) -> NDArray[np.float32]:
-            return rows_of(selected, edit, result)[0]
-
-        at, own = np.array([position]), np.array([token])
-        known = self._call(("state", number, 0), selected, edit, at, own, state[None].copy(), checked)
-        return None if known is None else known.of(position)
+        return self._functions.changed_state(bound, number, position, token, state)
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
         self._score(rows, positions, values)
-        if self.notify is not None:
-            self.notify(rows, positions, values)
-        self._put(self._blocks.setdefault(rows, []), positions, values)
+        for sink in self.sinks:
+            sink(rows, positions, values)
+
+    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
+        """As in ``Probe``."""
+        for sink in self.sinks:
+            sink(block, positions, rows)
+
+    def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
+        """As in ``Probe``."""
+        if self.memory:
+            self.memory.put_state(number, position, values)
 
     def _score(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """Compute the scores of the linear probes that read values with these rows."""
@@ -195,48 +183,6 @@ class SequenceProbe:
         )
         return {probe.name: scores[probe.name] for probe, _ in self.scored}, next(above, None)
 
-    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
-        if self.notify is not None:
-            self.notify(block, positions, rows)
-        self._put(self._patterns.setdefault(block, []), positions, rows)
-
-    def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
-        states = self._states.setdefault(number, {})
-        states.pop(position, None)
-        if budget := self._take(values.nbytes):
-            states[position] = RecordedBlock(range(position, position + 1), values.copy(), budget)
-
-    def _put(self, blocks: list[RecordedBlock], positions: range, values: NDArray[np.float32]) -> None:
-        """Add a block, and remove earlier values of its positions, which a preempted sequence computes again."""
-        if blocks and blocks[-1].positions.stop > positions.start:
-            self._remove(blocks, positions)
-        if budget := self._take(values.nbytes):
-            blocks.append(RecordedBlock(positions, values, budget))
-
-    def _remove(self, blocks: list[RecordedBlock], positions: range) -> None:
-        """Remove some positions from blocks."""
-        before = blocks[:]
-        blocks.clear()
-        while before:
-            known, values, _ = block = before.pop(0)
-            if known.stop <= positions.start or known.start >= positions.stop:
-                blocks.append(block)
-                continue
-            rest = [range(known.start, positions.start), range(positions.stop, known.stop)]
-            copies = [(part, values[part.start - known.start : part.stop - known.start].copy()) for part in rest]
-            del block, _, values  # releases their bytes of the budget
-            for part, copy in copies:
-                if len(part) and (budget := self._take(copy.nbytes)):
-                    blocks.append(RecordedBlock(part, copy, budget))
-
-    def _take(self, nbytes: int) -> TakenBytes | None:
-        """Take bytes of the budget; None if too few are free."""
-        taken = self._budget.take(nbytes, self._reserve) if self._budget is not None else None
-        self.dropped += taken is None
-        return taken
-
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
         """As in ``Probe``."""
         bound = self.instrumentation.edits[number]
@@ -250,111 +196,6 @@ class SequenceProbe:
     def pattern_change(self, number: int, positions: NDArray[np.int64], keys: int) -> PatternChange:
         """As in ``Probe``."""
         return self.instrumentation.pattern_edits[number].change(positions, keys)
-
-    def forget(self) -> None:
-        """As in ``Probe``."""
-        self._called.clear()
-
-    def called(
-        self, number: int, start: int, tokens: Sequence[int], values: NDArray[np.float32]
-    ) -> Sequence[EditEntry]:
-        """As in ``Probe``. If the function raises an exception, the values stay unchanged.
-
-        ``error`` keeps the exception for the sequence's task.
-        """
-        bound = self.instrumentation.edits[number]
-        assert isinstance(bound, BoundCall)
-        selected, edit = bound.selected, bound.edit
-        positions = selected.tokens.within(start, start + len(values))
-        rows = values[positions - start]
-        if bound.reads:
-            parts = self._read.setdefault((bound.name, selected.tokens), [])
-            parts[bound.number :] = [_ReadRows(selected, positions, rows[:, bound.picked])]
-            return []
-        if bound.pauses == 1:
-            part = rows[:, bound.picked].reshape(len(positions), *shape_of(selected))
-        else:
-            _, part = self._reading(bound.name, selected)
-        own = np.asarray(tokens, np.int64)[positions - start]
-
-        def checked(result: Any) -> NDArray[np.float32]:
-            return rows_of(selected, edit, result)[0]
-
-        known = self._call(("value", number - bound.number, 0), selected, edit, positions, own, part, checked)
-        if known is None:
-            return []
-        entries, first = list[EditEntry](), bound.number * len(bound.picked)
-        for at, row in zip(positions.tolist(), rows):
-            if (changed := known.of(at)) is not None:
-                row[bound.picked] = changed[first : first + len(bound.picked)]
-                entries.append(EditEntry(at, 0.0, row))  # the columns between keep their bits
-        return entries
-
-    def called_pattern(
-        self, number: int, positions: NDArray[np.int64], tokens: NDArray[np.int64], rows: NDArray[np.float32]
-    ) -> PatternChange | None:
-        """As in ``Probe``. Exceptions are as in ``called``."""
-        heads, (_, _, keys) = self.instrumentation.pattern_edits[number], rows.shape
-        x, changed, zero = rows.copy(), np.zeros(rows.shape, bool), np.float32(0)
-        for index, bound in enumerate(heads.edits):
-            if bound.edit.function is None:
-                factors, addends = heads.change_of(bound, positions, keys)
-                with np.errstate(invalid="ignore"):
-                    x = np.where(factors == 0, zero, x * factors)
-                if addends is not None:
-                    x, changed = x + addends, changed | (addends != 0)
-                changed = changed | (factors != 1)
-                continue
-            chosen = np.isin(positions, bound.positions(int(positions[0]), int(positions[-1]) + 1))
-            columns = (bound.selected.keys or EVERY).listed(keys)
-            own_heads = np.array(bound.selected.heads) - heads.first
-            if not len(columns):
-                continue
-            at = np.ix_(np.flatnonzero(chosen), own_heads, columns)
-            checked = partial(_expanded, bound, columns, keys)
-            key = ("pattern", number, index)
-            own = positions[chosen], tokens[chosen], x[at]
-            known = self._call(key, bound.selected, bound.edit, *own, checked)
-            if self.error is not None:
-                return None
-            for row, position in zip(at[0].ravel(), own[0]):
-                if known is not None and (made := known.of(int(position))) is not None:
-                    to = np.ix_([row], own_heads, columns[columns < made.shape[-1]])
-                    x[to], changed[to] = made[:, to[2].ravel()], True
-        return padded_change(positions, (~changed).astype(np.float32), np.where(changed, x, zero))
-
-    def _call(
-        self,
-        key: tuple[str, int, int],
-        selected: Selection,
-        edit: Edit,
-        positions: NDArray[np.int64],
-        tokens: NDArray[np.int64],
-        values: NDArray[np.float32],
-        checked: Callable[[Any], NDArray[np.float32]],
-    ) -> CalledRows | None:
-        """Call the function of an edit for the positions that it has not seen. Returns its results, or None."""
-        known = self._called.setdefault(key, CalledRows())
-        if not len(positions) or self.error is not None:
-            return None
-        if (new := known.new(positions)).any():
-            reads = {name: self._reading(name, selected) for name in edit.reads}
-            read = {name: part[np.isin(at, positions[new])] for name, (at, part) in reads.items()}
-            context = CallContext(
-                selected, self.number, positions[new], tokens[new].tolist(), self.prompt, self.state, self.piece, read
-            )
-            try:
-                known.keep(positions[new], run_function(edit, values[new], context, checked))
-            except PellucidError as error:
-                self.error = error
-                return None
-        return known
-
-    def _reading(self, name: str, selected: Selection) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The positions of ``selected`` in the step, and the values (n, ...) that its function reads."""
-        parts = self._read[name, selected.tokens]
-        values = np.concatenate([part.values for part in parts], 1)
-        return parts[0].positions, values.reshape(len(values), *shape_of(parts[0].selected))
 
     @property
     def count(self) -> int:
@@ -377,65 +218,15 @@ class SequenceProbe:
             return self.source.array(selected)
         if selected.point.kind == "output":
             return array_of(selected.name, self.outputs)
-        recorded = self.instrumentation.recorded[selected]
-        selected = recorded.selected
+        recorded, memory = self.instrumentation.recorded[selected], self.memory
+        assert memory is not None, "only a trace with a budget is read"
+        selected, mask = recorded.selected, selected.point.mask
+        keys = self.source.count if mask and mask.cross and self.source else self.count
         if selected.point.rows == "sequences":
-            return self._ascending(recorded, np.arange(1))
+            return memory.array(recorded, np.arange(1), keys)
         tokens = selected.tokens.within(0, self.count)
-        values = self._ascending(recorded, tokens)
+        values = memory.array(recorded, tokens, keys)
         if len(selected.tokens.ranges) == 1:
             return values
         rows = np.searchsorted(tokens, selected.tokens.listed(self.count))
         return values[:, rows] if selected.point.kind in ("pattern", "scores") else values[rows]
-
-    def _ascending(self, recorded: RecordedPart, tokens: NDArray[np.int64]) -> NDArray[Any]:
-        """The values at ascending positions ``tokens``, with the axes of ``array``."""
-        selected = recorded.selected
-        if selected.point.kind in ("pattern", "scores"):
-            return self._pattern(recorded, tokens)
-        if selected.point.kind == "state":
-            states = np.full((len(tokens), selected.point.view.count), np.nan, np.float32)
-            for position, state in self._states.get(recorded.places[0], {}).items():
-                states[tokens == position] = state.values
-            return states
-        size = selected.point.view.count if selected.dims is None else len(selected.dims)
-        values = np.full((len(tokens), len(selected.heads), size), np.nan, np.float32)
-        for rows, block in _blocks_in(self._blocks.get(selected.point.rows, ()), tokens):
-            values[rows] = part_of(recorded, block)
-        typed: NDArray[Any] = values.view(selected.point.dtype)
-        return typed if selected.point.heads else typed[:, 0]
-
-    def _pattern(self, recorded: RecordedPart, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        selected = recorded.selected
-        unseen = 0.0 if selected.point.kind == "pattern" else -np.inf
-        blocks, mask = self._patterns.get(recorded.places[0], ()), selected.point.mask
-        keys = self.source.count if mask and mask.cross and self.source else self.count
-        pattern = np.full((len(selected.heads), len(tokens), keys), np.nan, np.float32)
-        for rows, block in _blocks_in(blocks, tokens):
-            length = min(block.shape[-1], keys)
-            pattern[:, rows] = unseen
-            pattern[:, rows, :length] = block[:, :, :length].swapaxes(0, 1)
-        return pattern if selected.keys is None else pattern[:, :, selected.keys.listed(keys)]
-
-
-def _expanded(bound: BoundPatternEdit, columns: NDArray[np.int64], keys: int, result: Any) -> NDArray[np.float32]:
-    """The result of a function for some ``columns`` as rows (n or 1, heads, keys)."""
-    selected, shape = structs.replace(bound.selected, keys=None), np.shape(result)
-    heads = len(selected.heads)
-    if (shape and shape[-1] not in (1, len(columns))) or (len(shape) == 3 and shape[1] != heads):
-        reason = f"the function returns values of shape {shape} for (n, {heads}, {len(columns)})"
-        raise edit_error(bound.edit.where, reason)
-    made = pattern_rows(selected, bound.edit, np.swapaxes(result, 0, 1) if len(shape) == 3 else result)
-    rows = np.zeros((made.shape[1], heads, keys), np.float32)
-    rows[:, :, columns] = made.swapaxes(0, 1)
-    return rows
-
-
-def _blocks_in(
-    blocks: Sequence[RecordedBlock], tokens: NDArray[np.int64]
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Yield the rows of ascending ``tokens`` that blocks have recorded, with their values."""
-    for positions, values, _ in blocks:
-        rows = slice(*np.searchsorted(tokens, [positions.start, positions.stop]))
-        if rows.stop > rows.start:
-            yield rows, values[tokens[rows] - positions.start]

@@ -22,7 +22,7 @@ from pellucid.trace.edits import Edit
 from pellucid.trace.export import Exportable, LabelledArray, frames_of, labelled_part, stacked
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.linear_probe import LinearProbe
-from pellucid.trace.request_trace import RequestTrace, bound_edits, notify
+from pellucid.trace.request_trace import RequestTrace, bound_edits, stream_to
 from pellucid.trace.selection import Selection, by_name, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
@@ -249,7 +249,7 @@ class Trace(Mapping[str, NDArray[Any]], Exportable):
     def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
             if self.stream is not None:
-                notify(self.stream.put, len(self.sequences), probe)
+                stream_to(self.stream.put, len(self.sequences), probe)
             self.sequences.append(SequenceTrace(self, probe))
 
 

@@ -259,7 +259,7 @@ class ShardRecorder:
         numbers = iter(rows.tolist())
 
         def keep(probe: SequenceProbe) -> None:
-            probe.notify = partial(self._take, probe, own, next(numbers))
+            probe.stream_to(partial(self._take, probe, own, next(numbers)))
 
         self._tracer.keep = keep
         needs_outputs = self._tracer.first_output is not None
