@@ -297,6 +297,9 @@ INTERNAL = frozenset(
 )
 """Types in public signatures that are not public."""
 
+WITH_BASES = {"pellucid.LLM"}
+"""Classes whose entries have the members of their bases too."""
+
 
 def names() -> list[str]:
     """All names with an entry."""
@@ -340,6 +343,7 @@ def _directive(name: str) -> str:
         return f".. autoexception:: {name}"
     omitted = OMITTED.get(name, "")
     lines = [f".. autoclass:: {name}", "   :members:"]
+    lines += ["   :inherited-members:"] if name in WITH_BASES else []
     return "\n".join([*lines, *([f"   :exclude-members: {', '.join(omitted.split())}"] if omitted else [])])
 
 
@@ -348,7 +352,8 @@ def _plain(name: str) -> str:
     of = resolved(name)
     parts = [f"## {name}", _documented(name, of)]
     if inspect.isclass(of):
-        for member, value in vars(of).items():
+        kinds = of.__mro__ if name in WITH_BASES else (of,)
+        for member, value in {name: value for kind in reversed(kinds) for name, value in vars(kind).items()}.items():
             if not member.startswith("_") and member not in OMITTED.get(name, "").split() and inspect.getdoc(value):
                 value = getattr(value, "__func__", value)
                 if inspect.isfunction(value):

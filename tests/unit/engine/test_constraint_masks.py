@@ -246,16 +246,14 @@ class Calls:
 def test_no_grammar_holds_the_interpreters_lock_for_long(
     llm: LLM, bomb: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled, consume = Matching._compile, matching.workers.consume
+    compiled, consume = Matching._compile, matching.consume
 
     def wrapped(self: Matching, *arguments: Any) -> None:
         compiled(self, *arguments)
         self._matcher = Calls(self._matcher)  # type: ignore[assignment]
 
     monkeypatch.setattr(Matching, "_compile", wrapped)
-    monkeypatch.setattr(
-        matching.workers, "consume", lambda matcher, token, spare: consume(matcher.matcher, token, spare)
-    )
+    monkeypatch.setattr(matching, "consume", lambda matcher, token, spare: consume(matcher.matcher, token, spare))
     Calls.longest = 0.0
     for temperature in (1.0, 30.0):
         try:

@@ -62,9 +62,9 @@ def test_a_source_is_encoded_once_for_all_answers(llm: LLM, monkeypatch: pytest.
     encoded = list[int]()
     forward = llm.runner.encoder.forward
 
-    def counted(chunks: Any) -> Any:
+    def counted(chunks: Any, **how: Any) -> Any:
         encoded.extend(len(chunk.tokens) for chunk in chunks)
-        return forward(chunks)
+        return forward(chunks, **how)
 
     monkeypatch.setattr(llm.runner.encoder, "forward", counted)
     llm.samples(SOURCE, 5, **SAMPLED)
