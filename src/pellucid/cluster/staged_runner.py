@@ -60,7 +60,6 @@ class ReplicatedCache(CacheManager):
         self.prefixes.listener = before.listener
 
     def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
-        """As `CacheManager.allocate`."""
         self.tell("allocate", self.number_of(table), tokens)
         super().allocate(table, tokens, in_place=in_place)
 

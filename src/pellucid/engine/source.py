@@ -36,7 +36,6 @@ class SourceSequence(CachedSequence):
 
     @property
     def shared_tokens(self) -> Sequence[int]:
-        """As in ``CachedSequence``."""
         return () if self.uncacheable else self._identity
 
     def is_missing(self) -> bool:
@@ -81,11 +80,9 @@ class SourceTask(Task[T]):
 
     @property
     def done(self) -> bool:
-        """As in ``Task``."""
         return self._task.done
 
     def begin(self, waited: float) -> None:
-        """As in ``Task``."""
         self._task.begin(waited)
 
     def runnable(self) -> Sequence[CachedSequence]:
@@ -107,7 +104,6 @@ class SourceTask(Task[T]):
         yield from self._task.process(sequence, outputs, seconds)
 
     def close(self) -> None:
-        """As in ``Task``."""
         self._task.close()
         self._source.release()
 

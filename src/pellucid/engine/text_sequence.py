@@ -154,7 +154,6 @@ class TextSequence(CachedSequence):
 
     @property
     def certain_tokens(self) -> int:
-        """As in `CachedSequence`."""
         return self._position + 1
 
     @property

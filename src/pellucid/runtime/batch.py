@@ -304,7 +304,6 @@ class ForwardedEdits:
         return self._inner
 
     def forget(self) -> None:
-        """As in ``Probe``."""
         self._probe.forget()
 
     def chunk_end(self, start: int) -> int | None:
@@ -321,25 +320,20 @@ class ForwardedEdits:
         """As in ``Probe``: no state is recorded."""
 
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
-        """As in ``Probe``."""
         return self._probe.entries(self._edits[number], start, stop)
 
     def called(
         self, number: int, start: int, tokens: Sequence[int], values: NDArray[np.float32]
     ) -> Sequence[EditEntry]:
-        """As in ``Probe``."""
         return self._probe.called(self._edits[number], start, tokens, values)
 
     def pattern_positions(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
-        """As in ``Probe``."""
         return self._probe.pattern_positions(self._patterns[number], start, stop)
 
     def pattern_change(self, number: int, positions: NDArray[np.int64], keys: int) -> PatternChange:
-        """As in ``Probe``."""
         return self._probe.pattern_change(self._patterns[number], positions, keys)
 
     def called_pattern(
         self, number: int, positions: NDArray[np.int64], tokens: NDArray[np.int64], rows: NDArray[np.float32]
     ) -> PatternChange | None:
-        """As in ``Probe``."""
         return self._probe.called_pattern(self._patterns[number], positions, tokens, rows)

@@ -70,7 +70,6 @@ class EditFunctions:
     def changed_state(
         self, bound: BoundStateEdit, number: int, position: int, token: int, state: NDArray[np.float32]
     ) -> NDArray[np.float32] | None:
-        """As in ``Probe``."""
         selected, edit = bound.selected, bound.edit
 
         def checked(result: Any) -> NDArray[np.float32]:
@@ -83,7 +82,6 @@ class EditFunctions:
     def called(
         self, number: int, start: int, tokens: Sequence[int], values: NDArray[np.float32]
     ) -> Sequence[EditEntry]:
-        """As in ``Probe``."""
         bound = self._instrumentation.edits[number]
         assert isinstance(bound, BoundCall)
         selected, edit = bound.selected, bound.edit
@@ -115,7 +113,6 @@ class EditFunctions:
     def called_pattern(
         self, number: int, positions: NDArray[np.int64], tokens: NDArray[np.int64], rows: NDArray[np.float32]
     ) -> PatternChange | None:
-        """As in ``Probe``."""
         heads, (_, _, keys) = self._instrumentation.pattern_edits[number], rows.shape
         x, changed, zero = rows.copy(), np.zeros(rows.shape, bool), np.float32(0)
         for index, bound in enumerate(heads.edits):

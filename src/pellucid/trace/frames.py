@@ -373,7 +373,6 @@ class _StreamedProbe(SequenceProbe):
 
     @property
     def closed(self) -> bool:
-        """As in ``EngineProbe``."""
         return self._stream.closed
 
     @property

@@ -51,22 +51,18 @@ class RequestTrace:
 
     @property
     def watches_chain(self) -> bool:
-        """As in ``RequestTracer``."""
         return self._instrumentation.watches_chain
 
     def unused(self, count: int) -> list[str]:
-        """As in ``RequestTracer``."""
         sentences = (reach.unused(count) for reach in self._instrumentation.reaches)
         recorded = (never_recorded(part, count) for part in self._instrumentation.selected)
         return [sentence for sentence in (*sentences, *recorded) if sentence]
 
     @property
     def first_output(self) -> int | None:
-        """As in ``RequestTracer``."""
         return self._instrumentation.first_output
 
     def begin_source(self, ids: Sequence[int]) -> SequenceProbe:
-        """As in ``RequestTracer``."""
         own = self._source.resolve(TokenTexts(ids, self._piece), None)
         for reach in own.reaches:
             reach.refuse(len(ids), len(ids), 0)
@@ -86,7 +82,6 @@ class RequestTrace:
         first_output: int = 0,
         source: SequenceProbe | None = None,
     ) -> list[SequenceProbe]:
-        """As in ``RequestTracer``."""
         if parent is not None:
             own = parent.instrumentation
         else:

@@ -65,22 +65,18 @@ class SequenceProbe:
 
     @property
     def watch(self) -> Watch:
-        """As in ``Probe``."""
         return self.instrumentation.watch
 
     @property
     def first_changed(self) -> int | None:
-        """As in ``Probe``."""
         return self.instrumentation.first_changed
 
     @property
     def calls(self) -> bool:
-        """As in ``EngineProbe``."""
         return self.instrumentation.calls
 
     @property
     def edited(self) -> str:
-        """As in ``EngineProbe``."""
         names = list(dict.fromkeys(reach.where for reach in self.reaches))
         more = f" and {len(names) - SOME:,} more" if len(names) > SOME else ""
         return ", ".join(names[:SOME]) + more
@@ -92,17 +88,14 @@ class SequenceProbe:
 
     @property
     def closed(self) -> bool:
-        """As in ``EngineProbe``."""
         return False
 
     @property
     def first_recorded(self) -> int | None:
-        """As in ``Probe``."""
         return self.instrumentation.tokens.start if self.instrumentation.recorded else None
 
     @property
     def error(self) -> BaseException | None:
-        """As in ``EngineProbe``."""
         return self._functions.error
 
     @error.setter
@@ -123,20 +116,17 @@ class SequenceProbe:
         self._scores = {position: dict(scores) for position, scores in other._scores.items()}
 
     def positions(self, start: int, stop: int) -> range:
-        """As in ``Probe``."""
         tokens = self.instrumentation.tokens
         first = min(max(start, tokens.start), stop)
         return range(first, max(first, min(stop, tokens.stop)))
 
     def chunk_end(self, start: int) -> int | None:
-        """As in ``Probe``."""
         ends = [int(own[0]) + 1 for edit in self.instrumentation.state_edits if len(own := edit.tokens.next(start))]
         return min(ends, default=None)
 
     def changed_state(
         self, number: int, position: int, token: int, state: NDArray[np.float32]
     ) -> NDArray[np.float32] | None:
-        """As in ``Probe``."""
         bound = self.instrumentation.state_edits[number]
         if position not in bound.tokens:
             return None
@@ -145,18 +135,15 @@ class SequenceProbe:
         return self._functions.changed_state(bound, number, position, token, state)
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
         self._score(rows, positions, values)
         for sink in self.sinks:
             sink(rows, positions, values)
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
         for sink in self.sinks:
             sink(block, positions, rows)
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
         if self.memory:
             self.memory.put_state(number, position, values)
 
@@ -172,7 +159,6 @@ class SequenceProbe:
                     self._scores.setdefault(position, {})[probe.name] = probe.score(row.reshape(-1))
 
     def scores(self, position: int) -> tuple[dict[str, float], str | None] | None:
-        """As in ``EngineProbe``."""
         if not self.scored:
             return None
         scores = self._scores.pop(position)
@@ -184,17 +170,14 @@ class SequenceProbe:
         return {probe.name: scores[probe.name] for probe, _ in self.scored}, next(above, None)
 
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
-        """As in ``Probe``."""
         bound = self.instrumentation.edits[number]
         assert isinstance(bound, BoundEdit)
         return bound.entries(start, stop)
 
     def pattern_positions(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
-        """As in ``Probe``."""
         return self.instrumentation.pattern_edits[number].positions(start, stop)
 
     def pattern_change(self, number: int, positions: NDArray[np.int64], keys: int) -> PatternChange:
-        """As in ``Probe``."""
         return self.instrumentation.pattern_edits[number].change(positions, keys)
 
     @property

@@ -79,7 +79,6 @@ class EncodingTask:
         yield self._unfinished.pop(sequence), rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def close(self) -> None:
-        """As in ``Task``."""
         self._cache.release(*(sequence.table for sequence in self._unfinished))
 
 

@@ -83,7 +83,6 @@ def _efficiency(system: Path, allowed: frozenset[int]) -> Set[int]:
 
 
 def machine_bytes_of(system: Path) -> int:
-    """As ``machine_bytes``."""
     found = []
     if hasattr(os, "sysconf"):
         with contextlib.suppress(ValueError, OSError):
