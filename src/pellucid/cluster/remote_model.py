@@ -105,7 +105,7 @@ class RemoteModel(BaseLLM[RemoteRequest]):
         backend, points = FleetBackend(fleet, opened.inputs), partial(_points, opened)
         unwatched = DIVIDED if stages > 1 else ""
         super().__init__(opened.checkpoint, opened.model, opened.inputs, opened.recommended, backend, points, unwatched)
-        self.fleet, self._wait = fleet, backend.wait
+        self.opened, self.fleet, self._wait = opened, fleet, backend.wait
         self._decider = cache(partial(Decider, opened.checkpoint, opened.inputs))
 
     def request_with_values(

@@ -421,14 +421,14 @@ def test_an_ingress_that_is_started_again_gets_what_runs(llama_file: Path, alone
                 await again.ready(SECONDS)
                 while sum(link.up for link in again.links) < 2:
                     await asyncio.sleep(0.01)
-                group = RemoteModel(model._opened, again).request(PROMPT, **options)
+                group = RemoteModel(model.opened, again).request(PROMPT, **options)
                 group.set_name("the name of a request", True)
                 await finished(group, lambda count: None)
                 same(group.results()[0], wanted)
                 await asyncio.sleep(0.3)
                 steps = sum(link.state.steps for link in again.links if link.state)
                 assert steps < 800, "it was not made twice"
-                other = RemoteModel(model._opened, again).request(PROMPT, **options)
+                other = RemoteModel(model.opened, again).request(PROMPT, **options)
                 other.set_name("a name that nobody knows", True)
                 await finished(other, lambda count: None)
                 same(other.results()[0], wanted)

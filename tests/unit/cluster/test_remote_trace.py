@@ -293,7 +293,7 @@ def test_names_are_checked_here(llama_file: Path) -> None:
             ):
                 with pytest.raises(InvalidRequest, match=said):
                     model.watch(group, names, limit, lambda: None)
-            divided = RemoteModel(model._opened, model.fleet, stages=2)
+            divided = RemoteModel(model.opened, model.fleet, stages=2)
             with pytest.raises(InvalidRequest, match="on several machines"):
                 divided.watch(group, ["embed"], 8, lambda: None)
             with pytest.raises(InvalidRequest, match="on several machines"):
@@ -364,7 +364,7 @@ def test_an_ingress_that_is_started_again_watches_what_runs(llama_file: Path, al
             again.add(next(iter(made.processes)))
             try:
                 await again.ready(SECONDS)
-                other = RemoteModel(model._opened, again)
+                other = RemoteModel(model.opened, again)
                 group = other.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 1900})
                 group.set_name("a name", True)
                 frames = await heard(other, group)

@@ -17,6 +17,7 @@ import pytest
 
 import pellucid
 from pellucid.llm import LLM
+from pellucid.sample.options import Options
 from pellucid.testing import random_model
 from pellucid.trace import attribute, head_scores, logit_difference, logit_lens, patch_sweep
 from pellucid.trace.explanation import explain
@@ -165,7 +166,7 @@ def test_displays_are_html(llm: LLM) -> None:
         head_scores(llm, length=8),
         patch_sweep(llm, "a cat", "a dog", logit_difference(llm, 65, 66)),
         llm.plan,
-        pellucid.llm.Options.of(temperature=0.5).chain(),
+        Options.of(temperature=0.5).chain(),
     ]
     for one in shown:
         page = checked(one._repr_html_())
