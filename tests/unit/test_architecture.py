@@ -24,12 +24,9 @@ ROWS = re.findall(r"^\|.*\| `([\w.]+)` \| `([\w/]+)\.py` \|$", WAY, re.M)
 MOST_FILES = 12
 
 
-def code_of(name: str, path: str) -> CodeType:
-    """The code of a function that the page names."""
-    module = import_module("pellucid." + path.replace("/", "."))
-    function = reduce(getattr, name.split("."), module)
-    code: CodeType = function.__code__  # type: ignore[attr-defined]
-    return code
+def named(name: str, path: str) -> Any:
+    """What the page names: a class, a function or a value of a module."""
+    return reduce(getattr, name.split("."), import_module("pellucid." + path.replace("/", ".")))
 
 
 def test_the_way_of_a_token_has_a_dozen_files() -> None:
@@ -39,7 +36,7 @@ def test_the_way_of_a_token_has_a_dozen_files() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_run_calls_the_functions_in_the_order_of_the_page(tmp_path: Path, threads: int) -> None:
-    codes = [code_of(*row) for row in ROWS]
+    codes = [named(*row).__code__ for row in ROWS]
     seen: list[CodeType] = []
     listed = set(codes)
 
@@ -62,7 +59,14 @@ def test_a_run_calls_the_functions_in_the_order_of_the_page(tmp_path: Path, thre
 
 def test_the_classes_of_the_four_nouns_exist() -> None:
     nouns = PAGE.split("Four nouns", 1)[1].split("\n- ", 1)[0]
-    named = re.findall(r"`(\w+)` \(`([\w/]+)\.py`\)", nouns)
-    assert len(named) >= 4
-    for name, path in named:
-        assert isinstance(getattr(import_module("pellucid." + path.replace("/", ".")), name), type), name
+    found = re.findall(r"`(\w+)` \(`([\w/]+)\.py`\)", nouns)
+    assert len(found) >= 4
+    assert all(isinstance(named(*one), type) for one in found)
+
+
+def test_the_answers_of_where_is_exist() -> None:
+    answers = PAGE.split("## Where is …?", 1)[1].split("## ", 1)[0]
+    found = re.findall(r"\| `([\w.]+)` \| `([\w/]+)\.py` \|$", answers, re.M)
+    assert len(found) >= 12
+    for one in found:
+        named(*one)

@@ -82,7 +82,7 @@ class PrefixCache:
         """Bytes of all pages in the tree, including pages that running sequences share."""
         self.listener: Callable[[int, bool], object] | None = None
         """Called with the name of a whole page (``page_names``) and True when it is added, False when evicted."""
-        cache.reclaim = self._reclaim
+        cache.reclaim = self._evict
 
     def find(self, ids: Sequence[int], max_tokens: int) -> BlockTable:
         """A new block table with the longest cached prefix of ``ids``, at most ``max_tokens`` tokens.
@@ -241,7 +241,7 @@ class PrefixCache:
         while node:
             node.used, node = now, node.parent
 
-    def _reclaim(self, needed: Mapping[int, int]) -> None:
+    def _evict(self, needed: Mapping[int, int]) -> None:
         """Evict pages until each group has the number of free pages in ``needed``. Pages in use by sequences remain."""
         for group, pages in needed.items():
             pool = self._cache.pools[group]

@@ -25,9 +25,9 @@ from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import LIMIT, MOST_LIMIT
 from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of, patterns_of, values_of
-from pellucid.trace.recorder import Sink
 from pellucid.trace.selection import Selection, select
 from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.trace.sinks import Sink
 from pellucid.util.checks import whole
 
 # Norms of the rows of recorded values, which a stream sends in place of the values.

@@ -16,8 +16,8 @@ from pellucid.trace.edit_reach import EditReach
 from pellucid.trace.instrumentation import BoundEdit, Instrumentation, part_of
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import array_of
-from pellucid.trace.recorder import MemorySink, Sink
 from pellucid.trace.selection import Selection
+from pellucid.trace.sinks import MemorySink, Sink
 
 SOME = 3
 """Maximum number of edits that a message names."""
