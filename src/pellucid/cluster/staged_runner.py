@@ -224,6 +224,7 @@ class StagedRunner(ModelRunner):
 
     def _run_part(self, part: Sequence[Chunk], step: int) -> NDArray[np.float32]:
         """Run a part of a step as soon as its vectors arrive."""
+        self._allocate(part)  # its pages are there; a recurrent state needs a place for each part
         output = self._run_alone(part, self._incoming(step, part))
         self.stage_seconds[-1] += time.perf_counter() - self._arrived
         return output

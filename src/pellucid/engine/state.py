@@ -77,13 +77,13 @@ class StepTimes:
         self.target = target
         self._row_seconds = 0.0  # seconds of a step with one row
         self._times: dict[int, float] = {1: 1.0}  # relative time of a step by its number of rows
-        self._expected: dict[int, float] = {}  # seconds by number of rows, cached until the next measurement
+        self._relative: dict[int, float] = {}  # estimates by number of rows, until ``_times`` changes
         self._token_seconds = 0.0
         self.rows = 1  # number of decode rows of the last step
 
     def record(self, rows: int, prefill_tokens: int, seconds: float) -> None:
         """Record that a step with ``rows`` decode rows and ``prefill_tokens`` took ``seconds``."""
-        self.rows, self._expected = rows, {}
+        self.rows = rows
         if prefill_tokens:
             token = max(seconds - self._decode_seconds(rows), 0.1 * seconds) / prefill_tokens
             self._token_seconds = (
@@ -99,6 +99,7 @@ class StepTimes:
         measured = min(max(seconds / self._row_seconds, times / MAX_RATIO), times * MAX_RATIO)
         if rows > 1:
             self._times[rows] = times + WEIGHT * (measured - times)
+            self._relative.clear()
         self._row_seconds *= 1 + (ROWS_WEIGHT if rows > 1 else WEIGHT) * (measured / times - 1)
 
     def prefill_tokens(self, rows: int, most: int, *, divided: bool = True) -> int:
@@ -118,10 +119,7 @@ class StepTimes:
     def costs(self, own: int, most: int) -> list[float]:
         """Seconds of the next step with 0 to ``most`` more rows, for a text that had ``own`` rows in the last step."""
         first = max(self.rows - own, 0) + 1
-        for rows in range(first, first + most + 1):
-            if rows not in self._expected:
-                self._expected[rows] = self._decode_seconds(rows)
-        return [self._expected[rows] for rows in range(first, first + most + 1)]
+        return [self._decode_seconds(rows) for rows in range(first, first + most + 1)]
 
     def _decode_seconds(self, rows: int) -> float:
         """Seconds of a step without prompts; 0 before the first measurement."""
@@ -134,10 +132,13 @@ class StepTimes:
         other measurements bound the estimate: fewer rows take no longer than more rows, and the time per row does not
         grow with the number of rows.
         """
+        if rows in self._relative:
+            return self._relative[rows]
         nearest = min(self._times, key=lambda known: abs(known - rows))
         times = self._times[nearest] * (1 + ROW_COST * (rows - 1)) / (1 + ROW_COST * (nearest - 1))
         bounds = (taken * max(1.0, rows / known) for known, taken in self._times.items())
-        return max(min(times, *bounds), 1.0) if rows else 0.0
+        self._relative[rows] = max(min(times, *bounds), 1.0) if rows else 0.0
+        return self._relative[rows]
 
 
 def counts(scheduled: Sequence[ScheduledChunk]) -> tuple[int, int]:
