@@ -283,13 +283,13 @@ OMITTED: Mapping[str, str] = {
 INTERNAL = frozenset(
     (
         *_of("pellucid.engine", "speculation.DraftModel engine.Engine inputs.Inputs model_runner.ModelRunner"),
-        *_of("pellucid.engine", "probe.RequestTracer request.RequestOptions"),
+        *_of("pellucid.engine", "recorder.RequestTracer request.RequestOptions"),
         *_of(
             "pellucid", "kernels.core.definitions.KernelKey runtime.cached_sequence.CachedSequence sample.chain.Chain"
         ),
         *_of("pellucid", "model.weight_map.Model weights.checkpoint.Checkpoint tokenize.stages.decode.Decoder"),
         *_of(
-            "pellucid.trace", "sequence_probe.SequenceProbe registered_vectors.Control dataset.shard_file.ShardLayout"
+            "pellucid.trace", "sequence_recorder.SequenceRecorder registered_vectors.Control dataset.shard_file.ShardLayout"
         ),
         *_of("pellucid.decide", "prompts.ScoredOptions prompts.QuestionSpans"),
         *_of("pellucid.tokenize.encoding", "SliceableT"),

@@ -610,12 +610,12 @@ class LLM(BaseLLM[LocalRequest]):
         Raises:
             InvalidRequest: an edit does not fit.
         """
-        from pellucid.engine.probe import probed_run
+        from pellucid.engine.recorder import run_with_recorder
         from pellucid.trace.backward.tape import Tape
 
         _, base = self.tracing.edited(ids, [], edits)
         tape = Tape(versions, needs, len(ids), len(ids) - 1, base)
-        task = ReadingTask(probed_run(self.runner, ids, tape, len(ids) - 1))
+        task = ReadingTask(run_with_recorder(self.runner, ids, tape, len(ids) - 1))
         logits = np.concatenate(list(self.engine.run(task, self.scheduling, max_unread=2)))
         return tape, logits[-1]
 
@@ -640,7 +640,7 @@ class LLM(BaseLLM[LocalRequest]):
 
         stream = TraceStream(self.points, names, limit, notify)
         refuse_late(request, stream)
-        request.attach(stream.probes(len(request.outputs)), stream.source_probe())
+        request.attach(stream.recorders(len(request.outputs)), stream.source_recorder())
         stream.ended = partial(request.attach, [])
         return stream
 

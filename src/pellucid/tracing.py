@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from pellucid.engine.probe import EngineProbe, RequestTracer
+from pellucid.engine.recorder import EngineRecorder, RequestTracer
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pellucid.trace.frames import TraceFrame, TraceStream
     from pellucid.trace.linear_probe import LinearProbe
     from pellucid.trace.registered_vectors import RegisteredVectors
-    from pellucid.trace.sequence_probe import SequenceProbe
+    from pellucid.trace.sequence_recorder import SequenceRecorder
     from pellucid.trace.trace import Trace
 
 STREAMED = "probes: a request whose values are streamed takes no probes: leave them out"
@@ -98,10 +98,10 @@ class Tracing:
 
     def edited(
         self, ids: Sequence[int], copies: Sequence[Sequence[Edit]], base: Sequence[Edit]
-    ) -> tuple[list[EditedCopy], EngineProbe | None]:
+    ) -> tuple[list[EditedCopy], EngineRecorder | None]:
         """Edited copies of a prompt, each with its edits after the edits ``base`` of the prompt itself.
 
-        Returns the copies, and the probe of the prompt (None: it has no edits).
+        Returns the copies, and the recorder of the prompt (None: it has no edits).
 
         Raises:
             InvalidRequest: an edit does not fit its point or the prompt.
@@ -114,7 +114,7 @@ class Tracing:
         outer, piece = [*(trace.edits if trace else ()), *listed(base)], self._piece
         alone, of_prompt = (Trace(self.points, (), edits, piece=piece) for edits in ((), outer))
 
-        def probe(trace: Trace, edits: Sequence[Edit]) -> SequenceProbe:
+        def recorder(trace: Trace, edits: Sequence[Edit]) -> SequenceRecorder:
             made = trace.watching(edits).begin(ids, first_output=len(ids) - 1)[0]
             if made.instrumentation.state_edits:
                 raise InvalidRequest("sweeps and gradients do not take edits of states: run requests with edits")
@@ -122,10 +122,10 @@ class Tracing:
 
         made = []
         for edits in copies:
-            own = probe(alone, listed(edits))
-            both = probe(of_prompt, edits) if outer else own
+            own = recorder(alone, listed(edits))
+            both = recorder(of_prompt, edits) if outer else own
             made.append(EditedCopy(both, own.watch, len(ids) if own.first_changed is None else own.first_changed))
-        return made, probe(of_prompt, ()) if outer else None
+        return made, recorder(of_prompt, ()) if outer else None
 
     @property
     def has_edits(self) -> bool:

@@ -14,7 +14,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.trace.edits import Edit, ablate, add, call, mask, replace, scale
-from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.trace.sequence_recorder import SequenceRecorder
 from pellucid.trace.trace import Trace
 
 LENGTH = 37
@@ -31,16 +31,16 @@ def runner(request: pytest.FixtureRequest):
         yield found
 
 
-def probe_of(runner: ModelRunner, ids: Sequence[int], edits: Sequence[Edit]) -> SequenceProbe:
-    (probe,) = Trace(runner.plan.points, (), edits).watching().begin(ids, first_output=len(ids) - 1)
-    return probe
+def recorder_of(runner: ModelRunner, ids: Sequence[int], edits: Sequence[Edit]) -> SequenceRecorder:
+    (recorder,) = Trace(runner.plan.points, (), edits).watching().begin(ids, first_output=len(ids) - 1)
+    return recorder
 
 
 def alone(runner: ModelRunner, ids: Sequence[int], edits: Sequence[Edit]) -> NDArray[np.float32]:
     """The output of a request with edits."""
     table = BlockTable()
-    probe = probe_of(runner, ids, edits) if edits else None
-    outputs = runner.forward([Chunk(table, list(ids), 1, probe=probe)])
+    recorder = recorder_of(runner, ids, edits) if edits else None
+    outputs = runner.forward([Chunk(table, list(ids), 1, recorder=recorder)])
     runner.cache.truncate(table, 0)
     return outputs[0].copy()
 
@@ -50,11 +50,11 @@ def copies_of(
 ) -> dict[int, NDArray[np.float32]]:
     made = []
     for edits in copies:
-        own = probe_of(runner, ids, edits)
-        both = probe_of(runner, ids, [*base, *edits]) if base else own
+        own = recorder_of(runner, ids, edits)
+        both = recorder_of(runner, ids, [*base, *edits]) if base else own
         first = len(ids) if own.first_changed is None else own.first_changed
         made.append(EditedCopy(both, own.watch, first))
-    of_prompt = probe_of(runner, ids, base) if base else None
+    of_prompt = recorder_of(runner, ids, base) if base else None
     run = EditedCopies(runner, list(ids), made, of_prompt).run()
     return {number: row.copy() for outputs in run for number, row in outputs}
 

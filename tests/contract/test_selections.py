@@ -19,7 +19,7 @@ from pellucid.plan.points import Point
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.trace.edits import Edit, ablate, add, call, mask, replace, scale
-from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.trace.sequence_recorder import SequenceRecorder
 from pellucid.trace.trace import Trace
 
 LENGTH = 11
@@ -46,30 +46,30 @@ class Plain(NamedTuple):
 @pytest.fixture(scope="module", params=MODELS)
 def plain(request: pytest.FixtureRequest) -> Iterator[Plain]:
     with model_runner(OF_FAMILY[request.param], threads=2) as runner:
-        trace, probe = traced(runner, "**")
-        run(runner, probe)
+        trace, recorder = traced(runner, "**")
+        run(runner, recorder)
         yield Plain(runner, trace)
 
 
-def traced(runner: ModelRunner, *wanted: str, edits: Sequence[Edit] = ()) -> tuple[Trace, SequenceProbe]:
+def traced(runner: ModelRunner, *wanted: str, edits: Sequence[Edit] = ()) -> tuple[Trace, SequenceRecorder]:
     trace = Trace(runner.plan.points, wanted, edits)
     watching = trace.watching()
-    (probe,) = watching.begin(range(LENGTH))
-    watching.keep(probe)
-    probe.tokens = lambda: range(LENGTH)
-    return trace, probe
+    (recorder,) = watching.begin(range(LENGTH))
+    watching.keep(recorder)
+    recorder.tokens = lambda: range(LENGTH)
+    return trace, recorder
 
 
-def run(runner: ModelRunner, probe: SequenceProbe, *, cut: bool = False) -> bytes:
+def run(runner: ModelRunner, recorder: SequenceRecorder, *, cut: bool = False) -> bytes:
     """The outputs of a text, whose prefill runs in one step or is ``cut``."""
     ids = np.random.default_rng(0).integers(0, runner.spec.embedding.vocabulary, LENGTH).tolist()
     table, outputs, first = BlockTable(), [], 0
     for count in (4, 1, LENGTH - 5) if cut and runner.spec.generates else (LENGTH,):
         wanted = count if runner.spec.output_rows == "outputs" else 0
-        outputs.append(runner.forward([Chunk(table, ids[first : first + count], wanted, probe=probe)]))
+        outputs.append(runner.forward([Chunk(table, ids[first : first + count], wanted, recorder=recorder)]))
         first += count
     runner.cache.truncate(table, 0)
-    assert probe.error is None, probe.error
+    assert recorder.error is None, recorder.error
     return b"".join(part.tobytes() for part in outputs)
 
 
@@ -141,8 +141,8 @@ def parts(draw: st.DrawFn, points: Sequence[Point]) -> Part:
 @given(data=st.data())
 def test_a_recording_is_an_index(plain: Plain, data: st.DataObject) -> None:
     part = data.draw(parts(plain.points))
-    trace, probe = traced(plain.runner, part.where)
-    run(plain.runner, probe, cut=data.draw(st.booleans()))
+    trace, recorder = traced(plain.runner, part.where)
+    run(plain.runner, recorder, cut=data.draw(st.booleans()))
     expected = plain.values[part.point.name][0]
     assert np.array_equal(trace[part.where][0], expected[np.ix_(*part.axes)]), part
     for position in range(LENGTH if part.point.rows != "sequences" else 0):
@@ -204,8 +204,8 @@ def test_an_edit_changes_an_index(plain: Plain, data: st.DataObject) -> None:
     of_part = call(part.where, lambda x, context: change.of_part(part, x, context))
     found = []
     for made in (whole, edit, of_part):
-        trace, probe = traced(plain.runner, name, edits=[made])
-        outputs = run(plain.runner, probe, cut=cut)
+        trace, recorder = traced(plain.runner, name, edits=[made])
+        outputs = run(plain.runner, recorder, cut=cut)
         found.append((trace[name].tobytes(), outputs))
     assert found[1] == found[0], part
     assert found[2] == found[0], part
@@ -236,19 +236,19 @@ def test_edits_of_an_attention_compose(plain: Plain, data: st.DataObject) -> Non
         return x
 
     heads = f"{pattern.removesuffix('.pattern')}.heads"
-    after, probe = traced(plain.runner, scores, pattern, heads, edits=edits)
-    run(plain.runner, probe, cut=cut)
+    after, recorder = traced(plain.runner, scores, pattern, heads, edits=edits)
+    run(plain.runner, recorder, cut=cut)
     context = SimpleNamespace(positions=np.arange(LENGTH))
 
     def expected(name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
         return whole(name, x[0].swapaxes(0, 1), context).swapaxes(0, 1)[None]
 
-    of_scores, probe = traced(plain.runner, scores, pattern, edits=[call(scores, partial(whole, scores))])
-    run(plain.runner, probe, cut=cut)
+    of_scores, recorder = traced(plain.runner, scores, pattern, edits=[call(scores, partial(whole, scores))])
+    run(plain.runner, recorder, cut=cut)
     assert np.array_equal(after[scores], expected(scores, plain.values[scores]))
     assert np.array_equal(after[scores], of_scores[scores])
     assert np.array_equal(after[pattern], expected(pattern, of_scores[pattern]))
-    pinned, probe = traced(plain.runner, heads, edits=[replace(pattern, after[pattern])])
-    run(plain.runner, probe, cut=cut)
+    pinned, recorder = traced(plain.runner, heads, edits=[replace(pattern, after[pattern])])
+    run(plain.runner, recorder, cut=cut)
     most = np.abs(pinned[heads]).max()
     np.testing.assert_allclose(after[heads], pinned[heads], atol=1e-5 * max(most, 1e-3))

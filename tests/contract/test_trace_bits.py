@@ -21,7 +21,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.executor import ThreadTuner
 from pellucid.trace.edits import Edit, ablate, add, call, mask, replace, scale
-from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.trace.sequence_recorder import SequenceRecorder
 from pellucid.trace.trace import Trace
 
 LENGTH = 37
@@ -43,26 +43,26 @@ def ids_of(runner: ModelRunner, seed: int = 0) -> list[int]:
 
 
 def run(
-    runner: ModelRunner, ids: Sequence[int], probe: SequenceProbe | None = None, chunks: Sequence[int] = (LENGTH,)
+    runner: ModelRunner, ids: Sequence[int], recorder: SequenceRecorder | None = None, chunks: Sequence[int] = (LENGTH,)
 ) -> NDArray[np.float32]:
     """Outputs of all tokens of a text whose prefill runs in chunks."""
     table, outputs, first = BlockTable(), [], 0
     for count in chunks:
         part = ids[first : first + count]
         wanted = count if runner.spec.output_rows == "outputs" else 0
-        outputs.append(runner.forward([Chunk(table, part, wanted, probe=probe)]))
+        outputs.append(runner.forward([Chunk(table, part, wanted, recorder=recorder)]))
         first += count
     runner.cache.truncate(table, 0)
     return np.concatenate(outputs)
 
 
-def traced(runner: ModelRunner, *wanted: str, edits: Sequence[Edit] = ()) -> tuple[Trace, SequenceProbe]:
+def traced(runner: ModelRunner, *wanted: str, edits: Sequence[Edit] = ()) -> tuple[Trace, SequenceRecorder]:
     trace = Trace(runner.plan.points, wanted, edits)
     watching = trace.watching()
-    (probe,) = watching.begin(range(LENGTH))
-    watching.keep(probe)
-    probe.tokens = lambda: range(LENGTH)
-    return trace, probe
+    (recorder,) = watching.begin(range(LENGTH))
+    watching.keep(recorder)
+    recorder.tokens = lambda: range(LENGTH)
+    return trace, recorder
 
 
 def values_of(runner: ModelRunner) -> dict[str, Point]:
@@ -74,8 +74,8 @@ def values_of(runner: ModelRunner) -> dict[str, Point]:
 def test_a_trace_changes_no_bit_and_neither_do_its_values(runner: ModelRunner) -> None:
     ids = ids_of(runner)
     plain = run(runner, ids)
-    trace, probe = traced(runner, "**")
-    assert run(runner, ids, probe).tobytes() == plain.tobytes()
+    trace, recorder = traced(runner, "**")
+    assert run(runner, ids, recorder).tobytes() == plain.tobytes()
     assert not trace.dropped
     whole = {name: trace[name] for name in trace}
     for name, values in whole.items():
@@ -84,8 +84,8 @@ def test_a_trace_changes_no_bit_and_neither_do_its_values(runner: ModelRunner) -
         else:
             assert not np.isnan(values).any(), name
     values = values_of(runner)
-    _, probe = traced(runner, edits=[replace(name, whole[name]) for name in values])
-    assert run(runner, ids, probe).tobytes() == plain.tobytes()
+    _, recorder = traced(runner, edits=[replace(name, whole[name]) for name in values])
+    assert run(runner, ids, recorder).tobytes() == plain.tobytes()
     if runner.spec.head:
         last = whole["project.logits"][0]
         assert last.tobytes() == plain.tobytes()
@@ -98,11 +98,11 @@ def test_every_point_alone_can_be_put_back(runner: ModelRunner) -> None:
     ids, (_, block) = ids_of(runner), (0, len(runner.spec.blocks) - 1)
     plain = run(runner, ids)
     own = [name for name in values_of(runner) if not name.startswith("blocks.") or name.startswith(f"blocks.{block}.")]
-    trace, probe = traced(runner, *own)
-    run(runner, ids, probe)
+    trace, recorder = traced(runner, *own)
+    run(runner, ids, recorder)
     for name in own:
-        _, probe = traced(runner, edits=[replace(name, trace[name])])
-        assert run(runner, ids, probe).tobytes() == plain.tobytes(), name
+        _, recorder = traced(runner, edits=[replace(name, trace[name])])
+        assert run(runner, ids, recorder).tobytes() == plain.tobytes(), name
 
 
 def test_patterns_can_be_put_back_and_pinned(runner: ModelRunner) -> None:
@@ -111,25 +111,25 @@ def test_patterns_can_be_put_back_and_pinned(runner: ModelRunner) -> None:
         pytest.skip("no attention")
     ids = ids_of(runner)
     plain = run(runner, ids)
-    trace, probe = traced(runner, *names)
-    run(runner, ids, probe)
-    _, probe = traced(runner, *names, edits=[replace(name, trace[name]) for name in names])
-    assert run(runner, ids, probe).tobytes() == plain.tobytes()
+    trace, recorder = traced(runner, *names)
+    run(runner, ids, recorder)
+    _, recorder = traced(runner, *names, edits=[replace(name, trace[name]) for name in names])
+    assert run(runner, ids, recorder).tobytes() == plain.tobytes()
     name = names[-1]
     pinned = np.zeros(LENGTH, np.float32)
     pinned[0] = 1.0
-    before, probe = traced(runner, name)
-    changed = run(runner, ids, probe)
-    after, probe = traced(runner, name, edits=[replace(f"{name}[heads=0; tokens=3:6]", pinned)])
-    changed = run(runner, ids, probe)
+    before, recorder = traced(runner, name)
+    changed = run(runner, ids, recorder)
+    after, recorder = traced(runner, name, edits=[replace(f"{name}[heads=0; tokens=3:6]", pinned)])
+    changed = run(runner, ids, recorder)
     assert changed.tobytes() != plain.tobytes()
     seen = after[name][0, 0, 3:6] > 0
     assert np.array_equal(seen.argmax(-1), [0, 0, 0])
     assert np.array_equal(after[name][0, :, 6:], before[name][0, :, 6:])
     for chunks in ([1] * LENGTH, [4, 33]):
         if runner.spec.generates:
-            _, probe = traced(runner, edits=[replace(f"{name}[heads=0; tokens=3:6]", pinned)])
-            assert run(runner, ids, probe, chunks).tobytes() == changed.tobytes()
+            _, recorder = traced(runner, edits=[replace(f"{name}[heads=0; tokens=3:6]", pinned)])
+            assert run(runner, ids, recorder, chunks).tobytes() == changed.tobytes()
 
 
 def test_masked_keys_leave_a_softmax_of_the_other_keys(runner: ModelRunner) -> None:
@@ -139,11 +139,11 @@ def test_masked_keys_leave_a_softmax_of_the_other_keys(runner: ModelRunner) -> N
     ids, name = ids_of(runner), names[-1]
     heads = runner.plan.points[f"{name}.pattern"].view.parts
     wanted = (f"{name}.scores", f"{name}.pattern", f"{name}.heads")
-    plain, probe = traced(runner, *wanted)
-    run(runner, ids, probe)
+    plain, recorder = traced(runner, *wanted)
+    run(runner, ids, recorder)
     hidden = mask(f"{name}.scores[tokens=4:; keys=0,3:5]")
-    after, probe = traced(runner, *wanted, edits=[hidden])
-    changed = run(runner, ids, probe)
+    after, recorder = traced(runner, *wanted, edits=[hidden])
+    changed = run(runner, ids, recorder)
     keys, pattern = np.isin(np.arange(LENGTH), [0, 3, 4]), plain[f"{name}.pattern"][0].astype(np.float64)
     assert (after[f"{name}.scores"][0, :, 4:, keys] == -np.inf).all()
     assert after[f"{name}.scores"][0, :, :4].tobytes() == plain[f"{name}.scores"][0, :, :4].tobytes()
@@ -154,18 +154,18 @@ def test_masked_keys_leave_a_softmax_of_the_other_keys(runner: ModelRunner) -> N
     seen = left[:, 4:].sum(-1) > 1e-3
     found = after[f"{name}.pattern"][0, :, 4:]
     np.testing.assert_allclose(found[seen], expected[:, 4:][seen], rtol=2e-3, atol=1e-6)
-    pinned, probe = traced(runner, f"{name}.heads", edits=[replace(f"{name}.pattern", after[f"{name}.pattern"])])
-    run(runner, ids, probe)
+    pinned, recorder = traced(runner, f"{name}.heads", edits=[replace(f"{name}.pattern", after[f"{name}.pattern"])])
+    run(runner, ids, recorder)
     of_mask, of_pattern = after[f"{name}.heads"][0], pinned[f"{name}.heads"][0]
     np.testing.assert_allclose(of_mask, of_pattern, atol=1e-2 * np.abs(of_pattern).max())
     for edits in ([call(f"{name}.scores[tokens=4:]", partial(_hide, keys))], _one_by_one(f"{name}.scores", heads)):
-        again, probe = traced(runner, *wanted, edits=edits)
-        assert run(runner, ids, probe).tobytes() == changed.tobytes()
+        again, recorder = traced(runner, *wanted, edits=edits)
+        assert run(runner, ids, recorder).tobytes() == changed.tobytes()
         assert again[f"{name}.pattern"].tobytes() == after[f"{name}.pattern"].tobytes()
     for chunks in ([1] * LENGTH, [4, 33]):
         if runner.spec.generates:
-            parts, probe = traced(runner, *wanted, edits=[hidden])
-            assert run(runner, ids, probe, chunks).tobytes() == changed.tobytes()
+            parts, recorder = traced(runner, *wanted, edits=[hidden])
+            assert run(runner, ids, recorder, chunks).tobytes() == changed.tobytes()
             assert parts[f"{name}.pattern"].tobytes() == after[f"{name}.pattern"].tobytes()
 
 
@@ -183,8 +183,8 @@ def test_all_keys_masked_leave_no_weight(runner: ModelRunner) -> None:
     if not names:
         pytest.skip("no attention")
     name = names[0].removesuffix(".scores")
-    after, probe = traced(runner, f"{name}.pattern", f"{name}.heads", edits=[mask(f"{name}.scores[heads=0]")])
-    run(runner, ids_of(runner), probe)
+    after, recorder = traced(runner, f"{name}.pattern", f"{name}.heads", edits=[mask(f"{name}.scores[heads=0]")])
+    run(runner, ids_of(runner), recorder)
     assert not after[f"{name}.pattern"][0, 0].any()
     np.testing.assert_allclose(after[f"{name}.heads"][0, :, 0], 0, atol=1e-2 * np.abs(after[f"{name}.heads"]).max())
 
@@ -193,23 +193,24 @@ def test_the_same_is_recorded_however_a_text_is_cut(runner: ModelRunner) -> None
     if not runner.spec.generates:
         pytest.skip("an encoder reads a text in one step")
     ids = ids_of(runner)
-    whole, probe = traced(runner, "**")
-    run(runner, ids, probe)
+    whole, recorder = traced(runner, "**")
+    run(runner, ids, recorder)
     for chunks in ([1] * LENGTH, [20, 1, 1, 15], [7, 30]):
-        parts, probe = traced(runner, "**")
-        run(runner, ids, probe, chunks)
+        parts, recorder = traced(runner, "**")
+        run(runner, ids, recorder, chunks)
         for name in whole:
             last = -1 if runner.plan.points[name].kind == "state" else slice(None)
             assert parts[name][:, last].tobytes() == whole[name][:, last].tobytes(), (name, chunks)
 
 
 def together(
-    runner: ModelRunner, texts: Sequence[Sequence[int]], probes: Sequence[SequenceProbe | None]
+    runner: ModelRunner, texts: Sequence[Sequence[int]], recorders: Sequence[SequenceRecorder | None]
 ) -> list[bytes]:
     """Outputs of texts whose prefill runs in one step."""
     tables, head = [BlockTable() for _ in texts], runner.spec.head
     chunks = [
-        Chunk(table, ids, len(ids) if head else 0, probe=probe) for table, ids, probe in zip(tables, texts, probes)
+        Chunk(table, ids, len(ids) if head else 0, recorder=recorder)
+        for table, ids, recorder in zip(tables, texts, recorders)
     ]
     outputs = runner.forward(chunks)
     for table in tables:
@@ -224,39 +225,39 @@ def test_an_edit_changes_its_own_sequence_alone(runner: ModelRunner) -> None:
     plain = [run(runner, ids, chunks=[len(ids)]).tobytes() for ids in texts]
     edits = [ablate(f"{name}[tokens=5:]", 0.25)]
     edits += [mask(f"{point}[tokens=5:; keys=4:6]") for point in runner.plan.points if point.endswith(".scores")]
-    _, probe = traced(runner, edits=edits)
-    alone = run(runner, texts[1], probe, [len(texts[1])]).tobytes()
+    _, recorder = traced(runner, edits=edits)
+    alone = run(runner, texts[1], recorder, [len(texts[1])]).tobytes()
     assert alone != plain[1]
-    _, probe = traced(runner, edits=edits)
-    assert together(runner, texts, [None, probe, None, None]) == [plain[0], alone, *plain[2:]]
+    _, recorder = traced(runner, edits=edits)
+    assert together(runner, texts, [None, recorder, None, None]) == [plain[0], alone, *plain[2:]]
 
 
 def test_texts_of_one_step_are_recorded_each_by_itself(runner: ModelRunner) -> None:
     texts = [ids_of(runner, seed)[: 9 + 3 * seed] for seed in range(4)]
     wanted = ["**", "**", "blocks.0.residual[tokens=2:7]"]
-    expected, probes, plain = [], [], [run(runner, ids, chunks=[len(ids)]).tobytes() for ids in texts]
+    expected, recorders, plain = [], [], [run(runner, ids, chunks=[len(ids)]).tobytes() for ids in texts]
     for ids, one in zip(texts, wanted):
-        trace, probe = traced(runner, one)
-        probe.tokens = lambda ids=ids: ids
-        run(runner, ids, probe, [len(ids)])
+        trace, recorder = traced(runner, one)
+        recorder.tokens = lambda ids=ids: ids
+        run(runner, ids, recorder, [len(ids)])
         expected.append({name: trace[name].tobytes() for name in trace})
     for ids, one in zip(texts, wanted):
-        trace, probe = traced(runner, one)
-        probe.tokens = lambda ids=ids: ids
-        probes.append((trace, probe))
-    assert together(runner, texts, [*(probe for _, probe in probes), None]) == plain
-    for (trace, _), own in zip(probes, expected):
+        trace, recorder = traced(runner, one)
+        recorder.tokens = lambda ids=ids: ids
+        recorders.append((trace, recorder))
+    assert together(runner, texts, [*(recorder for _, recorder in recorders), None]) == plain
+    for (trace, _), own in zip(recorders, expected):
         assert {name: trace[name].tobytes() for name in trace} == own
 
 
 def test_a_function_does_what_an_edit_does(runner: ModelRunner) -> None:
     ids, name = ids_of(runner), next(name for name in values_of(runner) if name.endswith("0.residual"))
-    _, probe = traced(runner, edits=[ablate(f"{name}[tokens=3:9]")])
-    expected = run(runner, ids, probe)
-    _, probe = traced(runner, edits=[call(f"{name}[tokens=3:9]", lambda values: 0 * values)])
-    assert run(runner, ids, probe).tobytes() == expected.tobytes()
-    _, probe = traced(runner, edits=[call(name, lambda values: None)])
-    assert run(runner, ids, probe).tobytes() == run(runner, ids).tobytes()
+    _, recorder = traced(runner, edits=[ablate(f"{name}[tokens=3:9]")])
+    expected = run(runner, ids, recorder)
+    _, recorder = traced(runner, edits=[call(f"{name}[tokens=3:9]", lambda values: 0 * values)])
+    assert run(runner, ids, recorder).tobytes() == expected.tobytes()
+    _, recorder = traced(runner, edits=[call(name, lambda values: None)])
+    assert run(runner, ids, recorder).tobytes() == run(runner, ids).tobytes()
 
 
 def test_every_block_has_a_residual(runner: ModelRunner) -> None:
@@ -294,8 +295,8 @@ def test_functions_at_every_point_whatever_threads_the_steps_have(runner: ModelR
     for number, name in enumerate(own):
         static, function = STATIC[number % len(STATIC)]
         for where in (name, f"{name}[tokens=6,5]"):
-            plain, probe = traced(runner, "blocks.*.residual", edits=[static(where)])
-            expected = run(runner, ids[:8], probe, (4, 1, 1, 1, 1))
-            found, probe = traced(runner, "blocks.*.residual", edits=[call(where, function)])
-            assert run(runner, ids[:8], probe, (4, 1, 1, 1, 1)).tobytes() == expected.tobytes(), where
+            plain, recorder = traced(runner, "blocks.*.residual", edits=[static(where)])
+            expected = run(runner, ids[:8], recorder, (4, 1, 1, 1, 1))
+            found, recorder = traced(runner, "blocks.*.residual", edits=[call(where, function)])
+            assert run(runner, ids[:8], recorder, (4, 1, 1, 1, 1)).tobytes() == expected.tobytes(), where
             assert all(found[one].tobytes() == plain[one].tobytes() for one in plain), where

@@ -48,8 +48,8 @@ def values_of_points(path: Path, ids: Sequence[int]) -> tuple[dict[str, NDArray[
     with model_runner(path, plan) as runner:
         trace = Trace(runner.plan.points, ["**"])
         watching = trace.watching()
-        (probe,) = watching.begin(list(ids))
-        watching.keep(probe)
-        probe.tokens = lambda: list(ids)
-        runner.forward([Chunk(BlockTable(), list(ids), len(ids), probe=probe)])
+        (recorder,) = watching.begin(list(ids))
+        watching.keep(recorder)
+        recorder.tokens = lambda: list(ids)
+        runner.forward([Chunk(BlockTable(), list(ids), len(ids), recorder=recorder)])
         return {point: trace[point] for point in trace}, runner.plan.points

@@ -45,7 +45,7 @@ class RemoteRequest(Request):
         self._sent_options, self._resumed = wire.plain_options(given), resumed
         chains = chain.with_seeds(n)
         self.outputs = [SequenceOutput(chain, self.options) for chain in chains]
-        self._begin_probes(1)  # checks edits; the probes of the replica record and edit
+        self._begin_recorders(1)  # checks edits; the recorders of the replica record and edit
         self._fleet = fleet
         self._edits = wire.edits_fields(options.edits)
         self._probes = [wire.probe_fields(probe) for probe in options.probes]

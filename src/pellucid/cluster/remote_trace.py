@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from pellucid.cluster import wire
 from pellucid.engine.local_request import LocalRequest
-from pellucid.engine.probe import RequestTracer
+from pellucid.engine.recorder import RequestTracer
 from pellucid.llm import LLM
 from pellucid.plan.points import Point
 from pellucid.trace.edits import Edit
@@ -208,9 +208,9 @@ class RequestWatch:
         if self._stream is None or not self._requests or self._own:
             return
         most = max(number for numbers, _, _ in self._requests for number in numbers)
-        probes = self._stream.probes(most + 1, self._first)
+        recorders = self._stream.recorders(most + 1, self._first)
         for numbers, _, request in self._requests:
-            request.attach([probes[number] for number in numbers], self._stream.source_probe())
+            request.attach([recorders[number] for number in numbers], self._stream.source_recorder())
 
     def watching(
         self, numbers: Sequence[int], edits: Sequence[Edit], probes: Sequence[LinearProbe] = ()

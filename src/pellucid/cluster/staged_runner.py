@@ -189,7 +189,7 @@ class StagedRunner(ModelRunner):
             StageLost: a stage is gone.
         """
         check_step(chunks, self.limits)
-        if any(chunk.probe for chunk in chunks):
+        if any(chunk.recorder for chunk in chunks):
             raise InvalidRequest("the model runs on several machines, so its values cannot be watched")
         with self.cache.lock:
             self._refuse_if_closed()

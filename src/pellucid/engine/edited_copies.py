@@ -15,8 +15,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.probe import EngineProbe, raise_of, refuse_changed
 from pellucid.engine.programs import Borders
+from pellucid.engine.recorder import EngineRecorder, raise_of, refuse_changed
 from pellucid.errors import CacheFull
 from pellucid.plan.passes import Watch
 from pellucid.runtime.batch import Chunk
@@ -27,12 +27,12 @@ Outputs = list[tuple[int, NDArray[np.float32]]]
 
 
 class EditedCopy(Struct, frozen=True):
-    """A copy of a prompt. ``probe`` applies its edits, after the edits of the prompt itself.
+    """A copy of a prompt. ``recorder`` applies its edits, after the edits of the prompt itself.
 
     ``watch`` has the copy's own edits, which begin at position ``first``.
     """
 
-    probe: EngineProbe
+    recorder: EngineRecorder
     watch: Watch
     first: int
 
@@ -49,7 +49,7 @@ class EditedCopies:
     """Runs copies of the prompt ``ids``. ``base`` applies edits of the prompt itself (None: it has no edits)."""
 
     def __init__(
-        self, runner: ModelRunner, ids: Sequence[int], copies: Sequence[EditedCopy], base: EngineProbe | None
+        self, runner: ModelRunner, ids: Sequence[int], copies: Sequence[EditedCopy], base: EngineRecorder | None
     ) -> None:
         self._runner, self._ids, self._copies, self._base = runner, ids, copies, base
         self._limits = runner.limits.together
@@ -88,7 +88,7 @@ class EditedCopies:
         table, kept, ids = self._table, list[dict[int, Borders]](), self._ids
         while table.length < len(ids):
             stop = min(table.length + self._limits.tokens, len(ids))
-            chunk = Chunk(table, ids[table.length : stop], int(stop == len(ids)), probe=self._base)
+            chunk = Chunk(table, ids[table.length : stop], int(stop == len(ids)), recorder=self._base)
             outputs, received = self._runner.forward_parts([chunk], 0, (), keep)
             kept.append(received)
             self._check(self._base, outputs)
@@ -136,7 +136,7 @@ class EditedCopies:
             for copy in copies:
                 self._runner.cache.truncate(copy.table, 0)
         for copy, row in zip(copies, outputs):
-            self._check(copy.edited.probe, row)
+            self._check(copy.edited.recorder, row)
         yield [(copy.number, row) for copy, row in zip(copies, outputs)]
 
     def _outputs(self, part: int, copies: Sequence[_Copy], received: Borders) -> NDArray[np.float32]:
@@ -150,13 +150,13 @@ class EditedCopies:
             if copies[0].table.length == len(ids):
                 return outputs
 
-    def _check(self, probe: EngineProbe | None, outputs: NDArray[np.float32]) -> None:
-        raise_of(probe)
+    def _check(self, recorder: EngineRecorder | None, outputs: NDArray[np.float32]) -> None:
+        raise_of(recorder)
         if outputs.size and not np.isfinite(outputs.sum()):
-            refuse_changed(probe, "the outputs are not finite")
+            refuse_changed(recorder, "the outputs are not finite")
 
 
 def _next_chunk(ids: Sequence[int], most: int, copy: _Copy) -> Chunk:
     first = copy.table.length
     outputs = int(first + most >= len(ids))
-    return Chunk(copy.table, ids[first : first + most], outputs, probe=copy.edited.probe)
+    return Chunk(copy.table, ids[first : first + most], outputs, recorder=copy.edited.recorder)

@@ -36,7 +36,7 @@ from pellucid.engine.job import (
 )
 from pellucid.engine.jobs import Jobs
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.probe import RequestTracer
+from pellucid.engine.recorder import RequestTracer
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.engine.source import SourceSequence
 from pellucid.engine.speculation import DraftModel
@@ -139,8 +139,8 @@ class Engine:
 
     def source(self, ids: list[int], watching: RequestTracer | None = None) -> SourceSequence | None:
         """A prompt as a source for the encoder; None without an encoder. Raises: as ``RequestTracer.begin_source``."""
-        probe = watching.begin_source(ids) if watching is not None and self.sources is not None else None
-        return None if self.sources is None else SourceSequence(self.sources, ids, probe)
+        recorder = watching.begin_source(ids) if watching is not None and self.sources is not None else None
+        return None if self.sources is None else SourceSequence(self.sources, ids, recorder)
 
     def limit_queue(self, queue: int | None) -> None:
         """Limit the queue: at most ``queue`` tasks may wait for their first step. None, the default, sets no limit."""

@@ -15,7 +15,7 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import MAX_UNREAD, Results, SchedulingOptions
 from pellucid.engine.output import Beams, Generation, TokenOutput
-from pellucid.engine.probe import EngineProbe, RequestTracer
+from pellucid.engine.recorder import EngineRecorder, RequestTracer
 from pellucid.engine.request import PromptOutput, Request, RequestOptions, SequenceOutput, run_together, unused_edits
 from pellucid.engine.source import with_source
 from pellucid.engine.state import EngineState
@@ -64,10 +64,10 @@ class LocalRequest(Request):
             own = replace(own, watch=own.watch or self.watching.watches_chain)
         ids, alternatives = self.decoder_ids, own.prompt_logprobs
         self._prompt = PromptSequence(ids, self._first_output, alternatives, inputs.vocabulary, source)
-        self._probes = self._begin_probes(len(chains), source.probe if source else None)
-        self._prompt.probe = next(iter(self._probes), None)
+        self._recorders = self._begin_recorders(len(chains), source.recorder if source else None)
+        self._prompt.recorder = next(iter(self._recorders), None)
         # A recurrent state cannot be rolled back to reject draft tokens.
-        speculates = not engine.cache.has_states and not any(probe.calls for probe in self._probes)
+        speculates = not engine.cache.has_states and not any(recorder.calls for recorder in self._recorders)
         texts = [
             TextSequence(
                 number, inputs.tokenizer, own, sampler, self.ends, self.limit,
@@ -78,11 +78,11 @@ class LocalRequest(Request):
             )
             for number, sampler in enumerate(samplers)
         ]  # fmt: skip
-        self._task = GenerationTask(engine.cache, engine.step_times, self._prompt, texts, self._probes)
+        self._task = GenerationTask(engine.cache, engine.step_times, self._prompt, texts, self._recorders)
         self._work = with_source(source, self._task)
         self.outputs = [SequenceOutput(chain, own, source or self._prompt) for chain in chains]
-        for probe, output in zip(self._probes, self.outputs):
-            probe.tokens, probe.outputs = partial(_read_tokens, ids, output), output
+        for recorder, output in zip(self._recorders, self.outputs):
+            recorder.tokens, recorder.outputs = partial(_read_tokens, ids, output), output
         self._results: Results[TokenOutput] | None = None
         self._cancel: Callable[[], object] | None = None
         self._tokens: Iterator[TokenOutput] | None = None
@@ -100,8 +100,8 @@ class LocalRequest(Request):
             )
         self._begun = True
         if self.watching is not None:
-            for probe in self._probes:
-                self.watching.keep(probe)
+            for recorder in self._recorders:
+                self.watching.keep(recorder)
 
     def __iter__(self) -> Iterator[TokenOutput]:
         if self._tokens is None:
@@ -186,17 +186,17 @@ class LocalRequest(Request):
             self.wait()
         return super().results()
 
-    def attach(self, probes: Sequence[EngineProbe], source: EngineProbe | None = None) -> None:
-        """Watch the sequences from the next step on, with one probe each, unless they are watched already.
+    def attach(self, recorders: Sequence[EngineRecorder], source: EngineRecorder | None = None) -> None:
+        """Watch the sequences from the next step on, with one recorder each, unless they are watched already.
 
-        In an encoder-decoder the probe ``source`` watches the source, unless the encoder has run it.
+        In an encoder-decoder the recorder ``source`` watches the source, unless the encoder has run it.
         """
-        for probe, output in zip(probes, self.outputs):
-            probe.tokens = partial(_read_tokens, self._prompt.tokens, output)
-        self._engine.between_steps(partial(self._attach, probes, source))
+        for recorder, output in zip(recorders, self.outputs):
+            recorder.tokens = partial(_read_tokens, self._prompt.tokens, output)
+        self._engine.between_steps(partial(self._attach, recorders, source))
 
-    def _attach(self, probes: Sequence[EngineProbe], source: EngineProbe | None) -> None:
-        self._task.watch(probes)
+    def _attach(self, recorders: Sequence[EngineRecorder], source: EngineRecorder | None) -> None:
+        self._task.watch(recorders)
         if self._source is not None:
             self._source.watch(source)
 

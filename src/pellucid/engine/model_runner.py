@@ -208,7 +208,7 @@ class ModelRunner:
 
     def _run_divided(self, parallel: DataParallel, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step of several sequences: each on one thread, or all threads together in one or several parts."""
-        parts = None if any(chunk.probe for chunk in chunks) else parallel.divide(chunks)
+        parts = None if any(chunk.recorder for chunk in chunks) else parallel.divide(chunks)
         if parts is None:
             return np.concatenate([self._run_alone(part, []) for part in steps_of(chunks, self._together)])
         with self._growing(chunks):

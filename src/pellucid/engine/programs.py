@@ -22,7 +22,7 @@ from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.passes import Watch, optimize
 from pellucid.plan.pipeline_stages import Border, block_parts
 from pellucid.plan.plan import At, Plan, Setup
-from pellucid.runtime.batch import Chunk, ForwardedEdits, Probe, StepArrays, StepLimits
+from pellucid.runtime.batch import Chunk, ForwardedEdits, Recorder, StepArrays, StepLimits
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import LOOP_KERNELS, Executor, Program
 from pellucid.runtime.memory import address
@@ -189,11 +189,11 @@ KEPT = 4
 """Number of sets of watches whose variants of a part are kept."""
 
 
-class PartProbe(ForwardedEdits):
-    """Passes the edits of a part on to the probe of a sequence. Edits have other numbers in the watch of the part."""
+class PartRecorder(ForwardedEdits):
+    """Passes the edits of a part on to the recorder of a sequence. Edits have other numbers in the part's watch."""
 
-    def __init__(self, probe: Probe, watch: Watch, edits: Sequence[int], patterns: Sequence[int]) -> None:
-        super().__init__(probe, edits, patterns)
+    def __init__(self, recorder: Recorder, watch: Watch, edits: Sequence[int], patterns: Sequence[int]) -> None:
+        super().__init__(recorder, edits, patterns)
         self.watch = watch
 
     first_changed: int | None = None
@@ -204,10 +204,10 @@ class PartProbe(ForwardedEdits):
         return range(start, start)
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
+        """As in ``Recorder``."""
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
+        """As in ``Recorder``."""
 
 
 class BlockPrograms:
@@ -239,7 +239,7 @@ class BlockPrograms:
         output: Callable[[BoundPlan], NDArray[np.float32]],
         keep: Collection[int] = (),
     ) -> tuple[NDArray[np.float32], dict[int, Borders]]:
-        """Run the parts from ``first`` on, with the edits of the probes of the chunks.
+        """Run the parts from ``first`` on, with the edits of the recorders of the chunks.
 
         ``begin`` begins a part: always on all threads, because the parts of a step run on the same threads. ``output``
         allocates the output rows of a plan. Returns them, and the received rows of the parts ``keep``.
@@ -251,10 +251,10 @@ class BlockPrograms:
             if number in keep:
                 kept[number] = [own.copy() for own in self.received(number, rows, arrays)]
             part = self.parts[number]
-            probed = [_probed(chunk, part.first, part.stop) for chunk in chunks]
-            variant = self._variants[number].of(probed)
+            own = [_for_part(chunk, part.first, part.stop) for chunk in chunks]
+            variant = self._variants[number].of(own)
             out = output(variant) if number == len(self.parts) - 1 else np.empty((0, 0), np.float32)
-            variant.run(probed, begin, arrays, cache)
+            variant.run(own, begin, arrays, cache)
         return out, kept
 
     def received(self, number: int, rows: int, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
@@ -268,27 +268,27 @@ def rows_of_border(border: Border, rows: int, arrays: Mapping[str, NDArray[Any]]
     return flat[: rows * border.width].reshape(rows, border.width)
 
 
-def _probed(chunk: Chunk, first: int, stop: int) -> Chunk:
+def _for_part(chunk: Chunk, first: int, stop: int) -> Chunk:
     """A chunk with the edits of the operations ``first`` to ``stop`` - 1."""
-    if chunk.probe is None:
+    if chunk.recorder is None:
         return chunk
-    watch = _watch_of(chunk.probe)
+    watch = _watch_of(chunk.recorder)
     edits = [at for at, edit in enumerate(watch.edits) if first <= edit.operation < stop]
     patterns = [at for at, edit in enumerate(watch.pattern_edits) if first <= edit.operation < stop]
     if not edits and not patterns:
-        return replace(chunk, probe=None)
+        return replace(chunk, recorder=None)
     own = Watch(
         edits=tuple(replace(watch.edits[at], operation=watch.edits[at].operation - first) for at in edits),
         pattern_edits=tuple(
             replace(watch.pattern_edits[at], operation=watch.pattern_edits[at].operation - first) for at in patterns
         ),
     )
-    return replace(chunk, probe=PartProbe(chunk.probe, own, edits, patterns))
+    return replace(chunk, recorder=PartRecorder(chunk.recorder, own, edits, patterns))
 
 
-def _watch_of(probe: Probe) -> Watch:
-    assert isinstance(probe.watch, Watch)
-    return probe.watch
+def _watch_of(recorder: Recorder) -> Watch:
+    assert isinstance(recorder.watch, Watch)
+    return recorder.watch
 
 
 # Compiles the kernels that a model needs for its first answer, before the weights are loaded.

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Beams, Generation, Timings, TokenOutput, Usage
-from pellucid.engine.probe import EngineProbe, RequestTracer
+from pellucid.engine.recorder import EngineRecorder, RequestTracer
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.errors import InvalidRequest
 from pellucid.runtime.cached_sequence import CachedSequence
@@ -198,8 +198,8 @@ class Request(ABC):
             0 if alternatives is not None else last if first_output is None else min(first_output, last)
         )
 
-    def _begin_probes(self, count: int, source: EngineProbe | None = None) -> Sequence[EngineProbe]:
-        """The probes of ``count`` sequences, if the request is watched. Raises: as ``RequestTracer.begin``."""
+    def _begin_recorders(self, count: int, source: EngineRecorder | None = None) -> Sequence[EngineRecorder]:
+        """The recorders of ``count`` sequences, if the request is watched. Raises: as ``RequestTracer.begin``."""
         if self.watching is None:
             return ()
         most = len(self.decoder_ids) + self.limit - 1  # the last token is not read

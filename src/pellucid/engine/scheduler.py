@@ -233,8 +233,8 @@ class Scheduler:
             return
         if sequence.table.length:
             self._release(sequence)
-            if sequence.probe is not None:
-                sequence.probe.forget()
+            if sequence.recorder is not None:
+                sequence.recorder.forget()
         sequence.table.scaled, sequence.matched = True, None
 
     def _find_prefix(self, sequence: CachedSequence) -> None:

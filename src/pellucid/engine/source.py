@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 from pellucid.engine.cache_manager import CacheManager
-from pellucid.engine.probe import EngineProbe, raise_of
+from pellucid.engine.recorder import EngineRecorder, raise_of
 from pellucid.engine.task import ChunkOutput, Task, Wait
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.cached_sequence import CachedSequence
@@ -20,16 +20,16 @@ class SourceSequence(CachedSequence):
     """The tokens of a source, and their pages in the cache of the encoder. They run in one step, without outputs.
 
     A token of a source depends on all its tokens. So only an equal source finds its pages in the prefix cache: the
-    tokens that identify them there are combined with a hash of the whole source. ``probe`` records and changes values
-    of the encoder. Recorded values are always computed, and no other request finds the pages of changed values.
+    tokens that identify them there are combined with a hash of the whole source. ``recorder`` records and changes
+    values of the encoder. Recorded values are always computed, and no other request finds the pages of changed values.
     """
 
     encodes = True
 
-    probe: EngineProbe | None
+    recorder: EngineRecorder | None
 
-    def __init__(self, cache: CacheManager, ids: list[int], probe: EngineProbe | None = None) -> None:
-        super().__init__(ids, len(ids), in_one_step=True, probe=probe)
+    def __init__(self, cache: CacheManager, ids: list[int], recorder: EngineRecorder | None = None) -> None:
+        super().__init__(ids, len(ids), in_one_step=True, recorder=recorder)
         self._cache = cache
         whole = int.from_bytes(blake2b(array("q", ids).tobytes(), digest_size=8).digest(), "little") >> 2
         self._identity = [whole ^ token for token in ids]
@@ -40,7 +40,7 @@ class SourceSequence(CachedSequence):
 
     def is_missing(self) -> bool:
         """True if the encoder has to run the source, because the prefix cache does not have its pages."""
-        recorded = self.probe is not None and self.probe.first_recorded is not None
+        recorded = self.recorder is not None and self.recorder.first_recorded is not None
         if not (self.table.length or recorded or self.uncacheable):
             table = self._cache.find_prefix(self._identity, len(self.tokens))
             if table.length == len(self.tokens):
@@ -50,12 +50,12 @@ class SourceSequence(CachedSequence):
                 self._cache.release(table)
         return self.unread_tokens > 0
 
-    def watch(self, probe: EngineProbe | None) -> None:
-        """Watch the source from its next step on, unless it is watched already. None: a closed probe is removed."""
-        if self.probe is None or self.probe.closed:
-            self.probe = probe
-            if probe is not None:
-                probe.tokens = lambda: self.tokens
+    def watch(self, recorder: EngineRecorder | None) -> None:
+        """Watch the source from its next step on, unless it is watched already. None: a closed recorder is removed."""
+        if self.recorder is None or self.recorder.closed:
+            self.recorder = recorder
+            if recorder is not None:
+                recorder.tokens = lambda: self.tokens
 
     def keep(self) -> None:
         """Add the pages to the prefix cache."""
@@ -96,7 +96,7 @@ class SourceTask(Task[T]):
     def process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T | Wait]:
         """As in ``Task``. The seconds of the encoder's step count as seconds of the first decoder step."""
         if sequence is self._source:
-            raise_of(self._source.probe)
+            raise_of(self._source.recorder)
             self._seconds += seconds
             self._source.keep()
             return

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.engine.output import TokenOutput
-from pellucid.engine.probe import ProbeScores, scores_at
+from pellucid.engine.recorder import ProbeScores, scores_at
 from pellucid.engine.speculation import MAX_DRAFT_TOKENS, DraftGain, DraftModel, DraftSequence, LookupGain, PromptLookup
 from pellucid.engine.state import StepTimes
 from pellucid.engine.task import Wait
@@ -89,7 +89,7 @@ class TextSequence(CachedSequence):
             yield from self._wait(job)
         if self.stopped:
             return
-        scores = scores_at(self.probe, self._position)
+        scores = scores_at(self.recorder, self._position)
         draw = self.sampler.sample(logits, watch=self._options.watch)  # softmax → sample
         token, self._limit = draw.token, self._limit - 1
         if self._expected and self._expected.pop() != token:

@@ -1,8 +1,8 @@
-"""Runs plans with taps and edits: sets the rows that a step copies or changes, and passes the copies to the probes.
+"""Runs plans with taps and edits: sets the rows that a step copies or changes, and passes the copies to the recorders.
 
 A tap is an operation that copies a value, and an edit is an operation that changes a value. A `Watch` lists the taps
 and edits of one sequence. A plan is bound once for each set of watches, and all requests with these watches reuse it.
-Each step copies the recorded values to new memory. If only one probe uses this memory, the probe keeps it without
+Each step copies the recorded values to new memory. If only one recorder uses this memory, the recorder keeps it without
 another copy.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pellucid.engine.traced_rows import (
     PatternPause,
-    ProbeRows,
+    RecorderRows,
     SiteRecords,
     StepPatterns,
     TracedPatterns,
@@ -72,7 +72,7 @@ class _ColumnPause(NamedTuple):
 
     record: int
     site: Site
-    parts: Sequence[ProbeRows]
+    parts: Sequence[RecorderRows]
 
 
 _Pause: TypeAlias = _ColumnPause | PatternPause
@@ -105,7 +105,7 @@ class TracedPlan(BoundPlan):
                 yield _TapGroup(rows, records, np.cumsum([0, *widths])[:-1], sum(widths))
 
     def run(self, chunks: Sequence[Chunk], begin: BeginStep, arrays: dict[str, NDArray[Any]], cache: KVCache) -> None:
-        """Run a step with the probes' edits, and pass the recorded values to the probes."""
+        """Run a step with the recorders' edits, and pass the recorded values to the recorders."""
         keep: list[Any] = []
         parts = list(self._parts(chunks))
         blocks = [self._begin_taps(number, own, keep) for number, own in enumerate(parts)]
@@ -132,31 +132,31 @@ class TracedPlan(BoundPlan):
             for part in own:
                 for number, tap in enumerate(watch.state_edits):
                     state = cache.next_state(chunks[part.number].table, tap.layer, tap.part, tap.size)
-                    found = part.probe.changed_state(number, part.stop - 1, part.tokens[-1], state)
+                    found = part.recorder.changed_state(number, part.stop - 1, part.tokens[-1], state)
                     if found is not None:
                         state[:] = found
-                last = part.probe.positions(part.stop - 1, part.stop)
+                last = part.recorder.positions(part.stop - 1, part.stop)
                 for number, tap in enumerate(watch.states if len(last) else ()):
                     table = chunks[part.number].table
                     state = cache.next_state(table, tap.layer, tap.part, tap.size)
-                    part.probe.take_state(number, last.start, state)
+                    part.recorder.take_state(number, last.start, state)
 
-    def _parts(self, chunks: Sequence[Chunk]) -> list[list[ProbeRows]]:
-        """The probes' rows, grouped by watch."""
-        parts: list[list[ProbeRows]] = [[] for _ in self._watches]
+    def _parts(self, chunks: Sequence[Chunk]) -> list[list[RecorderRows]]:
+        """The recorders' rows, grouped by watch."""
+        parts: list[list[RecorderRows]] = [[] for _ in self._watches]
         row = output = 0
         for number, chunk in enumerate(chunks):
             start, count = chunk.table.length, len(chunk.tokens)
-            if chunk.probe is not None:
-                own = parts[self._watches.index(chunk.probe.watch)]  # type: ignore[arg-type]
+            if chunk.recorder is not None:
+                own = parts[self._watches.index(chunk.recorder.watch)]  # type: ignore[arg-type]
                 encoder = chunk.encoder.length if chunk.encoder else 0
                 rows = (number, row, start, start + count, output, chunk.outputs, encoder, chunk.tokens)
-                own.append(ProbeRows(chunk.probe, *rows))
+                own.append(RecorderRows(chunk.recorder, *rows))
             row, output = row + count, output + chunk.outputs
         return parts
 
     def _begin_taps(
-        self, number: int, parts: Sequence[ProbeRows], keep: list[Any]
+        self, number: int, parts: Sequence[RecorderRows], keep: list[Any]
     ) -> list[tuple[RowKind, NDArray[np.float32]]]:
         """Set the rows that the taps of a watch copy, and allocate arrays for the copies.
 
@@ -176,7 +176,7 @@ class TracedPlan(BoundPlan):
             records[group.records, words["out_stride"]] = 4 * group.width
         return made
 
-    def _begin_edits(self, number: int, parts: Sequence[ProbeRows], keep: list[Any]) -> Iterator[_ColumnPause]:
+    def _begin_edits(self, number: int, parts: Sequence[RecorderRows], keep: list[Any]) -> Iterator[_ColumnPause]:
         """Set the entries of a watch's edits. Yields the edits that pause the step."""
         for site in self._edits[number]:
             if self._watches[number].edits[site.number].paused:
@@ -187,7 +187,7 @@ class TracedPlan(BoundPlan):
             entries = []
             for part in parts:
                 found, row = part.extent(kind)
-                made = part.probe.entries(site.number, found.start, found.stop)
+                made = part.recorder.entries(site.number, found.start, found.stop)
                 entries += [(row + one.position - found.start, one) for one in made]
             self._set_entries(site, entries, keep)
 
@@ -200,8 +200,10 @@ class TracedPlan(BoundPlan):
         keep.append(entries_of)
         self._records.set(site, entries=address(entries_of))
 
-    def _pause(self, site: Site, parts: Sequence[ProbeRows], arrays: dict[str, NDArray[Any]], keep: list[Any]) -> None:
-        """Get the changes of a value from the probes, while the step is paused before the edit."""
+    def _pause(
+        self, site: Site, parts: Sequence[RecorderRows], arrays: dict[str, NDArray[Any]], keep: list[Any]
+    ) -> None:
+        """Get the changes of a value from the recorders, while the step is paused before the edit."""
         edit = self._watches[site.watch].edits[site.number]
         op = self._source.operations[edit.operation]
         view = op.views[edit.write]
@@ -214,7 +216,7 @@ class TracedPlan(BoundPlan):
                 rows = _rows_of(arrays[view.places], view.place_width)[rows, edit.part]
             own = _rows_of(buffer, view.width)[rows, edit.first : edit.first + edit.count]
             tokens = part.tokens[found.start - part.start : found.stop - part.start]
-            made = part.probe.called(site.number, found.start, tokens, own)
+            made = part.recorder.called(site.number, found.start, tokens, own)
             entries += [(row + one.position - found.start, one) for one in made]
         self._set_entries(site, entries, keep)
 
@@ -225,7 +227,7 @@ def _rows_of(buffer: NDArray[Any], width: int) -> NDArray[Any]:
     return flat[: len(flat) // width * width].reshape(-1, width)
 
 
-def _hand_out(parts: Sequence[ProbeRows], groups: Sequence[tuple[RowKind, NDArray[np.float32]]]) -> None:
+def _hand_out(parts: Sequence[RecorderRows], groups: Sequence[tuple[RowKind, NDArray[np.float32]]]) -> None:
     for kind, block in groups:
         first = 0
         for part in parts:
@@ -233,8 +235,8 @@ def _hand_out(parts: Sequence[ProbeRows], groups: Sequence[tuple[RowKind, NDArra
             own = block[first : first + len(found)]
             first += len(found)
             if len(found):
-                # Copied if probes share the array, so that no probe keeps the values of other probes in memory.
-                part.probe.take(kind, found, own if len(own) == len(block) else own.copy())
+                # Copied if recorders share the array, so that none keeps the values of others in memory.
+                part.recorder.take(kind, found, own if len(own) == len(block) else own.copy())
 
 
 class PlanVariants:
@@ -254,7 +256,7 @@ class PlanVariants:
         Raises:
             KernelError: a kernel did not compile.
         """
-        watches: tuple[Any, ...] = tuple(dict.fromkeys(c.probe.watch for c in chunks if c.probe is not None))
+        watches: tuple[Any, ...] = tuple(dict.fromkeys(c.recorder.watch for c in chunks if c.recorder is not None))
         if not watches:
             return self.plain
         if watches not in self._traced:

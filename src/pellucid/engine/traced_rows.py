@@ -1,4 +1,4 @@
-"""The rows of probes in a step, and the operations of watches on attention scores and patterns."""
+"""The rows of recorders in a step, and the operations of watches on attention scores and patterns."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pellucid.kernels.core.record import WORD
 from pellucid.plan.passes import PatternEdit, PatternTap, Site, Watch
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import RowKind
-from pellucid.runtime.batch import PatternChange, Probe
+from pellucid.runtime.batch import PatternChange, Recorder
 from pellucid.runtime.executor import Program
 from pellucid.runtime.memory import address
 
-# The rows of probes in a step, and the records of the operations that watches add to a plan.
+# The rows of recorders in a step, and the records of the operations that watches add to a plan.
 
 KERNELS = ("trace_copy", "trace_edit", "trace_pattern", "trace_disentangled", "trace_mix")
 
 
-class ProbeRows(NamedTuple):
-    """A probe's rows in a step: positions ``start`` to ``stop`` - 1 of sequence ``number``, from row ``row`` on.
+class RecorderRows(NamedTuple):
+    """A recorder's rows in a step: positions ``start`` to ``stop`` - 1 of sequence ``number``, from row ``row`` on.
 
     In buffers that have only output rows, the last ``outputs`` positions are the rows from ``output`` on. ``source`` is
     the number of tokens of the sequence's source. ``tokens`` are the tokens at the positions.
     """
 
-    probe: Probe
+    recorder: Recorder
     number: int
     row: int
     start: int
@@ -58,7 +58,7 @@ class ProbeRows(NamedTuple):
         all_of, row = self.extent(kind)
         if kind == "sequences":
             return all_of, row
-        found = self.probe.positions(all_of.start, all_of.stop)
+        found = self.recorder.positions(all_of.start, all_of.stop)
         return found, row + found.start - all_of.start
 
 
@@ -113,9 +113,9 @@ class _TapBlock(Struct, frozen=True):
 
 
 class _EditRows(NamedTuple):
-    """The rows of a probe that an edit changes: ``positions``, from row ``first`` of the edit's arrays on."""
+    """The rows of a recorder that an edit changes: ``positions``, from row ``first`` of the edit's arrays on."""
 
-    part: ProbeRows
+    part: RecorderRows
     positions: NDArray[np.int64]
     first: int
 
@@ -136,7 +136,7 @@ class StepPatterns:
     """The recorded rows of a step, and the rows that edits change."""
 
     def __init__(
-        self, patterns: TracedPatterns, parts: Sequence[ProbeRows], records: SiteRecords, keep: list[Any]
+        self, patterns: TracedPatterns, parts: Sequence[RecorderRows], records: SiteRecords, keep: list[Any]
     ) -> None:
         self._patterns, self._parts, self._records, self._keep = patterns, parts, records, keep
         self._taps = list(self._begin_taps())
@@ -170,12 +170,12 @@ class StepPatterns:
     def _begin_edit(self, number: int) -> tuple[list[_EditRows], NDArray[np.float32], NDArray[np.float32]]:
         """Set the rows and the changes of an edit.
 
-        Returns the changed rows of each probe, and the arrays of the scores or patterns, and of changed patterns.
+        Returns the changed rows of each recorder, and the arrays of the scores or patterns, and of changed patterns.
         """
         edit, remade, mix = self._patterns.edits[number]
         cross, own, listed = self._patterns.is_cross(edit.operation), list[_EditRows](), list[int]()
         for part in self._parts:
-            positions = part.probe.pattern_positions(number, part.start, part.stop)
+            positions = part.recorder.pattern_positions(number, part.start, part.stop)
             own.append(_EditRows(part, positions, len(listed) // 2))
             listed += [word for at in positions for word in (part.row + int(at) - part.start, part.number)]
         rows = table(listed, 2)
@@ -193,7 +193,7 @@ class StepPatterns:
             pattern_stride=block.strides[0], pattern_head=block.strides[1],
         )  # fmt: skip
         changes: list[PatternChange | None] = [
-            part.probe.pattern_change(number, positions, part.keys(cross=cross))
+            part.recorder.pattern_change(number, positions, part.keys(cross=cross))
             if len(positions) and not edit.paused
             else None
             for part, positions, _ in own
@@ -202,7 +202,7 @@ class StepPatterns:
         return own, block, changed
 
     def pause(self, number: int) -> None:
-        """Get the changes of an edit from the probes' functions, while the step is paused before the edit."""
+        """Get the changes of an edit from the recorders' functions, while the step is paused before the edit."""
         edit, _, mix = self._patterns.edits[number]
         own, block, _ = self._edits[number]
         cross, changes = self._patterns.is_cross(edit.operation), list[PatternChange | None]()
@@ -210,7 +210,7 @@ class StepPatterns:
             part, positions, _ = one
             tokens = np.asarray(part.tokens, np.int64)[positions - part.start]
             rows = block[one.own, :, : part.keys(cross=cross)]
-            changes.append(part.probe.called_pattern(number, positions, tokens, rows) if len(positions) else None)
+            changes.append(part.recorder.called_pattern(number, positions, tokens, rows) if len(positions) else None)
         self._set_entries(mix, edit.count, own, changes)
 
     def _set_entries(
@@ -230,7 +230,7 @@ class StepPatterns:
         self._records.set(mix, entries=address(entries))
 
     def hand_out(self) -> None:
-        """Pass the recorded rows to the probes."""
+        """Pass the recorded rows to the recorders."""
         for taps, block in zip(self._patterns.taps, self._taps):
             first, places = 0, {}
             for part in self._parts:
@@ -243,7 +243,7 @@ class StepPatterns:
                 found, first = places[part.number]
                 own = block[first : first + len(found), :, : part.keys(cross=taps.cross)]
                 if len(found):
-                    part.probe.take_pattern(taps.number, found, own if len(own) == len(block) else own.copy())
+                    part.recorder.take_pattern(taps.number, found, own if len(own) == len(block) else own.copy())
 
     def _write_changed(
         self, taps: _TapBlock, block: NDArray[np.float32], number: int, places: dict[int, tuple[range, int]]
@@ -297,7 +297,7 @@ def _addresses(values: NDArray[np.float32] | None) -> NDArray[np.int64]:
     return address_of(values) + values.strides[0] * np.arange(rows)[:, None] + values.strides[1] * np.arange(heads)
 
 
-def _rows_of_patterns(rows: int, heads: int, parts: Sequence[ProbeRows], *, cross: bool) -> NDArray[np.float32]:
+def _rows_of_patterns(rows: int, heads: int, parts: Sequence[RecorderRows], *, cross: bool) -> NDArray[np.float32]:
     """Allocate patterns (rows, heads, tokens), with tokens rounded up to whole spans."""
     length = -(-max((part.keys(cross=cross) for part in parts), default=1) // SPAN) * SPAN
     return np.empty((rows, heads, length), np.float32)

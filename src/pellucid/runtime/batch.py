@@ -40,7 +40,7 @@ class PatternChange(NamedTuple):
     addends: NDArray[np.float32] | None
 
 
-class Probe(Protocol):
+class Recorder(Protocol):
     """Records and changes values of one sequence. The thread that runs the step calls the methods.
 
     ``watch`` lists the taps and edits (a ``plan.traced_plan.Watch``). A tap records a value, and an edit changes a
@@ -129,14 +129,14 @@ class Chunk(Struct, frozen=True):
 
     ``types`` are the types of the tokens (BERT; None: all tokens have type 0). In an encoder-decoder, a chunk that
     ``encodes`` is a whole source for the encoder, without outputs. ``encoder`` is the block table of the source, which
-    cross attention reads. ``probe`` records and changes values.
+    cross attention reads. ``recorder`` records and changes values.
     """
 
     table: BlockTable
     tokens: Sequence[int]
     outputs: int = 1
     encoder: BlockTable | None = None
-    probe: Probe | None = None
+    recorder: Recorder | None = None
     encodes: bool = False
     types: Sequence[int] | None = None
 
@@ -285,55 +285,55 @@ class StepArrays:
         return row, output
 
 
-# The edits of a probe, forwarded by a probe with another watch.
+# The edits of a recorder, forwarded by a recorder with another watch.
 
 
 class ForwardedEdits:
-    """The methods of a ``Probe`` that change values, forwarded to ``probe``. States are not changed or recorded.
+    """The methods of a ``Recorder`` that change values, forwarded to ``recorder``. States are not changed or recorded.
 
-    ``edits`` and ``patterns`` have the number in the watch of ``probe`` of each edit and each pattern edit of the
+    ``edits`` and ``patterns`` have the number in the watch of ``recorder`` of each edit and each pattern edit of the
     subclass' own watch.
     """
 
-    def __init__(self, probe: Probe | None, edits: Sequence[int], patterns: Sequence[int]) -> None:
-        self._inner, self._edits, self._patterns = probe, edits, patterns
+    def __init__(self, recorder: Recorder | None, edits: Sequence[int], patterns: Sequence[int]) -> None:
+        self._inner, self._edits, self._patterns = recorder, edits, patterns
 
     @property
-    def _probe(self) -> Probe:
+    def _recorder(self) -> Recorder:
         assert self._inner is not None  # a watch without edits makes no calls
         return self._inner
 
     def forget(self) -> None:
-        self._probe.forget()
+        self._recorder.forget()
 
     def chunk_end(self, start: int) -> int | None:
-        """As in ``Probe``: states are not changed."""
+        """As in ``Recorder``: states are not changed."""
         return None
 
     def changed_state(
         self, number: int, position: int, token: int, state: NDArray[np.float32]
     ) -> NDArray[np.float32] | None:
-        """As in ``Probe``: states are not changed."""
+        """As in ``Recorder``: states are not changed."""
         return None
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
-        """As in ``Probe``: no state is recorded."""
+        """As in ``Recorder``: no state is recorded."""
 
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
-        return self._probe.entries(self._edits[number], start, stop)
+        return self._recorder.entries(self._edits[number], start, stop)
 
     def called(
         self, number: int, start: int, tokens: Sequence[int], values: NDArray[np.float32]
     ) -> Sequence[EditEntry]:
-        return self._probe.called(self._edits[number], start, tokens, values)
+        return self._recorder.called(self._edits[number], start, tokens, values)
 
     def pattern_positions(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
-        return self._probe.pattern_positions(self._patterns[number], start, stop)
+        return self._recorder.pattern_positions(self._patterns[number], start, stop)
 
     def pattern_change(self, number: int, positions: NDArray[np.int64], keys: int) -> PatternChange:
-        return self._probe.pattern_change(self._patterns[number], positions, keys)
+        return self._recorder.pattern_change(self._patterns[number], positions, keys)
 
     def called_pattern(
         self, number: int, positions: NDArray[np.int64], tokens: NDArray[np.int64], rows: NDArray[np.float32]
     ) -> PatternChange | None:
-        return self._probe.called_pattern(self._patterns[number], positions, tokens, rows)
+        return self._recorder.called_pattern(self._patterns[number], positions, tokens, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pellucid.runtime.batch import Chunk, Probe
+from pellucid.runtime.batch import Chunk, Recorder
 from pellucid.runtime.cache import BlockTable
 
 MAX_TOKENS_AHEAD = 7
@@ -19,8 +19,8 @@ class CachedSequence:
     prefix cache (None: the sequence has not run). ``matched`` is the number of tokens that the scheduler expects to
     find in the prefix cache (None: the scheduler has not searched). With ``in_one_step``, all tokens run in one step.
 
-    ``probe`` records and changes values of the sequence. The pages in the prefix cache were computed without the probe.
-    A sequence with changed values therefore reads only pages before the first change, and fills no pages. Recorded
+    ``recorder`` records and changes values of the sequence. The pages in the prefix cache were computed without it. A
+    sequence with changed values therefore reads only pages before the first change, and fills no pages. Recorded
     positions are always computed.
 
     In an encoder-decoder, the tokens attend to a ``source``, another sequence. Their pages depend on the source, so the
@@ -38,11 +38,11 @@ class CachedSequence:
         *,
         in_one_step: bool = False,
         table: BlockTable | None = None,
-        probe: Probe | None = None,
+        recorder: Recorder | None = None,
         source: CachedSequence | None = None,
     ) -> None:
         self.source = source
-        self.tokens, self.in_one_step, self.probe = list(tokens), in_one_step, probe
+        self.tokens, self.in_one_step, self.recorder = list(tokens), in_one_step, recorder
         self.cached: int | None = None
         self.matched: int | None = None
         self.types: Sequence[int] | None = None
@@ -69,25 +69,25 @@ class CachedSequence:
         """The next tokens of the sequence: at most ``max_tokens`` tokens, with at most ``max_outputs`` outputs."""
         start = self.table.length
         stop = min(start + max_tokens, len(self.tokens), max(self.first_output, start) + max_outputs)
-        if self.probe is not None and (end := self.probe.chunk_end(start)) is not None:
+        if self.recorder is not None and (end := self.recorder.chunk_end(start)) is not None:
             stop = min(stop, end)
         outputs = max(0, stop - max(self.first_output, start))
         encoder = None if self.source is None else self.source.table
         types = None if self.types is None else self.types[start:stop]
-        return Chunk(self.table, self.tokens[start:stop], outputs, encoder, self.probe, self.encodes, types)
+        return Chunk(self.table, self.tokens[start:stop], outputs, encoder, self.recorder, self.encodes, types)
 
     @property
     def cacheable_tokens(self) -> int:
         """Number of leading tokens that may come from the prefix cache."""
         if self.in_one_step or self.source is not None:
             return 0
-        firsts = (self.probe.first_recorded, self.probe.first_changed) if self.probe else ()
+        firsts = (self.recorder.first_recorded, self.recorder.first_changed) if self.recorder else ()
         return min([self.first_output, *(first for first in firsts if first is not None)])
 
     @property
     def uncacheable(self) -> bool:
         """True if no other sequence may use the keys and values of this sequence."""
-        return self.source is not None or (self.probe is not None and self.probe.first_changed is not None)
+        return self.source is not None or (self.recorder is not None and self.recorder.first_changed is not None)
 
     @property
     def shared_tokens(self) -> Sequence[int]:

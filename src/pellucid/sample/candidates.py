@@ -56,7 +56,7 @@ class Sums(Struct, frozen=True):
 
 
 DAMAGED = "the weights are damaged, or a kernel is wrong"
-"""The end of the error messages about logits that give no distribution. If edits are the cause, ``engine/probe.py``
+"""The end of the error messages about logits that give no distribution. If edits are the cause, ``engine/recorder.py``
 replaces it."""
 
 

@@ -26,7 +26,7 @@ from pellucid.plan.points import Point
 from pellucid.trace.budget import LIMIT, MOST_LIMIT
 from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of, patterns_of, values_of
 from pellucid.trace.selection import Selection, select
-from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.trace.sequence_recorder import SequenceRecorder
 from pellucid.trace.sinks import Sink
 from pellucid.util.checks import whole
 
@@ -267,21 +267,21 @@ class TraceStream:
         """The number of blocks of frames that were dropped, because the reader was too slow."""
         self.closed = False
 
-    def probes(self, count: int, first: Sequence[int] = ()) -> list[SequenceProbe]:
-        """Return probes for ``count`` sequences. ``first`` lists the first recorded position of each (default 0)."""
+    def recorders(self, count: int, first: Sequence[int] = ()) -> list[SequenceRecorder]:
+        """Return recorders for ``count`` sequences. ``first`` lists the first recorded position of each (default 0)."""
         starts = [*first[:count], *[0] * (count - len(first))]
         own = self._sides[False].instrumentation
-        return [_StreamedProbe(own, self, partial(self.put, n), start) for n, start in enumerate(starts)]
+        return [_StreamRecorder(own, self, partial(self.put, n), start) for n, start in enumerate(starts)]
 
     @property
     def reads_source(self) -> bool:
         """True if values of an encoder-decoder's encoder were selected."""
         return any(part.point.of_source for part in self.selected)
 
-    def source_probe(self) -> SequenceProbe | None:
-        """Return the probe of the sequences' source; None if no values of the source were selected."""
+    def source_recorder(self) -> SequenceRecorder | None:
+        """Return the recorder of the sequences' source; None if no values of the source were selected."""
         own = self._sides[True].instrumentation
-        return _StreamedProbe(own, self, partial(self.put, 0, of_source=True)) if self.reads_source else None
+        return _StreamRecorder(own, self, partial(self.put, 0, of_source=True)) if self.reads_source else None
 
     def put(
         self, sequence: int, what: str | int, positions: range, values: NDArray[np.float32], of_source: bool = False
@@ -360,7 +360,7 @@ class _Block(NamedTuple):
         return self.values.nbytes + (0 if self.norms is None else self.norms.nbytes)
 
 
-class _StreamedProbe(SequenceProbe):
+class _StreamRecorder(SequenceRecorder):
     """Records one sequence into a stream, or the source of a request's sequences.
 
     Positions from the prefix cache are not computed, and thus not recorded.
@@ -377,11 +377,11 @@ class _StreamedProbe(SequenceProbe):
 
     @property
     def first_recorded(self) -> int | None:
-        """As in ``Probe``: None, because a stream must not add computation to its request."""
+        """As in ``Recorder``: None, because a stream must not add computation to its request."""
         return None
 
     def positions(self, start: int, stop: int) -> range:
-        """As in ``Probe``; empty once the stream is closed."""
+        """As in ``Recorder``; empty once the stream is closed."""
         if self._stream.closed:
             return range(start, start)
         return super().positions(min(max(start, self._first), stop), stop)

@@ -1,4 +1,4 @@
-"""The recordings, edits and probes of one request, as the engine uses them: they make the probes of its sequences."""
+"""The recordings, edits and linear probes of one request, which make the recorders of its sequences."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pellucid.trace.instrumentation import Instrumentation
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import Selection, select
-from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.trace.sequence_recorder import SequenceRecorder
 
 
 class RequestTrace:
     """The recordings and edits of one request. Implements the engine's ``RequestTracer``.
 
-    ``keep`` gets the probe of each sequence. Without a ``budget`` the probes keep no values, but pass them on
-    (``SequenceProbe.stream_to``). ``probes`` score tokens.
+    ``keep`` gets the recorder of each sequence. Without a ``budget`` the recorders keep no values, but pass them on
+    (``SequenceRecorder.stream_to``). ``probes`` score tokens.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class RequestTrace:
         selected: Sequence[Selection],
         edits: Sequence[tuple[Selection, Edit]],
         budget: TraceBudget | None,
-        keep: Callable[[SequenceProbe], None],
+        keep: Callable[[SequenceRecorder], None],
         piece: Callable[[int], str],
         probes: Sequence[LinearProbe] = (),
     ) -> None:
@@ -62,26 +62,28 @@ class RequestTrace:
     def first_output(self) -> int | None:
         return self._instrumentation.first_output
 
-    def begin_source(self, ids: Sequence[int]) -> SequenceProbe:
+    def begin_source(self, ids: Sequence[int]) -> SequenceRecorder:
         own = self._source.resolve(TokenTexts(ids, self._piece), None)
         for reach in own.reaches:
             reach.refuse(len(ids), len(ids), 0)
         for part in own.selected:
             refuse_empty(part, len(ids), len(ids))
-        probe = SequenceProbe(own, self._budget, self._reserved(own, len(ids)), prompt=len(ids), piece=self._piece)
-        probe.tokens = lambda: ids
-        return probe
+        recorder = SequenceRecorder(
+            own, self._budget, self._reserved(own, len(ids)), prompt=len(ids), piece=self._piece
+        )
+        recorder.tokens = lambda: ids
+        return recorder
 
     def begin(
         self,
         ids: Sequence[int],
         count: int = 1,
-        parent: SequenceProbe | None = None,
+        parent: SequenceRecorder | None = None,
         *,
         most: int | None = None,
         first_output: int = 0,
-        source: SequenceProbe | None = None,
-    ) -> list[SequenceProbe]:
+        source: SequenceRecorder | None = None,
+    ) -> list[SequenceRecorder]:
         if parent is not None:
             own = parent.instrumentation
         else:
@@ -93,16 +95,16 @@ class RequestTrace:
             for part in own.selected:
                 refuse_empty(part, len(ids), last, tokens)
         reserved, state = self._reserved(own, len(ids)), dict[Any, Any]()
-        probes = []
+        recorders = []
         for number in range(count):
-            probe = SequenceProbe(
+            recorder = SequenceRecorder(
                 own, self._budget, reserved, source, number=number, prompt=len(ids), state=state, piece=self._piece
             )
-            probe.scored = self._scored
-            probes.append(probe)
+            recorder.scored = self._scored
+            recorders.append(recorder)
             if parent is not None:
-                probe.follow(parent)
-        return probes
+                recorder.follow(parent)
+        return recorders
 
     def _reserved(self, instrumentation: Instrumentation, tokens: int) -> ReservedBytes | None:
         if self._budget is None:
@@ -148,17 +150,17 @@ def streamed_trace(
     """
     numbers = itertools.count()
 
-    def keep(probe: SequenceProbe) -> None:
-        stream_to(put, next(numbers), probe)
+    def keep(recorder: SequenceRecorder) -> None:
+        stream_to(put, next(numbers), recorder)
 
     return RequestTrace(points, selected, bound_edits(points, edits), None, keep, piece)
 
 
-def stream_to(put: Callable[..., object], number: int, probe: SequenceProbe) -> None:
+def stream_to(put: Callable[..., object], number: int, recorder: SequenceRecorder) -> None:
     """Pass the values of sequence ``number`` to ``put``, and of its source if it is the first sequence to read it."""
-    probe.stream_to(partial(put, number))
-    if probe.source is not None:
-        probe.source.stream_to(partial(put, number, of_source=True))
+    recorder.stream_to(partial(put, number))
+    if recorder.source is not None:
+        recorder.source.stream_to(partial(put, number, of_source=True))
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:

@@ -1,6 +1,6 @@
-"""Where the recorded values of a sequence go: the sinks that a probe passes each step's blocks of values to.
+"""Where the recorded values of a sequence go: the sinks that a recorder passes each step's blocks of values to.
 
-probe ─► sink     memory    ``MemorySink``, for traces that are read after the run
+recorder ─► sink     memory    ``MemorySink``, for traces that are read after the run
                   stream    ``frames.TraceStream``, for traces that are read while the request runs
                   file      ``dataset/shard_recorder.py``
                   wire      ``cluster/remote_trace.py`` sends the frames of a stream

@@ -24,7 +24,7 @@ from pellucid.trace.frames import TraceStream
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.request_trace import RequestTrace, bound_edits, stream_to
 from pellucid.trace.selection import Selection, by_name, select
-from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.trace.sequence_recorder import SequenceRecorder
 from pellucid.util.checks import whole
 
 MOST_BUDGET = 1 << 50
@@ -40,8 +40,8 @@ class SequenceTrace(Exportable):
     encoder-decoder, the rows of values of the encoder (``Point.of_source``) belong to the tokens of the source.
     """
 
-    def __init__(self, trace: Trace, probe: SequenceProbe) -> None:
-        self._trace, self._probe = trace, probe
+    def __init__(self, trace: Trace, recorder: SequenceRecorder) -> None:
+        self._trace, self._recorder = trace, recorder
 
     def __repr__(self) -> str:
         return f"SequenceTrace({len(self):,} tokens, {len(self._trace.selected):,} points)"
@@ -65,12 +65,12 @@ class SequenceTrace(Exportable):
 
     def __len__(self) -> int:
         """The number of tokens that the sequence has read."""
-        return self._probe.count
+        return self._recorder.count
 
     @property
     def ids(self) -> list[int]:
         """The ids of the tokens that the sequence has read."""
-        return list(self._probe.tokens())
+        return list(self._recorder.tokens())
 
     @property
     def pieces(self) -> list[str]:
@@ -80,7 +80,7 @@ class SequenceTrace(Exportable):
     @property
     def source_ids(self) -> list[int]:
         """The ids of the source's tokens in an encoder-decoder; empty for other models."""
-        return [] if self._probe.source is None else list(self._probe.source.tokens())
+        return [] if self._recorder.source is None else list(self._recorder.source.tokens())
 
     @property
     def source_pieces(self) -> list[str]:
@@ -90,12 +90,12 @@ class SequenceTrace(Exportable):
     @property
     def edited(self) -> set[str]:
         """The points whose values were changed."""
-        return {reach.selected.name for reach in self._probe.reaches}
+        return {reach.selected.name for reach in self._recorder.reaches}
 
     @property
     def dropped(self) -> int:
         """The number of blocks of values that did not fit into the budget."""
-        return self._probe.dropped + (self._probe.source.dropped if self._probe.source else 0)
+        return self._recorder.dropped + (self._recorder.source.dropped if self._recorder.source else 0)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The values of a point, (T, ...), or of a pattern, (H, T, T').
@@ -105,13 +105,15 @@ class SequenceTrace(Exportable):
         Raises:
             InvalidRequest: the point was not selected.
         """
-        return self._probe.array(self._trace.part(name))
+        return self._recorder.array(self._trace.part(name))
 
     def labelled(self, *names: str) -> list[LabelledArray]:
         """As in ``Exportable``."""
         parts = [self._trace.part(name) for name in names] if names else self._trace.selected
         pieces, source = self.pieces, self.source_pieces
-        return [labelled_part(self._probe.selected(part), self._probe.array(part), pieces, source) for part in parts]
+        return [
+            labelled_part(self._recorder.selected(part), self._recorder.array(part), pieces, source) for part in parts
+        ]
 
     def at(self, name: str, position: int) -> NDArray[Any]:
         """The value of a point at a position, or the row (H, T') of a pattern. Raises InvalidRequest.
@@ -119,7 +121,7 @@ class SequenceTrace(Exportable):
         The position must be among the selected positions.
         """
         part = self._trace.part(name)
-        tokens, values = self._probe.selected(part).tokens, self[name]
+        tokens, values = self._recorder.selected(part).tokens, self[name]
         if part.point.kind in ("pattern", "scores"):
             values = values.swapaxes(0, 1)
         count = len(self.source_ids if part.point.of_source else self.ids)
@@ -246,11 +248,11 @@ class Trace(Mapping[str, NDArray[Any]], Exportable):
         bound = bound_edits(self._points, edits)
         return RequestTrace(self._points, self.selected, bound, self._budget, self._keep, self.piece, probes)
 
-    def _keep(self, probe: SequenceProbe) -> None:
+    def _keep(self, recorder: SequenceRecorder) -> None:
         with self._lock:
             if self.stream is not None:
-                stream_to(self.stream.put, len(self.sequences), probe)
-            self.sequences.append(SequenceTrace(self, probe))
+                stream_to(self.stream.put, len(self.sequences), recorder)
+            self.sequences.append(SequenceTrace(self, recorder))
 
 
 def _stacked(parts: Sequence[NDArray[Any]], selected: Selection) -> NDArray[Any]:

@@ -53,10 +53,10 @@ def test_traced_patterns_have_the_scores_of_positions(name: str) -> None:
         plain = runner.forward([Chunk(BlockTable(), ids, len(ids), types=types)])
         trace = Trace(runner.plan.points, ["**.pattern", "**.scores"])
         watching = trace.watching()
-        (probe,) = watching.begin(ids)
-        watching.keep(probe)
-        probe.tokens = lambda: ids
-        traced = runner.forward([Chunk(BlockTable(), ids, len(ids), probe=probe, types=types)])
+        (recorder,) = watching.begin(ids)
+        watching.keep(recorder)
+        recorder.tokens = lambda: ids
+        traced = runner.forward([Chunk(BlockTable(), ids, len(ids), recorder=recorder, types=types)])
     np.testing.assert_array_equal(traced, plain)
     for at, pattern in reference.patterns.items():
         np.testing.assert_allclose(trace[f"{at}.pattern"][0], pattern, atol=1e-5)

@@ -114,7 +114,7 @@ def test_the_openai_client_makes_requests_that_can_be_watched(served: Served) ->
 def test_a_slow_viewer_loses_frames_and_is_told(served: Served) -> None:
     points = served.llm().points
     stream = TraceStream(points, ["blocks.0.residual"], limit=3)
-    (probe,) = stream.probes(1)
+    (probe,) = stream.recorders(1)
     for position in range(10):
         probe.take("tokens", range(position, position + 1), np.zeros((1, 64), np.float32))
     assert stream.dropped == 7

@@ -86,11 +86,11 @@ def test_weights_give_the_recorded_values(name: str) -> None:
             trace = Trace(points, ["**"])
             ids = [token % model.spec.embedding.vocabulary for token in IDS]
             watching = trace.watching()
-            (probe,) = watching.begin(ids)
-            watching.keep(probe)
-            probe.tokens = lambda: ids
+            (recorder,) = watching.begin(ids)
+            watching.keep(recorder)
+            recorder.tokens = lambda: ids
             runner.forward(
-                [Chunk(BlockTable(), ids, len(ids) if model.spec.output_rows == "outputs" else 0, probe=probe)]
+                [Chunk(BlockTable(), ids, len(ids) if model.spec.output_rows == "outputs" else 0, recorder=recorder)]
             )
             arrays = {point: trace.sequences[0][point] for point in points}
         fake = SimpleNamespace(points=points, plan=plan, checkpoint=checkpoint, model=model)

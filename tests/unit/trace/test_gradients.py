@@ -18,7 +18,7 @@ from support.lettered import lettered_llm
 from support.tiny import GOLDENS, TINY, model_runner
 
 import pellucid
-from pellucid.engine.probe import probed_run
+from pellucid.engine.recorder import run_with_recorder
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.ops.elementwise import KINDS, activation_reference, derivative
 from pellucid.llm import LLM
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_torch(name: str) -> None:
         tapes = []
         for _ in range(2):
             tape = Tape(backward.versions, backward.needs, len(ids), len(ids) - 1, None)
-            (logits,) = [x for x in probed_run(runner, ids, tape, len(ids) - 1) if len(x)]
+            (logits,) = [x for x in run_with_recorder(runner, ids, tape, len(ids) - 1) if len(x)]
             tapes.append(tape)
         seed = np.zeros((2, logits.shape[1]), np.float32)
         seed[:, 3], seed[:, 7] = 1, -1

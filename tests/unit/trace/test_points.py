@@ -60,10 +60,10 @@ def traced(name: str, activation_bits: int, kv_dtype: str | None) -> Arrays:
     with model_runner(TINY[name], plan) as runner:
         trace = Trace(runner.plan.points, ["**"])
         watching = trace.watching()
-        (probe,) = watching.begin(ids)
-        watching.keep(probe)
-        probe.tokens = lambda: ids
-        runner.forward([Chunk(BlockTable(), ids, len(ids) if runner.spec.head else 0, probe=probe)])
+        (recorder,) = watching.begin(ids)
+        watching.keep(recorder)
+        recorder.tokens = lambda: ids
+        runner.forward([Chunk(BlockTable(), ids, len(ids) if runner.spec.head else 0, recorder=recorder)])
         return sorted_by_expert({point: trace[point][0] for point in trace})
 
 

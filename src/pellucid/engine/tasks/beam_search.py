@@ -9,7 +9,7 @@ from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
-from pellucid.engine.probe import EngineProbe, RequestTracer, blame_edits, raise_of
+from pellucid.engine.recorder import EngineRecorder, RequestTracer, blame_edits, raise_of
 from pellucid.engine.request import RequestOptions
 from pellucid.engine.source import SourceSequence, with_source
 from pellucid.engine.task import ChunkOutput, Wait
@@ -42,16 +42,16 @@ class BeamSearchTask:
         source: SourceSequence | None = None,
     ) -> None:
         self._cache, self._beams, self._max_time, self._watching = cache, beams, max_time, watching
-        # Probes of the prompt (key 0) and of each running or finished beam (key: the id of its node in the tree).
-        self._probes: dict[int, EngineProbe] = {}
+        # Recorders of the prompt (key 0) and of each running or finished beam (key: the id of its node in the tree).
+        self._recorders: dict[int, EngineRecorder] = {}
         recorded = None if watching is None else watching.first_output
         first = len(ids) - 1 if recorded is None else min(recorded, len(ids) - 1)
         if watching is not None:
             most = len(ids) + beams.limit - 1  # the last token is not read
-            (self._probes[0],) = watching.begin(
-                ids, most=most, first_output=first, source=source.probe if source else None
+            (self._recorders[0],) = watching.begin(
+                ids, most=most, first_output=first, source=source.recorder if source else None
             )
-        self.prompt = CachedSequence(ids, first, probe=self._probes.get(0), source=source)
+        self.prompt = CachedSequence(ids, first, recorder=self._recorders.get(0), source=source)
         self.queue, self._begun = 0.0, time.perf_counter()
         self._sequences: list[CachedSequence] = []
         self._rows: dict[CachedSequence, ChunkOutput] = {}
@@ -76,7 +76,7 @@ class BeamSearchTask:
 
     def process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[list[Beam] | Wait]:
         """Advance the search when the logits of all beams have arrived, and yield its beams."""
-        raise_of(sequence.probe)
+        raise_of(sequence.recorder)
         self.seconds += 0.0 if self._rows else seconds  # counted once if all beams run in one step
         if sequence.unread_tokens:
             return
@@ -89,7 +89,7 @@ class BeamSearchTask:
             for job in self._beams.advance([self._rows[one][-1] for one in self._sequences]):
                 yield Wait(job)
         except KernelError as error:
-            blame_edits(sequence.probe, error)
+            blame_edits(sequence.recorder, error)
             raise
         running, self._rows = self._beams.beams, {}
         if self._max_time is not None and time.perf_counter() - self._begun >= self._max_time:
@@ -108,28 +108,28 @@ class BeamSearchTask:
         for beam in running:
             parent = self._sequences[beam.parent]
             table = self._cache.fork(parent.table) if beam.parent in taken else parent.table
-            probe = None
+            recorder = None
             if self._watching is not None:
-                (probe,) = self._watching.begin((), parent=parent.probe)
-                self._probes[beam.node.id] = probe
+                (recorder,) = self._watching.begin((), parent=parent.recorder)
+                self._recorders[beam.node.id] = recorder
             tokens = [*parent.tokens, beam.node.token]
-            made.append(CachedSequence(tokens, table=table, probe=probe, source=parent.source))
+            made.append(CachedSequence(tokens, table=table, recorder=recorder, source=parent.source))
             taken.add(beam.parent)
         self._cache.release(*(one.table for number, one in enumerate(self._sequences) if number not in taken))
         self._sequences = made
         ended = {node.parent for node in self._beams.finished}
         alive = ended | {beam.node.id for beam in running}
-        self._probes = {node: probe for node, probe in self._probes.items() if node in alive}
+        self._recorders = {node: recorder for node, recorder in self._recorders.items() if node in alive}
 
     def record(self) -> None:
         """Add the recorded values of the resulting texts to the trace, best first."""
         if self._watching is None:
             return
         for found in self._beams.results():
-            probe = self._probes[self._beams.nodes[found.node].parent]
+            recorder = self._recorders[self._beams.nodes[found.node].parent]
             tokens = [*self.prompt.tokens, *found.ids[:-1]]
-            probe.tokens = lambda tokens=tokens: tokens  # type: ignore[misc]
-            self._watching.keep(probe)
+            recorder.tokens = lambda tokens=tokens: tokens  # type: ignore[misc]
+            self._watching.keep(recorder)
 
     def close(self) -> None:
         """Release the pages to the prefix cache."""

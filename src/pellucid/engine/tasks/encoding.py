@@ -13,7 +13,7 @@ from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.engine import Engine
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
-from pellucid.engine.probe import RequestTracer, raise_of, refuse_changed
+from pellucid.engine.recorder import RequestTracer, raise_of, refuse_changed
 from pellucid.engine.task import ChunkOutput
 from pellucid.model.spec import ModelSpec
 from pellucid.runtime.batch import STEP_SEQUENCES
@@ -33,17 +33,17 @@ class EncodingTask:
         self._cache, pooling = cache, spec.pooling
         self._shares = pooling is not None and not spec.in_one_step
         texts = [without_padding(text, spec) for text in texts]
-        probes = [None if watching is None else watching.begin(text.ids)[0] for text in texts]
+        recorders = [None if watching is None else watching.begin(text.ids)[0] for text in texts]
         self._unfinished = dict[CachedSequence, int]()
         self._rows = dict[CachedSequence, list[NDArray[np.float32]]]()
-        for number, (text, probe) in enumerate(zip(texts, probes)):
-            if watching is not None and probe is not None:
-                probe.tokens = partial(list, text.ids)
-                watching.keep(probe)
+        for number, (text, recorder) in enumerate(zip(texts, recorders)):
+            if watching is not None and recorder is not None:
+                recorder.tokens = partial(list, text.ids)
+                watching.keep(recorder)
             first = text.first_output
             if pooling is not None:
                 first = len(text.ids) - (pooling.kind == "last")
-            sequence = CachedSequence(text.ids, first, in_one_step=spec.in_one_step, probe=probe)
+            sequence = CachedSequence(text.ids, first, in_one_step=spec.in_one_step, recorder=recorder)
             sequence.types = text.types
             self._unfinished[sequence] = number
 
@@ -67,9 +67,9 @@ class EncodingTask:
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield a text's number and outputs when all its tokens have run, and free its pages."""
-        raise_of(sequence.probe)
+        raise_of(sequence.recorder)
         if not np.isfinite(outputs).all():
-            refuse_changed(sequence.probe, f"text {self._unfinished[sequence]}: its outputs are not finite")
+            refuse_changed(sequence.recorder, f"text {self._unfinished[sequence]}: its outputs are not finite")
         rows = self._rows.setdefault(sequence, [])
         rows.append(outputs)
         if sequence.unread_tokens:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.output import TokenOutput
-from pellucid.engine.probe import EngineProbe, blame_edits, raise_of
+from pellucid.engine.recorder import EngineRecorder, blame_edits, raise_of
 from pellucid.engine.source import SourceSequence
 from pellucid.engine.state import StepTimes
 from pellucid.engine.task import ChunkOutput, Wait
@@ -60,7 +60,7 @@ class GenerationTask:
 
     The first of the sequences ``texts`` continues in the prompt's own block table, the others in forks of it.
     ``on_begin`` is called before the first step. ``queue`` is the time in seconds from the submission to this step.
-    ``probes`` watch the sequences; the first probe also watches the prompt.
+    ``recorders`` watch the sequences; the first recorder also watches the prompt.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class GenerationTask:
         step_times: StepTimes,
         prompt: PromptSequence,
         texts: Sequence[TextSequence],
-        probes: Sequence[EngineProbe] = (),
+        recorders: Sequence[EngineRecorder] = (),
     ) -> None:
         self.prompt, self.queue = prompt, 0.0
         self.on_begin: Callable[[], object] | None = None
-        self._cache, self._step_times, self._texts, self._probes = cache, step_times, texts, probes
+        self._cache, self._step_times, self._texts, self._recorders = cache, step_times, texts, recorders
         self._prefilled = False
 
     @property
@@ -100,11 +100,11 @@ class GenerationTask:
 
     def process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[TokenOutput | Wait]:
         """Yield token outputs: one per sequence after the prefill, later one per row up to a rejected draft token."""
-        raise_of(sequence.probe)
+        raise_of(sequence.recorder)
         try:
             yield from self._process(sequence, outputs, seconds)
         except KernelError as error:
-            blame_edits(sequence.probe, error)
+            blame_edits(sequence.recorder, error)
             raise
 
     def _process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[TokenOutput | Wait]:
@@ -115,10 +115,10 @@ class GenerationTask:
         if logits is None:
             return
         self._prefilled, table = True, self.prompt.table
-        for text, probe in zip(self._texts, self._probes):
-            text.probe = probe
-            if probe is not self._probes[0]:
-                probe.follow(self._probes[0])
+        for text, recorder in zip(self._texts, self._recorders):
+            text.recorder = recorder
+            if recorder is not self._recorders[0]:
+                recorder.follow(self._recorders[0])
         for text in self._texts:
             text.follow(self.prompt, self._cache.fork(table) if text.number else table)
             text.waits = True  # until the earlier sequences have sampled their tokens
@@ -142,19 +142,19 @@ class GenerationTask:
         if text.sampled_all:
             text.extend(self._step_times)
 
-    def watch(self, probes: Sequence[EngineProbe]) -> None:
+    def watch(self, recorders: Sequence[EngineRecorder]) -> None:
         """Watch the sequences from the next step on, unless they are watched already. Called between steps.
 
-        If ``probes`` is empty, closed probes are removed.
+        If ``recorders`` is empty, closed recorders are removed.
         """
-        if self._probes and not self._probes[0].closed:
+        if self._recorders and not self._recorders[0].closed:
             return
-        self._probes = probes
+        self._recorders = recorders
         if not self._prefilled:
-            self.prompt.probe = probes[0] if probes else None
+            self.prompt.recorder = recorders[0] if recorders else None
             return
         for number, text in enumerate(self._texts):
-            text.probe = probes[number] if probes else None
+            text.recorder = recorders[number] if recorders else None
 
     @property
     def speculation(self) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
-from pellucid.engine.probe import RequestTracer, blame_edits, raise_of
+from pellucid.engine.recorder import RequestTracer, blame_edits, raise_of
 from pellucid.engine.source import SourceSequence, with_source
 from pellucid.engine.task import ChunkOutput
 from pellucid.errors import KernelError
@@ -38,14 +38,14 @@ class ScoringTask:
         watching: RequestTracer | None = None,
         source: SourceSequence | None = None,
     ) -> None:
-        read, probe, wanted = ids[:-1], None, first - 1
+        read, recorder, wanted = ids[:-1], None, first - 1
         if watching is not None:
             wanted = wanted if watching.first_output is None else min(wanted, watching.first_output)
-            (probe,) = watching.begin(read, first_output=wanted, source=source.probe if source else None)
-            probe.tokens = lambda: read
-            watching.keep(probe)
-        self._first, self.probe = first, probe
-        self._cache, self._text = cache, CachedSequence(read, wanted, probe=probe, source=source)
+            (recorder,) = watching.begin(read, first_output=wanted, source=source.recorder if source else None)
+            recorder.tokens = lambda: read
+            watching.keep(recorder)
+        self._first, self.recorder = first, recorder
+        self._cache, self._text = cache, CachedSequence(read, wanted, recorder=recorder, source=source)
         self.done = not self._text.tokens
 
     def begin(self, waited: float) -> None:
@@ -63,10 +63,10 @@ class ScoringTask:
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each position and its logits."""
-        raise_of(sequence.probe)
+        raise_of(sequence.recorder)
         self.done = not sequence.unread_tokens
         for position, logits in enumerate(outputs, sequence.table.length - len(outputs) + 1):
-            if position >= self._first:  # earlier logits are only recorded by the probe
+            if position >= self._first:  # earlier logits are only recorded by the recorder
                 yield position, logits
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ def score(
             for place, logits in engine.run(with_source(source, task), scheduling)
         ]
     except KernelError as error:
-        blame_edits(task.probe, error)
+        blame_edits(task.recorder, error)
         raise
     return joined(rows, alternatives)
 
@@ -175,7 +175,7 @@ class PromptRowsTask:
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """Yield the outputs at wanted positions, and release the pages of a prompt that has ended."""
-        raise_of(sequence.probe)
+        raise_of(sequence.recorder)
         if sequence is self._prefix:
             return
         number = self._numbers[sequence]
@@ -214,10 +214,10 @@ def _sequence(ids: list[int], first: int, watching: RequestTracer | None) -> Cac
     if watching is None:
         return CachedSequence(ids, first)
     wanted = first if watching.first_output is None else min(first, watching.first_output)
-    (probe,) = watching.begin(ids, first_output=wanted)
-    probe.tokens = partial(list, ids)
-    watching.keep(probe)
-    return CachedSequence(ids, wanted, probe=probe)
+    (recorder,) = watching.begin(ids, first_output=wanted)
+    recorder.tokens = partial(list, ids)
+    watching.keep(recorder)
+    return CachedSequence(ids, wanted, recorder=recorder)
 
 
 def _check(row: NDArray[np.float32], where: str, sequence: CachedSequence) -> None:
@@ -225,7 +225,7 @@ def _check(row: NDArray[np.float32], where: str, sequence: CachedSequence) -> No
     try:
         Candidates.of(row, where)
     except KernelError as error:
-        blame_edits(sequence.probe, error)
+        blame_edits(sequence.recorder, error)
         raise
 
 

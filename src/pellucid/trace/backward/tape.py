@@ -13,7 +13,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.plan.passes import PatternTap, Tap, Watch
 from pellucid.plan.plan import At, Operation, Plan
 from pellucid.plan.points import Point, RowKind
-from pellucid.runtime.batch import ForwardedEdits, Probe
+from pellucid.runtime.batch import ForwardedEdits, Recorder
 
 NOTHING = -1
 """The version of a buffer that no operation has written."""
@@ -68,7 +68,7 @@ class TapeNeeds(Struct, frozen=True):
 
 
 class Tape(ForwardedEdits):
-    """A probe that records the values of ``needs`` for a sequence of ``tokens`` tokens, whose edits ``edits`` makes.
+    """A recorder that records the values of ``needs`` for a sequence of ``tokens`` tokens, whose edits ``edits`` makes.
 
     The outputs are computed from position ``first_output`` on.
     """
@@ -76,7 +76,7 @@ class Tape(ForwardedEdits):
     first_recorded: int | None = 0
 
     def __init__(
-        self, versions: Versions, needs: TapeNeeds, tokens: int, first_output: int, edits: Probe | None
+        self, versions: Versions, needs: TapeNeeds, tokens: int, first_output: int, edits: Recorder | None
     ) -> None:
         of_edits = edits.watch if edits is not None else Watch()
         assert isinstance(of_edits, Watch)
@@ -124,7 +124,7 @@ class Tape(ForwardedEdits):
         return self._recorded_patterns[operation, raw]
 
     def positions(self, start: int, stop: int) -> range:
-        """As in ``Probe``: all positions."""
+        """As in ``Recorder``: all positions."""
         return range(start, stop)
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:

@@ -28,7 +28,7 @@ from pellucid.trace.dataset.shard_file import ShardWriter
 from pellucid.trace.instrumentation import values_of
 from pellucid.trace.positions import EVERY, Positions, TokenTexts
 from pellucid.trace.request_trace import RequestTrace
-from pellucid.trace.sequence_probe import SequenceProbe
+from pellucid.trace.sequence_recorder import SequenceRecorder
 from pellucid.trace.traced_model import OpenedModel
 
 # The texts of a corpus as token ids, and their division into shards.
@@ -258,8 +258,8 @@ class ShardRecorder:
         rows = np.cumsum([row, *(len(text.positions) for text in texts)])
         numbers = iter(rows.tolist())
 
-        def keep(probe: SequenceProbe) -> None:
-            probe.stream_to(partial(self._take, probe, own, next(numbers)))
+        def keep(recorder: SequenceRecorder) -> None:
+            recorder.stream_to(partial(self._take, recorder, own, next(numbers)))
 
         self._tracer.keep = keep
         needs_outputs = self._tracer.first_output is not None
@@ -283,15 +283,21 @@ class ShardRecorder:
             writer.put(TOKEN_IDS, row, np.concatenate(ids))
 
     def _take(
-        self, probe: SequenceProbe, own: OpenShard, first: int, rows: str, positions: range, block: NDArray[np.float32]
+        self,
+        recorder: SequenceRecorder,
+        own: OpenShard,
+        first: int,
+        rows: str,
+        positions: range,
+        block: NDArray[np.float32],
     ) -> None:
         """Hand a step's values of a text whose rows begin at ``first`` to the writing thread."""
         with self._room:
             self._room.wait_for(lambda: self._has_room(block.nbytes))
             try:
-                put = self._rows.submit(self._put, probe, own.writer, first, rows, positions, block)
+                put = self._rows.submit(self._put, recorder, own.writer, first, rows, positions, block)
             except RuntimeError as error:  # the recording has ended
-                probe.error = error
+                recorder.error = error
                 return
             self._waiting += block.nbytes
             own.puts.append(put)
@@ -301,22 +307,22 @@ class ShardRecorder:
 
     def _put(
         self,
-        probe: SequenceProbe,
+        recorder: SequenceRecorder,
         writer: ShardWriter,
         first: int,
         rows: str,
         positions: range,
         block: NDArray[np.float32],
     ) -> None:
-        """Write values. An error ends the task (``probe.error``), or the recording if the task has ended."""
+        """Write values. An error ends the task (``recorder.error``), or the recording if the task has ended."""
         try:
-            parts = probe.instrumentation.recorded.values()
+            parts = recorder.instrumentation.recorded.values()
             for selected, shared, values in values_of(parts, rows, positions, block):
                 per_text = self._columns.rows == "texts"
-                before = 0 if per_text else selected.tokens.row_of(shared.start, probe.prompt)
+                before = 0 if per_text else selected.tokens.row_of(shared.start, recorder.prompt)
                 writer.put(selected.name, first + before, values)
         except Exception as error:
-            probe.error, self._failed = error, self._failed or error
+            recorder.error, self._failed = error, self._failed or error
             raise
         finally:
             with self._room:

@@ -1,4 +1,4 @@
-"""The probe of a sequence: it passes the values of its steps to sinks, and applies edits to them."""
+"""The recorder of a sequence: it passes the values of its steps to sinks, and applies edits to them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SOME = 3
 """Maximum number of edits that a message names."""
 
 
-class SequenceProbe:
+class SequenceRecorder:
     """Records the values of one sequence, and applies edits to them.
 
     ``sinks`` receive each step's blocks of values: a ``memory`` with a ``budget`` (None: no value is kept), and a
     stream (``stream_to``). ``tokens`` returns the tokens that the sequence has read, and ``outputs`` holds the
-    generated tokens. ``source`` is the probe of the source in an encoder-decoder. The other arguments are as in
+    generated tokens. ``source`` is the recorder of the source in an encoder-decoder. The other arguments are as in
     ``EditFunctions``.
     """
 
@@ -37,7 +37,7 @@ class SequenceProbe:
         instrumentation: Instrumentation,
         budget: TraceBudget | None = None,
         reserve: ReservedBytes | None = None,
-        source: SequenceProbe | None = None,
+        source: SequenceRecorder | None = None,
         *,
         number: int = 0,
         prompt: int = 0,
@@ -107,7 +107,7 @@ class SequenceProbe:
         """The number of blocks of values that did not fit into the budget."""
         return self.memory.dropped if self.memory else 0
 
-    def follow(self, other: SequenceProbe) -> None:
+    def follow(self, other: SequenceRecorder) -> None:
         """Continue after the tokens that ``other`` has recorded."""
         self.source = other.source
         self._functions.follow(other._functions)

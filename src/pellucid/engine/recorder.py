@@ -1,4 +1,4 @@
-"""The interface of a trace for a request: probes for its sequences; a prompt that runs with a probe of its own.
+"""The interface of a trace for a request: recorders for its sequences; a prompt that runs with a recorder of its own.
 
 ``trace/`` implements the interface.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest, KernelError
-from pellucid.runtime.batch import Chunk, Probe
+from pellucid.runtime.batch import Chunk, Recorder
 from pellucid.runtime.cache import BlockTable
 from pellucid.sample.candidates import DAMAGED
 
@@ -21,8 +21,8 @@ ProbeScores: TypeAlias = "tuple[dict[str, float], str | None]"
 """The scores of linear probes at one position, by name, and the first name whose score is above its limit, if any."""
 
 
-class EngineProbe(Probe, Protocol):
-    """The probe of one sequence, with the attributes that the engine's tasks use.
+class EngineRecorder(Recorder, Protocol):
+    """The recorder of one sequence, with the attributes that the engine's tasks use.
 
     ``tokens`` returns the tokens that the sequence has read. ``error`` is the exception of a failed edit; the request
     fails with it. The request sets ``outputs`` to the builder that collects the sequence's generated tokens.
@@ -30,7 +30,7 @@ class EngineProbe(Probe, Protocol):
 
     @property
     def closed(self) -> bool:
-        """True if nobody reads the recorded values any more. Another probe may then replace this probe."""
+        """True if nobody reads the recorded values any more. Another recorder may then replace this recorder."""
         ...
 
     outputs: Any
@@ -54,12 +54,12 @@ class EngineProbe(Probe, Protocol):
         ...
 
     def follow(self, other: Any) -> None:
-        """Continue after the tokens that ``other``, a probe of the same request, has recorded."""
+        """Continue after the tokens that ``other``, a recorder of the same request, has recorded."""
         ...
 
 
 class RequestTracer(Protocol):
-    """Makes the probes that record and edit values of a request's sequences.
+    """Makes the recorders that record and edit values of a request's sequences.
 
     ``first_output`` is the first position at which logits, or other values of the head, are recorded (None: no
     position). ``watches_chain`` is True if the sampler's chain is recorded for each token.
@@ -71,8 +71,8 @@ class RequestTracer(Protocol):
     @property
     def first_output(self) -> int | None: ...
 
-    def begin_source(self, ids: Sequence[int]) -> EngineProbe:
-        """Make the probe of a source in an encoder-decoder.
+    def begin_source(self, ids: Sequence[int]) -> EngineRecorder:
+        """Make the recorder of a source in an encoder-decoder.
 
         Raises: as ``begin``.
         """
@@ -87,13 +87,13 @@ class RequestTracer(Protocol):
         most: int | None = None,
         first_output: int = 0,
         source: Any = None,
-    ) -> Sequence[EngineProbe]:
-        """Make probes for ``count`` sequences that continue the same tokens ``ids``.
+    ) -> Sequence[EngineRecorder]:
+        """Make recorders for ``count`` sequences that continue the same tokens ``ids``.
 
-        With the probe ``parent``, the sequences continue the sequence of this probe. ``source`` is the probe of the
-        source that they attend to.
+        With the recorder ``parent``, the sequences continue the sequence of this recorder. ``source`` is the recorder
+        of the source that they attend to.
 
-        ``keep`` adds a probe to the trace. A sequence reads at most ``most`` tokens (None: only ``ids``). Its logits
+        ``keep`` adds a recorder to the trace. A sequence reads at most ``most`` tokens (None: only ``ids``). Its logits
         are computed from position ``first_output`` on.
 
         Raises:
@@ -105,47 +105,47 @@ class RequestTracer(Protocol):
         """Sentences about edits, or rows of edits, that begin after the ``count`` tokens that were read."""
         ...
 
-    def keep(self, probe: Any, /) -> None:
-        """Add the sequence of a probe, which runs or has run, to the trace."""
+    def keep(self, recorder: Any, /) -> None:
+        """Add the sequence of a recorder, which runs or has run, to the trace."""
         ...
 
 
-def scores_at(probe: Probe | None, position: int) -> ProbeScores | None:
+def scores_at(recorder: Recorder | None, position: int) -> ProbeScores | None:
     """The scores of a sequence's linear probes at a position; None without linear probes."""
-    scores: ProbeScores | None = None if probe is None else probe.scores(position)  # type: ignore[attr-defined]
+    scores: ProbeScores | None = None if recorder is None else recorder.scores(position)  # type: ignore[attr-defined]
     return scores
 
 
-def raise_of(probe: Probe | None) -> None:
+def raise_of(recorder: Recorder | None) -> None:
     """Raise the error of a sequence's edits, if any."""
-    error = getattr(probe, "error", None)
+    error = getattr(recorder, "error", None)
     if error is not None:
         raise error
 
 
-def blame_edits(probe: Probe | None, error: KernelError) -> None:
+def blame_edits(recorder: Recorder | None, error: KernelError) -> None:
     """Raise InvalidRequest if ``error`` reports non-finite logits and the edits of the sequence caused them."""
     found = str(error).removesuffix(f": {DAMAGED}")
     if found != str(error):
-        refuse_changed(probe, found, error)
+        refuse_changed(recorder, found, error)
 
 
-def refuse_changed(probe: Probe | None, found: str, error: KernelError | None = None) -> None:
+def refuse_changed(recorder: Recorder | None, found: str, error: KernelError | None = None) -> None:
     """Raise InvalidRequest if a sequence has edits, because the edits caused ``found``."""
-    if edited := getattr(probe, "edited", ""):
+    if edited := getattr(recorder, "edited", ""):
         raise InvalidRequest(f"{found} because of the request's edits ({edited}): use smaller edits") from error
 
 
-# Runs a prompt with a probe of its own, in the engine's thread, between the steps of requests.
+# Runs a prompt with a recorder of its own, in the engine's thread, between the steps of requests.
 
 
-def probed_run(
-    runner: ModelRunner, ids: Sequence[int], probe: Probe, first_output: int
+def run_with_recorder(
+    runner: ModelRunner, ids: Sequence[int], recorder: Recorder, first_output: int
 ) -> Generator[NDArray[np.float32], None, None]:
     """Yield the outputs (n, V) from position ``first_output`` on, step by step (n may be 0).
 
     Raises:
-        InvalidRequest: an edit of the probe fails.
+        InvalidRequest: an edit of the recorder fails.
         CacheFull: no pages are left.
     """
     limits = runner.limits.together
@@ -154,9 +154,9 @@ def probed_run(
         while table.length < len(ids):
             start = table.length
             stop = min(start + limits.tokens, len(ids), max(first_output, start) + limits.outputs)
-            chunk = Chunk(table, ids[start:stop], max(0, stop - max(first_output, start)), probe=probe)
+            chunk = Chunk(table, ids[start:stop], max(0, stop - max(first_output, start)), recorder=recorder)
             outputs = runner.forward([chunk])
-            raise_of(probe)
+            raise_of(recorder)
             yield outputs
     finally:
         runner.cache.release(table)
