@@ -29,8 +29,6 @@ from pellucid.tracing import Tracing
 
 
 class ReplayingModel(Protocol):
-    """A loaded model that replays runs. ``llm.LLM`` implements it."""
-
     engine: Engine
     inputs: Inputs
     tokenizer: Tokenizer
@@ -66,7 +64,6 @@ def verify_receipt(
     edits: Sequence[Edit] = (),
     signed_by: str | Path | None = None,
 ) -> ReceiptCheck:
-    """As ``LLM.verify_receipt``."""
     read = receipt if isinstance(receipt, Receipt) else Receipt.of(receipt)
     wanted = None if signed_by is None else public_key_in("signed_by", signed_by)
     found = check_seals(read, wanted)  # a difference is false, too
@@ -111,7 +108,6 @@ def _outputs(request: LocalRequest) -> Generator[TokenOutput, None, None]:
 
 
 def _compared(request: LocalRequest, outputs: Iterator[TokenOutput], receipt: Receipt) -> ReceiptCheck:
-    """Compare each token of a replay with the receipt."""
     last, links, wanted = receipt.header, receipt.links, receipt.tokens
     output: TokenOutput | None = None
     for at, token in enumerate(wanted):
@@ -177,7 +173,6 @@ def _other_model(receipt: Receipt, ours: ModelIdentity) -> ReceiptCheck | None:
 
 
 def _request(model: ReplayingModel, receipt: Receipt, edits: Sequence[Edit]) -> LocalRequest:
-    """The request of a receipt. Raises InvalidRequest if this model cannot run it."""
     asked = receipt.request
     seed = {} if asked.seed is None else {"seed": int(asked.seed)}
     own = {**options_of(asked.options), **seed, "max_new_tokens": asked.max_new_tokens}

@@ -48,7 +48,6 @@ class Machine:
 
     @property
     def speed(self) -> str:
-        """The rates and their origin, as text."""
         return f"{self.rates.read / 1e9:.1f} GB/s, {self.rates.multiply / 1e9:,.0f} int8 GMAC/s ({self.source})"
 
 
@@ -62,14 +61,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Machines:
-    """The kinds of machines, and the network between them."""
-
     kinds: tuple[Machine, ...]
     link: Link = Link()
 
 
 def this_machine(threads: int | None = None) -> Machine:
-    """Return this machine, with measured rates."""
     cores = processors().threads if threads is None else whole("threads", threads, 1, MAX_CORES)
     roofs = Roofs(cores, READ)
     try:

@@ -55,7 +55,6 @@ class Goals:
     per_token: float
 
     def failures(self, outcome: Outcome) -> list[str]:
-        """Return the goals that an outcome misses."""
         failed = []
         if outcome.overloaded or outcome.first_token["p95"] > self.first_token:
             failed.append("time to first token")
@@ -68,8 +67,6 @@ class Goals:
 
 @dataclass(frozen=True)
 class Hours:
-    """The hours of a day with the same rate, and the replicas that they need."""
-
     hours: tuple[int, ...]
     rate: float
     replicas: int
@@ -157,7 +154,6 @@ class Search:
 
     @cached_property
     def min_step_seconds(self) -> float:
-        """Lower bound on the seconds of a replica's steps for one request."""
         prompt, tokens = self.traffic.prompt.mean_length, self.traffic.tokens.mean_length
         of_row = min(seconds / n for n, seconds in self._costs.rows.items())
         of_prompt = min(seconds / n for n, seconds in self._costs.prompts.items())
@@ -165,7 +161,6 @@ class Search:
         return seconds * min(self._costs.noise)
 
     def meets_goals(self, rate: float, replicas: int) -> bool:
-        """True if ``replicas`` reach the goals at ``rate``."""
         return not self.goals.failures(self.outcome(rate, replicas))
 
     def replicas(self, rate: float, guess: int = 1) -> int | None:
@@ -191,7 +186,6 @@ class Search:
 
     @cached_property
     def _alone(self) -> Outcome:
-        """Simulated latency of requests that run alone on a replica."""
         self._progress("a single request")
         traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
         return Simulation(traffic, 1, self._capacity, self._costs).run(requests=min(40, self.request_budget))
@@ -204,7 +198,6 @@ class Search:
 
     @cached_property
     def fails_alone(self) -> bool:
-        """True if most requests miss the goals even when each request runs alone on a replica."""
         alone = self._alone
         return not (
             alone.first_token["p50"] <= self.goals.first_token
@@ -276,5 +269,4 @@ class KindCapacity:
 
     @property
     def machines(self) -> int:
-        """Number of machines for the busiest hour."""
         return self.day[0].replicas * self.stages

@@ -63,7 +63,6 @@ def with_server(
 def _simulated(
     costs: StepCosts, capacity: ReplicaCapacity, real: Mapping[str, Any], clients: int
 ) -> tuple[Outcome, int]:
-    """Simulate requests like the measured requests of ``real``. Return the outcome and the number of steps."""
     prompt = round(real["prompt_tokens"])
     traffic = Traffic(Lengths(prompt, prompt), Lengths(TOKENS, TOKENS), clients=clients)
     simulation = Simulation(traffic, 1, capacity, costs)
@@ -71,10 +70,8 @@ def _simulated(
 
 
 def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
-    """Run ``pellucid bench serve`` in a separate process, and return its figures.
-
-    Raises:
-        KernelError: the benchmark failed.
+    """Run ``pellucid bench serve`` in a separate process, and return its figures. Raises KernelError if the benchmark
+    failed.
     """
     command = [sys.executable, "-m", "pellucid", "bench", "serve", url, "--json", "--shared", "0"]
     command += ["--body", json.dumps(PLAIN)]

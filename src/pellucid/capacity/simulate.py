@@ -46,11 +46,9 @@ class Traffic:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest conversation, with its answers."""
         return self.turns * (self.prompt.longest + self.tokens.longest)
 
     def session(self, number: int) -> Session:
-        """Return session ``number``."""
         return Session(self, number, random.Random(f"{self.seed} {number}"))
 
     def ongoing(self) -> Iterator[tuple[float, Session]]:
@@ -68,7 +66,6 @@ class Traffic:
             yield rng.random() * self.think, session
 
     def arrivals(self) -> Iterator[float]:
-        """Yield the start times of sessions."""
         return arrivals(self.seed, (self.rate or 1.0) / self.turns)
 
 
@@ -85,32 +82,25 @@ class Replay:
     think: float = 0.0
 
     def session(self, number: int) -> KnownSession:
-        """Return the session of request ``number``."""
         return KnownSession(*self.requests[number])
 
     def ongoing(self) -> Iterator[tuple[float, KnownSession]]:
-        """Yield no sessions, because all sessions begin within the simulation."""
         return iter(())
 
     def arrivals(self) -> Iterator[float]:
-        """Yield the times of the requests."""
         return iter(self.times)
 
 
 @dataclass(eq=False)
 class KnownSession:
-    """A session of one known request."""
-
     prompt: Sequence[int]
     tokens: int
     remaining: int = 0
 
     def request(self) -> tuple[list[int], int]:
-        """Return the prompt and the number of answer tokens."""
         return list(self.prompt), self.tokens
 
-    def answered(self, answer: Sequence[int]) -> None:
-        """Ignore the answer, because no request follows."""
+    def answered(self, answer: Sequence[int]) -> None: ...
 
 
 @dataclass(eq=False)
@@ -127,7 +117,6 @@ class Session:
         self.remaining = self.traffic.turns
 
     def request(self) -> tuple[list[int], int]:
-        """Return the next prompt and the number of its answer tokens."""
         traffic = self.traffic
         count = min(traffic.prompt.draw(self.rng), traffic.prompt.longest)
         self.remaining -= 1
@@ -139,7 +128,6 @@ class Session:
         return list(self.text), min(traffic.tokens.draw(self.rng), traffic.tokens.longest)
 
     def answered(self, answer: Sequence[int]) -> None:
-        """Append the answer to the conversation."""
         self.text += answer
 
     def append(self, count: int) -> None:
@@ -256,7 +244,6 @@ class Simulation:
         return self._marks[now]
 
     def _next_arrival(self) -> None:
-        """Schedule the next session."""
         when = next(self._arrivals, None) if self._requests < self._max_requests else None
         if when is not None and when <= self._arrivals_end:
             self._at(when, self._arrive)
@@ -270,7 +257,6 @@ class Simulation:
             self._ask(self.traffic.session(next(self._sessions)), now)
 
     def _ask(self, session: Session | KnownSession, now: float) -> None:
-        """Let the next request of a session arrive at the server."""
         if self._requests >= self._max_requests or now > self._arrivals_end:
             return
         self._requests += 1
@@ -288,7 +274,6 @@ class Simulation:
         self._at(self._front + self._costs.stream * streams, partial(self._route, request))
 
     def _route(self, request: SimulatedRequest, now: float) -> None:
-        """Send a request to the replica that the router chooses."""
         route = self._choose(request.prompt, self.loads)
         load, names = route.replica, route.names
         if now >= self._warm:
@@ -300,7 +285,6 @@ class Simulation:
         self._follow(replica)
 
     def _follow(self, replica: SimulatedReplica) -> None:
-        """Schedule the end of a replica's step."""
         if replica.time is not None:
             self._at(replica.time, partial(self._step_ends, replica))
 
@@ -316,7 +300,6 @@ class Simulation:
         self._follow(replica)
 
     def _end(self, request: SimulatedRequest, now: float) -> None:
-        """End a request. Its client sends the next request."""
         self._running.discard(request)
         self.ended.append(request)
         self._last = max(self._last, now)
@@ -355,7 +338,6 @@ class Simulation:
 
 
 def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
-    """Note that a replica has cached or evicted a page."""
     if comes:
         load.pages.add(name)
     else:

@@ -64,7 +64,6 @@ class Measurement:
 
     @property
     def busy(self) -> bool:
-        """True if other programs had much of the processors' time."""
         return self.processor_share < QUIET_SHARE
 
 
@@ -124,12 +123,10 @@ class StepCosts:
         return self._at("prompts", rows + prompts) + sampling + seconds
 
     def next_step(self, rows: int, seen: int) -> float:
-        """Return the additional seconds of a step with ``rows`` rows if each row attends to one more token."""
         windows = sum(of_row for window, of_row, _ in self.windows if seen < rows * window)
         return rows * (self.row_attention + windows)
 
     def slowdown(self, when: float) -> float:
-        """Return the slowdown, relative to the median time, of a step that begins at the time ``when``."""
         return self.noise[int(when / NOISE_SECONDS) % len(self.noise)]
 
     def _at(self, name: str, count: int) -> float:
@@ -275,7 +272,6 @@ def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None)
 
 
 def _spread(seconds: Sequence[float]) -> float:
-    """Half the range of some times, relative to their median."""
     return (max(seconds) - min(seconds)) / (2 * float(statistics.median(seconds)))
 
 
@@ -309,7 +305,6 @@ def _prefill_seconds(llm: LLM, count: int, depth: int) -> float:
 
 
 def _noise(llm: LLM, count: int) -> tuple[float, ...]:
-    """Return the slowdowns of the same step over time, relative to its median."""
     start, samples = time.perf_counter(), list[tuple[float, float]]()
     while not samples or samples[-1][0] < NOISE_TOTAL:
         seconds = _prefill_seconds(llm, count, 0)

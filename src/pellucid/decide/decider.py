@@ -137,7 +137,6 @@ class Decider:
         return Decisions(answers, sum(len(prompt.ids) for prompt in prompts))
 
     def _labels(self, question: Question) -> tuple[Label, ...]:
-        """The labels of a question's scores, in the order of ``LabelScheme.options``."""
         count = self.scheme.outputs(question)
         if self.format is not None and self.format.columns:
             labels = column_labels(self.scheme, question.type, self.format.columns, self._inputs.spec.output_width)
@@ -188,7 +187,6 @@ class Decider:
     def _marked(
         self, parts: Sequence[list[int]], marks: Sequence[str], labels: Labels, numbers: Sequence[int]
     ) -> DecisionPrompt:
-        """The prompt of a template's text, which is split at ``marks`` into ``parts``."""
         ids, positions = list[int](), list[int]()
         for part, mark in zip(parts, (*marks, "")):
             ids += part

@@ -79,7 +79,6 @@ def _explain(
     state: Content,
     edits: Sequence[Edit] | None,
 ) -> DecisionExplanation:
-    """Explain a decision by the mean of the explanations of its readings."""
     scheme = decider.scheme
     option, against = _compared(scheme, decision)
     contents = [decider.printed(one) for one in (state, decision.question.instructions)]
@@ -154,7 +153,6 @@ def _explain_reading(
 
 
 def _readout(model: TracedModel, sequence: SequenceTrace, reading: Reading, compared: Sequence[int]) -> Readout:
-    """The difference between the scores of the two options with the numbers ``compared``."""
     if reading.marks:
         return mark_readout(model, sequence, *(reading.marks[number] for number in compared))
     logits = model.project(sequence.at(stream_points(model)[-1], reading.position))[0]
@@ -163,7 +161,6 @@ def _readout(model: TracedModel, sequence: SequenceTrace, reading: Reading, comp
 
 
 def _option_names(scheme: LabelScheme, decision: Decision, reading: Reading) -> list[str]:
-    """The names of the options of a reading's labels."""
     question = decision.question
     if scheme.outputs(question) != len(question.options):
         return [_rating(number) for number in range(scheme.outputs(question))]

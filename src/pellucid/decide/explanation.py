@@ -89,7 +89,6 @@ class DecisionExplanation:
         return cls(**{**fields, "words": words, "parts": parts})
 
     def _repr_html_(self) -> str:
-        """The words of the prompt, coloured by their relevance."""
         from pellucid.util.display import escaped, shade
 
         largest = max((abs(one.value) for one in self.words), default=0.0)

@@ -50,23 +50,14 @@ GIVEN = {"sep": SEPARATOR, "mark_state": STATE, "mark_question": QUESTION, "mark
 
 
 class OmniOptions(ScoredOptions):
-    """The prompts and scores of the type "lfm2-d1-omni"."""
-
     explains = True
 
     def __init__(self, model: DecisionModel) -> None:
-        """Find the token of the marks of options.
-
-        Raises:
-            UnsupportedModel: the model does not score options at marks.
-            FileFormatError: the file names no mask token.
-        """
         super().__init__(model)
         model.needs(model.spec.decision is not None, "lfm2 with decision blocks")
         self.mark = model.token("mask", model.tokenizer.mask_id)
 
     def printed(self, content: Any) -> Any:
-        """A content without control tokens and the marks of pieces."""
         return replaced(without_special(content), lambda text: text.replace(START, "<<d1omni "))
 
     def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt:
@@ -106,7 +97,6 @@ class OmniOptions(ScoredOptions):
     def scores(
         self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
     ) -> list[list[Scores]]:
-        """The scores at the marks."""
         return mark_scores(model, prompts, edits)
 
 
@@ -195,7 +185,6 @@ class JointScorer:
         return [every[owner == number] for number in range(len(questions))]
 
     def _embeddings(self, ids: Sequence[int]) -> Rows:
-        """The rows of tokens in the output embedding (n, D)."""
         different = {
             token: SlotReader(self._checkpoint, (Slot(self._embedding, rows=(token, token + 1)),)).values()
             for token in set(ids)
@@ -203,7 +192,6 @@ class JointScorer:
         return np.concatenate([different[token] for token in ids])
 
     def _routed(self, options: Rows, memory: Rows) -> Rows:
-        """The options after the routing blocks."""
         for number in range(self.head.routing):
             at = f"dec.blk.{number}"
             queries, keys = (
@@ -224,7 +212,6 @@ class JointScorer:
         return found
 
     def _joined(self, fields: Rows, memory: Rows) -> Rows:
-        """The questions after the joint blocks, normalised."""
         for number in range(self.head.routing, self.head.routing + self.head.joint):
             at = f"dec.blk.{number}"
             rows = self._norm(fields, f"{at}.attn_norm")
@@ -269,7 +256,6 @@ class JointScorer:
         return found
 
     def _norm(self, x: Rows, name: str) -> Rows:
-        """Layer normalization."""
         x = x - x.mean(-1, keepdims=True)
         scale = np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(self.head.eps))
         found: Rows = x / scale * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
@@ -277,13 +263,11 @@ class JointScorer:
 
 
 def _unit(x: Rows) -> Rows:
-    """Rows with length 1."""
     found: Rows = x / np.maximum(np.sqrt((x * x).sum(-1, keepdims=True)), np.float32(TINY))
     return found
 
 
 def _gelu(x: Rows) -> Rows:
-    """The exact GELU."""
     tails = np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(np.float32)
     found: Rows = x * (1 + tails) / 2
     return found

@@ -118,12 +118,10 @@ def with_sorted_keys(value: Any) -> Any:
 def marked_variables(
     scheme: LabelScheme, state: Content, questions: Sequence[Question], labels: Sequence[Sequence[Label]], number: int
 ) -> dict[str, Any]:
-    """The variables of transformers' template for the question ``number``, besides ``questions``."""
     return {"state": state, "question": marked_question(scheme, questions[number], labels[number])}
 
 
 def marked_question(scheme: LabelScheme, question: Question, labels: Sequence[Label]) -> dict[str, Any]:
-    """A question as the templates of transformers read it."""
     options = scheme.options(question)
     return {
         "name": question.id,
@@ -175,7 +173,6 @@ class DecisionModel(Struct, frozen=True):
     template: str
 
     def needs(self, found: bool, part: str) -> None:
-        """Raise UnsupportedModel if the model lacks the part that its type needs."""
         if not found:
             raise UnsupportedModel(
                 f"{shown(self.checkpoint.path.name)}: decision.type = {self.format.type} is implemented for {part}, "
@@ -183,11 +180,6 @@ class DecisionModel(Struct, frozen=True):
             )
 
     def token(self, name: str, found: int | None) -> int:
-        """The id of a token that the prompt needs.
-
-        Raises:
-            FileFormatError: the file names no such token.
-        """
         if found is None:
             raise FileFormatError(
                 self.checkpoint.path, f"tokenizer.ggml.{name}_token_id", "is missing: the prompt needs it"
@@ -195,7 +187,6 @@ class DecisionModel(Struct, frozen=True):
         return found
 
     def variables(self, state: Content, questions: Sequence[Question], number: int) -> dict[str, Any]:
-        """The variables of the template for the question ``number``."""
         labels = [without_labels(one) for one in questions]
         return variables(self.scheme, state, questions, labels, number, False)
 
@@ -233,12 +224,10 @@ class ScoredOptions(ABC):
         return [self.prompt(state, questions, number) for number in range(len(questions))]
 
     def printed(self, content: Content) -> Content:
-        """A state or the instructions of a question as the template gets them."""
         return content
 
     @abstractmethod
-    def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt:
-        """The prompt of the question ``number``."""
+    def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt: ...
 
     @abstractmethod
     def scores(

@@ -60,10 +60,8 @@ class Question(Struct, frozen=True):
 
 
 def questions_of(given: Any) -> list[Question]:
-    """Check questions, a mapping from ids to questions, and return them in their order.
-
-    Raises:
-        InvalidRequest: a question is wrong; the message names it.
+    """Check questions, a mapping from ids to questions, and return them in their order. Raises InvalidRequest if a
+    question is wrong; the message names it.
     """
     if not isinstance(given, Mapping) or not given:
         raise InvalidRequest(
@@ -78,10 +76,8 @@ def questions_of(given: Any) -> list[Question]:
 
 
 def state_of(given: Any) -> Content:
-    """Check a state: a text, or an object or list, which the model reads as JSON. A list may be chat messages.
-
-    Raises:
-        InvalidRequest: the state is of another type, or has a value that JSON does not have, or an image.
+    """Check a state: a text, or an object or list, which the model reads as JSON. A list may be chat messages. Raises
+    InvalidRequest if the state is of another type, or has a value that JSON does not have, or an image.
     """
     state = _content("state", given)
     messages = state.get("messages") if isinstance(state, dict) else state
@@ -155,7 +151,6 @@ def _description(where: str, key: Any, given: Any) -> Content | None:
 
 
 def _content(where: str, given: Any) -> Content:
-    """A text, an object or a list, with only the types of JSON."""
     if not isinstance(given, (str, Mapping, list, tuple)):
         raise InvalidRequest(f"{where}={brief(given)}: must be a text, an object or a list")
     content: Content = template_variables({where: given})[where]

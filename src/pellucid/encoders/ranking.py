@@ -109,10 +109,8 @@ def _shortened(inputs: Inputs, encode: Callable[[str], list[int]], document: str
 
 
 def retrieval_prompts(inputs: Inputs, instruction: str = "") -> tuple[str, str]:
-    """The prompts of a sentence encoder for a query and for documents ("": its default prompt).
-
-    Raises:
-        InvalidRequest: the prompt of a query has no instruction.
+    """The prompts of a sentence encoder for a query and for documents ("": its default prompt). Raises InvalidRequest
+    if the prompt of a query has no instruction.
     """
     prompts = dict(inputs.spec.prompts)
     query, document = (
@@ -227,7 +225,6 @@ def _read_together(
     instruction: str,
     raw: bool,
 ) -> tuple[list[float], int]:
-    """The scores of a cross-encoder, and the number of tokens."""
     labels = model.spec.labels
     assert labels is not None
     label = labels.relevance

@@ -30,8 +30,6 @@ from pellucid.util.probabilities import sigmoid, softmax
 
 
 class EncoderModel(Protocol):
-    """A model with ``encode``."""
-
     @property
     def spec(self) -> ModelSpec: ...
     @property
@@ -55,10 +53,8 @@ def embed(
     dimensions: int | None = None,
     edits: Sequence[Edit] | None = None,
 ) -> NDArray[np.float32]:
-    """The sentence vectors (B, N) of token ids, cut to ``dimensions`` components, by default as the file states.
-
-    Raises:
-        InvalidRequest: the model does not state that its vectors can be cut to this length.
+    """The sentence vectors (B, N) of token ids, cut to ``dimensions`` components, by default as the file states. Raises
+    InvalidRequest if the model does not state that its vectors can be cut to this length.
     """
     width = vector_width(model, dimensions)
     vectors = np.concatenate(model.encode([EncoderInput(ids) for ids in encoded], edits))
@@ -68,10 +64,8 @@ def embed(
 
 
 def vector_width(model: EncoderModel, dimensions: int | None) -> int:
-    """Length of the vectors that are cut to ``dimensions`` components (None: the length that the file states).
-
-    Raises:
-        InvalidRequest: the model does not state that its vectors can be cut to this length.
+    """Length of the vectors that are cut to ``dimensions`` components (None: the length that the file states). Raises
+    InvalidRequest if the model does not state that its vectors can be cut to this length.
     """
     spec, lengths = model.spec, model.spec.matryoshka
     if dimensions is None:
@@ -122,7 +116,6 @@ def sparse(
 def token_vectors(
     model: EncoderModel, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
 ) -> list[NDArray[np.float32]]:
-    """The vectors of all tokens of each text, (T, N) float32."""
     return model.encode([EncoderInput(ids) for ids in encoded], edits)
 
 
@@ -155,7 +148,6 @@ class Classification(Struct, frozen=True):
 def classify(
     model: EncoderModel, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
 ) -> list[Classification]:
-    """The scores of each text's labels."""
     labels = model.spec.labels
     assert labels is not None
     found = []
@@ -178,10 +170,8 @@ class FilledToken(Struct, frozen=True):
 
 
 def fill(model: EncoderModel, text: str, top: int = 5, edits: Sequence[Edit] | None = None) -> list[list[FilledToken]]:
-    """The ``top`` most likely tokens for each mask of a text, the most likely first.
-
-    Raises:
-        InvalidRequest: the text has no mask, or the tokenizer has no mask token.
+    """The ``top`` most likely tokens for each mask of a text, the most likely first. Raises InvalidRequest if the text
+    has no mask, or the tokenizer has no mask token.
     """
     ids = model.inputs.sentences([text])[0]
     places = masks_of(model.tokenizer, ids)
@@ -335,7 +325,6 @@ def tag(
 
 
 def _of_two(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The probabilities that a token does not have the only label, and that it has it."""
     (present,) = sigmoid(logits)
     return np.array([1 - present, present])
 
@@ -365,7 +354,6 @@ def _tokens(
 
 
 def _words(tokens: Sequence[_Word], grouping: Grouping) -> list[_Word]:
-    """Join the tokens of each word."""
     words: list[list[_Word]] = []
     for token in tokens:
         if words and token.continues:

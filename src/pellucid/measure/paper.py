@@ -55,12 +55,10 @@ class PaperModel:
 
     @property
     def token_bytes(self) -> int:
-        """The bytes of keys and values that a token adds to the cache."""
         return kv_bytes(self.plan.layers, 1)
 
     @property
     def context_bytes(self) -> int:
-        """The bytes of keys and values for a whole context."""
         return kv_bytes(self.plan.layers, self.spec.context)
 
     @property
@@ -78,17 +76,14 @@ class PaperModel:
 
     @property
     def state_bytes(self) -> int:
-        """The bytes of the state that recurrent layers keep for a sequence, whatever its length."""
         return sum(layer.page_bytes for layer in self.plan.layers if layer.recurrent)
 
     @property
     def read_bytes(self) -> int:
-        """The bytes of weights that a token reads."""
         return self.plan.weight_bytes
 
     @property
     def multiply_adds(self) -> int:
-        """The multiply-adds of a token."""
         return sum(op.multiply_adds for op in self.plan.operations)
 
     def decode(self, rates: Rates, seen: int = 0) -> float:
@@ -110,7 +105,6 @@ class PaperModel:
 
 @lru_cache(maxsize=1)
 def paper_shapes() -> Mapping[str, Mapping[str, Any]]:
-    """The shapes by name."""
     shapes: dict[str, Mapping[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return shapes
 
@@ -164,7 +158,6 @@ def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None
 
 
 def _configured(file: Path) -> Model:
-    """The model that a ``config.json`` describes."""
     try:
         values = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -28,8 +28,6 @@ WARM_STEPS = 2
 
 @dataclass(frozen=True)
 class Timed:
-    """The time of one or more operations, and their cost."""
-
     seconds: float
     cost: Cost
     count: int = 1
@@ -74,11 +72,9 @@ class Profile:
 
     @property
     def total(self) -> Timed:
-        """The sum over the whole step."""
         return combined(self.timed)
 
     def kinds(self) -> dict[tuple[str, str], Timed]:
-        """Sums by stage (without its block number) and kernel."""
         by_kind: dict[tuple[str, str], list[Timed]] = {}
         for op, timed in zip(self.operations, self.timed):
             stage = re.sub(r"^blocks\.\d+\.", "", op.label)
@@ -87,7 +83,6 @@ class Profile:
 
 
 def combined(timed: Iterable[Timed]) -> Timed:
-    """The sum of times and costs."""
     return sum(timed, Timed(0.0, Cost(), 0))
 
 
@@ -151,7 +146,6 @@ def profile_turns(
 def _profile(
     runner: ModelRunner, what: str, chunks: list[Chunk], seconds: list[NDArray[np.float64]], rates: list[Rates]
 ) -> Profile:
-    """The profile of a step from the seconds of its operations in each repetition, and the rates of each round."""
     operations = runner.plan.operations
     costs = [operation_cost(runner, op, chunks) for op in operations]
     timed = tuple(Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs))

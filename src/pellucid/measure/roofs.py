@@ -93,7 +93,6 @@ class Roofs:
         return float(np.diff(ends).min()) if fastest else (ends[-1] - ends[0]) / TIMES
 
     def close(self) -> None:
-        """Stop the threads."""
         self._executor.close()
 
 
@@ -114,7 +113,6 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """The median of the units per second."""
         return statistics.median(self.per_second)
 
     @property
@@ -127,17 +125,14 @@ class Figure:
 
     @property
     def roof(self) -> float:
-        """The median over the rounds of the maximum units per second at the machine's rates."""
         return statistics.median(self._roofs)
 
     @property
     def bound(self) -> str:
-        """The resource that sets the roof: "memory" or "int8"."""
         return statistics.mode(self.cost.bound(rates) for rates in self.rates)
 
     @property
     def share(self) -> float:
-        """The median over the rounds of the reached share of the roof."""
         return statistics.median(mine / roof for mine, roof in zip(self.per_second, self._roofs))
 
     @property
@@ -188,10 +183,8 @@ VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16
 
 
 def facts() -> dict[str, Any]:
-    """Facts about the machine, in display order: name → text, integer or list of words.
-
-    Raises:
-        InvalidRequest: ``PELLUCID_ISA`` names an instruction set that is unknown or not available.
+    """Facts about the machine, in display order: name → text, integer or list of words. Raises InvalidRequest if
+    ``PELLUCID_ISA`` names an instruction set that is unknown or not available.
     """
     usable = processors()
     chosen, folder = isa.choose(), cache_folder()
@@ -226,12 +219,10 @@ def _version(package: str) -> str:
 
 
 def cpu_name() -> str:
-    """The vendor's name of the processor, or the name of its architecture."""
     return host().name or host().machine
 
 
 def _cores(usable: Processors) -> int | str:
-    """The number of cores, with the number of efficiency cores if there are any."""
     slow = sum(core.efficiency for core in usable.cores)
     count = core_count() or len(usable.cores)
     return f"{count} (with {slow} efficiency cores)" if slow else count

@@ -32,8 +32,6 @@ from pellucid.weights.sources.source import DownloadProgress
 
 
 class EditLike(Protocol):
-    """The part of ``trace.edits.Edit`` that a receipt records."""
-
     @property
     def where(self) -> str: ...
     @property
@@ -45,10 +43,8 @@ class EditLike(Protocol):
 
 
 def edit_records(edits: Sequence[EditLike]) -> list[EditRecord]:
-    """The records of edits. An array is recorded by its hash.
-
-    Raises:
-        InvalidRequest: an edit has a function, which cannot be replayed.
+    """The records of edits. An array is recorded by its hash. Raises InvalidRequest if an edit has a function, which
+    cannot be replayed.
     """
     records = []
     for edit in edits:
@@ -95,7 +91,6 @@ def plan_hash(plan: Plan) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A part of a plan as lists and numbers."""
     if isinstance(value, Struct):
         return [type(value).__name__, *map(_plain, astuple(value))]
     if isinstance(value, KernelKey):
@@ -242,13 +237,11 @@ STOPPING = "a probe may end the text"
 
 
 def refuse_receipt(options: Options, why: str) -> None:
-    """Refuse the option ``receipt`` for a request that cannot have one. Raises InvalidRequest."""
     if options.receipt:
         raise InvalidRequest(f"receipt=True: {why}, and such a run has no receipt: leave receipt out")
 
 
 def _defaults(chain: Chain) -> dict[str, Any]:
-    """The numbers of the steps that have an effect, also those that the request did not give."""
     return {
         name: value
         for step in chain.steps
@@ -269,7 +262,6 @@ def options_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _issuer_plain(name: str, value: Any) -> Any:
-    """An option as JSON values. Raises InvalidRequest."""
     if name == "logit_bias" and isinstance(value, Mapping):
         # Pairs keep ids and texts apart, and texts of numbers have infinity. JSON has neither.
         pairs = value.items()
@@ -293,5 +285,4 @@ def _is_real(value: Any) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """A NumPy number or array as plain values."""
     return value.tolist()

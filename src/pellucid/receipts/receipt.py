@@ -214,7 +214,6 @@ def link(before: bytes, token: int, digest: bytes) -> bytes:
 
 
 def end_of(last: bytes, finish_reason: str | None, stop_reason: int | str | None, text: str) -> str:
-    """The hash ``end`` (hexadecimal). ``text`` is the hash of the text."""
     return hashlib.sha256(last + canonical([finish_reason, stop_reason, text])).hexdigest()
 
 
@@ -243,7 +242,6 @@ def issued(draft: Receipt, run: Iterable[tuple[int, bytes]], text: str, signer: 
 
 
 def _signed(end: str) -> bytes:
-    """The bytes that a signature signs."""
     return LABEL + bytes.fromhex(end)
 
 

@@ -64,7 +64,6 @@ class Signer:
 
 
 def signature_is_valid(signature: Signature, message: bytes) -> bool:
-    """True if the signature signs the message. Raises InvalidRequest if cryptography is not installed."""
     ed25519 = _imported()
     from cryptography.exceptions import InvalidSignature
 
@@ -80,10 +79,8 @@ def signature_is_valid(signature: Signature, message: bytes) -> bool:
 
 
 def public_key_in(name: str, path: str | Path) -> str:
-    """The public key (hexadecimal) in a file of a public or a private key.
-
-    Raises:
-        InvalidRequest: the file has no Ed25519 key, or cryptography is not installed. The message begins with ``name``.
+    """The public key (hexadecimal) in a file of a public or a private key. Raises InvalidRequest if the file has no
+    Ed25519 key, or cryptography is not installed. The message begins with ``name``.
     """
     ed25519, data = _imported(), _read(name, path)
     from cryptography.hazmat.primitives import serialization
@@ -122,7 +119,6 @@ def _read(name: str, path: str | Path) -> bytes:
 
 
 def _raw(key: Any) -> str:
-    """The 32 bytes of a public key, hexadecimal."""
     raw: bytes = key.public_bytes_raw()
     return raw.hex()
 

@@ -204,7 +204,6 @@ class ControlVector:
 
 
 def total(vectors: Sequence[tuple[float, ControlVector]]) -> ControlVector:
-    """The sum of vectors, each times its scale."""
     (scale, first), *others = vectors
     result = first * scale
     for scale, vector in others:

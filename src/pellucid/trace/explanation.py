@@ -77,7 +77,6 @@ class ExplainedHead:
 
     @property
     def pattern(self) -> str:
-        """The point with the attention weights of the head's block."""
         return f"blocks.{self.layer}.{'cross' if self.cross else 'attention'}.pattern"
 
 
@@ -127,7 +126,6 @@ class PromptExplanation:
         return f"PromptExplanation({self.prompt!r} → {self.text!r}, {size})"
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary for JSON."""
         return {
             "prompt": self.prompt,
             "step": self.step,
@@ -147,10 +145,8 @@ class PromptExplanation:
         }
 
     def html(self) -> str:
-        """Return a report: the page of ``pellucid look`` with this run, as a self-contained HTML file.
-
-        Raises:
-            InvalidRequest: the model was closed.
+        """Return a report: the page of ``pellucid look`` with this run, as a self-contained HTML file. Raises
+        InvalidRequest if the model was closed.
         """
         run = recorded(self.source, self.prompt)
         return replace(run, notes=[*self.notes, *run.notes]).html()
@@ -248,7 +244,6 @@ def _needed(
 
 
 def _selected(model: TracedModel, first: int, step: int, names: Sequence[str]) -> list[str]:
-    """The points of the explanation and of its report. Token ``first`` is the last token before generated tokens."""
     stop = first + max(SHOWN, step)
     shown = needed(model, first, stop)
     patterns = [name for name, point in model.points.items() if point.kind == "pattern"]
@@ -260,7 +255,6 @@ def _selected(model: TracedModel, first: int, step: int, names: Sequence[str]) -
 
 
 def _embedding(model: TracedModel) -> str:
-    """The point with the embedding of each token."""
     return "embed" if "embed" in model.points else residual_points(model)[0]
 
 
@@ -307,7 +301,6 @@ def _heads(
 
 
 def _looked_at(sequence: SequenceTrace, head: ExplainedHead, last: int) -> list[tuple[str, float]]:
-    """The tokens with the most attention weight of a head, with their weights."""
     row = sequence[head.pattern][head.head, last, : None if head.cross else last + 1]
     pieces = sequence.source_pieces if head.cross else sequence.pieces
     order = np.argsort(-row, kind="stable")[:MOST_LOOKED_AT]

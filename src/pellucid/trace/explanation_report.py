@@ -27,7 +27,6 @@ Explained: TypeAlias = Any
 
 
 def sections(explained: Explained) -> str:
-    """The sections of all stages, in the order of the pipeline."""
     parts = [_tokens("Tokens and embeddings", "text", explained.pieces)]
     if explained.source_pieces:
         parts.insert(0, _tokens("Source", "source", explained.source_pieces))
@@ -199,7 +198,6 @@ class ReportSource:
 
 
 def _kind(name: str) -> str:
-    """A point's name without its block."""
     return name.split(".", 2)[2] if name.startswith("blocks.") else name
 
 
@@ -276,7 +274,6 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
 
 
 def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the arrays of a report, the most important arrays first."""
     sequence, points = source.sequence, source.model.points
     shown = min(SHOWN, len(source.generation.ids))
     count = source.last + shown

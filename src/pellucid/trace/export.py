@@ -122,7 +122,6 @@ def frames_of(sequences: Sequence[Sequence[LabelledArray]]) -> Any:
 
 
 def numbered(name: str, letter: str, count: int) -> Axis:
-    """An axis whose labels are the indices."""
     return Axis(name, letter, range(count))
 
 
@@ -237,7 +236,6 @@ def _data_array(xarray: Any, part: LabelledArray) -> Any:
 
 
 def _squeezed(part: LabelledArray) -> LabelledArray:
-    """The values without dimensions of size 1."""
     axes = tuple(axis for axis in part.axes if len(axis.labels) != 1)
     shape = [len(axis.labels) for axis in axes]
     more = {name: values.reshape(shape) for name, values in part.more.items()}

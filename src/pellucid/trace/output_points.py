@@ -36,14 +36,11 @@ class Outputs(Protocol):
 
 
 class OutputPoint(Struct, frozen=True):
-    """A point, and the function that computes its values from a sequence's outputs."""
-
     point: Point
     values: Callable[[Outputs], Any]
 
 
 def output_points() -> Mapping[str, OutputPoint]:
-    """All output points by name, in the order of the pipeline."""
     return {output.point.name: output for output in _output_points()}
 
 

@@ -30,8 +30,6 @@ MAX_STEERED = 16
 
 
 class Control(NamedTuple):
-    """The edits and probes of a request."""
-
     edits: list[Edit]
     probes: list[LinearProbe]
 
@@ -124,7 +122,6 @@ class RegisteredVectors:
         return list(found.values())
 
     def _steering(self, steer: Any, points: Mapping[str, Point]) -> ControlVector:
-        """The sum of the vectors that ``steer`` names, each times its scale."""
         if not isinstance(steer, Mapping):
             raise InvalidRequest(f"steer={brief(steer)}: must be an object of names and scales")
         if len(steer) > MAX_STEERED:
@@ -140,7 +137,6 @@ class RegisteredVectors:
         return total(parts)
 
     def _named(self, probes: Any) -> Any:
-        """The probes of a list, or of an object of names and limits, with registered probes in place of names."""
         if isinstance(probes, Mapping):
             return [self._limited(name, limits) for name, limits in probes.items()]
         if not isinstance(probes, (list, tuple)):

@@ -119,7 +119,6 @@ def hooks_of(points: Mapping[str, Point]) -> dict[str, str]:
 
 
 def names_of_blocks(blocks: Sequence[int]) -> dict[str, tuple[Hook, int]]:
-    """All names of hooks in a model with these ``blocks``, each with its block (0 outside of blocks)."""
     return {
         _of_block(name, block): (hook, block)
         for name, hook in HOOKS.items()

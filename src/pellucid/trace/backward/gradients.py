@@ -64,7 +64,6 @@ class BackwardPass:
 
     @property
     def versions(self) -> Versions:
-        """The versions of the plan's buffers."""
         return self._walk.versions
 
     def run(
@@ -113,7 +112,6 @@ class BackwardPass:
         return found
 
     def values_of(self, tape: Tape) -> dict[str, NDArray[np.float32]]:
-        """The values of the points in the run of a tape."""
         points = {point.name: point for point in self.points}
         return {
             name: viewed(tape.value(version), points[name].view, heads=points[name].heads > 0)
@@ -293,7 +291,6 @@ class TokenAttribution(Exportable):
         return f"TokenAttribution({self.value - self.baseline:+.3f}, most by {each})"
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: attribution."""
         tokens = Axis("token", "T", range(len(self.pieces)), self.pieces)
         return values_named({"attribution": LabelledArray("attribution", self.values, (tokens,))}, names)
 
@@ -303,7 +300,6 @@ class TokenAttribution(Exportable):
         return heat(self.values[None], [""], self.pieces, "contribution by token")
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary for JSON."""
         return {**dataclasses.asdict(self), "values": self.values.tolist()}
 
 

@@ -55,8 +55,6 @@ class _Storage(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a file: its dtype, its shape, and where its values are."""
-
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
@@ -121,10 +119,8 @@ class TorchArchive:
             raise FileFormatError(path, "data.pkl", brief(str(error))) from error
 
     def values(self, tensor: StoredTensor) -> NDArray[np.float32]:
-        """The values of a tensor as float32.
-
-        Raises:
-            FileFormatError: the member is missing, compressed, or has another size.
+        """The values of a tensor as float32. Raises FileFormatError if the member is missing, compressed, or has
+        another size.
         """
         name = f"{self._folder}data/{tensor.storage.key}"
         width = 8 if tensor.storage.dtype == "float64" else 4 if tensor.storage.dtype == "float32" else 2

@@ -47,7 +47,6 @@ class Values(Struct, frozen=True):
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """The position of each row."""
         return np.concatenate([np.arange(own.stop - own.start) for own in self.sequences])
 
 
@@ -72,7 +71,6 @@ class KernelProduct(Struct, frozen=True):
 
 
 def vector_of(weights: ModelWeights, value: Any, count: int) -> NDArray[np.float64]:
-    """A vector of ``count`` numbers that a field names."""
     if isinstance(value, Fill):
         return np.full(count, value.number)
     assert isinstance(value, Vector)
@@ -136,7 +134,6 @@ class ReverseWalk:
         self._values = tuple(values)
 
     def needs(self, recorded: Iterable[Version] = ()) -> TapeNeeds:
-        """The values that the products read, and the versions ``recorded``."""
         values = dict.fromkeys([*recorded, *self._values])
         return TapeNeeds(tuple(values), tuple(self._patterns), tuple(self._scores))
 
@@ -181,7 +178,6 @@ class ReverseWalk:
         return self.versions.read(writer, fields_of(self.versions.plan.operations[writer], [name])[0])
 
     def recorded(self, number: int, tapes: Sequence[Tape]) -> Mapping[str, Rows]:
-        """The recorded values that the product of an operation reads, of all tapes, by the name of the field."""
         return {
             name: np.concatenate([tape.value(own) for tape in tapes]) if len(tapes) > 1 else tapes[0].value(own)
             for name, own in self._reads[number].items()
@@ -225,5 +221,4 @@ class Adjoints:
         before[:, : gradient.shape[1]] += gradient[:, :width]
 
     def take(self, version: Version) -> Rows | None:
-        """The gradient of a version, or None, which is then removed."""
         return self._found.pop(version, None)

@@ -38,7 +38,6 @@ class Versions:
             last |= dict.fromkeys(op.writes, number)
 
     def read(self, number: int, buffer: str) -> Version:
-        """The version of a buffer before operation ``number``."""
         return self._read[number][buffer]
 
     def index_of(self, version: Version) -> int:
@@ -46,16 +45,13 @@ class Versions:
         return self.plan.operations[version.writer].writes.index(version.buffer)
 
     def rows(self, version: Version) -> RowKind:
-        """The kind of rows of a version."""
         return self.plan.operations[version.writer].rows
 
     def width(self, version: Version) -> int:
-        """The number of columns of a version."""
         return self.plan.buffers[version.buffer].width
 
 
 def version_of(point: Point, versions: Versions) -> Version:
-    """The version of the buffer that has the value of a point."""
     return Version(versions.plan.operations[point.operation].writes[point.write], point.operation)
 
 
@@ -107,7 +103,6 @@ class Tape(ForwardedEdits):
 
     @property
     def error(self) -> BaseException | None:
-        """The exception of a failed edit."""
         return getattr(self._inner, "error", None)
 
     @property
@@ -115,16 +110,13 @@ class Tape(ForwardedEdits):
         return self._inner.first_changed if self._inner is not None else None
 
     def value(self, version: Version) -> NDArray[np.float32]:
-        """A recorded value, (T, width) or (R, width)."""
         kind, columns = self._columns[version]
         return self._blocks[kind][:, columns]
 
     def pattern(self, operation: int, *, raw: bool = False) -> NDArray[np.float32]:
-        """The pattern, or with ``raw`` the scores, of an attention: (H, T, T)."""
         return self._recorded_patterns[operation, raw]
 
     def positions(self, start: int, stop: int) -> range:
-        """As in ``Probe``: all positions."""
         return range(start, stop)
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
@@ -137,7 +129,6 @@ class Tape(ForwardedEdits):
 
 
 def tape_bytes(versions: Versions, needs: TapeNeeds, tokens: int, outputs: int) -> int:
-    """The number of bytes of a tape."""
     rows = {"tokens": tokens, "outputs": outputs}
     values = sum(rows[versions.rows(version)] * versions.width(version) for version in needs.values)
     heads = (int(str(versions.plan.operations[number].fields["heads"])) for number in (*needs.patterns, *needs.scores))
@@ -145,7 +136,6 @@ def tape_bytes(versions: Versions, needs: TapeNeeds, tokens: int, outputs: int) 
 
 
 def refuse_too_long(needed: int, budget: int, tokens: int) -> None:
-    """Raise InvalidRequest if a tape is larger than the budget."""
     if needed > budget:
         raise InvalidRequest(
             f"budget={budget:,}: the backward pass of {tokens:,} tokens takes {needed:,} bytes: give a shorter prompt, "

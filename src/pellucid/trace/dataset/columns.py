@@ -86,11 +86,9 @@ class RecordedColumns(Struct, frozen=True):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row in all columns."""
         return sum(column.row_bytes for column in self.columns)
 
     def described(self) -> dict[str, dict[str, object]]:
-        """The points of the dataset for its index: shape, type, meaning, and the selected part."""
         points = dict[str, dict[str, object]]()
         stored = {column.name: column for column in self.columns}
         for part in self.selected:
@@ -112,11 +110,9 @@ class RecordedColumns(Struct, frozen=True):
 
 
 def recorded_columns(points: Mapping[str, Point], names: Sequence[str], dtype: str) -> RecordedColumns:
-    """The columns of a dataset with the selected parts of points, whose values are stored as ``dtype``.
-
-    Raises:
-        InvalidRequest: a name selects nothing, a point has no value for each token or text, or the points have
-            different rows.
+    """The columns of a dataset with the selected parts of points, whose values are stored as ``dtype``. Raises
+    InvalidRequest if a name selects nothing, a point has no value for each token or text, or the points have different
+    rows.
     """
     if not names:
         raise InvalidRequest("points: none is given: name at least one, such as blocks.*.residual")

@@ -103,10 +103,8 @@ def write_index(folder: Path, index: DatasetIndex, writer: str) -> None:
 
 
 def read_index(folder: Path) -> DatasetIndex:
-    """Read the index of a dataset's folder.
-
-    Raises:
-        FileFormatError: the index is missing, damaged, or of another version.
+    """Read the index of a dataset's folder. Raises FileFormatError if the index is missing, damaged, or of another
+    version.
     """
     path = folder / INDEX
     try:
@@ -131,7 +129,6 @@ def read_index(folder: Path) -> DatasetIndex:
 
 
 def _check(path: Path, index: DatasetIndex) -> None:
-    """Check what readers rely on. Raises FileFormatError."""
     names = [column.name for column in index.columns]
     sizes = [size for column in index.columns for size in column.shape]
     problem = ""
@@ -179,11 +176,9 @@ class DatasetFolder:
         """The numbers of the shards that are complete and on disk."""
 
     def path(self, number: int) -> Path:
-        """The file of a shard."""
         return self._folder / self._names[number]
 
     def _refuse_other(self, name: str, text: str | None) -> None:
-        """Refuse a file of another run."""
         if text == canonical(self._run):
             return
         if text is None:
@@ -263,14 +258,11 @@ class DatasetProgress(DownloadProgress, Protocol):
 class NoProgress:
     """A ``DatasetProgress`` that shows nothing."""
 
-    def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        """As in ``DownloadProgress``."""
+    def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None: ...
 
-    def surveying(self, texts: int) -> None:
-        """As in ``DatasetProgress``."""
+    def surveying(self, texts: int) -> None: ...
 
-    def recording(self, done: int, total: int) -> None:
-        """As in ``DatasetProgress``."""
+    def recording(self, done: int, total: int) -> None: ...
 
 
 class DatasetOptions(NamedTuple):
@@ -292,9 +284,7 @@ class DatasetOptions(NamedTuple):
         part: str | None = None,
     ) -> DatasetOptions:
         """Check the options. ``part`` is a text such as "2/8" (None: all shards), ``shard_bytes`` None the usual size.
-
-        Raises:
-            InvalidRequest: an option is out of range, or pyarrow is missing.
+        Raises InvalidRequest if an option is out of range, or pyarrow is missing.
         """
         if dtype not in DTYPES:
             raise InvalidRequest(f"dtype={brief(dtype)}: must be one of {', '.join(DTYPES)}")

@@ -76,10 +76,8 @@ class ShardWriter:
             self._write(0, layout.header)
 
     def put(self, column: str, row: int, values: NDArray[Any]) -> None:
-        """Write the values (n, ...) of a column from ``row`` on. Does nothing after ``abandon``.
-
-        Raises:
-            InvalidRequest: a value does not fit the column's type, or the file cannot be written.
+        """Write the values (n, ...) of a column from ``row`` on. Does nothing after ``abandon``. Raises InvalidRequest
+        if a value does not fit the column's type, or the file cannot be written.
         """
         own = self._columns[column]
         content = own.stored(values)
@@ -118,7 +116,6 @@ class ShardWriter:
         return digest
 
     def abandon(self) -> None:
-        """Delete the incomplete shard."""
         with self._lock:
             self._closed = True
             self._file.close()
@@ -135,7 +132,6 @@ class ShardWriter:
 
 
 def cannot_be_written(path: Path, error: OSError) -> InvalidRequest:
-    """The error for a file or folder that cannot be written."""
     return InvalidRequest(f"{one_line(str(path))}: cannot be written: {reason(error)}")
 
 
@@ -160,10 +156,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def mapped(path: Path, layout: ShardLayout) -> Mapping[str, NDArray[Any]]:
-    """The columns of a safetensors shard, mapped into memory and read-only: arrays (rows, ...).
-
-    Raises:
-        InvalidRequest: the file is not the shard that ``layout`` describes, or cannot be read.
+    """The columns of a safetensors shard, mapped into memory and read-only: arrays (rows, ...). Raises InvalidRequest
+    if the file is not the shard that ``layout`` describes, or cannot be read.
     """
     try:
         raw = np.memmap(path, np.uint8, "r")
@@ -228,7 +222,6 @@ def _array(arrow: Any, column: StoredColumn, kind: Any, values: NDArray[Any]) ->
 
 
 def run_of_parquet(path: Path) -> str | None:
-    """The ``run`` of a shard; None if the file is not a shard in Parquet."""
     module = parquet(path)
     try:
         metadata = module.read_schema(path).metadata or {}
@@ -256,7 +249,6 @@ class ParquetColumns(Mapping[str, NDArray[Any]]):
         return len(self._columns)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """A column. Raises: as the class."""
         if name not in self._read:
             column = self._columns[name]
             arrow = importlib.import_module("pyarrow")

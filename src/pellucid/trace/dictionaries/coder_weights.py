@@ -32,8 +32,7 @@ class FeatureActivation(ABC):
     by_feature = True
 
     @abstractmethod
-    def __call__(self, before: Rows) -> Rows:
-        """The activations of all features."""
+    def __call__(self, before: Rows) -> Rows: ...
 
     def of(self, features: NDArray[np.int64]) -> FeatureActivation:
         """The function for some ``features``. Only for functions ``by_feature``."""
@@ -41,8 +40,6 @@ class FeatureActivation(ABC):
 
 
 class Relu(FeatureActivation):
-    """max(x, 0)."""
-
     name = "ReLU"
 
     def __call__(self, before: Rows) -> Rows:
@@ -203,7 +200,6 @@ class HookedPoint(Struct, frozen=True):
 
     @property
     def width(self) -> int:
-        """The number of values of a token."""
         return self.point.view.count if self.head is not None else math.prod(self.point.sizes)
 
     def at(self, tokens: str) -> str:
@@ -219,10 +215,8 @@ def block_of_hook(hook: str) -> int | None:
 
 
 def point_of_hook(points: Mapping[str, Point], hook: str) -> HookedPoint:
-    """The point of a hook, whose name may also be a point's own name; "hook_z[heads=3]" is one head.
-
-    Raises:
-        InvalidRequest: the model does not have the hook, or the point is no vector.
+    """The point of a hook, whose name may also be a point's own name; "hook_z[heads=3]" is one head. Raises
+    InvalidRequest if the model does not have the hook, or the point is no vector.
     """
     name, bracket, head = hook.partition("[heads=")
     found = points.get(name)
@@ -259,8 +253,6 @@ class DecoderRows(Protocol):
 
 
 class ArrayRows:
-    """A decoder in memory, (F, O, D)."""
-
     def __init__(self, values: NDArray[np.float32]) -> None:
         self._values = values
         self.shape: tuple[int, int, int] = values.shape
@@ -301,10 +293,8 @@ class ScaledRows:
 
 
 def decoder_of(file: SafetensorsArrays, name: str, F: int, outputs: int | None, first: int = 0) -> DecoderRows:
-    """The decoder in an array (F, D), or (F, O', D) with ``outputs`` O'. Outputs before ``first`` are left out.
-
-    Raises:
-        FileFormatError: the array is missing, has another shape, or has NaN or infinite values.
+    """The decoder in an array (F, D), or (F, O', D) with ``outputs`` O'. Outputs before ``first`` are left out. Raises
+    FileFormatError if the array is missing, has another shape, or has NaN or infinite values.
     """
     shape = (F, None) if outputs is None else (F, outputs, None)
     check_shape(file, name, shape)
@@ -348,10 +338,8 @@ class Given(Struct, frozen=True):
     input_scale: float | None = None
 
     def hooks(self, path: Path, reads: str | None, writes: str | None, *, transcodes: bool = False) -> tuple[str, str]:
-        """The hooks that a coder reads and writes, as the user or the file states them.
-
-        Raises:
-            InvalidRequest: nobody states what the coder reads, or what a transcoder writes.
+        """The hooks that a coder reads and writes, as the user or the file states them. Raises InvalidRequest if nobody
+        states what the coder reads, or what a transcoder writes.
         """
         reads = self.reads or reads
         if not reads:

@@ -43,10 +43,8 @@ def trained_coder(
     centred: bool,
     k: int | None,
 ) -> CoderWeights:
-    """The coder of ``Dictionary.from_arrays``, whose arguments it has.
-
-    Raises:
-        InvalidRequest: a shape is wrong, or a number is not finite.
+    """The coder of ``Dictionary.from_arrays``, whose arguments it has. Raises InvalidRequest if a shape is wrong, or a
+    number is not finite.
     """
     rows = _floats("encoder", encoder, (None, None))
     F, D = rows.shape
@@ -268,13 +266,11 @@ class Dictionary:
 
 
 def is_dictionary(path: Path) -> bool:
-    """True if a file or folder has the name of a known format."""
     return any(form.find(path) is not None for form in formats().values())
 
 
 @cache
 def formats() -> dict[str, DictionaryFormat]:
-    """The known formats of files, by name."""
     return discover("pellucid.trace.dictionaries.formats", DictionaryFormat, lambda form: (form.name,))
 
 
@@ -285,7 +281,6 @@ def _layer(coder: SparseCoder) -> int:
 
 
 def _numbers(coder: SparseCoder, feature: Features) -> NDArray[np.int64]:
-    """The numbers of features. Raises InvalidRequest if one is out of range, or is given twice."""
     given = list(feature) if isinstance(feature, (list, tuple, range, np.ndarray)) else [feature]
     if not 1 <= len(given) <= MOST_CHANGED or len(set(given)) < len(given):
         raise InvalidRequest(f"feature={brief(given)}: must be 1 to {MOST_CHANGED:,} different features")
@@ -321,13 +316,11 @@ def named_dictionaries(given: Sequence[str], model: TracedModel) -> Mapping[str,
 
 
 def _hooks(text: str) -> tuple[str, dict[str, str]]:
-    """The text before the hooks, and the hooks."""
     first, *others = re.split(rf",(?=(?:{'|'.join(HOOKS)})=)", text)
     return first, dict(other.split("=", 1) for other in others)
 
 
 def _named(text: str) -> Iterator[tuple[str, Path]]:
-    """The names and paths of the dictionaries that a text names."""
     name, equals, path = text.partition("=")
     if equals:
         yield name, Path(path)

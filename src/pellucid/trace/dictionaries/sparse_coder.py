@@ -211,7 +211,6 @@ class ChangedFeatures:
         self.vectors = coder.vectors(features)
 
     def at(self, output: int) -> FeatureChange:
-        """The function of the edit of the values that an output of the coder writes."""
         return FeatureChange(self, output)
 
     def steps(self, x: Values) -> Values:
@@ -272,7 +271,6 @@ class Reconstruction:
 
 
 def input_of(coder: SparseCoder, values: Values, context: CallContext) -> Values:
-    """The input (n, D) of a coder in a function that changes the ``values`` that the coder writes first."""
     given = values if coder.is_autoencoder else context[coder.reads.name]
     return given.reshape(len(values), -1)
 

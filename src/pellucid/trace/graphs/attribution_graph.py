@@ -40,7 +40,6 @@ class Influence(NamedTuple):
 
 
 def shares(edges: Rows) -> Rows:
-    """The absolute values of edges (targets, n), divided by their sums."""
     size = np.abs(edges)
     total = size.sum(1, keepdims=True)
     np.divide(size, total, out=size, where=total > 0)
@@ -237,7 +236,6 @@ class AttributionGraph(Exportable):
         return float(self.edges[np.ix_(rows, np.array(self.groups[source], np.int64))].sum(dtype=np.float64))
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: edge."""
         axes = (
             Axis("target", "target", [self.nodes[at].name for at in self.targets]),
             Axis("source", "source", [node.name for node in self.nodes]),
@@ -313,7 +311,6 @@ def _threshold(values: NDArray[Any], share: float) -> float:
 
 
 def refuse_other_model(model: TracedModel, graph: AttributionGraph) -> None:
-    """Raise InvalidRequest if a graph is of a model with other blocks or other tokens."""
     tokenizer, blocks = model.tokenizer, len(model.spec.blocks)
     known = max(graph.ids) < tokenizer.vocab_size
     if blocks != graph.layers or not known or [tokenizer.piece(one) for one in graph.ids] != graph.pieces:

@@ -143,7 +143,6 @@ def _batches(table: EdgeTable, queue: Numbers) -> Iterator[Numbers]:
 
 
 def _assembled(table: EdgeTable, targets: Sequence[GraphTarget], edges: Rows, columns: Numbers) -> AttributionGraph:
-    """The graph of the targets and of the errors and embeddings."""
     inner = table.heads + table.units
     kept = table.has_node()
     kept[:inner] = False

@@ -23,12 +23,10 @@ class EdgeSource(Protocol):
     """Values of one kind and layer."""
 
     @property
-    def versions(self) -> tuple[Version, ...]:
-        """The versions whose gradients it reads."""
+    def versions(self) -> tuple[Version, ...]: ...
 
     @property
-    def count(self) -> int:
-        """The number of nodes."""
+    def count(self) -> int: ...
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         """The nodes, and what they contribute through a version, for its gradients (N, rows, width): (N, n)."""
@@ -70,7 +68,6 @@ class UnitVectors:
         return slice(0, count), found
 
     def subtract_from(self, version: Version, values: Rows) -> None:
-        """Subtract what the units write to a version from its values (rows, D)."""
         vectors = self._vectors[self.versions.index(version)]
         for row, mine in by_row(self._rows):
             values[row, : vectors.shape[1]] -= vectors[mine].sum(0)
@@ -96,7 +93,6 @@ class HeadVectors:
         return slice(0, count), np.einsum("njv,jv->nj", own, self._values[rows, heads])
 
     def continued(self, gradient: Rows) -> Rows:
-        """The gradient without the chosen heads."""
         count = int(np.searchsorted(self.rows, gradient.shape[1]))
         found = gradient.copy()
         by_head(found, self._values.shape[1:])[:, self.rows[:count], self.heads[:count]] = 0
@@ -104,7 +100,6 @@ class HeadVectors:
 
 
 def by_head(gradient: Rows, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A view of gradients (N, rows, width) as (N, rows, H, V)."""
     H, V = shape
     return gradient[:, :, : H * V].reshape(*gradient.shape[:2], H, V)
 
@@ -127,8 +122,6 @@ class ChosenHeads(NamedTuple):
 
 
 class ChosenNodes(NamedTuple):
-    """The units and heads that may be nodes, by block."""
-
     units: dict[int, Units]
     heads: dict[int, ChosenHeads]
 
@@ -176,7 +169,6 @@ def _largest(scores: dict[int, NDArray[np.float32]], most: int) -> dict[int, Num
 
 
 def _best(scores: NDArray[np.float32], most: int) -> Numbers:
-    """The indices of the ``most`` largest scores."""
     return np.arange(len(scores)) if len(scores) <= most else np.argpartition(-scores, most)[:most]
 
 
@@ -240,7 +232,6 @@ class Columns(Struct, frozen=True):
 
     @property
     def stop(self) -> int:
-        """The last column + 1."""
         return self.first + self.source.count
 
 
@@ -315,8 +306,6 @@ class EdgeTable:
         return found
 
     def fill(self, edges: Rows, targets: Sequence[tuple[Version, Injection]]) -> None:
-        """Add the edges of targets to ``edges``, (N, count)."""
-
         def collect(version: Version, gradient: Rows, adjoints: Adjoints) -> Rows | None:
             continued = None if version in self.run.cuts else gradient
             for part in self._of_version.get(version, ()):
@@ -362,7 +351,6 @@ class EdgeTable:
             found[part.first + at] = part.source.versions[0], injection
 
     def rows(self) -> Numbers:
-        """The token of each unit or head."""
         rows = [part.heads.rows for part in self.parts if part.heads is not None]
         rows += [part.units[1].rows for part in self.parts if part.units is not None]
         return np.concatenate([*rows, np.empty(0, np.int64)])
@@ -377,7 +365,6 @@ class EdgeTable:
                 np.add.at(edges.T, rows, edges.T[own])
 
     def nodes(self) -> Iterator[GraphNode]:
-        """The node of each column."""
         for part in self.parts:
             for at in range(part.source.count):
                 yield self._node(part, at)

@@ -53,13 +53,11 @@ class ExpertNeurons(NeuronUnits, frozen=True):
         return values.reshape(self.experts, -1, values.shape[-1])
 
     def label(self, number: int) -> str:
-        """As in ``LayerUnits``: the expert and the neuron, such as "3.170"."""
         expert, neuron = divmod(number, self.width)
         return f"{expert}.{neuron}" if expert < self.experts else f"shared.{number - self.routed}"
 
     @property
     def routed(self) -> int:
-        """The number of neurons of all experts but the shared one."""
         return self.experts * self.width
 
     def open(self, tape: Tape) -> OpenedExperts:
@@ -91,7 +89,6 @@ class OpenedExperts:
 
     @property
     def _of_chosen(self) -> int:
-        """The number of a token's units before the units of the shared expert."""
         return self._own.chosen * self._own.width
 
     @property

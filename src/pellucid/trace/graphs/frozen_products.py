@@ -58,8 +58,6 @@ class FrozenPattern:
 
 
 class RecordedPattern(FrozenPattern):
-    """A recorded pattern."""
-
     def __init__(self, pattern: Rows, mask: AttentionMask) -> None:
         self._pattern, self.mask = pattern, mask
 
@@ -77,8 +75,6 @@ class ScoreTerms(NamedTuple):
 
 
 class ComputedPattern(FrozenPattern):
-    """The pattern of queries (T, H, K) and keys (T, G, K)."""
-
     def __init__(self, q: Rows, k: Rows, mask: AttentionMask, terms: ScoreTerms) -> None:
         self._q, self._k = q.swapaxes(0, 1), k.swapaxes(0, 1)
         self.mask, self._terms = mask, terms
@@ -106,14 +102,12 @@ class ComputedPattern(FrozenPattern):
 
 
 def mask_of(op: Operation) -> AttentionMask:
-    """The mask of an attention."""
     fields = ("causal", "window", "chunked", "cross")
     causal, window, chunked, cross = (size_of(op, name) for name in fields)
     return AttentionMask(bool(causal), window, bool(chunked), bool(cross))
 
 
 def frozen_pattern(op: Operation, values: Values, *, recorded: bool) -> FrozenPattern:
-    """The pattern of an attention of one sequence: ``recorded``, or computed from queries and keys without biases."""
     mask, T = mask_of(op), values.sequences[0].stop
     if recorded:
         return RecordedPattern(values.patterns[0][:, :T], mask)
@@ -174,7 +168,6 @@ def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 
 def gate(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """f(x) · up with a constant f(x)."""
     width = size_of(op, "width")
     x = values.values["x"][:, :width]
     f = activation_reference(op.kernel["kind"], x).astype(np.float32)
@@ -182,7 +175,6 @@ def gate(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 
 def activation(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """f(x), or f(x) · up by the half rule."""
     width = size_of(op, "width")
     inputs = {name: values.values[name][:, :width] for name in ("x", "up") if name in values.values}
     g = gradient[:, :width].reshape(-1, *inputs["x"].shape)
@@ -210,7 +202,6 @@ def linear_activation(op: Operation, inputs: Mapping[str, Rows]) -> dict[str, ND
 
 
 def pick(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The last row of each copy."""
     count = values.sequences[0].stop
     spread = np.zeros((len(gradient) // len(values.picked), count, gradient.shape[1]), np.float32)
     spread[:, values.picked] = gradient.reshape(len(spread), len(values.picked), -1)
@@ -218,7 +209,6 @@ def pick(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 
 def clip(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """A value within the bounds passes."""
     width = size_of(op, "width")
     x = values.values["x"][:, :width]
     inside = np.abs(x) < number_of(op, "bound")
@@ -274,7 +264,6 @@ def scan(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 
 def unchanged(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """Left out."""
     yield "x", gradient
 
 

@@ -131,7 +131,6 @@ def draw(graph: DrawnGraph, ax: Any) -> Any:
 
 
 def _places(graph: DrawnGraph) -> list[tuple[float, float]]:
-    """The place of each node: nodes of one token and level stand beside each other."""
     levels = [_level(node, graph.layers) for node in graph.nodes]
     groups = defaultdict[tuple[int, float], list[int]](list)
     for at, node in enumerate(graph.nodes):
@@ -210,7 +209,6 @@ def document(
 
 
 def node_id(node: GraphNode, layers: int) -> str:
-    """The id of a node."""
     if node.kind == "embedding":
         return f"E_{node.number}_{node.position}"
     if node.kind == "position":

@@ -61,7 +61,6 @@ class GraphCheck(Exportable):
         return float(np.corrcoef(predicted, measured)[0, 1])
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: predicted, measured."""
         axes = (Axis("node", "node", [node.name for node in self.nodes]),)
         own = {name: LabelledArray(name, getattr(self, name), axes) for name in ("predicted", "measured")}
         return values_named(own, names)
@@ -152,7 +151,6 @@ def _edits(model: TracedModel, node: GraphNode, factor: float, dictionary: Dicti
 
 
 def _chosen_experts(node: GraphNode) -> str:
-    """The point of the experts that the tokens of a node's mixture have chosen."""
     return f"blocks.{node.layer}.feedforward.experts"
 
 
@@ -187,7 +185,6 @@ def _activations(
     dictionary: Dictionary | None,
     edits: Sequence[Edit],
 ) -> NDArray[np.float64]:
-    """The activations of units, and logits minus their mean, in a run with edits."""
     points = dict[str, None]({LAST_LOGITS: None})
     for node in nodes:
         if node.kind == "neuron":
@@ -226,7 +223,6 @@ def _neuron(trace: SequenceTrace, node: GraphNode) -> float:
 def _features(
     trace: SequenceTrace, nodes: Sequence[GraphNode], dictionary: Dictionary | None
 ) -> dict[tuple[int | None, int, int], float]:
-    """The activations of feature nodes."""
     wanted, found = defaultdict[Any, list[GraphNode]](list), dict[tuple[int | None, int, int], float]()
     for node in nodes:
         if node.kind == "feature":

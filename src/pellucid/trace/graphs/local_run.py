@@ -192,7 +192,6 @@ class LocalRun:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens."""
         return len(self.ids)
 
     @property
@@ -202,22 +201,18 @@ class LocalRun:
 
     @property
     def copies(self) -> int:
-        """The number of targets of a pass."""
         versions = (*self.cuts, *self.heads.values(), *self.embeddings)
         widest = max(self.versions.width(version) for version in versions)
         return int(max(1, min(MOST_COPIES, GRADIENT_BYTES // (4 * widest * self.tokens))))
 
     def value(self, version: Version) -> Rows:
-        """A recorded value, (T, width)."""
         return self.tape.value(version)
 
     def head_shape(self, layer: int) -> tuple[int, int]:
-        """The number of heads and the width of a head's output, (H, V)."""
         view = self._points[f"blocks.{layer}.attention.heads"].view
         return view.parts, view.count
 
     def head_values(self, layer: int) -> NDArray[np.float32]:
-        """The outputs of the heads of a block, (T, H, V)."""
         H, V = self.head_shape(layer)
         rows = np.ascontiguousarray(self.value(self.heads[layer])[:, : H * V])
         return rows.reshape(len(rows), H, V)

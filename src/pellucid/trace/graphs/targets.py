@@ -77,7 +77,6 @@ def graph_targets(
 
 
 def _of_function(model: TracedModel, logits: NDArray[np.float32], x: NDArray[np.float32], target: Any) -> GraphTarget:
-    """A function of the logits, whose gradient gives the direction."""
     refuse_no_gradient(target, "give tokens")
     gradient = gradient_of(target, logits, np.float64)
     used = np.flatnonzero(gradient)
@@ -102,7 +101,6 @@ def _name(model: TracedModel, target: Any) -> str:
 
 
 def _bias(model: TracedModel) -> NDArray[np.float64]:
-    """The bias of the head, (V,)."""
     head, count = model.spec.head, model.spec.output_width
     if head is None or not head.bias:
         return np.zeros(count)

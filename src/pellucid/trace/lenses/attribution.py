@@ -74,7 +74,6 @@ def gathered_points(model: TracedModel) -> dict[str, str]:
 
 
 def attention_of(spec: ModelSpec, stage: str) -> Attention:
-    """The attention of a stage: "blocks.3.attention" or "blocks.3.cross"."""
     _, layer, part = stage.split(".")
     kind = getattr(spec.blocks[int(layer)], part)
     assert isinstance(kind, Attention)
@@ -100,7 +99,6 @@ class StreamPart(NamedTuple):
 
     @property
     def stage(self) -> str:
-        """The stage of a block's part, such as "blocks.3.attention"."""
         return ".".join(self.point.split(".")[:3])
 
     @property
@@ -144,7 +142,6 @@ class AttributedPosition:
         return found[::-1]
 
     def _through_factor(self, part: StreamPart, before: NDArray[np.float64]) -> tuple[StreamPart, NDArray[np.float64]]:
-        """A factor of the stream, and the direction at its input."""
         factor = self.weights.vector(f"{part.point}.weight", 1, 1.0)
         return part._replace(value=0.0), part.direction * factor
 
@@ -164,7 +161,6 @@ class AttributedPosition:
         return spec.blocks[int(point.split(".")[1])].norm
 
     def contributions(self, direction: NDArray[np.float64]) -> Iterator[Contribution]:
-        """Yield the contribution of each part along a direction."""
         mixtures = mixtures_of(self.model)
         for part in self.parts(direction):
             layer = int(part.point.split(".")[1]) if part.point.startswith("blocks.") else None
@@ -184,7 +180,6 @@ class AttributedPosition:
                 yield Contribution(part.stage, kind, part.value, layer)
 
     def _heads(self, part: StreamPart, layer: int) -> Any:
-        """Yield the contributions of an attention's heads, of its biases, and of rounding."""
         stage, is_cross = part.stage, part.stage.endswith(".cross")
         columns, through, constant = self.columns(stage, part.direction)
         each = (columns * self._row(self.gathered[stage]).reshape(columns.shape)).sum(-1)
@@ -228,7 +223,6 @@ class AttributedPosition:
             yield self._rest(prefix, rest - constant, layer)
 
     def _rest(self, prefix: str, value: float, layer: int) -> Contribution:
-        """The rest of a part's contribution: rounding, or an edit of the part's output."""
         edited = any(f"{prefix}.{name}" in self.sequence.edited for name in ("output", "post_norm", "residual"))
         kind = "edit" if edited else "rounding"
         return Contribution(f"{prefix}.{kind}", kind, value, layer)
@@ -280,7 +274,6 @@ class Attribution(Exportable):
         return sorted(contributions, key=lambda contribution: -abs(contribution.value))
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: contribution."""
         parts = self.contributions
         columns = {
             column: np.array([getattr(part, column) for part in parts], object)
@@ -291,7 +284,6 @@ class Attribution(Exportable):
         return values_named({"contribution": LabelledArray("contribution", values, axes, columns)}, names)
 
     def _repr_html_(self) -> str:
-        """The contributions as a table, the largest first."""
         from pellucid.util.display import shade, table
 
         largest = max(abs(contribution.value) for contribution in self.contributions)
@@ -299,7 +291,6 @@ class Attribution(Exportable):
         return table(["part", "adds"], rows, f"{self!r}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary for JSON."""
         return {
             "token": self.token_id,
             "piece": self.token,

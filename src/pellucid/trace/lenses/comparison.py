@@ -50,7 +50,6 @@ class RunDifference:
         return next((point for point in self.points if point.relative > least), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary for JSON."""
         return {
             "pieces": self.pieces,
             "points": [{**vars(point), "by_position": point.by_position.tolist()} for point in self.points],

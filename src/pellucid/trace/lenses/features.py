@@ -59,7 +59,6 @@ class FeatureTable(Exportable):
         )
 
     def _repr_html_(self) -> str:
-        """The most active features of each token."""
         from pellucid.util.display import table
 
         rows = [
@@ -92,7 +91,6 @@ class FeatureTable(Exportable):
         ]
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: activation, of the ``SHOWN`` features with the highest activations."""
         return values_named({"activation": self._highest(0)}, names)
 
     def plot(self, name: str = "activation", *, ax: Any = None, first: int = 0) -> Any:

@@ -39,13 +39,11 @@ class HeadScores(Exportable):
         return f"HeadScores(best heads: {', '.join(best)})"
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: previous, induction, duplicate."""
         layers, heads = self.previous.shape
         axes = (numbered("layer", "L", layers), numbered("head", "H", heads))
         return values_named({kind: LabelledArray(kind, getattr(self, kind), axes) for kind in KINDS}, names or KINDS)
 
     def _repr_html_(self) -> str:
-        """The scores as heat maps."""
         from pellucid.util.display import heat
 
         layers, heads = self.previous.shape
@@ -64,17 +62,14 @@ KINDS = ("previous", "induction", "duplicate")
 
 
 def largest(values: NDArray[np.float64], count: int) -> list[tuple[int, int, float]]:
-    """The ``count`` largest entries of a matrix: (row, column, value). NaN comes last."""
     order = np.argsort(np.where(np.isnan(values), -np.inf, values), axis=None)[::-1][:count]
     rows, columns = np.unravel_index(order, values.shape)
     return list(zip(rows.tolist(), columns.tolist(), values.flat[order].tolist()))
 
 
 def pattern_points(model: TracedModel) -> list[str]:
-    """The points of the attention patterns of all blocks with attention, without cross attention.
-
-    Raises:
-        InvalidRequest: no block has attention.
+    """The points of the attention patterns of all blocks with attention, without cross attention. Raises InvalidRequest
+    if no block has attention.
     """
     names = [
         name

@@ -104,7 +104,6 @@ class LogitLens(Exportable):
         return super().plot(name, ax=ax)
 
     def _repr_html_(self) -> str:
-        """The most likely token of each layer and position, shaded by its probability."""
         from pellucid.util.display import shade, table
 
         rows: list[list[Any]] = []
@@ -115,7 +114,6 @@ class LogitLens(Exportable):
         return table(["after", *self.pieces], rows, f"the logit lens: the likeliest {what}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary for JSON."""
         return {
             "layers": self.layers,
             "tokens": self.tokens,
@@ -140,7 +138,6 @@ class Transport(Protocol):
 
 
 def needed(model: TracedModel) -> list[str]:
-    """The points that the lens reads."""
     return residual_points(model)
 
 
@@ -246,7 +243,6 @@ class _Read(NamedTuple):
 
 
 def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDArray[np.float32]:
-    """The rows of a point at some positions. Raises InvalidRequest if a row was not recorded, or is not finite."""
     rows: NDArray[np.float32] = sequence[name]
     if max(positions) >= len(rows):
         raise InvalidRequest(f"point={name}: position {max(positions)} was not recorded: trace all positions")
@@ -258,7 +254,6 @@ def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDA
 
 
 def _block(name: str) -> int:
-    """The number of the block of a point; -1 for the embeddings."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "blocks" else -1
 
@@ -292,7 +287,6 @@ class LabelLens(Exportable):
         return sorted(zip(self.labels, self.scores[layer].tolist()), key=lambda pair: -pair[1])
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: score, logit."""
         axes = (
             Axis("layer", "L", [name.removesuffix(".residual") for name in self.layers]),
             Axis("label", "N", self.labels),
@@ -301,7 +295,6 @@ class LabelLens(Exportable):
         return values_named({name: LabelledArray(name, own, axes) for name, own in values.items()}, names)
 
     def _repr_html_(self) -> str:
-        """The scores of each layer, shaded."""
         from pellucid.util.display import shade, table
 
         rows: list[list[Any]] = [
@@ -311,7 +304,6 @@ class LabelLens(Exportable):
         return table(["after", *self.labels], rows, "the label lens: the scores of the labels")
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary for JSON."""
         return {
             "layers": self.layers,
             "labels": list(self.labels),

@@ -63,7 +63,6 @@ class Relevance(Exportable):
         return f"Relevance({self.logit:+.3f}, most by {each})"
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: relevance."""
         axes = (Axis("token", "T", range(len(self.pieces)), self.pieces),)
         return values_named({"relevance": LabelledArray("relevance", self.tokens, axes)}, names)
 
@@ -87,20 +86,16 @@ class PropagatedPart(Struct, frozen=True):
 
     @property
     def layer(self) -> int:
-        """The number of the block."""
         return int(self.stage.split(".")[1])
 
     @property
     def kind(self) -> str:
-        """ "attention", "feedforward", "recurrent" or "per_layer"."""
         return self.stage.split(".")[2]
 
 
 def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
-    """The point of the stream before the first block, and all parts of blocks in order.
-
-    Raises:
-        InvalidRequest: there are several residual streams, or the stream is normalised or scaled.
+    """The point of the stream before the first block, and all parts of blocks in order. Raises InvalidRequest if there
+    are several residual streams, or the stream is normalised or scaled.
     """
     names, found = stream_points(model), list[PropagatedPart]()
     if any(block.placement == "post" for block in model.spec.blocks):
@@ -172,10 +167,8 @@ def propagate(model: TracedModel, readout: Readout, pieces: Sequence[str], recor
 
 
 def _traced_together(model: TracedModel, parts: Sequence[PropagatedPart], count: int) -> Iterator[list[PropagatedPart]]:
-    """The parts from the last to the first, in groups whose values fit into the budget of a trace.
-
-    Raises:
-        InvalidRequest: the values of a single part do not fit.
+    """The parts from the last to the first, in groups whose values fit into the budget of a trace. Raises
+    InvalidRequest if the values of a single part do not fit.
     """
     group, taken = list[PropagatedPart](), 0
     for part in reversed(parts):
@@ -196,7 +189,6 @@ def _bytes(model: TracedModel, name: str, count: int) -> int:
 
 
 def _points(model: TracedModel, part: PropagatedPart) -> list[str]:
-    """The points that the backward pass through a part reads."""
     if part.stage == DECISION_NORM:
         return [part.reads, DECISION_NORM, part.after]
     block, points = model.spec.blocks[part.layer], [part.reads]
@@ -266,7 +258,6 @@ class Backward:
         self._pending.append(found)
 
     def finish(self, embedded: NDArray[Any]) -> None:
-        """Add the relevance of the embeddings (T, D)."""
         self._settle()
         self.tokens += (self.gradient * embedded[: len(self.tokens)].astype(np.float64)).sum(1)
 
@@ -279,7 +270,6 @@ class Backward:
         return np.asarray(trace[name][rows], np.float64)
 
     def _decision_norm(self, part: PropagatedPart, trace: SequenceTrace, rows: NDArray[Any]) -> None:
-        """Go back through the norm before decision blocks. The vector of the question's type is a constant."""
         decision, gradient = self._model.spec.decision, self.gradient[rows]
         assert decision is not None
         added = self._values(trace, part.after, rows) - self._values(trace, DECISION_NORM, rows)

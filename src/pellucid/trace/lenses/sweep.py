@@ -66,7 +66,6 @@ class Sweep(Exportable):
         return [str(value) for value in values]
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: target."""
         axes = []
         for name, values in self.axes.items():
             labels = self.labels(name)

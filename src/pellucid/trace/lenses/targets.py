@@ -119,7 +119,6 @@ def divergence(reference: Logits) -> DivergenceFrom:
 
 
 def refuse_no_gradient(target: Any, instead: str) -> None:
-    """Raise InvalidRequest if a target has no gradient. The message names what to give ``instead``."""
     if not callable(getattr(target, "gradient", None)):
         raise InvalidRequest(
             f"target={brief(target)}: it has no gradient: use logit_difference, log_probability, probability or "

@@ -40,14 +40,12 @@ SET, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
 
 
 def find(path: Path) -> Path | None:
-    """A folder of transcoders or the encoders of a cross-layer transcoder, or the file of one layer."""
     if LAYER.fullmatch(path.name) and path.is_file():
         return path
     return path if any((path / name).is_file() for name in ("layer_0.safetensors", ENCODER)) else None
 
 
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
-    """Read transcoders. Raises FileFormatError or InvalidRequest, in one line, if they cannot be used."""
     one = LAYER.fullmatch(path.name) if path.is_file() else None
     folder = path.parent if one else path
     config = _config(folder)
@@ -66,7 +64,6 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
 
 
 def _check(config: StatedConfig, coders: Sequence[CoderWeights], kind: str, layers: int | None) -> None:
-    """Raise FileFormatError if the configuration contradicts the arrays; layers None: of one file of several."""
     config.check_is("model_kind", kind, known=(SET, CROSS_LAYER))
     for coder in coders:
         F, D = coder.encoder.shape
@@ -81,7 +78,6 @@ def _check(config: StatedConfig, coders: Sequence[CoderWeights], kind: str, laye
 
 
 def _config(folder: Path) -> StatedConfig:
-    """The configuration in a folder; empty if there is none."""
     if (folder / "config.yaml").exists():
         return StatedConfig(folder / "config.yaml", read_config(folder / "config.yaml"))
     where = folder / "config.json"

@@ -36,13 +36,11 @@ ARRAYS = "params.npz"
 
 
 def find(path: Path) -> Path | None:
-    """An npz file, or ``params.npz`` in a folder."""
     file = path if path.suffix == ".npz" else path / ARRAYS
     return file if file.is_file() else None
 
 
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
-    """Read an SAE or a transcoder. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
     file = NpzArrays(path)
     reads, writes = given.hooks(path, None, None)
     upper = {name: f"W_{name[2:]}" for name in file.shapes if name.startswith("w_")}
@@ -92,13 +90,11 @@ SITES = {
 
 
 def gemma_scope_2_find(path: Path) -> Path | None:
-    """The file of one layer, or the first of several, in a folder or at a path."""
     own = [path] if path.name in (FILE, FIRST) else [path / FILE, path / FIRST]
     return next((file for file in own if file.is_file()), None)
 
 
 def gemma_scope_2_read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
-    """Read a dictionary. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
     folder = path.parent
     where = folder / CONFIG
     config = StatedConfig(where, read_json(where) if where.exists() else {})
@@ -126,7 +122,6 @@ def gemma_scope_2_read(path: Path, given: Given) -> tuple[str, Sequence[CoderWei
 def _several(
     folder: Path, given: Given, site: tuple[str, str] | None, config: StatedConfig
 ) -> tuple[str, Sequence[CoderWeights]]:
-    """The coders of all layers, from a file for each."""
     files = numbered_files(folder, "params_layer_{}.safetensors")
     config.check_sizes({"n_layers": len(files), "num_layers": len(files)})
     if given.reads or given.writes:

@@ -60,13 +60,11 @@ NORM_BLOCK = 4096
 
 
 def find(path: Path) -> Path | None:
-    """The weights in a folder or at a path."""
     file = path if path.name == WEIGHTS else path / WEIGHTS
     return file if file.is_file() else None
 
 
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
-    """Read an SAE or a transcoder. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
     where = path.parent / CONFIG
     config, file = current(where, read_json(where)), SafetensorsArrays(path)
     architecture: Any = config.fields.get("architecture")
@@ -117,10 +115,8 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
 
 
 def current(where: Path, stated: Mapping[str, Any]) -> StatedConfig:
-    """A configuration with the fields of version 6, and with the hooks of ``metadata`` beside the others.
-
-    Raises:
-        FileFormatError: a field has two values.
+    """A configuration with the fields of version 6, and with the hooks of ``metadata`` beside the others. Raises
+    FileFormatError if a field has two values.
     """
     metadata, flat = stated.get("metadata"), dict(stated)
     if isinstance(metadata, dict):
@@ -153,7 +149,6 @@ def _state(where: Path, fields: dict[str, Any], name: str, value: Any, stated_as
 
 
 def _normalization(config: StatedConfig, given: Given) -> tuple[str, np.float32 | None]:
-    """The name of the normalisation, and a constant factor of the inputs."""
     name: Any = config.fields.get("normalize_activations") or "none"
     if name == "expected_average_only_in":
         if given.input_scale is None:
@@ -240,7 +235,6 @@ def _exponentials(file: SafetensorsArrays, name: str, F: int) -> NDArray[np.floa
 
 
 def _norms(path: Path, decoder: DecoderRows) -> NDArray[np.float32]:
-    """The norms (F,) of the vectors of features."""
     F = decoder.shape[0]
     blocks = (decoder.rows(np.arange(at, min(at + NORM_BLOCK, F))) for at in range(0, F, NORM_BLOCK))
     norms = np.concatenate([np.sqrt((one.astype(np.float64) ** 2).sum((1, 2))) for one in blocks])

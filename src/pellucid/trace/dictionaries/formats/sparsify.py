@@ -25,13 +25,11 @@ WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 
 
 def find(path: Path) -> Path | None:
-    """The weights in a folder or at a path."""
     file = path if path.name == WEIGHTS else path / WEIGHTS
     return file if file.is_file() else None
 
 
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
-    """Read an SAE or a transcoder. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
     where, file = path.parent / CONFIG, SafetensorsArrays(path)
     config = StatedConfig(where, read_json(where))
     encoder = take(file, "encoder.weight", (None, None))
