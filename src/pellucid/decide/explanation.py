@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pellucid.trace.export import json_fields
 from pellucid.trace.lenses.attribution import Contribution
 
 WordPlace = Literal["state", "question", "prompt"]
@@ -71,15 +72,8 @@ class DecisionExplanation:
 
     def as_dict(self, *, parts: bool = True) -> dict[str, Any]:
         """The fields as a dictionary for JSON, without the ``parts`` if these are not wanted."""
-        return {
-            "option": self.option,
-            "against": self.against,
-            "logit": self.logit,
-            "words": [one.as_dict() for one in self.words],
-            "constant": self.constant,
-            "rounding": self.rounding,
-            **({"parts": [vars(part) for part in self.parts]} if parts else {}),
-        }
+        more = ("parts",) if parts else ()
+        return json_fields(self, "option", "against", "logit", "words", "constant", "rounding", *more)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DecisionExplanation:

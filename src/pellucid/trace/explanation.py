@@ -21,6 +21,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.sample.chain import Draw, TokenTrace, likeliest
 from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded
+from pellucid.trace.export import json_fields
 from pellucid.trace.lenses import attribution, token_contributions
 from pellucid.trace.lenses.attribution import Attribution
 from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
@@ -126,19 +127,9 @@ class PromptExplanation:
         return f"PromptExplanation({self.prompt!r} → {self.text!r}, {size})"
 
     def as_dict(self) -> dict[str, Any]:
+        names = ("prompt", "step", "pieces", "source_pieces", "tokenization", "position", "layers", "attribution")
         return {
-            "prompt": self.prompt,
-            "step": self.step,
-            "pieces": [asdict(piece) for piece in self.pieces],
-            "source_pieces": [asdict(piece) for piece in self.source_pieces],
-            "tokenization": self.tokenization,
-            "position": self.position,
-            "layers": self.layers.as_dict(),
-            "attribution": None if self.attribution is None else self.attribution.as_dict(),
-            "token_contributions": None if (by_token := self.token_contributions) is None else by_token.as_dict(),
-            "heads": [asdict(head) for head in self.heads],
-            "patterns": [pattern.tolist() for pattern in self.patterns],
-            "alternatives": [asdict(alternative) for alternative in self.alternatives],
+            **json_fields(self, *names, "token_contributions", "heads", "patterns", "alternatives"),
             "tokens": [{"text": text, **asdict(trace)} for text, trace in self.tokens],
             "text": self.text,
             "notes": self.notes,

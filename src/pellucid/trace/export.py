@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +62,10 @@ class Exportable:
 
     def labelled(self, *names: str) -> list[LabelledArray]:
         """The values with the given names, and their axes. Raises InvalidRequest if there is no such value."""
+        return values_named(self._values(), names)
+
+    def _values(self) -> Sequence[LabelledArray]:
+        """All values. The first is the default."""
         raise NotImplementedError
 
     def to_pandas(self, *names: str) -> Any:
@@ -121,6 +126,10 @@ def frames_of(sequences: Sequence[Sequence[LabelledArray]]) -> Any:
     )
 
 
+def token_axis(pieces: Sequence[str]) -> Axis:
+    return Axis("token", "T", range(len(pieces)), pieces)
+
+
 def numbered(name: str, letter: str, count: int) -> Axis:
     return Axis(name, letter, range(count))
 
@@ -154,12 +163,30 @@ def _positions(name: str, letter: str, positions: NDArray[np.int64], texts: Sequ
     return Axis(name, letter, listed, [texts[at] for at in listed])
 
 
-def values_named(values: Mapping[str, LabelledArray], names: Sequence[str]) -> list[LabelledArray]:
+def values_named(parts: Sequence[LabelledArray], names: Sequence[str]) -> list[LabelledArray]:
     """The values with the given names; without names the first value. Raises InvalidRequest."""
+    values = {part.name: part for part in parts}
     for name in names:
         if name not in values:
             raise InvalidRequest(f"name={brief(name)}: must be one of {', '.join(values)}")
-    return [values[name] for name in names] if names else [next(iter(values.values()))]
+    return [values[name] for name in names or list(values)[:1]]
+
+
+def json_fields(of: Any, *names: str) -> dict[str, Any]:
+    """Some fields of a result as a dictionary for JSON: arrays are lists, and other results dictionaries."""
+    return {name: _json(getattr(of, name)) for name in names}
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    if is_dataclass(value):
+        return json_fields(value, *(own.name for own in fields(value)))
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    return [_json(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def stacked(parts: Sequence[LabelledArray], values: NDArray[Any]) -> LabelledArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -19,7 +18,7 @@ from pellucid.trace.backward.products import product_of
 from pellucid.trace.backward.reverse_walk import Adjoints, ReverseWalk, Rows, Values
 from pellucid.trace.backward.tape import Tape, Version, Versions, refuse_too_long, tape_bytes, version_of
 from pellucid.trace.edits import Edit, replace
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.export import Exportable, LabelledArray, json_fields, token_axis
 from pellucid.trace.lenses.patching import LAST_LOGITS, clean_values
 from pellucid.trace.lenses.sweep import Sweep
 from pellucid.trace.lenses.targets import Target, gradient_of, refuse_no_gradient
@@ -290,9 +289,8 @@ class TokenAttribution(Exportable):
         each = ", ".join(f"{self.pieces[at]!r} {self.values[at]:+.3f}" for at in most)
         return f"TokenAttribution({self.value - self.baseline:+.3f}, most by {each})"
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        tokens = Axis("token", "T", range(len(self.pieces)), self.pieces)
-        return values_named({"attribution": LabelledArray("attribution", self.values, (tokens,))}, names)
+    def _values(self) -> list[LabelledArray]:
+        return [LabelledArray("attribution", self.values, (token_axis(self.pieces),))]
 
     def _repr_html_(self) -> str:
         from pellucid.util.display import heat
@@ -300,7 +298,7 @@ class TokenAttribution(Exportable):
         return heat(self.values[None], [""], self.pieces, "contribution by token")
 
     def as_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "values": self.values.tolist()}
+        return json_fields(self, "pieces", "values", "value", "baseline")
 
 
 def integrated_gradients(

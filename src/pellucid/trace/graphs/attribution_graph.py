@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, reason
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.export import Axis, Exportable, LabelledArray
 from pellucid.trace.graphs.graph_files import GraphNode
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel
@@ -235,12 +235,12 @@ class AttributionGraph(Exportable):
         rows = np.isin(self.targets, self.groups[target])
         return float(self.edges[np.ix_(rows, np.array(self.groups[source], np.int64))].sum(dtype=np.float64))
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
+    def _values(self) -> list[LabelledArray]:
         axes = (
             Axis("target", "target", [self.nodes[at].name for at in self.targets]),
             Axis("source", "source", [node.name for node in self.nodes]),
         )
-        return values_named({"edge": LabelledArray("edge", self.edges, axes)}, names)
+        return [LabelledArray("edge", self.edges, axes)]
 
     def plot(self, name: str = "", *, ax: Any = None) -> Any:
         """Draw the nodes by token and block, and the edges with the largest influence. Returns matplotlib's axes.

@@ -15,7 +15,7 @@ from pellucid.errors.messages import brief
 from pellucid.model.spec import Mixture
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import CallContext, Edit, call, replace, scale
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.export import Axis, Exportable, LabelledArray
 from pellucid.trace.graphs.attribution_graph import AttributionGraph, refuse_other_model
 from pellucid.trace.graphs.graph_files import GraphNode
 from pellucid.trace.lenses.patching import LAST_LOGITS
@@ -60,10 +60,9 @@ class GraphCheck(Exportable):
             return float("nan")
         return float(np.corrcoef(predicted, measured)[0, 1])
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
+    def _values(self) -> list[LabelledArray]:
         axes = (Axis("node", "node", [node.name for node in self.nodes]),)
-        own = {name: LabelledArray(name, getattr(self, name), axes) for name in ("predicted", "measured")}
-        return values_named(own, names)
+        return [LabelledArray(name, getattr(self, name), axes) for name in ("predicted", "measured")]
 
     def _repr_html_(self) -> str:
         from pellucid.util.display import table

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.export import Axis, Exportable, LabelledArray
 from pellucid.trace.lenses.targets import Readout, token_readout
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import (
@@ -273,7 +273,7 @@ class Attribution(Exportable):
         contributions = [contribution for contribution in self.contributions if kind in (None, contribution.kind)]
         return sorted(contributions, key=lambda contribution: -abs(contribution.value))
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
+    def _values(self) -> list[LabelledArray]:
         parts = self.contributions
         columns = {
             column: np.array([getattr(part, column) for part in parts], object)
@@ -281,7 +281,7 @@ class Attribution(Exportable):
         }
         values = np.array([part.value for part in parts])
         axes = (Axis("part", "part", [part.name for part in parts]),)
-        return values_named({"contribution": LabelledArray("contribution", values, axes, columns)}, names)
+        return [LabelledArray("contribution", values, axes, columns)]
 
     def _repr_html_(self) -> str:
         from pellucid.util.display import shade, table

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.trace.export import json_fields
 from pellucid.trace.traced_model import WEIGHT_ROWS, ModelWeights, OpenedModel, TracedModel, read, residual_points
 from pellucid.util.checks import is_whole, items, whole
 
@@ -50,10 +51,7 @@ class RunDifference:
         return next((point for point in self.points if point.relative > least), None)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "pieces": self.pieces,
-            "points": [{**vars(point), "by_position": point.by_position.tolist()} for point in self.points],
-        }
+        return json_fields(self, "pieces", "points")
 
 
 def difference(

@@ -90,13 +90,13 @@ class FeatureTable(Exportable):
             for i in best
         ]
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        return values_named({"activation": self._highest(0)}, names)
+    def _values(self) -> list[LabelledArray]:
+        return [self._highest(0)]
 
     def plot(self, name: str = "activation", *, ax: Any = None, first: int = 0) -> Any:
-        """As in ``Exportable``, of the tokens from position ``first`` on: the first token often hides the others."""
+        """Draw the tokens from position ``first`` on: the first token often hides the others."""
         own = self._highest(whole("first", first, 0, len(self.pieces) - 1))
-        return plotted(values_named({"activation": own}, (name,))[0], ax)
+        return plotted(values_named([own], (name,))[0], ax)
 
     def _highest(self, first: int) -> LabelledArray:
         """The activations (F, T) of the features with the highest activations at the tokens from ``first`` on."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.export import Exportable, LabelledArray, numbered, values_named
+from pellucid.trace.export import Exportable, LabelledArray, numbered
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
 
@@ -39,9 +39,12 @@ class HeadScores(Exportable):
         return f"HeadScores(best heads: {', '.join(best)})"
 
     def labelled(self, *names: str) -> list[LabelledArray]:
+        return super().labelled(*(names or KINDS))
+
+    def _values(self) -> list[LabelledArray]:
         layers, heads = self.previous.shape
         axes = (numbered("layer", "L", layers), numbered("head", "H", heads))
-        return values_named({kind: LabelledArray(kind, getattr(self, kind), axes) for kind in KINDS}, names or KINDS)
+        return [LabelledArray(kind, getattr(self, kind), axes) for kind in KINDS]
 
     def _repr_html_(self) -> str:
         from pellucid.util.display import heat

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, FeedForward, Norm
 from pellucid.trace.budget import BUDGET
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.export import Exportable, LabelledArray, token_axis
 from pellucid.trace.lenses.attribution import target
 from pellucid.trace.lenses.targets import Readout
 from pellucid.trace.trace import SequenceTrace
@@ -62,9 +62,8 @@ class Relevance(Exportable):
         each = ", ".join(f"{self.pieces[at]!r} {self.tokens[at]:+.3f}" for at in most)
         return f"Relevance({self.logit:+.3f}, most by {each})"
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        axes = (Axis("token", "T", range(len(self.pieces)), self.pieces),)
-        return values_named({"relevance": LabelledArray("relevance", self.tokens, axes)}, names)
+    def _values(self) -> list[LabelledArray]:
+        return [LabelledArray("relevance", self.tokens, (token_axis(self.pieces),))]
 
     @property
     def total(self) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.trace.edits import Edit
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.export import Axis, Exportable, LabelledArray
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel
 
@@ -65,13 +65,13 @@ class Sweep(Exportable):
             return [self.pieces[at] for at in values]
         return [str(value) for value in values]
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
+    def _values(self) -> list[LabelledArray]:
         axes = []
         for name, values in self.axes.items():
             labels = self.labels(name)
             is_token = labels != [str(value) for value in values]
             axes.append(Axis(name, LETTERS.get(name, name), values, labels if is_token else None))
-        return values_named({"target": LabelledArray("target", self.values, tuple(axes))}, names)
+        return [LabelledArray("target", self.values, tuple(axes))]
 
     def top(self, count: int = 5) -> list[tuple[Any, ...]]:
         """The copies that differ most from the prompt itself: (values of the axes ..., target). NaN comes last."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention
+from pellucid.trace.export import json_fields
 from pellucid.trace.lenses import attribution
 from pellucid.trace.lenses.attribution import AttributedPosition, attention_of, gathered_points, target
 from pellucid.trace.trace import SequenceTrace
@@ -67,14 +68,7 @@ class TokenContributions:
         return sorted(found, key=lambda one: -abs(one.value))
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "pieces": list(self.pieces),
-            "tokens": self.tokens.tolist(),
-            "source_pieces": list(self.source_pieces),
-            "source": self.source.tolist(),
-            "rest": self.rest,
-            "logit": self.logit,
-        }
+        return json_fields(self, "pieces", "tokens", "source_pieces", "source", "rest", "logit")
 
 
 def needed(model: TracedModel, position: int | None = None) -> list[str]:
