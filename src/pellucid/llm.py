@@ -59,16 +59,15 @@ if TYPE_CHECKING:
     from pellucid.encoders.tasks import AnswerSpan, Classification, FilledToken, Grouping, Tag
     from pellucid.receipt_check import ReceiptCheck
     from pellucid.receipts.issuer import ModelIdentifier
-    from pellucid.receipts.receipt import Receipt
-    from pellucid.receipts.signature import Signer
-    from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
+    from pellucid.receipts.receipt import Receipt, Signer
+    from pellucid.trace.backward.reverse_walk import Tape, TapeNeeds, Versions
+    from pellucid.trace.control_vector import RegisteredVectors
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dataset.index import DatasetProgress
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.edits import Edit
     from pellucid.trace.frames import TraceFrame, TraceStream
     from pellucid.trace.recorded_run import RecordedRun
-    from pellucid.trace.registered_vectors import RegisteredVectors
     from pellucid.trace.trace import Trace
     from pellucid.trace.traced_model import ModelWeights
 
@@ -726,7 +725,7 @@ class LLM:
     @cached_property
     def plan_versions(self) -> Versions:
         """The versions of the plan's buffers, which backward passes read (``trace/backward``)."""
-        from pellucid.trace.backward.tape import Versions
+        from pellucid.trace.backward.reverse_walk import Versions
 
         return Versions(self.plan.source or self.plan)
 

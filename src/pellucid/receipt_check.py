@@ -19,8 +19,7 @@ from pellucid.engine.request import RequestOptions
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.receipts.issuer import PELLUCID_VERSION, edit_records, options_of
-from pellucid.receipts.receipt import LINK, EditRecord, ModelIdentity, Receipt, end_of, link, text_hash
-from pellucid.receipts.signature import public_key_in
+from pellucid.receipts.receipt import LINK, EditRecord, ModelIdentity, Receipt, end_of, link, public_key_in, text_hash
 from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit, listed

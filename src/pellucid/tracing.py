@@ -25,10 +25,10 @@ from pellucid.tokenize import Tokenizer
 
 if TYPE_CHECKING:
     from pellucid.engine.edited_copies import EditedCopy
-    from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
+    from pellucid.trace.backward.reverse_walk import Tape, TapeNeeds, Versions
+    from pellucid.trace.control_vector import Control, RegisteredVectors
     from pellucid.trace.edits import Edit
     from pellucid.trace.frames import TraceFrame, TraceStream
-    from pellucid.trace.registered_vectors import Control, RegisteredVectors
     from pellucid.trace.sequence_probe import SequenceProbe
     from pellucid.trace.trace import Trace
 
@@ -56,7 +56,7 @@ class Tracing:
     @property
     def vectors(self) -> RegisteredVectors:
         """The control vectors and probes that requests may name."""
-        from pellucid.trace.registered_vectors import NO_VECTORS
+        from pellucid.trace.control_vector import NO_VECTORS
 
         return self._vectors or NO_VECTORS
 
@@ -149,7 +149,7 @@ class Tracing:
         """
         _, base = self.edited(ids, [], edits)
         from pellucid.engine.probe import probed_run
-        from pellucid.trace.backward.tape import Tape
+        from pellucid.trace.backward.reverse_walk import Tape
 
         tape = Tape(versions, needs, len(ids), len(ids) - 1, base)
         task = ReadingTask(probed_run(self._runner, ids, tape, len(ids) - 1))
@@ -158,7 +158,7 @@ class Tracing:
 
     def control(self, options: Mapping[str, Any]) -> Control:
         """The edits of a request with these options, of the current trace and its own, and its probes."""
-        from pellucid.trace.registered_vectors import Control
+        from pellucid.trace.control_vector import Control
 
         trace, (own, probes) = (self._current.get(), self.vectors.taken_from(dict(options), lambda: self.points))
         return Control([*(trace.edits if trace is not None else ()), *own], probes)

@@ -39,17 +39,17 @@ from pellucid.model.weight_map import Model
 from pellucid.plan.bind import layouts
 from pellucid.plan.points import Point
 from pellucid.receipts.issuer import STOPPING, ReceiptIssuer, refuse_receipt
-from pellucid.receipts.signature import Signer
+from pellucid.receipts.receipt import Signer
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import recommended_beams, with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.budget import MOST_LIMIT
+from pellucid.trace.control_vector import NO_VECTORS, RegisteredVectors
 from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.linear_probe import LinearProbe
 from pellucid.trace.output_points import all_points
-from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
 from pellucid.trace.request_trace import request_trace
 from pellucid.trace.trace import Trace
 from pellucid.tracing import BEAMS, DIVIDED, STREAMED, refuse_watched

@@ -1,4 +1,11 @@
-"""Explains decisions: runs a question's prompts again with traces, and divides its logits among the words."""
+"""Explains decisions: the words that made an option likely, by their relevance for the difference of two logits.
+
+    logit(option) - logit(against) = Σ words + biases + rounding
+
+The relevance of a word is the sum of the relevances of its tokens, over all paths through the model
+(``trace/lenses/relevance.py``). The difference of the logits, divided by the temperature, is the logarithm of the ratio
+of the two probabilities (if the question was not asked in both orders).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.decide.decider import Decider
-from pellucid.decide.explanation import DecisionExplanation, ExplainedWord, WordPlace
 from pellucid.decide.labels import LabelScheme
 from pellucid.decide.prompts import DecisionPrompt, Reading
-from pellucid.decide.questions import Content, Decision, Decisions
+from pellucid.decide.questions import Content, Decision, DecisionExplanation, Decisions, ExplainedWord, WordPlace
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit
@@ -25,6 +31,8 @@ from pellucid.trace.lenses.targets import Readout, mark_readout, token_readout
 from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, stream_points
+
+# A question's prompts run again with traces, and their logits are divided among the words.
 
 COMPACT = (",", ":")
 """Separators of compact JSON."""

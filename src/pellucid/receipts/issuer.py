@@ -18,8 +18,7 @@ from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.plan.plan import Plan
-from pellucid.receipts.receipt import EditRecord, ModelIdentity, Receipt, ReceiptRequest, canonical, issued
-from pellucid.receipts.signature import Signer
+from pellucid.receipts.receipt import EditRecord, ModelIdentity, Receipt, ReceiptRequest, Signer, canonical, issued
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.options import Options
 from pellucid.sample.step import options_of as options_of_step

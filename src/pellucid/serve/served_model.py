@@ -11,8 +11,8 @@ from pellucid.engine.output import Beams
 from pellucid.engine.request import Request
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.llm import LLM
+from pellucid.trace.control_vector import RegisteredVectors
 from pellucid.trace.frames import TraceStream
-from pellucid.trace.registered_vectors import RegisteredVectors
 from pellucid.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:

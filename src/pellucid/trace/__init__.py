@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pellucid.trace.backward.gradients import attribution_patch, gradients, integrated_gradients
     from pellucid.trace.backward.jacobian_lens import JacobianLens
-    from pellucid.trace.control_vector import ControlVector
+    from pellucid.trace.control_vector import ControlVector, RegisteredVectors
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.edits import (
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
         replace,
         scale,
     )
-    from pellucid.trace.graphs.build import attribution_graph
-    from pellucid.trace.graphs.interventions import check_graph
+    from pellucid.trace.graphs.build import attribution_graph, check_graph
     from pellucid.trace.graphs.targets import promoted_tokens
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.comparison import difference, neighbours, similarity, vector_of, word_map
@@ -39,12 +38,10 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.logit_lens import label_lens, logit_lens
     from pellucid.trace.lenses.patching import ablation_sweep, causal_trace, knockout_sweep, patch_sweep, path_patch
     from pellucid.trace.lenses.relevance import relevance
-    from pellucid.trace.lenses.sweep import sweep
-    from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability
+    from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability, sweep
     from pellucid.trace.lenses.token_contributions import token_contributions
     from pellucid.trace.linear_probe import LinearProbe
     from pellucid.trace.recorded_run import RecordedRun
-    from pellucid.trace.registered_vectors import RegisteredVectors
 
 __all__ = [
     "ActivationDataset",
@@ -105,10 +102,9 @@ _LAZY = {
     ),
     "dataset.activation_dataset": ("ActivationDataset",),
     "dictionaries.dictionary": ("Dictionary",),
-    "control_vector": ("ControlVector",),
+    "control_vector": ("ControlVector", "RegisteredVectors"),
     "linear_probe": ("LinearProbe",),
     "recorded_run": ("RecordedRun",),
-    "registered_vectors": ("RegisteredVectors",),
     "lenses.attribution": ("attribute",),
     "lenses.features": ("features", "top_examples"),
     "backward.jacobian_lens": ("JacobianLens",),
@@ -116,13 +112,11 @@ _LAZY = {
     "lenses.logit_lens": ("label_lens", "logit_lens"),
     "lenses.comparison": ("difference", "neighbours", "similarity", "vector_of", "word_map"),
     "backward.gradients": ("attribution_patch", "gradients", "integrated_gradients"),
-    "graphs.build": ("attribution_graph",),
-    "graphs.interventions": ("check_graph",),
+    "graphs.build": ("attribution_graph", "check_graph"),
     "graphs.targets": ("promoted_tokens",),
     "lenses.patching": ("ablation_sweep", "causal_trace", "knockout_sweep", "patch_sweep", "path_patch"),
     "lenses.relevance": ("relevance",),
-    "lenses.sweep": ("sweep",),
-    "lenses.targets": ("divergence", "log_probability", "logit_difference", "probability"),
+    "lenses.targets": ("divergence", "log_probability", "logit_difference", "probability", "sweep"),
     "lenses.token_contributions": ("token_contributions",),
 }
 """The names of each module. A module is imported when a name is first used, so that models load without them."""

@@ -15,13 +15,22 @@ from pellucid.errors.messages import brief
 from pellucid.plan.plan import Operation
 from pellucid.plan.points import Point, View
 from pellucid.trace.backward.products import product_of
-from pellucid.trace.backward.reverse_walk import Adjoints, ReverseWalk, Rows, Values
-from pellucid.trace.backward.tape import Tape, Version, Versions, refuse_too_long, tape_bytes, version_of
+from pellucid.trace.backward.reverse_walk import (
+    Adjoints,
+    ReverseWalk,
+    Rows,
+    Tape,
+    Values,
+    Version,
+    Versions,
+    refuse_too_long,
+    tape_bytes,
+    version_of,
+)
 from pellucid.trace.edits import Edit, replace
 from pellucid.trace.export import Exportable, LabelledArray, json_fields, token_axis
 from pellucid.trace.lenses.patching import LAST_LOGITS, clean_values
-from pellucid.trace.lenses.sweep import Sweep
-from pellucid.trace.lenses.targets import Target, gradient_of, refuse_no_gradient
+from pellucid.trace.lenses.targets import Sweep, Target, gradient_of, refuse_no_gradient
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import ModelWeights, TracedModel, read
 from pellucid.util.checks import whole

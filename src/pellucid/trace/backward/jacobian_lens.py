@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.backward.gradients import BackwardPass
-from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
+from pellucid.trace.backward.reverse_walk import refuse_too_long, tape_bytes
 from pellucid.trace.linear_probe import ENDINGS, read_vectors, write_vectors
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import items, whole

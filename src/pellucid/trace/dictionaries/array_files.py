@@ -257,6 +257,12 @@ def refuse_unused(file: ArrayFile, stated: str) -> None:
         )
 
 
+def file_named(names: Sequence[str], path: Path) -> Path | None:
+    """The file at a path, or in the folder there, with the first of the ``names`` that exists."""
+    files = [path] if path.name in names else [path / name for name in names]
+    return next((file for file in files if file.is_file()), None)
+
+
 def numbered_files(folder: Path, name: str) -> list[Path]:
     """The files of the layers 0, 1, …, whose ``name`` has {} as the number. Raises FileFormatError if a layer before
     the last is missing.

@@ -9,8 +9,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.trace.backward.reverse_walk import Adjoints, Rows
-from pellucid.trace.backward.tape import Version
+from pellucid.trace.backward.reverse_walk import Adjoints, Rows, Version
 from pellucid.trace.graphs.graph_files import GraphNode
 from pellucid.trace.graphs.local_run import Injection, LocalRun
 from pellucid.trace.graphs.neurons import LayerUnits, Numbers, Units, by_row

@@ -15,8 +15,7 @@ from pellucid.plan.plan import At, Weights
 from pellucid.plan.points import Point
 from pellucid.trace.backward.layer_products import choices, opened_gate
 from pellucid.trace.backward.products import FORMS
-from pellucid.trace.backward.reverse_walk import Rows, size_of
-from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
+from pellucid.trace.backward.reverse_walk import Rows, Tape, Version, Versions, fields_of, size_of, version_of
 from pellucid.trace.graphs.frozen_products import linear_activation
 from pellucid.trace.graphs.neurons import Neurons, NeuronUnits, Numbers, Units, before_rounding, neurons_between
 from pellucid.trace.traced_model import ModelWeights

@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention
 from pellucid.plan.plan import Operation
-from pellucid.trace.backward.reverse_walk import Adjoints, ReverseWalk, Rows, Values
-from pellucid.trace.backward.tape import Tape, Version, Versions, refuse_too_long, tape_bytes, version_of
+from pellucid.trace.backward.reverse_walk import (
+    Adjoints,
+    ReverseWalk,
+    Rows,
+    Tape,
+    Values,
+    Version,
+    Versions,
+    refuse_too_long,
+    tape_bytes,
+    version_of,
+)
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
 from pellucid.trace.graphs.expert_neurons import expert_neurons_of

@@ -14,8 +14,7 @@ from pellucid.plan.plan import Operation, Weights
 from pellucid.plan.points import Point
 from pellucid.trace.backward.layer_products import through_threshold
 from pellucid.trace.backward.products import FORMS
-from pellucid.trace.backward.reverse_walk import Rows, number_of
-from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
+from pellucid.trace.backward.reverse_walk import Rows, Tape, Version, Versions, fields_of, number_of, version_of
 from pellucid.trace.dictionaries.sparse_coder import SparseCoder
 from pellucid.trace.graphs.frozen_products import linear_activation
 from pellucid.trace.traced_model import ModelWeights

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.trace.edits import Edit, ablate, add, mask, replace
-from pellucid.trace.lenses.sweep import Sweep, sweep
-from pellucid.trace.lenses.targets import Target
+from pellucid.trace.lenses.targets import Sweep, Target, sweep
 from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pellucid.trace.dictionaries.array_files import (
     NpzArrays,
     SafetensorsArrays,
     StatedConfig,
+    file_named,
     numbered_files,
     refuse_unused,
     take,
@@ -89,12 +91,7 @@ SITES = {
 """The values that are read and written, by the beginning of the name of a folder."""
 
 
-def gemma_scope_2_find(path: Path) -> Path | None:
-    own = [path] if path.name in (FILE, FIRST) else [path / FILE, path / FIRST]
-    return next((file for file in own if file.is_file()), None)
-
-
-def gemma_scope_2_read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
+def read_gemma_scope_2(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     folder = path.parent
     where = folder / CONFIG
     config = StatedConfig(where, read_json(where) if where.exists() else {})
@@ -168,4 +165,4 @@ def _coder(
     return coder
 
 
-GEMMA_SCOPE_2 = DictionaryFormat("Gemma Scope 2", gemma_scope_2_find, gemma_scope_2_read)
+GEMMA_SCOPE_2 = DictionaryFormat("Gemma Scope 2", partial(file_named, (FILE, FIRST)), read_gemma_scope_2)

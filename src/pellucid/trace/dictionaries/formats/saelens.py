@@ -1,11 +1,9 @@
-"""SAELens: a folder with ``cfg.json`` and ``sae_weights.safetensors``. Architectures of version 6, and files before it.
-
-Source: https://github.com/decoderesearch/SAELens, ``sae_lens/saes`` and ``sae_lens/loading``.
-"""
+"""SAELens and EleutherAI's sparsify: folders with ``cfg.json`` and a safetensors file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.dictionaries.array_files import SafetensorsArrays, StatedConfig, refuse_unused, take
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, StatedConfig, file_named, refuse_unused, take
 from pellucid.trace.dictionaries.coder_weights import (
     NORMALIZATIONS,
     CoderWeights,
@@ -23,6 +21,7 @@ from pellucid.trace.dictionaries.coder_weights import (
     FeatureActivation,
     Gated,
     Given,
+    GroupMax,
     JumpRelu,
     Relu,
     ScaledRows,
@@ -33,7 +32,11 @@ from pellucid.trace.dictionaries.coder_weights import (
 from pellucid.util.probabilities import exponentials
 from pellucid.weights.json_files import read_json
 
-WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+# SAELens: a folder with ``cfg.json`` and ``sae_weights.safetensors``. Architectures of version 6, and files before it.
+#
+# Source: https://github.com/decoderesearch/SAELens, ``sae_lens/saes`` and ``sae_lens/loading``.
+
+CONFIG = "cfg.json"
 THRESHOLD = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder", "batchtopk", "matryoshka_batchtopk")
 PLAIN = ("standard", "transcoder", "skip_transcoder")
 TOP_K = ("topk", "abstopk")
@@ -57,11 +60,6 @@ OF_METADATA = (
 LARGEST_LOGARITHM = 80
 NORM_BLOCK = 4096
 """Number of vectors whose norms are computed at once."""
-
-
-def find(path: Path) -> Path | None:
-    file = path if path.name == WEIGHTS else path / WEIGHTS
-    return file if file.is_file() else None
 
 
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
@@ -243,4 +241,48 @@ def _norms(path: Path, decoder: DecoderRows) -> NDArray[np.float32]:
     return norms.astype(np.float32)
 
 
-SAELENS = DictionaryFormat("SAELens", find, read)
+SAELENS = DictionaryFormat("SAELens", partial(file_named, ("sae_weights.safetensors",)), read)
+
+
+# EleutherAI's sparsify: a folder, named after its hook, with ``cfg.json`` and ``sae.safetensors``.
+#
+# Source: https://github.com/EleutherAI/sparsify, class ``SparseCoder``.
+
+
+def read_sparsify(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
+    where, file = path.parent / CONFIG, SafetensorsArrays(path)
+    config = StatedConfig(where, read_json(where))
+    encoder = take(file, "encoder.weight", (None, None))
+    F, D = encoder.shape
+    decoder = decoder_of(file, "W_dec", F, None)
+    width = decoder.shape[2]
+    config.check_sizes({"d_in": D})
+    if config.fields.get("num_latents"):  # 0: expansion_factor counts; otherwise it is not used
+        config.check_sizes({"num_latents": F})
+    elif F % D == 0:
+        config.check_sizes({"expansion_factor": F // D})
+    kind, k = config.fields.get("activation", "topk"), config.k(F)
+    if kind not in ("topk", "groupmax") or (kind == "groupmax" and F % k):
+        raise config.error("activation", f" with k={k} of {F:,} features is not read")
+    transcodes = config.flag("transcode")
+    name = path.parent.name
+    reads, writes = given.hooks(path, f"{name}.input" if transcodes and name.endswith("mlp") else name, name)
+    if config.flag("signed"):
+        raise config.error("signed", ": signed activations are not read")
+    coder = CoderWeights(
+        path=path,
+        reads=reads,
+        writes=(writes,),
+        encoder=encoder,
+        encoder_bias=take(file, "encoder.bias", (F,)),
+        decoder=decoder,
+        decoder_bias=take(file, "b_dec", (width,)),
+        activation=TopKActivation(k) if kind == "topk" else GroupMax(k),
+        input_bias=None if transcodes else np.asarray(take(file, "b_dec", (D,))),
+        skip=take(file, "W_skip", (width, D)) if config.flag("skip_connection") else None,
+    )
+    refuse_unused(file, f"skip_connection={config.flag('skip_connection')} ({CONFIG})")
+    return "transcoder" if transcodes else "SAE", [coder]
+
+
+SPARSIFY = DictionaryFormat("sparsify", partial(file_named, ("sae.safetensors",)), read_sparsify)
