@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,6 @@ from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, stream_points
 
 # A question's prompts run again with traces, and their logits are divided among the words.
-
-COMPACT = (",", ":")
-"""Separators of compact JSON."""
 
 
 class DecidingModel(TracedModel, Protocol):
@@ -213,13 +210,11 @@ def _span(text: str, content: Content, before: range) -> range:
 
     They are outside of the span ``before``.
     """
-    forms = [content] if isinstance(content, str) else [_json(content), _json(content, COMPACT)]
+    forms = [content] if isinstance(content, str) else [
+        json.dumps(content, ensure_ascii=False, separators=own) for own in (None, (",", ":"))
+    ]  # fmt: skip
     for form in forms:
         for start in (text.find(form, before.stop), text.find(form, 0, before.start)):
             if form and start >= 0:
                 return range(start, start + len(form))
     return range(0)
-
-
-def _json(content: Any, separators: tuple[str, str] | None = None) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=separators)

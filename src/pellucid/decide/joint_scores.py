@@ -15,8 +15,6 @@ from pellucid.decide.prompts import (
     QuestionSpans,
     Reading,
     ScoredOptions,
-    ScoringModel,
-    mark_scores,
     replaced,
     without_special,
 )
@@ -27,7 +25,6 @@ from pellucid.model.config import Config
 from pellucid.model.decision_heads import HIDDEN_NORM, joint_head, joint_shapes
 from pellucid.model.slot_reader import SlotReader
 from pellucid.model.weight_map import Slot
-from pellucid.trace.edits import Edit
 from pellucid.util.probabilities import softmax
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -93,11 +90,6 @@ class OmniOptions(ScoredOptions):
                 f"{TOKENS:,} tokens that the model reads: offer fewer options"
             )
         return DecisionPrompt(ids, (Reading(number, positions[0], marks=positions),), TYPES.index(question.type))
-
-    def scores(
-        self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
-    ) -> list[list[Scores]]:
-        return mark_scores(model, prompts, edits)
 
 
 def pieces(parts: Sequence[list[int]], marks: Sequence[str], separator: str) -> list[tuple[str, list[int]]]:

@@ -222,10 +222,6 @@ class LabelScheme(Struct, frozen=True):
         return RATINGS if self.rated and question.type == "noul" else len(question.options)
 
 
-def without_labels(question: Question) -> tuple[Label, ...]:
-    return (Label("", ()),) * len(question.options)
-
-
 def single_token(tokenizer: Tokenizer, text: str) -> int | None:
     ids = tokenizer.encode(text, add_special=False)
     return ids[0] if len(ids) == 1 else None

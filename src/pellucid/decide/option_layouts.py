@@ -1,7 +1,6 @@
 """The types of decision models that score options themselves, instead of labels.
 
-A type has an ``OptionLayout``: it writes the prompts of questions, and reads the scores of their options. ``LAYOUTS``
-lists them.
+The class of a type writes the prompts of questions, and reads the scores of their options. ``LAYOUTS`` lists them.
 
 MarkedOptions    "laya": an encoder scores each option at a mark before it
 OmniOptions      "lfm2-d1-omni": the same, with another prompt
@@ -13,9 +12,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,6 @@ from pellucid.decide.prompts import (
     Reading,
     ScoredOptions,
     ScoringModel,
-    mark_scores,
     replaced,
     with_sorted_keys,
     without_special,
@@ -154,11 +152,6 @@ class MarkedOptions(ScoredOptions):
         reading = Reading(number, marks[0], marks=tuple(marks))
         return DecisionPrompt(ids, (reading,), TYPES.index(question.type))
 
-    def scores(
-        self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
-    ) -> list[list[Scores]]:
-        return mark_scores(model, prompts, edits)
-
     def cut(self, ids: Sequence[int], count: int) -> tuple[list[int], list[int]]:
         """The tokens of a prompt with ``count`` options, cut as in the model's training, and the marks' positions.
         Raises TemplateError if the template wrote another layout.
@@ -273,10 +266,9 @@ def rendered(value: Any, indent: int = 0) -> str:
     return "\n".join(lines)
 
 
-class OptionLayout(Protocol):
-    """Makes the layout of a model."""
-
-    def __call__(self, model: DecisionModel) -> ScoredOptions: ...
-
-
-LAYOUTS: Mapping[str, OptionLayout] = {LAYA: MarkedOptions, OMNI: OmniOptions, KEV: PointedOptions, CLEF: JointOptions}
+LAYOUTS: Mapping[str, Callable[[DecisionModel], ScoredOptions]] = {
+    LAYA: MarkedOptions,
+    OMNI: OmniOptions,
+    KEV: PointedOptions,
+    CLEF: JointOptions,
+}

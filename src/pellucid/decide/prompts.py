@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.decide.labels import LETTERS, DecisionFormat, Label, LabelScheme, without_labels
+from pellucid.decide.labels import LETTERS, DecisionFormat, Label, LabelScheme
 from pellucid.decide.questions import Content, Question, Scores
 from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.errors import FileFormatError, UnsupportedModel
@@ -115,12 +115,6 @@ def with_sorted_keys(value: Any) -> Any:
     return [with_sorted_keys(one) for one in value] if isinstance(value, list) else value
 
 
-def marked_variables(
-    scheme: LabelScheme, state: Content, questions: Sequence[Question], labels: Sequence[Sequence[Label]], number: int
-) -> dict[str, Any]:
-    return {"state": state, "question": marked_question(scheme, questions[number], labels[number])}
-
-
 def marked_question(scheme: LabelScheme, question: Question, labels: Sequence[Label]) -> dict[str, Any]:
     options = scheme.options(question)
     return {
@@ -187,7 +181,7 @@ class DecisionModel(Struct, frozen=True):
         return found
 
     def variables(self, state: Content, questions: Sequence[Question], number: int) -> dict[str, Any]:
-        labels = [without_labels(one) for one in questions]
+        labels = [[Label("", ())] * len(one.options) for one in questions]
         return variables(self.scheme, state, questions, labels, number, False)
 
 
@@ -229,23 +223,17 @@ class ScoredOptions(ABC):
     @abstractmethod
     def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt: ...
 
-    @abstractmethod
     def scores(
         self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
     ) -> list[list[Scores]]:
-        """The scores (n,) float32 of the n options of each reading of each prompt."""
+        """The scores (n,) float32 of the n options of each reading of each prompt.
 
-
-def mark_scores(
-    model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
-) -> list[list[Scores]]:
-    """The scores of an encoder with decision blocks: its only output, at the marks of the options."""
-    marks = [prompt.readings[0].marks for prompt in prompts]
-    texts = [
-        EncoderInput(prompt.ids, [prompt.token_type] * len(prompt.ids), own[0]) for prompt, own in zip(prompts, marks)
-    ]
-    rows = model.encode(texts, edits)
-    return [[x[np.subtract(own, own[0]), 0]] for x, own in zip(rows, marks)]
+        By default those of an encoder with decision blocks: its only output, at the marks of the options.
+        """
+        marks = [prompt.readings[0].marks for prompt in prompts]
+        texts = [EncoderInput(one.ids, [one.token_type] * len(one.ids), own[0]) for one, own in zip(prompts, marks)]
+        rows = model.encode(texts, edits)
+        return [[x[np.subtract(own, own[0]), 0]] for x, own in zip(rows, marks)]
 
 
 SPECIAL = re.compile(r"<\|([A-Za-z0-9_]+)\|>")

@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct, ValidationError, convert, to_builtins
+from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, one_line, reason, shown
 from pellucid.trace.dataset.columns import DTYPES, SAFETENSORS, StoredColumn
-from pellucid.trace.dataset.shard_file import KEY, PART, ShardLayout, check_parquet, sha256_of, sync_folder
+from pellucid.trace.dataset.shard_file import (
+    KEY,
+    PART,
+    ShardLayout,
+    check_parquet,
+    run_of_parquet,
+    sha256_of,
+    sync_folder,
+)
 from pellucid.util.checks import boolean, whole
 from pellucid.util.paths import is_file_name, move
 from pellucid.weights.checkpoint import ModelFile
@@ -216,16 +225,13 @@ class DatasetFolder:
                     f"{self._stated[path.name][:12]}…: the file is damaged: delete it, and run the same command again"
                 )
             records.append(ShardRecord(path.name, own, first_texts[number], path.stat().st_size, digest))
-        rows = sum(self._rows)
-        index = DatasetIndex(VERSION, dict(self._run), rows, tuple(columns), tuple(records))
-        return DatasetIndex(VERSION, index.run, rows, index.columns, index.shards, index.hashed())
+        index = DatasetIndex(VERSION, dict(self._run), sum(self._rows), tuple(columns), tuple(records))
+        return replace(index, sha256=index.hashed())
 
 
 def run_of(path: Path) -> str | None:
     """The description of the run that made a shard; None if the file is not a shard. Raises OSError."""
     if path.suffix == ".parquet":
-        from pellucid.trace.dataset.shard_file import run_of_parquet
-
         return run_of_parquet(path)
     try:
         file = ModelFile(path)

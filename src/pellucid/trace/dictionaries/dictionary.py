@@ -18,7 +18,6 @@ from pellucid.trace.dictionaries.coder_weights import (
     ArrayRows,
     CoderWeights,
     DictionaryFormat,
-    FeatureActivation,
     Given,
     Relu,
     TopKActivation,
@@ -31,46 +30,6 @@ from pellucid.util.registry import discover
 
 PLACE = Path("arrays")
 """The name of the dictionary in messages."""
-
-
-def trained_coder(
-    reads: str,
-    writes: str,
-    encoder: NDArray[Any],
-    decoder: NDArray[Any],
-    encoder_bias: NDArray[Any] | None,
-    decoder_bias: NDArray[Any] | None,
-    centred: bool,
-    k: int | None,
-) -> CoderWeights:
-    """The coder of ``Dictionary.from_arrays``, whose arguments it has. Raises InvalidRequest if a shape is wrong, or a
-    number is not finite.
-    """
-    rows = _floats("encoder", encoder, (None, None))
-    F, D = rows.shape
-    if F != D and np.shape(decoder)[:1] == (D,):
-        raise InvalidRequest(
-            f"encoder of shape {rows.shape}: the decoder has {D:,} features, so the shape must be ({D:,}, ?): give its "
-            "transpose"
-        )
-    vectors = _floats("decoder", decoder, (F, None))
-    whole("features", F, 1, MOST_FEATURES)
-    bias = np.zeros(vectors.shape[1]) if decoder_bias is None else decoder_bias
-    bias = _floats("decoder_bias", bias, (vectors.shape[1],))
-    if centred and len(bias) != D:
-        raise InvalidRequest(f"centred: the bias has {len(bias):,} values, and the input {D:,}: they must be equal")
-    activation: FeatureActivation = Relu() if k is None else TopKActivation(whole("k", k, 1, F))
-    return CoderWeights(
-        path=PLACE,
-        reads=reads,
-        writes=(writes,),
-        encoder=rows,
-        encoder_bias=_floats("encoder_bias", np.zeros(F) if encoder_bias is None else encoder_bias, (F,)),
-        decoder=ArrayRows(np.ascontiguousarray(vectors[:, None])),
-        decoder_bias=bias,
-        activation=activation,
-        input_bias=bias if centred else None,
-    )
 
 
 def _floats(name: str, values: NDArray[Any], shape: tuple[int | None, ...]) -> NDArray[np.float32]:
@@ -167,7 +126,30 @@ class Dictionary:
         Raises:
             InvalidRequest: a shape is wrong, a number is not finite, or the model lacks a point.
         """
-        made = trained_coder(reads, writes or reads, encoder, decoder, encoder_bias, decoder_bias, centred, k)
+        rows = _floats("encoder", encoder, (None, None))
+        F, D = rows.shape
+        if F != D and np.shape(decoder)[:1] == (D,):
+            raise InvalidRequest(
+                f"encoder of shape {rows.shape}: the decoder has {D:,} features, so the shape must be ({D:,}, ?): give "
+                "its transpose"
+            )
+        vectors = _floats("decoder", decoder, (F, None))
+        whole("features", F, 1, MOST_FEATURES)
+        bias = np.zeros(vectors.shape[1]) if decoder_bias is None else decoder_bias
+        bias = _floats("decoder_bias", bias, (vectors.shape[1],))
+        if centred and len(bias) != D:
+            raise InvalidRequest(f"centred: the bias has {len(bias):,} values, and the input {D:,}: they must be equal")
+        made = CoderWeights(
+            path=PLACE,
+            reads=reads,
+            writes=(writes or reads,),
+            encoder=rows,
+            encoder_bias=_floats("encoder_bias", np.zeros(F) if encoder_bias is None else encoder_bias, (F,)),
+            decoder=ArrayRows(np.ascontiguousarray(vectors[:, None])),
+            decoder_bias=bias,
+            activation=Relu() if k is None else TopKActivation(whole("k", k, 1, F)),
+            input_bias=bias if centred else None,
+        )
         return cls(made.path, "transcoder" if writes else "SAE", [SparseCoder(made, model)])
 
     def coder(self, layer: int | None = None) -> SparseCoder:

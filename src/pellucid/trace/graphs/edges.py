@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -258,7 +258,8 @@ class EdgeTable:
             self._add(vectors, own.kind, layer, units=(own, units))
         self.units = self.count - self.heads
         for layer, version in run.outputs.items():
-            self._add(RowVectors({version: self._from_first(rests[version])}), "error", layer)
+            rests[version][:first] = 0
+            self._add(RowVectors({version: rests[version]}), "error", layer)
         if run.position is not None and run.before_position is not None:
             added = run.value(run.position) - run.value(run.before_position)
             self._add(RowVectors({run.position: added}), "position", None)
@@ -270,22 +271,9 @@ class EdgeTable:
                 self._of_version.setdefault(version, []).append(part)
         self._skips = {own.writes[0]: layer for layer, own in run.layers.items()}
 
-    def _add(
-        self,
-        source: EdgeSource,
-        kind: str,
-        layer: int | None,
-        *,
-        units: tuple[LayerUnits, Units] | None = None,
-        heads: ChosenHeads | None = None,
-    ) -> None:
-        self.parts.append(Columns(self.count, source, kind, layer, units, heads))
+    def _add(self, source: EdgeSource, kind: str, layer: int | None, **targets: Any) -> None:
+        self.parts.append(Columns(self.count, source, kind, layer, **targets))
         self.count += source.count
-
-    def _from_first(self, values: Rows) -> Rows:
-        found = np.array(values)
-        found[: self._first] = 0
-        return found
 
     def has_node(self) -> NDArray[np.bool_]:
         """True for the columns that can be nodes: of errors only those from the first token on."""
@@ -325,29 +313,21 @@ class EdgeTable:
         order = {column: copy for copy, column in enumerate(columns.tolist())}
         for part in self.parts:
             own = columns[(columns >= part.first) & (columns < part.stop)] - part.first
-            if len(own) and part.heads is not None:
-                self._head_targets(part, part.heads, own, order, found)
-            elif len(own) and part.units is not None:
+            if not len(own):
+                continue
+            if part.heads is not None:
+                assert part.layer is not None
+                rows, version = part.heads.rows, part.source.versions[0]
+                directions = np.zeros((len(own), *self.run.head_shape(part.layer)), np.float32)
+                directions[np.arange(len(own)), part.heads.numbers[own]] = part.heads.directions[own]
+            elif part.units is not None:
                 layer, units = part.units
-                for at, direction in zip(own.tolist(), self.run.opened[layer.layer].directions(units.at(own))):
-                    injection = Injection(order[part.first + at], int(units.rows[at]), direction)
-                    found[part.first + at] = layer.reads, injection
+                rows, version = units.rows, layer.reads
+                directions = self.run.opened[layer.layer].directions(units.at(own))
+            for at, direction in zip(own.tolist(), directions):
+                injection = Injection(order[part.first + at], int(rows[at]), direction.ravel())
+                found[part.first + at] = version, injection
         return [found[column] for column in columns.tolist()]
-
-    def _head_targets(
-        self,
-        part: Columns,
-        heads: ChosenHeads,
-        own: Numbers,
-        order: dict[int, int],
-        found: dict[int, tuple[Version, Injection]],
-    ) -> None:
-        assert part.layer is not None
-        for at in own.tolist():
-            vector = np.zeros(self.run.head_shape(part.layer), np.float32)
-            vector[heads.numbers[at]] = heads.directions[at]
-            injection = Injection(order[part.first + at], int(heads.rows[at]), vector.ravel())
-            found[part.first + at] = part.source.versions[0], injection
 
     def rows(self) -> Numbers:
         rows = [part.heads.rows for part in self.parts if part.heads is not None]
