@@ -75,9 +75,7 @@ def check_seals(receipt: Receipt, public_key: str | None = None, *, signature: b
     """Check a receipt's header and signature, without a model. Returns a difference, or None.
 
     The signature must be of ``public_key``, if it is given. With ``signature`` off, the signature is not checked.
-
-    Raises:
-        InvalidRequest: the receipt is signed, and cryptography is not installed.
+    Raises InvalidRequest if the receipt is signed, and cryptography is not installed.
     """
     if not receipt.has_own_header:
         return _different("header", 0, "the model or the request was changed after the receipt was issued")

@@ -78,10 +78,8 @@ def this_machine(threads: int | None = None) -> Machine:
 def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
     """Read machines from a JSON file. Omitted rates are the rates of ``here``, scaled by the number of cores.
 
-    ``here`` is called only if a machine omits its rates.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or a field is wrong; the message names the field.
+    ``here`` is called only if a machine omits its rates. Raises InvalidRequest if the file cannot be read, or a field
+    is wrong; the message names the field.
     """
     try:
         with path.open("rb") as file:

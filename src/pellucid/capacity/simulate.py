@@ -16,8 +16,6 @@ from pellucid.capacity.step_costs import StepCosts
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.measure.server_load import Lengths, arrivals, percentiles
 
-# Simulated traffic: arrival times, lengths of prompts and answers, shared prefixes, and conversations.
-
 MAX_ONGOING = 10_000
 """Maximum number of ongoing conversations. No simulation can finish more."""
 OWN_TOKENS = 1 << 40
@@ -67,40 +65,6 @@ class Traffic:
 
     def arrivals(self) -> Iterator[float]:
         return arrivals(self.seed, (self.rate or 1.0) / self.turns)
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Known requests: the prompt and the number of answer tokens of each.
-
-    The requests arrive at ``times``, or ``clients`` clients send one request after the other.
-    """
-
-    requests: Sequence[tuple[Sequence[int], int]]
-    times: Sequence[float] = ()
-    clients: int | None = None
-    think: float = 0.0
-
-    def session(self, number: int) -> KnownSession:
-        return KnownSession(*self.requests[number])
-
-    def ongoing(self) -> Iterator[tuple[float, KnownSession]]:
-        return iter(())
-
-    def arrivals(self) -> Iterator[float]:
-        return iter(self.times)
-
-
-@dataclass(eq=False)
-class KnownSession:
-    prompt: Sequence[int]
-    tokens: int
-    remaining: int = 0
-
-    def request(self) -> tuple[list[int], int]:
-        return list(self.prompt), self.tokens
-
-    def answered(self, answer: Sequence[int]) -> None: ...
 
 
 @dataclass(eq=False)
@@ -178,7 +142,7 @@ class Simulation:
 
     def __init__(
         self,
-        traffic: Traffic | Replay,
+        traffic: Traffic,
         replicas: int,
         capacity: ReplicaCapacity,
         costs: StepCosts,
@@ -256,7 +220,7 @@ class Simulation:
         if self._requests < self._max_requests and now <= self._arrivals_end:
             self._ask(self.traffic.session(next(self._sessions)), now)
 
-    def _ask(self, session: Session | KnownSession, now: float) -> None:
+    def _ask(self, session: Session, now: float) -> None:
         if self._requests >= self._max_requests or now > self._arrivals_end:
             return
         self._requests += 1
@@ -303,7 +267,7 @@ class Simulation:
         self._running.discard(request)
         self.ended.append(request)
         self._last = max(self._last, now)
-        session: Session | KnownSession = request.session
+        session: Session = request.session
         session.answered(request.answer)
         if session.remaining and not request.failed:
             self._at(now + self.traffic.think, partial(self._ask, session))
@@ -354,10 +318,10 @@ def _tokens_between(request: SimulatedRequest, start: float, end: float) -> floa
     return len(request.answer) * min(max(part, 0.0), 1.0)
 
 
-def router_seconds(replicas: int, prompt: int, times: int = 5) -> float:
+def router_seconds(replicas: int, prompt: int) -> float:
     """Measure the router's seconds for a request of ``prompt`` tokens, with ``replicas`` replicas."""
     loads, rng = [ReplicaLoad(f"replica {n}", step_seconds=0.01) for n in range(replicas)], random.Random(1)
-    prompts = [[rng.randrange(1 << 20) for _ in range(prompt)] for _ in range(times)]
+    prompts = [[rng.randrange(1 << 20) for _ in range(prompt)] for _ in range(5)]
     for load in loads:
         load.pages = {rng.getrandbits(62) for _ in range(64)}
         load.running = rng.randrange(4)

@@ -222,10 +222,8 @@ class PlanWork:
 def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None) -> StepCosts:
     """Measure the step costs on this machine, as medians of several rounds, and their noise.
 
-    ``progress`` is called with the progress before each measurement.
-
-    Raises:
-        InvalidRequest: the context is too small for the measurement.
+    ``progress`` is called with the progress before each measurement. Raises InvalidRequest if the context is too small
+    for the measurement.
     """
     limits = llm.runner.limits
     if llm.context < MIN_CONTEXT:

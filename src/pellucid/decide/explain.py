@@ -32,8 +32,6 @@ from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, stream_points
 
-# A question's prompts run again with traces, and their logits are divided among the words.
-
 
 class DecidingModel(TracedModel, Protocol):
     """A loaded model that scores labels; ``llm.LLM`` implements it."""
@@ -53,11 +51,8 @@ def explained(
 ) -> Decisions:
     """The decisions with explanations. The prompts run again with traces.
 
-    A question with a single option has no explanation.
-
-    Raises:
-        InvalidRequest: the model's residual stream is not a sum, an edit is after the last block, or a prompt is too
-            long to be traced.
+    A question with a single option has no explanation. Raises InvalidRequest if the model's residual stream is not a
+    sum, an edit is after the last block, or a prompt is too long to be traced.
     """
     for one in select(model.points, [edit.where for edit in edits or ()]):
         if one.point.rows == "outputs":
@@ -85,14 +80,30 @@ def _explain(
     edits: Sequence[Edit] | None,
 ) -> DecisionExplanation:
     scheme = decider.scheme
-    option, against = _compared(scheme, decision)
+    compared = _compared(scheme, decision)
     contents = [decider.printed(one) for one in (state, decision.question.instructions)]
-    each = [
-        _explain_reading(
-            model, _option_names(scheme, decision, reading), prompt, reading, (option, against), contents, edits
-        )
-        for prompt, reading in readings
-    ]
+
+    def of_reading(prompt: DecisionPrompt, reading: Reading) -> DecisionExplanation:
+        def record(points: Sequence[str]) -> SequenceTrace:
+            with model.trace(*points) as trace:
+                model.label_scores([prompt], edits)
+            if trace.dropped:
+                raise InvalidRequest(
+                    f"a prompt of {len(prompt.ids):,} tokens is too long to be explained: shorten the state, or leave "
+                    "explain out"
+                )
+            return trace.sequences[0]
+
+        first, *_, last = sorted(reading.marks) or [reading.position] * 2
+        sequence = record([f"{name}[tokens={first}:{last + 1}]" for name in dict.fromkeys(needed(model))])
+        names = _option_names(scheme, decision, reading)
+        readout = _readout(model, sequence, reading, [names.index(name) for name in compared])
+        parts = contributions(model, sequence, readout)
+        found = propagate(model, readout, sequence.pieces, record)
+        words = explained_words(model.tokenizer, prompt.ids[: len(found.tokens)], found.tokens, *contents)
+        return DecisionExplanation(*compared, found.logit, words, found.constant, found.rounding, parts)
+
+    each = [of_reading(*one) for one in readings]
     if len(each) == 1:
         return each[0]
     share = 1 / len(each)
@@ -105,8 +116,7 @@ def _explain(
             name = replace(part, value=0.0)
             parts[name] = parts.get(name, 0.0) + part.value * share
     return DecisionExplanation(
-        option,
-        against,
+        *compared,
         sum(one.logit for one in each) * share,
         [ExplainedWord(text, value, place, tokens) for (text, place, tokens), value in words.items()],
         sum(one.constant for one in each) * share,
@@ -127,34 +137,6 @@ def _compared(scheme: LabelScheme, decision: Decision) -> tuple[str, str]:
 
 def _rating(number: int) -> str:
     return f"rating {number}"
-
-
-def _explain_reading(
-    model: DecidingModel,
-    names: Sequence[str],
-    prompt: DecisionPrompt,
-    reading: Reading,
-    compared: tuple[str, str],
-    contents: Sequence[Content],
-    edits: Sequence[Edit] | None,
-) -> DecisionExplanation:
-    def record(points: Sequence[str]) -> SequenceTrace:
-        with model.trace(*points) as trace:
-            model.label_scores([prompt], edits)
-        if trace.dropped:
-            raise InvalidRequest(
-                f"a prompt of {len(prompt.ids):,} tokens is too long to be explained: shorten the state, or leave "
-                "explain out"
-            )
-        return trace.sequences[0]
-
-    first, *_, last = sorted(reading.marks) or [reading.position] * 2
-    sequence = record([f"{name}[tokens={first}:{last + 1}]" for name in dict.fromkeys(needed(model))])
-    readout = _readout(model, sequence, reading, [names.index(name) for name in compared])
-    parts = contributions(model, sequence, readout)
-    found = propagate(model, readout, sequence.pieces, record)
-    words = explained_words(model.tokenizer, prompt.ids[: len(found.tokens)], found.tokens, *contents)
-    return DecisionExplanation(*compared, found.logit, words, found.constant, found.rounding, parts)
 
 
 def _readout(model: TracedModel, sequence: SequenceTrace, reading: Reading, compared: Sequence[int]) -> Readout:

@@ -95,10 +95,7 @@ class OmniOptions(ScoredOptions):
 def pieces(parts: Sequence[list[int]], marks: Sequence[str], separator: str) -> list[tuple[str, list[int]]]:
     """The pieces of a template's text after the first: the mark at the start of each ("": none), and its tokens.
 
-    ``marks`` are between the ``parts``.
-
-    Raises:
-        TemplateError: a mark is not at the start of a piece.
+    ``marks`` are between the ``parts``. Raises TemplateError if a mark is not at the start of a piece.
     """
     found = list[tuple[str, list[int]]]()
     for mark, ids in zip(marks, parts[1:]):

@@ -153,9 +153,6 @@ def _text(content: Content | None) -> str:
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
-# Shared parts of the decision models that score options themselves (``option_layouts.py``).
-
-
 class DecisionModel(Struct, frozen=True):
     """The parts of a decision model that its prompts depend on. ``template`` is the Jinja source of the prompts."""
 

@@ -158,8 +158,6 @@ def _content(where: str, given: Any) -> Content:
     return content
 
 
-# The words that made an option likely (``explain.py``).
-
 WordPlace = Literal["state", "question", "prompt"]
 
 

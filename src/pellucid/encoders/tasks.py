@@ -26,8 +26,6 @@ from pellucid.trace.edits import Edit
 from pellucid.util.checks import whole
 from pellucid.util.probabilities import sigmoid, softmax
 
-# The model that the tasks of encoders need, in this process or on a cluster.
-
 
 class EncoderModel(Protocol):
     @property
@@ -224,10 +222,7 @@ def answer(
     """The ``top`` most likely answers of at most ``longest`` tokens, the most likely first.
 
     A long text is read in windows. With ``unanswerable``, "no answer" is a possible answer: its score is the lowest
-    score of the first token among the windows.
-
-    Raises:
-        ContextOverflow: the question leaves no room for the text.
+    score of the first token among the windows. Raises ContextOverflow if the question leaves no room for the text.
     """
     stride = min(STRIDE, model.inputs.context // 2 - 1)
     windows = model.inputs.windows(question, text, stride)
@@ -301,10 +296,8 @@ def tag(
 
     ``grouping`` joins tokens with the same entity, whose labels may begin with B- and I-: "none" joins no tokens,
     "simple" joins neighbouring tokens. "first", "average" and "max" first join the tokens of a word: the word has the
-    label of its first token, of the mean of its probabilities, or of the token with the highest probability.
-
-    Raises:
-        InvalidRequest: the grouping is unknown.
+    label of its first token, of the mean of its probabilities, or of the token with the highest probability. Raises
+    InvalidRequest if the grouping is unknown.
     """
     if grouping not in GROUPINGS:
         raise InvalidRequest(f"grouping={brief(grouping)}: must be one of {', '.join(GROUPINGS)}")

@@ -33,8 +33,6 @@ from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import Placement, aligned, may_place
 from pellucid.runtime.processors import Processors, core_count, machine_bytes, processors
 
-# The machine and its measured limits: bytes and int8 multiply-adds per second, measured in rounds beside workloads.
-
 # More than any cache holds. A larger buffer is read at the same rate.
 MAX_BYTES = 2 << 30
 # The number of runs that fill the caches, and of the timed runs.
@@ -48,17 +46,12 @@ class Roofs:
     """Measures the limits with its own ``threads`` threads. ``nbytes`` is the largest argument of ``read``.
 
     ``placement`` places the threads and the buffer that they read, and may be the placement of a model's threads. The
-    default is a new placement of ``threads`` threads.
-
-    Raises:
-        KernelError: a kernel did not compile.
+    default is a new placement of ``threads`` threads. Raises KernelError if a kernel did not compile.
     """
 
-    def __init__(
-        self, threads: int, nbytes: int, progress: CompileProgress | None = None, placement: Placement | None = None
-    ) -> None:
+    def __init__(self, threads: int, nbytes: int, placement: Placement | None = None) -> None:
         self.threads, self._placement = threads, placement or Placement(threads)
-        self._addresses = shared().load([READ, roof.multiply_key()], progress)
+        self._addresses = shared().load([READ, roof.multiply_key()])
         self._strips = max(min(nbytes, MAX_BYTES) // roof.STRIP, threads)
         self._data = aligned(self._strips * roof.STRIP)
         parts = [self._strips * (thread + 1) // threads * roof.STRIP for thread in range(threads)]
@@ -200,7 +193,7 @@ def facts() -> dict[str, Any]:
         "usable processors": usable.usable,
         "memory nodes": _nodes(usable),
         "threads": usable.threads,
-        "memory": _memory(),
+        "memory": f"{size / 1e9:.1f} GB" if (size := machine_bytes()) else "unknown",
         "instructions": f"{chosen.name} ({chosen.description})",
         "kernels for": isa.target().name,
         "possible": [known.name for known in isa.possible()],
@@ -236,10 +229,6 @@ def _nodes(usable: Processors) -> int | str:
     """The number of memory (NUMA) nodes, with a remark if this process cannot place weights on a node."""
     count = len(usable.nodes)
     return f"{count} (this process may not place memory on them)" if count > 1 and not may_place() else count
-
-
-def _memory() -> str:
-    return f"{size / 1e9:.1f} GB" if (size := machine_bytes()) else "unknown"
 
 
 # Profile of a step: the seconds of each operation, and the bytes and multiply-adds that it needs.

@@ -154,10 +154,8 @@ def measure_server(
     """Send the requests from ``clients`` clients, which await each response, or at a ``rate`` in requests per second.
 
     Returns the figures: tokens and requests per second, and percentiles of latencies in seconds. ``progress`` is called
-    with the number of finished requests and the number of all requests.
-
-    Raises:
-        InvalidRequest: a number is out of range, or the server cannot be reached.
+    with the number of finished requests and the number of all requests. Raises InvalidRequest if a number is out of
+    range, or the server cannot be reached.
     """
     whole("requests", load.requests, 1, MAX_REQUESTS)
     if clients is not None:

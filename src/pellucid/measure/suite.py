@@ -165,10 +165,8 @@ class SuiteOptions:
     """A user's choice of measurements. None means the defaults. A 0 in a list is skipped, so (0,) measures nothing.
 
     ``prompts`` are lengths, ``depths`` tokens of context, ``batches`` numbers of sequences that are decoded together,
-    ``tokens`` is the number of tokens to decode.
-
-    Raises:
-        InvalidRequest: a value is not an integer, or is out of range.
+    ``tokens`` is the number of tokens to decode. Raises InvalidRequest if a value is not an integer, or is out of
+    range.
     """
 
     prompts: Sequence[int] | None = None

@@ -27,8 +27,6 @@ from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.model_hash import tensor_hash
 from pellucid.weights.sources.source import DownloadProgress
 
-# The edits of a request in its receipt, and back.
-
 
 class EditLike(Protocol):
     @property
@@ -268,7 +266,7 @@ def _issuer_plain(name: str, value: Any) -> Any:
     if name == "json_schema" and hasattr(value, "model_json_schema"):  # a class of pydantic
         value = value.model_json_schema()
     try:
-        text = json.dumps(value, allow_nan=False, default=_number)
+        text = json.dumps(value, allow_nan=False, default=lambda own: own.tolist())  # of NumPy
     except (TypeError, ValueError, RecursionError):
         raise InvalidRequest(
             f"{name}={brief(value)}: a receipt can hold only plain values: leave {name} or receipt out"
@@ -281,7 +279,3 @@ def _issuer_plain(name: str, value: Any) -> Any:
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> Any:
-    return value.tolist()

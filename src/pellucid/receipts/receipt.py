@@ -371,10 +371,8 @@ def _signed(end: str) -> bytes:
 def canonical(value: Any) -> bytes:
     """JSON values as bytes that do not depend on the order of keys, white space, or the spelling of numbers.
 
-    Programs in JavaScript write 1.0 as 1, so both have the same bytes.
-
-    Raises:
-        ValueError: a number is NaN or infinite.
+    Programs in JavaScript write 1.0 as 1, so both have the same bytes. Raises ValueError if a number is NaN or
+    infinite.
     """
     text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode("ascii")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -219,16 +219,11 @@ def _last_values(llm: TracedModel, prompts: Sequence[Any], layers: Sequence[int]
 
     names = [f"blocks.{layer}.residual" for layer in layers]
     rows = list[list[NDArray[np.float32]]]()
-    for batch in _batches(prompts):
+    for first in range(0, len(prompts), TOGETHER):
         with llm.trace(*(f"{name}[tokens=-1]" for name in names)) as trace:
-            llm.generate(batch, **NEXT_TOKEN)
+            llm.generate(list(prompts[first : first + TOGETHER]), **NEXT_TOKEN)
         rows += [[sequence[name][0] for name in names] for sequence in trace.sequences]
     return np.asarray(rows, np.float64).swapaxes(0, 1)
-
-
-def _batches(prompts: Sequence[Any]) -> Iterator[list[Any]]:
-    for first in range(0, len(prompts), TOGETHER):
-        yield list(prompts[first : first + TOGETHER])
 
 
 def _principal(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -191,10 +191,11 @@ def explain(
     if of_tokens:
         by_token = token_contributions.token_contributions(model, sequence, draw.token, position=last)
     ranked = _heads(model, sequence, attributed, heads, last)
+    embedding = "embed" if "embed" in model.points else residual_points(model)[0]
     return PromptExplanation(
         prompt,
         step,
-        _pieces(sequence, _embedding(model), sequence.ids[: last + 1], sequence.pieces),
+        _pieces(sequence, embedding, sequence.ids[: last + 1], sequence.pieces),
         _pieces(sequence, SOURCE_EMBEDDING, sequence.source_ids, sequence.source_pieces),
         model.tokenizer.explain(prompt).as_dict(),
         _position(model, sequence, last),
@@ -217,7 +218,7 @@ def explain(
             first,
             list(dict.fromkeys(head.pattern for head in ranked)),
             [repr(edit) for edit in options.get("edits", ())],
-            {name: value for name, value in options.items() if _is_plain(value)},
+            {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str, type(None)))},
             attributed is not None,
         ),
     )
@@ -243,14 +244,6 @@ def _selected(model: TracedModel, first: int, step: int, names: Sequence[str]) -
     more = dict.fromkeys([*residual_points(model), *names, *patterns, *embeddings, *_position_points(model)])
     ranges = {name: "" if model.points[name].of_source else f"[tokens=:{stop}]" for name in more}
     return [*shown, *(f"{name}{ranges[name]}" for name in more if name not in known)]
-
-
-def _embedding(model: TracedModel) -> str:
-    return "embed" if "embed" in model.points else residual_points(model)[0]
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _pieces(sequence: SequenceTrace, name: str, ids: Sequence[int], pieces: Sequence[str]) -> list[ExplainedPiece]:

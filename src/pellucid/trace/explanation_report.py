@@ -18,10 +18,6 @@ from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, residual_points
 from pellucid.util.display import bar, escaped, heat, section, shade, table
 
-# An explanation as HTML without scripts, for notebooks.
-#
-# ``trace/explanation_report.py`` makes a page with scripts.
-
 Explained: TypeAlias = Any
 """A ``PromptExplanation``. This module cannot import the class, because the class's module imports this module."""
 
@@ -30,7 +26,8 @@ def sections(explained: Explained) -> str:
     parts = [_tokens("Tokens and embeddings", "text", explained.pieces)]
     if explained.source_pieces:
         parts.insert(0, _tokens("Source", "source", explained.source_pieces))
-    parts += [_positions(explained), _layers(explained)]
+    positions = ". ".join(sentence[:1].upper() + sentence[1:] for sentence in explained.position)
+    parts += [section("Positions", f"{positions}."), _layers(explained)]
     if explained.attribution is not None:
         parts.append(_attribution(explained.attribution))
     if explained.token_contributions is not None:
@@ -51,10 +48,6 @@ def _tokens(title: str, of: str, pieces: list[Any]) -> str:
         f"The tokens of the {of}, with the first components and the length of each token's embedding.",
         table(["", "piece", "id", "embedding", "length"], rows),
     )
-
-
-def _positions(explained: Explained) -> str:
-    return section("Positions", ". ".join(sentence[:1].upper() + sentence[1:] for sentence in explained.position) + ".")
 
 
 def _layers(explained: Explained) -> str:
@@ -106,7 +99,8 @@ def _heads(explained: Explained) -> str:
     pieces = [piece.text for piece in explained.pieces]
     source = [piece.text for piece in explained.source_pieces]
     maps = [
-        _map(f"head {head.name}", pattern, pieces, source if head.cross else pieces)
+        f"<h3>head {head.name}</h3>"
+        + heat(pattern, pieces, source if head.cross else pieces, f"attention of head {head.name}")
         for head, pattern in zip(explained.heads, explained.patterns)
     ]
     return section(
@@ -116,10 +110,6 @@ def _heads(explained: Explained) -> str:
         table(["head", "adds", "looks at", "", ""], rows),
         *maps,
     )
-
-
-def _map(name: str, pattern: Any, queries: list[str], keys: list[str]) -> str:
-    return f"<h3>{name}</h3>{heat(pattern, queries, keys, f'attention of {name}')}"
 
 
 def _logits(explained: Explained) -> str:

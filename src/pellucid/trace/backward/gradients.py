@@ -46,10 +46,8 @@ OF_PATTERNS = ("pattern", "scores")
 class BackwardPass:
     """The backward pass of a plan, with the ``versions`` of its buffers, to some ``points``.
 
-    It begins at the output of the plan, or at the value of the point ``start``.
-
-    Raises:
-        InvalidRequest: an operation after the first point has no product, or a point has no gradient.
+    It begins at the output of the plan, or at the value of the point ``start``. Raises InvalidRequest if an operation
+    after the first point has no product, or a point has no gradient.
     """
 
     def __init__(self, versions: Versions, points: Sequence[Point], start: Point | None = None) -> None:

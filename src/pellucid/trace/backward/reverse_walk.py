@@ -16,8 +16,6 @@ from pellucid.plan.points import Point, RowKind
 from pellucid.runtime.batch import ForwardedEdits, Probe
 from pellucid.trace.traced_model import ModelWeights
 
-# The forward run of a backward pass: records the values that the vector-Jacobian products read.
-
 NOTHING = -1
 """The version of a buffer that no operation has written."""
 
@@ -236,10 +234,8 @@ class ReverseWalk:
     """The operations that carry gradients from the versions ``starts`` down to operation ``first``.
 
     ``product_of`` gives the product of an operation. Gradients stop at the versions ``cuts``. The products of the
-    operations ``kept`` run even if nothing before them needs a gradient.
-
-    Raises:
-        InvalidRequest: an operation has no product.
+    operations ``kept`` run even if nothing before them needs a gradient. Raises InvalidRequest if an operation has no
+    product.
     """
 
     def __init__(

@@ -17,8 +17,6 @@ from pellucid.plan.points import Point
 from pellucid.trace.positions import Positions
 from pellucid.trace.selection import Selection, by_name, select
 
-# The columns of an activation dataset: a column for each point, and columns that say which token a row belongs to.
-
 TEXTS, POSITIONS, TOKEN_IDS = "texts", "positions", "token_ids"
 """Columns of every dataset: the number of a row's text, the position in its text, and the id of its token.
 

@@ -56,10 +56,8 @@ class ShardLayout:
 class ShardWriter:
     """Writes the shard ``path``. Methods may be called from several threads.
 
-    ``convert`` makes the final file from the complete safetensors file (None: it is the final file).
-
-    Raises:
-        InvalidRequest: the file cannot be written.
+    ``convert`` makes the final file from the complete safetensors file (None: it is the final file). Raises
+    InvalidRequest if the file cannot be written.
     """
 
     def __init__(self, path: Path, layout: ShardLayout, convert: Callable[[Path, Path], object] | None = None) -> None:

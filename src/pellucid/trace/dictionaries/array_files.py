@@ -115,8 +115,6 @@ class StatedConfig(Struct, frozen=True):
             raise self.error(field, f" contradicts the arrays, which are {found!r}: correct it, or use the other files")
 
 
-# Arrays of safetensors and npz files. Neither is trusted: names, types, shapes, sizes and numbers are checked.
-
 MOST_VALUES = 1 << 33
 """Maximum number of values of an array."""
 MOST_EXPANSION = 64
@@ -220,10 +218,8 @@ class NpzArrays:
 def take(file: ArrayFile, name: str, shape: Sequence[int | None], *, missing: Any = None) -> Any:
     """An array of a file as finite float32, or ``missing`` if it is given and the file does not have the array.
 
-    ``shape`` has the sizes that the array must have; None: any size from 1 on.
-
-    Raises:
-        FileFormatError: the array is missing, has another shape, or has NaN or infinite values.
+    ``shape`` has the sizes that the array must have; None: any size from 1 on. Raises FileFormatError if the array is
+    missing, has another shape, or has NaN or infinite values.
     """
     if name not in file.shapes and missing is not None:
         return missing

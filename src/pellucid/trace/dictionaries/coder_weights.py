@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
-from pellucid.trace.dictionaries.array_files import FLOATS, SafetensorsArrays, check_shape, finite, take
+from pellucid.trace.dictionaries.array_files import FLOATS, ArrayFile, SafetensorsArrays, check_shape, finite, take
 from pellucid.trace.transformer_lens_names import hooks_of
 from pellucid.weights.pack import decode_blocks, stored_as
 
@@ -328,6 +328,29 @@ class CoderWeights(Struct, frozen=True, kw_only=True):
     input_bias: Values | None = None
     skip: Values | None = None
     normalization: str = "none"
+
+
+def coder_of(
+    file: ArrayFile,
+    hooks: tuple[str, tuple[str, ...]],
+    encoder: Values,
+    decoder: DecoderRows,
+    activation: FeatureActivation,
+    biases: tuple[str, str] = ("b_enc", "b_dec"),
+    **more: Any,
+) -> CoderWeights:
+    """A coder that reads and writes ``hooks``, with the arrays ``biases`` of its file. ``more`` are further fields."""
+    return CoderWeights(
+        path=file.path,
+        reads=hooks[0],
+        writes=hooks[1],
+        encoder=encoder,
+        encoder_bias=take(file, biases[0], (len(encoder),)),
+        decoder=decoder,
+        decoder_bias=take(file, biases[1], (decoder.shape[2],)),
+        activation=activation,
+        **more,
+    )
 
 
 class Given(Struct, frozen=True):

@@ -272,7 +272,6 @@ def _numbers(coder: SparseCoder, feature: Features) -> NDArray[np.int64]:
 # Dictionaries of a server by name: "NAME=PATH", "PATH", "FOLDER" of dictionaries, or "NAME=PATH,reads=HOOK".
 
 NAME = re.compile(r"[\w][\w.-]{0,63}")
-HOOKS = ("reads", "writes")
 MOST = 256
 """Maximum number of dictionaries of a model."""
 
@@ -286,7 +285,8 @@ def named_dictionaries(given: Sequence[str], model: TracedModel) -> Mapping[str,
     """
     opened = dict[str, Dictionary]()
     for text in given:
-        path, hooks = _hooks(text)
+        path, *stated = re.split(r",(?=(?:reads|writes)=)", text)
+        hooks = dict(one.split("=", 1) for one in stated)
         for name, one in _named(path):
             if not NAME.fullmatch(name) or name in opened or len(opened) >= MOST:
                 reason = "is given twice" if name in opened else "must have letters, digits, _, - and . alone"
@@ -295,11 +295,6 @@ def named_dictionaries(given: Sequence[str], model: TracedModel) -> Mapping[str,
                 raise InvalidRequest(f"dictionaries={brief(text)}: the name {brief(name)} {reason}: give NAME=PATH")
             opened[name] = Dictionary.open(one, model, reads=hooks.get("reads"), writes=hooks.get("writes"))
     return opened
-
-
-def _hooks(text: str) -> tuple[str, dict[str, str]]:
-    first, *others = re.split(rf",(?=(?:{'|'.join(HOOKS)})=)", text)
-    return first, dict(other.split("=", 1) for other in others)
 
 
 def _named(text: str) -> Iterator[tuple[str, Path]]:

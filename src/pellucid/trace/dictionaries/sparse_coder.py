@@ -196,8 +196,6 @@ def _norm_weights(read: HookedPoint, model: TracedModel, weights: CoderWeights) 
     return found.astype(np.float32)
 
 
-# Functions of edits: they change features of a sparse coder, or replace values by their reconstruction.
-
 Change = Callable[[Values], Values]
 """From activations (n, features) to new activations."""
 

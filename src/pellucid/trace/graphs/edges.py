@@ -15,8 +15,6 @@ from pellucid.trace.graphs.local_run import Injection, LocalRun
 from pellucid.trace.graphs.neurons import LayerUnits, Numbers, Units, by_row
 from pellucid.trace.graphs.targets import GraphTarget
 
-# The sources of edges: values whose contributions to targets are measured, each in some columns of the edges.
-
 
 class EdgeSource(Protocol):
     """Values of one kind and layer."""
@@ -158,17 +156,16 @@ def _all(run: LocalRun, starts: dict[int, int]) -> dict[int, Units]:
 
 def _largest(scores: dict[int, NDArray[np.float32]], most: int) -> dict[int, Numbers]:
     """The indices of the ``most`` largest scores that are not 0, by layer."""
-    best = {layer: _best(own, most) for layer, own in scores.items()}
+    best = {
+        layer: np.arange(len(own)) if len(own) <= most else np.argpartition(-own, most)[:most]
+        for layer, own in scores.items()
+    }
     flat = np.concatenate([scores[layer][own] for layer, own in best.items()])
     kept = np.zeros(len(flat), bool)
     kept[np.argsort(-flat, kind="stable")[:most]] = True
     kept &= flat > 0
     ends = np.cumsum([len(own) for own in best.values()])
     return {layer: np.sort(own[kept[end - len(own) : end]]) for (layer, own), end in zip(best.items(), ends.tolist())}
-
-
-def _best(scores: NDArray[np.float32], most: int) -> Numbers:
-    return np.arange(len(scores)) if len(scores) <= most else np.argpartition(-scores, most)[:most]
 
 
 class Attributions:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,34 +66,30 @@ class RecordedPattern(FrozenPattern):
         return keys.start, self._pattern[:, start:stop, keys.start : keys.stop]
 
 
-class ScoreTerms(NamedTuple):
-    """The terms of softmax(softcap(scale · q Kᵀ)), with the scores of sinks (H,) or None."""
-
-    scale: float
-    softcap: float
-    sinks: NDArray[np.float64] | None
-
-
 class ComputedPattern(FrozenPattern):
-    def __init__(self, q: Rows, k: Rows, mask: AttentionMask, terms: ScoreTerms) -> None:
+    """The pattern softmax(softcap(scale · q Kᵀ)) of queries (T, H, K), keys (T, G, K), and ``sinks`` (H,) or None."""
+
+    def __init__(
+        self, q: Rows, k: Rows, mask: AttentionMask, scale: float, softcap: float, sinks: NDArray[np.float64] | None
+    ) -> None:
         self._q, self._k = q.swapaxes(0, 1), k.swapaxes(0, 1)
-        self.mask, self._terms = mask, terms
+        self.mask, self._scale, self._softcap, self._sinks = mask, scale, softcap, sinks
 
     def rows(self, start: int, stop: int) -> tuple[int, Rows]:
-        keys, terms = self.keys(start, stop), self._terms
+        keys = self.keys(start, stop)
         (H, _, K), G = self._q.shape, len(self._k)
         q = self._q[:, start:stop].reshape(G, -1, K)
-        scores = np.matmul(q, self._k[:, keys.start : keys.stop].swapaxes(1, 2)) * np.float32(terms.scale)
+        scores = np.matmul(q, self._k[:, keys.start : keys.stop].swapaxes(1, 2)) * np.float32(self._scale)
         scores = scores.reshape(H, stop - start, len(keys))
-        if terms.softcap:
-            cap = np.float32(terms.softcap)
+        if self._softcap:
+            cap = np.float32(self._softcap)
             scores = cap * np.tanh(scores / cap)
         for number, position in enumerate(range(start, stop)):
             seen = self.mask.seen(position)
             scores[:, number, : seen.start - keys.start] = -np.inf
             scores[:, number, seen.stop - keys.start :] = -np.inf
         top = scores.max(-1, keepdims=True)
-        sinks = None if terms.sinks is None else terms.sinks.astype(np.float32)[:, None, None]
+        sinks = None if self._sinks is None else self._sinks.astype(np.float32)[:, None, None]
         top = top if sinks is None else np.maximum(top, sinks)
         weights = np.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
@@ -115,8 +111,8 @@ def frozen_pattern(op: Operation, values: Values, *, recorded: bool) -> FrozenPa
     q, k = values.values["q"], values.values["k"]
     sinks = op.fields["sinks"]
     own = vector_of(values.weights, sinks, H) if isinstance(sinks, Vector) else None
-    terms = ScoreTerms(number_of(op, "scale"), number_of(op, "softcap"), own)
-    return ComputedPattern(q[:T, : H * K].reshape(T, H, K), k[:T, : G * K].reshape(T, G, K), mask, terms)
+    q, k = q[:T, : H * K].reshape(T, H, K), k[:T, : G * K].reshape(T, G, K)
+    return ComputedPattern(q, k, mask, number_of(op, "scale"), number_of(op, "softcap"), own)
 
 
 def refuse_biases(op: Operation) -> None:
@@ -135,10 +131,8 @@ GATES = ("sigmoid",)
 def frozen_product_of(op: Operation, *, recorded_patterns: bool = True) -> KernelProduct:
     """The product of an operation in the local replacement model.
 
-    Without ``recorded_patterns`` attentions compute their patterns again.
-
-    Raises:
-        InvalidRequest: the operation has none.
+    Without ``recorded_patterns`` attentions compute their patterns again. Raises InvalidRequest if the operation has
+    none.
     """
     name = products.FORMS.get(op.kernel.name, op.kernel.name)
     if name == "activation" and op.kernel["kind"] in GATES:

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from pellucid.trace.export import NEGATIVE, POSITIVE, library
 from pellucid.util.display import visible
 
-# `GraphNode`: a node of an attribution graph.
-
 
 class NeuronPlace(NamedTuple):
     """The place of a neuron's value: its ``number`` at the hook point ``point``, of a chosen ``expert`` or None."""
@@ -68,8 +66,6 @@ class GraphNode(NamedTuple):
             return f"{self.kind}{'' if self.layer is None else f' {self.layer}'} at {self.position}"
         return f"{self.kind} {self.layer}.{self.text or self.number} at {self.position}"
 
-
-# An attribution graph as a picture with matplotlib, and in Neuronpedia's format.
 
 MARKS = {"embedding": "s", "position": "s", "logit": "D", "head": "^", "error": "x"}
 """The shape of each kind of node; units are circles."""

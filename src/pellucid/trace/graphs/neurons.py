@@ -305,8 +305,6 @@ def before_rounding(versions: Versions, version: Version) -> Version:
     return version
 
 
-# Active features of transcoders as the units of an attribution graph.
-
 CHUNK = 4096
 """Number of features whose vectors are in memory at once."""
 LINEAR = ("ReLU", "JumpReLU", "top-k", "groupmax")

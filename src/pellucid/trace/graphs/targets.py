@@ -50,10 +50,8 @@ def graph_targets(
 ) -> list[GraphTarget]:
     """The targets for the last ``logits`` (V,): the given target or tokens, or the ``count`` most likely tokens.
 
-    ``x`` (D,) is the output of the last norm.
-
-    Raises:
-        InvalidRequest: the target has no gradient, or a text is not a single token.
+    ``x`` (D,) is the output of the last norm. Raises InvalidRequest if the target has no gradient, or a text is not a
+    single token.
     """
     if callable(target):
         return [_of_function(model, logits, x, target)]

@@ -23,20 +23,10 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
 from pellucid.trace.export import Axis, Exportable, LabelledArray
-from pellucid.trace.lenses.targets import Readout, token_readout
+from pellucid.trace.lenses.targets import Readout, through_norm, token_readout
 from pellucid.trace.trace import SequenceTrace
-from pellucid.trace.traced_model import (
-    DECISION_NORM,
-    ModelWeights,
-    TracedModel,
-    backward_of_norm,
-    read,
-    stream_points,
-    token_of,
-)
+from pellucid.trace.traced_model import DECISION_NORM, ModelWeights, TracedModel, read, stream_points, token_of
 from pellucid.util.checks import index
-
-# The parts that write the residual stream at one position, and their contributions along a direction.
 
 ATTENTIONS = ("attention", "cross")
 """The attentions of a block: to the tokens of the text, and to the tokens of a source."""
@@ -147,11 +137,9 @@ class AttributedPosition:
 
     def _through_norm(self, part: StreamPart, before: NDArray[np.float64]) -> tuple[StreamPart, NDArray[np.float64]]:
         """A norm of the stream with the contribution of its bias, and the direction at its input ``before``."""
-        norm, width = self._norm(part.point), len(before)
-        bias = self.weights.vector(f"{part.point}.bias", width, 0.0) if norm.has_bias else np.zeros(width)
-        weight = self.weights.vector(f"{part.point}.weight", width, 1.0)
-        through = backward_of_norm(norm, weight, before, part.direction)
-        return part._replace(value=float(part.direction @ bias)), through
+        norm = self._norm(part.point)
+        through, constant = through_norm(self.weights, norm, part.point, before, part.direction)
+        return part._replace(value=constant), through
 
     def _norm(self, point: str) -> Norm:
         spec = self.model.spec
@@ -229,15 +217,11 @@ class AttributedPosition:
 
     def _through(self, prefix: str, layer: int, direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         """The direction at the output of a block's part, and the constant that a norm after the part adds."""
-        block, width = self.model.spec.blocks[layer], len(direction)
+        block = self.model.spec.blocks[layer]
         through = direction * block.residual_scale
         if not block.norms_outputs:
             return through, 0.0
-        slot, constant = f"{prefix}.post_norm", 0.0
-        if block.norm.has_bias:
-            constant = float(through @ self.weights.vector(f"{slot}.bias", width, 0.0))
-        weight = self.weights.vector(f"{slot}.weight", width, 1.0)
-        return backward_of_norm(block.norm, weight, self._row(f"{prefix}.output"), through), constant
+        return through_norm(self.weights, block.norm, f"{prefix}.post_norm", self._row(f"{prefix}.output"), through)
 
 
 @dataclass(frozen=True, repr=False)
@@ -305,16 +289,10 @@ class Attribution(Exportable):
 
 def needed(model: TracedModel) -> list[str]:
     """The points that the lens reads. Raises InvalidRequest if the model has several residual streams."""
-    return [*stream_points(model), *gathered_points(model).values(), *_outputs(model), *_of_experts(model)]
-
-
-def _outputs(model: TracedModel) -> list[str]:
-    return [f"{stage}.output" for stage in gathered_points(model)]
-
-
-def _of_experts(model: TracedModel) -> list[str]:
+    gathered, mixtures = gathered_points(model), mixtures_of(model)
     names = ("experts", "expert_weights", "experts.output", "output")
-    return [f"blocks.{layer}.feedforward.{name}" for layer in mixtures_of(model) for name in names]
+    of_experts = [f"blocks.{layer}.feedforward.{name}" for layer in mixtures for name in names]
+    return [*stream_points(model), *gathered.values(), *(f"{stage}.output" for stage in gathered), *of_experts]
 
 
 def attribute(

@@ -209,7 +209,7 @@ def causal_trace(
     window, samples = whole("window", window, 1, len(model.spec.blocks)), whole("samples", samples, 1, 1000)
     names = layers_with(model, kind)
     source = read(model, prompt, [*names.values(), "embed", LAST_LOGITS])
-    place = f"embed[tokens={_quoted(text('subject', subject))}]"
+    place = f"embed[tokens={json.dumps(text('subject', subject), ensure_ascii=False)}]"
     texts = TokenTexts(source.ids, model.tokenizer.piece)
     rows = len(select(model.points, [place])[0].resolve(texts, None).tokens)
     random, width = np.random.default_rng(seed), model.spec.embedding.width
@@ -233,10 +233,6 @@ def causal_trace(
     mean = np.mean([one.values for one in found], 0), float(np.mean([one.unedited for one in found]))
     whole_run = Sweep(mean[0], found[0].axes, mean[1], found[0].pieces)
     return whole_run.scaled(whole_run.unedited, clean)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _refuse_lengths(clean: int, corrupted: int) -> None:

@@ -25,14 +25,13 @@ from pellucid.model.spec import Attention, FeedForward, Norm
 from pellucid.trace.budget import BUDGET
 from pellucid.trace.export import Exportable, LabelledArray, token_axis
 from pellucid.trace.lenses.attribution import target
-from pellucid.trace.lenses.targets import Readout
+from pellucid.trace.lenses.targets import Readout, through_norm
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import (
     DECISION_NORM,
     DECISION_TYPES,
     ModelWeights,
     TracedModel,
-    backward_of_norm,
     first_block,
     read,
     stream_points,
@@ -277,10 +276,9 @@ class Backward:
         self.gradient[rows] = self._norm(decision.norm, DECISION_NORM, before, gradient)
 
     def _norm(self, norm: Norm, slot: str, x: Rows, gradient: Rows) -> Rows:
-        width = x.shape[-1]
-        if norm.has_bias:
-            self.constant += float((gradient @ self._weights.vector(f"{slot}.bias", width, 0.0)).sum())
-        return backward_of_norm(norm, self._weights.vector(f"{slot}.weight", width, 1.0), x, gradient)
+        through, constant = through_norm(self._weights, norm, slot, x, gradient)
+        self.constant += constant
+        return through
 
     def _linear(self, slot: str, gradient: Rows) -> Rows:
         """The gradient (T, N) at the input of a matrix product, from the gradient at its output."""

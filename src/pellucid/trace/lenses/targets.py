@@ -32,8 +32,6 @@ from pellucid.trace.traced_model import (
     unembedding,
 )
 
-# Targets: functions of the logits (V,) after the last token, and linear functions of the residual stream.
-
 Logits = NDArray[np.float32]
 Target = Callable[[Logits], float]
 
@@ -149,6 +147,14 @@ Rows = NDArray[np.float64]
 NEARLY_ONE = 1 - 2.0**-25
 
 
+def through_norm(weights: ModelWeights, norm: Norm | None, slot: str, x: Rows, gradient: Rows) -> tuple[Rows, float]:
+    """The gradient at the input ``x`` (..., D) of a norm with a fixed scale, and the contribution of its bias."""
+    width, constant = x.shape[-1], 0.0
+    if norm is not None and norm.has_bias:
+        constant = float((gradient @ weights.vector(f"{slot}.bias", width, 0.0)).sum())
+    return backward_of_norm(norm, weights.vector(f"{slot}.weight", width, 1.0), x, gradient), constant
+
+
 class Readout(Struct, frozen=True):
     """The model's own ``logit`` before a soft-cap (or a difference of logits), and its linear form.
 
@@ -169,8 +175,8 @@ def token_readout(
 
     ``logits`` (V,) are the logits there. ``sequence`` needs the last residual stream at the position.
     """
-    spec, width = model.spec, model.spec.embedding.width
-    weights, x = ModelWeights(model.checkpoint, model.model), _last(model, sequence, at)
+    spec, weights = model.spec, ModelWeights(model.checkpoint, model.model)
+    x = _last(model, sequence, at)
     row, logit = unembedding(spec, weights, token), float(uncapped(model, logits[[token]])[0])
     if against is not None:
         row = row - unembedding(spec, weights, against)
@@ -180,11 +186,8 @@ def token_readout(
     if spec.head.bias:
         bias = weights.values("project.bias").astype(np.float64) * spec.head.scale
         constant += float(bias[token] - (bias[against] if against is not None else 0.0))
-    norm = spec.final_norm
-    if norm is not None and norm.has_bias:
-        constant += float(row @ weights.vector("norm.bias", width, 0.0))
-    direction = backward_of_norm(norm, weights.vector("norm.weight", width, 1.0), x, row)
-    return Readout(logit, constant, {at: direction}, "project")
+    direction, of_norm = through_norm(weights, spec.final_norm, "norm", x, row)
+    return Readout(logit, constant + of_norm, {at: direction}, "project")
 
 
 def mark_readout(model: TracedModel, sequence: SequenceTrace, mark: int, against: int) -> Readout:

@@ -26,6 +26,7 @@ from pellucid.trace.dictionaries.coder_weights import (
     Given,
     JumpRelu,
     block_of_hook,
+    coder_of,
     decoder_of,
 )
 from pellucid.weights.json_files import read_json
@@ -52,16 +53,8 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     vectors = np.ascontiguousarray(take(file, names.get("W_dec", "W_dec"), (F, None)))
     if not np.allclose(take(file, "scaling_factor", (F,), missing=1.0), 1):
         raise FileFormatError(path, "scaling_factor", "finetuned scaling factors are not read")
-    coder = CoderWeights(
-        path=path,
-        reads=reads,
-        writes=(writes,),
-        encoder=encoder,
-        encoder_bias=take(file, "b_enc", (F,)),
-        decoder=ArrayRows(vectors.reshape(F, 1, -1)),
-        decoder_bias=take(file, "b_dec", (vectors.shape[1],)),
-        activation=JumpRelu(take(file, "threshold", (F,))),
-    )
+    activation = JumpRelu(take(file, "threshold", (F,)))
+    coder = coder_of(file, (reads, (writes,)), encoder, ArrayRows(vectors.reshape(F, 1, -1)), activation)
     refuse_unused(file, "JumpReLU, the activation of Gemma Scope")
     return "SAE" if reads == writes else "transcoder", [coder]
 
@@ -150,17 +143,8 @@ def _coder(
     decoder = decoder_of(file, "w_dec", F, outputs, first)
     skip = "affine_skip_connection"
     affine = config.flag("affine_connection", skip in file.shapes)
-    coder = CoderWeights(
-        path=file.path,
-        reads=reads,
-        writes=writes,
-        encoder=encoder,
-        encoder_bias=take(file, "b_enc", (F,)),
-        decoder=decoder,
-        decoder_bias=take(file, "b_dec", (decoder.shape[2],)),
-        activation=JumpRelu(take(file, "threshold", (F,))),
-        skip=take(file, skip, (D, decoder.shape[2])).T if affine else None,
-    )
+    matrix = take(file, skip, (D, decoder.shape[2])).T if affine else None
+    coder = coder_of(file, (reads, writes), encoder, decoder, JumpRelu(take(file, "threshold", (F,))), skip=matrix)
     refuse_unused(file, f"architecture=jump_relu and affine_connection={affine} ({CONFIG})")
     return coder
 

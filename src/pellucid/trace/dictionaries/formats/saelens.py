@@ -27,6 +27,7 @@ from pellucid.trace.dictionaries.coder_weights import (
     ScaledRows,
     TopKActivation,
     block_of_hook,
+    coder_of,
     decoder_of,
 )
 from pellucid.util.probabilities import exponentials
@@ -269,15 +270,13 @@ def read_sparsify(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]
     reads, writes = given.hooks(path, f"{name}.input" if transcodes and name.endswith("mlp") else name, name)
     if config.flag("signed"):
         raise config.error("signed", ": signed activations are not read")
-    coder = CoderWeights(
-        path=path,
-        reads=reads,
-        writes=(writes,),
-        encoder=encoder,
-        encoder_bias=take(file, "encoder.bias", (F,)),
-        decoder=decoder,
-        decoder_bias=take(file, "b_dec", (width,)),
-        activation=TopKActivation(k) if kind == "topk" else GroupMax(k),
+    coder = coder_of(
+        file,
+        (reads, (writes,)),
+        encoder,
+        decoder,
+        TopKActivation(k) if kind == "topk" else GroupMax(k),
+        ("encoder.bias", "b_dec"),
         input_bias=None if transcodes else np.asarray(take(file, "b_dec", (D,))),
         skip=take(file, "W_skip", (width, D)) if config.flag("skip_connection") else None,
     )
