@@ -43,57 +43,17 @@ if TYPE_CHECKING:
     from pellucid.trace.linear_probe import LinearProbe
     from pellucid.trace.recorded_run import RecordedRun
 
-__all__ = [
-    "ActivationDataset",
-    "ControlVector",
-    "Dictionary",
-    "JacobianLens",
-    "LinearProbe",
-    "RecordedRun",
-    "RegisteredVectors",
-    "ablate",
-    "ablation_sweep",
-    "add",
-    "attribute",
-    "attribution_graph",
-    "attribution_patch",
-    "call",
-    "causal_trace",
-    "check_graph",
-    "difference",
-    "divergence",
-    "features",
-    "forbid_expert",
-    "forbid_token",
-    "force_expert",
-    "force_token",
-    "gradients",
-    "head_scores",
-    "heads_between",
-    "integrated_gradients",
-    "knockout_sweep",
-    "label_lens",
-    "log_probability",
-    "logit_difference",
-    "logit_lens",
-    "mask",
-    "neighbours",
-    "patch_sweep",
-    "path_patch",
-    "position_of",
-    "probability",
-    "promoted_tokens",
-    "relevance",
-    "replace",
-    "rollout",
-    "scale",
-    "similarity",
-    "sweep",
-    "token_contributions",
-    "top_examples",
-    "vector_of",
-    "word_map",
-]
+__all__ = ["ActivationDataset", "Dictionary", "RecordedRun"]
+__all__ += ["ControlVector", "JacobianLens", "LinearProbe", "RegisteredVectors"]
+__all__ += ["ablate", "add", "call", "mask", "replace", "scale"]
+__all__ += ["forbid_expert", "forbid_token", "force_expert", "force_token"]
+__all__ += ["attribute", "label_lens", "logit_lens", "relevance", "token_contributions"]
+__all__ += ["features", "head_scores", "heads_between", "position_of", "rollout", "top_examples"]
+__all__ += ["difference", "neighbours", "similarity", "vector_of", "word_map"]
+__all__ += ["ablation_sweep", "causal_trace", "knockout_sweep", "patch_sweep", "path_patch", "sweep"]
+__all__ += ["divergence", "log_probability", "logit_difference", "probability"]
+__all__ += ["attribution_patch", "gradients", "integrated_gradients"]
+__all__ += ["attribution_graph", "check_graph", "promoted_tokens"]
 
 _LAZY = {
     "edits": (
