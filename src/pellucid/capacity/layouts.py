@@ -21,13 +21,11 @@ from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import groups_of, page_counts
 from pellucid.runtime.prefix_cache import default_bytes
 
-USABLE = 0.9
-"""Fraction of a machine's memory that a model may use."""
+USABLE = 0.9  # fraction of a machine's memory that a model may use
 MAX_STAGES = 64
 BATCH = 16
 """Sequences in the predicted throughput of many sequences; fewer if the machine has too little memory for all."""
-DEPTH = 1024
-"""Tokens of context whose keys and values a decode step reads; at most half of the model's context."""
+DEPTH = 1024  # tokens of context whose keys and values a decode step reads; at most half of the model's context
 PROCESS_BYTES = 300e6  # bytes of a process beside weights and cache
 
 

@@ -15,16 +15,11 @@ from pellucid.measure.roofs import Roofs, machine_rates
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.util.checks import real, whole
 
-# Bytes of the buffer that is read to measure the read rate.
-READ = 1 << 30
-# Default network of 10 Gbit/s: seconds of a hop, bytes per second.
-LATENCY, BANDWIDTH = 50e-6, 1.25e9
-# Maximum number of machines of a kind, and of cores of a machine.
-MAX_MACHINES, MAX_CORES = 1_000_000, 4096
-# Maximum number of kinds of machines in a file, and of bytes of the file.
-MAX_KINDS, MAX_FILE_BYTES = 32, 1 << 20
-# Minimum rate in GB/s and in GMAC/s.
-MIN_RATE = 1e-3
+READ = 1 << 30  # bytes of the buffer that is read to measure the read rate
+LATENCY, BANDWIDTH = 50e-6, 1.25e9  # default network of 10 Gbit/s: seconds of a hop, bytes per second
+MAX_MACHINES, MAX_CORES = 1_000_000, 4096  # maximum number of machines of a kind, and of cores of a machine
+MAX_KINDS, MAX_FILE_BYTES = 32, 1 << 20  # maximum number of kinds of machines in a file, and of bytes of the file
+MIN_RATE = 1e-3  # minimum rate in GB/s and in GMAC/s
 FILE_FORMAT = (
     '{"machines": [{"name": "a", "count": 4, "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, '
     '"multiply_gmac_per_s": 3000}], "link": {"latency_us": 50, "gbit_per_s": 10}}'

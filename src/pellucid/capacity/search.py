@@ -12,10 +12,8 @@ from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.kernels.attention.kv_layout import PAGE
 
-# Minimum requests of a simulation.
-MIN_REQUESTS = 200
-# Minimum requests of a simulation whose requests take long to simulate.
-MIN_SLOW_REQUESTS = 16
+MIN_REQUESTS = 200  # minimum requests of a simulation
+MIN_SLOW_REQUESTS = 16  # minimum requests of a simulation whose requests take long to simulate
 MAX_SLICE, MIN_SLICE = 64, 8
 """Maximum number of simulated replicas. A larger fleet is treated as several equal slices, and one slice is simulated.
 
@@ -28,11 +26,9 @@ MIN_LIFETIMES, MAX_EXCESS = 5, 2
 
 It has at most ``MAX_EXCESS`` times as many requests as the budget.
 """
-# Simulated seconds of warm-up, and of measurement.
-WARM_UP, SECONDS = 30.0, 60.0
+WARM_UP, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
 MAX_REPLICAS = 100_000
-# Relative precision of the number of replicas.
-PRECISION = 0.02
+PRECISION = 0.02  # relative precision of the number of replicas
 INGRESS_TOKENS = 25_000
 """Tokens per second that an ingress process forwards (``bench/cluster.py ingress``, on a core of Zen 4)."""
 INGRESS_SHARE = 0.7  # planned utilization of an ingress process

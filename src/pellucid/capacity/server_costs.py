@@ -28,12 +28,10 @@ from pellucid.serve.server import Settings, create_app, listen
 NAME = "measured"
 FEW_CLIENTS, MANY_CLIENTS = 1, 8
 PROMPT, TOKENS = 48, 48
-REQUESTS = 5
-"""Requests of each client."""
+REQUESTS = 5  # requests of each client
 PLAIN = {"prompt_lookup": False}
 """Options of the requests. Prompt lookup is off, because its drafts need real text, and the simulation has none."""
-START_SECONDS = 10.0
-"""Maximum seconds until the server is up."""
+START_SECONDS = 10.0  # maximum seconds until the server is up
 
 
 def with_server(

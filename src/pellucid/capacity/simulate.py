@@ -100,10 +100,8 @@ class Session:
         self.text += range(start, start + count)
 
 
-# Minimum seconds to refuse a request.
-REFUSAL_SECONDS = 0.001
-# Number of replicas behind one server process.
-REPLICAS_PER_INGRESS = 16
+REFUSAL_SECONDS = 0.001  # minimum seconds to refuse a request
+REPLICAS_PER_INGRESS = 16  # number of replicas behind one server process
 OVERLOAD = 400
 """Maximum mean number of requests per replica. Above it, a simulation ends as overloaded: no goal is reachable."""
 

@@ -23,8 +23,7 @@ from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
 from pellucid.runtime.cached_sequence import CachedSequence
 
-MAX_PAGES = 1 << 15
-"""Maximum number of pages of a group, which hold two million tokens."""
+MAX_PAGES = 1 << 15  # maximum number of pages of a group, which hold two million tokens
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,10 @@ SHALLOW, DEEP = PAGE + 1, 16 * PAGE + 1
 The whole pages are in the prefix cache, so all sequences begin to decode together.
 """
 DEEP_ROWS, MIN_CONTEXT = 8, 160
-# Generated tokens of a measured sequence, and repetitions of a measurement.
-DECODED, ROUNDS = 32, 5
+DECODED, ROUNDS = 32, 5  # generated tokens of a measured sequence, and repetitions of a measurement
 QUIET_SHARE = 0.8  # processor share below which a machine is busy
-# Minimum seconds of a step without its attention.
-MIN_STEP = 1e-6
-# Seconds of one noise value, and of all noise values.
-NOISE_SECONDS, NOISE_TOTAL = 0.05, 6.0
+MIN_STEP = 1e-6  # minimum seconds of a step without its attention
+NOISE_SECONDS, NOISE_TOTAL = 0.05, 6.0  # seconds of one noise value, and of all noise values
 MEMORY_SHARE, INT8_SHARE = 0.75, 0.6
 """Fractions of the memory and int8 roofs that estimates assume. Measured models reach about these fractions."""
 Progress = Callable[[int, int, str], object]

@@ -38,8 +38,7 @@ from pellucid.weights.checkpoint import Checkpoint
 #
 # Source: ``fill_task_d1omni`` in llama.cpp's tools/server/server-decision.cpp.
 
-TOKENS = 16384
-"""Maximum number of tokens of a prompt in the model's training."""
+TOKENS = 16384  # maximum number of tokens of a prompt in the model's training
 START = "<<d1omni:"
 SEPARATOR, STATE, QUESTION, OPTION = (f"{START}{name}>>" for name in ("sep", "state", "question", "option"))
 """Marks: between the pieces of the prompt, and at the start of the pieces whose length is limited."""
@@ -129,8 +128,7 @@ def pieces(parts: Sequence[list[int]], marks: Sequence[str], separator: str) -> 
 # Source: ``build_head`` in llama.cpp's src/models/clef.cpp.
 
 Rows = NDArray[np.float32]
-TINY = 1e-12
-"""The least length that a vector is divided by."""
+TINY = 1e-12  # the least length that a vector is divided by
 
 
 class JointScorer:

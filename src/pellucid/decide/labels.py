@@ -43,10 +43,8 @@ TEMPLATE = "tokenizer.chat_template.systemone"
 CONFIG_FILE, TEMPLATE_FILE = "decision.json", "decision_template.jinja"
 HEAD_FILES = ("head.safetensors", "readout.safetensors")
 """Files of models whose options are scored by a head of their own (Jev), instead of the logits of labels."""
-MARKED = "marked"
-"""The type of the models of transformers, whose templates mark the positions that are read."""
-Bands = Sequence[tuple[str, int]]
-"""Names of ranges of the number of options, each with its largest number."""
+MARKED = "marked"  # the type of the models of transformers, whose templates mark the positions that are read
+Bands = Sequence[tuple[str, int]]  # names of ranges of the number of options, each with its largest number
 BANDS: Bands = (("2", 2), ("3_5", 5), ("6_10", 10), ("11", 255))
 
 
@@ -169,8 +167,7 @@ def _template(path: Path) -> str:
 # Sources: ``server_decision_context`` in llama.cpp's tools/server/server-decision.cpp (``init``, ``d1_labels``,
 # ``n_variants``, ``n_outputs``); ``transformers.decision.template_utils``, version 5.24.
 
-RATINGS = 9
-"""Ratings of a yes/no question in the scheme "lev": 0 is certainly no, 8 certainly yes."""
+RATINGS = 9  # ratings of a yes/no question in the scheme "lev": 0 is certainly no, 8 certainly yes
 
 
 class Label(Struct, frozen=True):

@@ -188,8 +188,7 @@ class MarkedOptions(ScoredOptions):
 # Sources: ``fill_task`` and ``decision_kev_render`` in llama.cpp's tools/server/server-decision.cpp, ``send_decision``
 # in tools/server/server-context.cpp.
 
-END = "<|box_end|>"
-"""The control token at the end of an option."""
+END = "<|box_end|>"  # the control token at the end of an option
 WHITE = " \t\n\r"
 
 

@@ -149,8 +149,7 @@ def _takes_none(inputs: Inputs, instruction: str) -> InvalidRequest:
 # product with a token of the document (Khattab and Zaharia 2020, ColBERT).
 
 MOST = 1 << 31
-PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")
-"""Tasks whose models compare two texts."""
+PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")  # tasks whose models compare two texts
 
 
 class RankedDocument(Struct, frozen=True):

@@ -31,8 +31,7 @@ from pellucid.weights.catalogue import find
 from pellucid.weights.quant.format import Format, lookup
 from pellucid.weights.safetensors import INDEX_NAME, weight_files
 
-FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")
-"""The formats of the listed sizes."""
+FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")  # the formats of the listed sizes
 DEFAULT_FORMAT = "Q4_K"
 
 

@@ -35,10 +35,8 @@ from pellucid.runtime.processors import Processors, core_count, machine_bytes, p
 
 # More than any cache holds. A larger buffer is read at the same rate.
 MAX_BYTES = 2 << 30
-# The number of runs that fill the caches, and of the timed runs.
-WARM, TIMES = 3, 16
-# These rounds take a quarter of a millisecond or more.
-MULTIPLY_ROUNDS = 100_000
+WARM, TIMES = 3, 16  # the number of runs that fill the caches, and of the timed runs
+MULTIPLY_ROUNDS = 100_000  # these rounds take a quarter of a millisecond or more
 READ = KernelKey("roof.read")
 
 
@@ -233,10 +231,8 @@ def _nodes(usable: Processors) -> int | str:
 
 # Profile of a step: the seconds of each operation, and the bytes and multiply-adds that it needs.
 
-# A round repeats a short step until these seconds have passed.
-ROUND_SECONDS = 0.05
-# The number of whole steps before each profiled step.
-WARM_STEPS = 2
+ROUND_SECONDS = 0.05  # a round repeats a short step until these seconds have passed
+WARM_STEPS = 2  # the number of whole steps before each profiled step
 
 
 @dataclass(frozen=True)

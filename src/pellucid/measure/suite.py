@@ -26,12 +26,10 @@ from pellucid.runtime.batch import STEP_SEQUENCES, Chunk
 from pellucid.util.checks import whole
 
 PROMPTS, DEPTHS, BATCHES, TOKENS = (128, 512, 2048), (16, 1024), (4, 16), 64
-# Tokens of a sentence, and sentences of a batch.
-SENTENCE, SENTENCES = 32, 16
+SENTENCE, SENTENCES = 32, 16  # tokens of a sentence, and sentences of a batch
 # Sentences are repeated up to this number of tokens, so that a run takes a measurable time.
 SENTENCE_TOKENS = 1024
-# The largest number of tokens that an option accepts.
-MAX_TOKENS = 1 << 24
+MAX_TOKENS = 1 << 24  # the largest number of tokens that an option accepts
 
 
 @contextlib.contextmanager

@@ -229,8 +229,7 @@ class ReceiptIssuer:
         return issued(draft, run, text, self._signer)
 
 
-STOPPING = "a probe may end the text"
-"""A reason to refuse a receipt."""
+STOPPING = "a probe may end the text"  # a reason to refuse a receipt
 
 
 def refuse_receipt(options: Options, why: str) -> None:

@@ -154,8 +154,7 @@ LINK = 8  # bytes of each h[i] in a receipt
 MAX_BYTES = 64 << 20  # of a file
 MAX_TOKENS = 1 << 22
 MAX_SEQUENCES = 256
-SAFE_INTEGER = 1 << 53
-"""Programs in JavaScript keep integers below this number exact."""
+SAFE_INTEGER = 1 << 53  # programs in JavaScript keep integers below this number exact
 LABEL = b"pellucid receipt 1\n"
 
 Hash: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

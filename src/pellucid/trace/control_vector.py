@@ -32,13 +32,11 @@ from pellucid.util.checks import real, whole
 if TYPE_CHECKING:
     from pellucid.trace.traced_model import TracedModel
 
-ARCHITECTURE = "controlvector"
-"""The ``general.architecture`` of a GGUF file with a control vector."""
+ARCHITECTURE = "controlvector"  # the ``general.architecture`` of a GGUF file with a control vector
 DIRECTION = re.compile(r"direction\.(\d{1,5})")
 MAX_SCALE = 1000.0
 MAX_LAYERS = 1 << 16
-TOGETHER = 32
-"""Number of prompts whose values ``contrast`` records in one trace."""
+TOGETHER = 32  # number of prompts whose values ``contrast`` records in one trace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -245,8 +243,7 @@ def _principal(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 MAX_FILES = 10_000
-MAX_STEERED = 16
-"""Maximum number of control vectors of a request."""
+MAX_STEERED = 16  # maximum number of control vectors of a request
 
 
 class Control(NamedTuple):

@@ -36,8 +36,7 @@ MOST_TOP = 50
 MOST_STEP = 1 << 20
 SHOWN_PATTERNS = 6
 MOST_LOOKED_AT = 3
-SOURCE_EMBEDDING = "encoder.embed"
-"""The point with the embeddings of a source's tokens."""
+SOURCE_EMBEDDING = "encoder.embed"  # the point with the embeddings of a source's tokens
 
 
 class ExplainedModel(TracedModel, Protocol):

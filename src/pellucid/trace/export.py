@@ -27,8 +27,7 @@ from pellucid.util.display import visible
 MOST_BARS, MOST_LABELS, MOST_MAPS = 24, 64, 16
 """Limits of a plot: bars, labels on an axis (of more, some are left out), and heat maps beside each other."""
 POSITIVE, NEGATIVE = "#206ebe", "#c85028"
-LIGHT_TEXT = 0.6
-"""The text of a heat map is white on cells above this share of the largest value, which are dark."""
+LIGHT_TEXT = 0.6  # the text of a heat map is white on cells above this share of the largest value, which are dark
 
 
 class Axis(NamedTuple):

@@ -112,8 +112,7 @@ def _floats(path: Path, tensor: Tensor, raw: bytes) -> NDArray[np.float32]:
 # A file is safetensors with the tensors ``weights`` (D,) and ``bias`` (1 number; missing: 0), and the metadata
 # ``point`` ("blocks.12.residual") and ``sigmoid`` ("true" or "false").
 
-MAX_PROBES = 64
-"""Maximum number of probes of a request."""
+MAX_PROBES = 64  # maximum number of probes of a request
 MAX_NAME = 100  # characters
 LARGEST = 1e30
 

@@ -158,8 +158,7 @@ def viewed(rows: Rows, view: View, *, heads: bool) -> NDArray[np.float32]:
 #
 # A target must have a ``gradient``, as the targets of ``trace/lenses/targets.py`` have.
 
-BUDGET = 4 << 30
-"""Default limit of the bytes of recorded values."""
+BUDGET = 4 << 30  # default limit of the bytes of recorded values
 
 
 @dataclass(frozen=True, repr=False)

@@ -144,8 +144,7 @@ Matrix = NDArray[np.float32]
 SKIPPED, LENGTH = 16, 128
 """Defaults of the reference code: positions that are left out at the start, and tokens of a text."""
 BUDGET = 4 << 30
-GRADIENT_BYTES = 1 << 26
-"""Size of the gradients of one value for all numbers of a backward pass."""
+GRADIENT_BYTES = 1 << 26  # size of the gradients of one value for all numbers of a backward pass
 MOST_BYTES = 64 << 30
 PREFIX, TEXTS = "jacobian.", "pellucid.texts"
 TORCH_ENDINGS = (".pt", ".pth")

@@ -16,8 +16,7 @@ from pellucid.plan.points import Point, RowKind
 from pellucid.runtime.batch import ForwardedEdits, Probe
 from pellucid.trace.traced_model import ModelWeights
 
-NOTHING = -1
-"""The version of a buffer that no operation has written."""
+NOTHING = -1  # the version of a buffer that no operation has written
 
 
 class Version(NamedTuple):

@@ -28,8 +28,7 @@ TYPES: Mapping[str, np.dtype[Any]] = {
     "bfloat16": np.dtype("<u2"),  # the bits of bfloat16, which NumPy does not have
     "int32": np.dtype("<i4"),
 }
-DTYPES = ("float32", "float16", "bfloat16")
-"""The types of stored values."""
+DTYPES = ("float32", "float16", "bfloat16")  # the types of stored values
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32"}
 LARGEST_FLOAT16 = 65504.0
 

@@ -245,8 +245,7 @@ def run_of(path: Path) -> str | None:
     return run if isinstance(run, str) else None
 
 
-SHARD_BYTES = 256_000_000
-"""The usual size of a shard, in bytes."""
+SHARD_BYTES = 256_000_000  # the usual size of a shard, in bytes
 LEAST_SHARD, MOST_SHARD = 1 << 10, 1 << 40
 MOST_PARTS = 100_000
 

@@ -28,8 +28,7 @@ from pellucid.weights.safetensors import header_of
 # has computed them, in any order, and a shard takes no memory. The file has the name ``NAME.part`` until it is complete
 # and on disk. So a file with its final name is complete, whenever the process was killed.
 
-KEY = "pellucid.activations"
-"""The entry of a shard's metadata that describes its run, as JSON."""
+KEY = "pellucid.activations"  # the entry of a shard's metadata that describes its run, as JSON
 PART = ".part"
 CHUNK = 1 << 20
 
@@ -175,8 +174,7 @@ def mapped(path: Path, layout: ShardLayout) -> Mapping[str, NDArray[Any]]:
 #
 # The file is made from the complete safetensors file of the shard, some rows at a time.
 
-GROUP_BYTES = 16 << 20
-"""Bytes of a row group, which is in memory while it is written."""
+GROUP_BYTES = 16 << 20  # bytes of a row group, which is in memory while it is written
 
 
 def check_parquet(dtype: str) -> None:

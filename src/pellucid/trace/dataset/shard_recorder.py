@@ -37,8 +37,7 @@ from pellucid.trace.traced_model import OpenedModel
 
 MOST_TOKENS = 1 << 18
 """Maximum number of tokens that a shard's texts have, so that an interruption loses little work."""
-REPORTED = 1024
-"""Texts between two reports of progress."""
+REPORTED = 1024  # texts between two reports of progress
 
 
 class Corpus(Protocol):
@@ -147,10 +146,8 @@ class CorpusReader:
 # thread writes the values, so that the steps do not wait for the disk, and another thread hashes complete shards and
 # brings them to the disk.
 
-PIECE = 1 << 13
-"""Tokens of the texts of a task: several steps."""
-TASKS = 2
-"""Number of tasks that run at once."""
+PIECE = 1 << 13  # tokens of the texts of a task: several steps
+TASKS = 2  # number of tasks that run at once
 WAITING = 1 << 28
 """Maximum size of the values that wait to be written. Further steps wait too."""
 

@@ -115,8 +115,7 @@ class StatedConfig(Struct, frozen=True):
             raise self.error(field, f" contradicts the arrays, which are {found!r}: correct it, or use the other files")
 
 
-MOST_VALUES = 1 << 33
-"""Maximum number of values of an array."""
+MOST_VALUES = 1 << 33  # maximum number of values of an array
 MOST_EXPANSION = 64
 """Maximum ratio of an array's bytes to its compressed bytes. Weights hardly compress."""
 

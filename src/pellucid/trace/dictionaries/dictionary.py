@@ -28,8 +28,7 @@ from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import real, whole
 from pellucid.util.registry import discover
 
-PLACE = Path("arrays")
-"""The name of the dictionary in messages."""
+PLACE = Path("arrays")  # the name of the dictionary in messages
 
 
 def _floats(name: str, values: NDArray[Any], shape: tuple[int | None, ...]) -> NDArray[np.float32]:
@@ -43,8 +42,7 @@ def _floats(name: str, values: NDArray[Any], shape: tuple[int | None, ...]) -> N
     return found
 
 
-MOST_CHANGED = 1024
-"""Maximum number of features of an edit."""
+MOST_CHANGED = 1024  # maximum number of features of an edit
 Features = int | Sequence[int]
 
 
@@ -272,8 +270,7 @@ def _numbers(coder: SparseCoder, feature: Features) -> NDArray[np.int64]:
 # Dictionaries of a server by name: "NAME=PATH", "PATH", "FOLDER" of dictionaries, or "NAME=PATH,reads=HOOK".
 
 NAME = re.compile(r"[\w][\w.-]{0,63}")
-MOST = 256
-"""Maximum number of dictionaries of a model."""
+MOST = 256  # maximum number of dictionaries of a model
 
 
 def named_dictionaries(given: Sequence[str], model: TracedModel) -> Mapping[str, Dictionary]:

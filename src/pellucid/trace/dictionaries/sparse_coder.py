@@ -25,10 +25,8 @@ from pellucid.trace.traced_model import ModelWeights, RowProduct, TracedModel
 
 Values = NDArray[np.float32]
 Numbers = NDArray[np.int64]
-CHUNK = 64
-"""Maximum number of rows that are encoded at once, which bounds the memory of the activations."""
-LEAST_WEIGHT = 1e-6
-"""Minimum magnitude of a norm's weight that values are divided by."""
+CHUNK = 64  # maximum number of rows that are encoded at once, which bounds the memory of the activations
+LEAST_WEIGHT = 1e-6  # minimum magnitude of a norm's weight that values are divided by
 
 
 class ActiveFeatures(NamedTuple):
@@ -196,8 +194,7 @@ def _norm_weights(read: HookedPoint, model: TracedModel, weights: CoderWeights) 
     return found.astype(np.float32)
 
 
-Change = Callable[[Values], Values]
-"""From activations (n, features) to new activations."""
+Change = Callable[[Values], Values]  # from activations (n, features) to new activations
 
 
 class ChangedFeatures:

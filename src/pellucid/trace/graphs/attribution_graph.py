@@ -70,10 +70,8 @@ def influences(edges: Rows, columns: Numbers, weights: NDArray[np.float64]) -> I
 Promoted = Mapping[int, Sequence[tuple[str, float]]]
 """The tokens that nodes promote, with values, by the number of the node."""
 UNITS = ("feature", "neuron", "head")
-NAMED = 12
-"""Number of nodes with a name in a picture."""
-ROOTS = ("embedding", "logit")
-"""Kinds of nodes that pruning keeps."""
+NAMED = 12  # number of nodes with a name in a picture
+ROOTS = ("embedding", "logit")  # kinds of nodes that pruning keeps
 
 
 class GraphEdge(NamedTuple):

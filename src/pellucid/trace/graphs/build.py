@@ -40,16 +40,12 @@ from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import boolean, real, whole
 
-BUDGET = 4 << 30
-"""Default limit of the bytes of recorded values, and of edges."""
+BUDGET = 4 << 30  # default limit of the bytes of recorded values, and of edges
 MOST_NODES = 1 << 17
-CANDIDATES = 16
-"""The number of candidates for each node of the graph."""
+CANDIDATES = 16  # the number of candidates for each node of the graph
 LEAST_CANDIDATES = 1 << 14
-HEADS_SHARE = 4
-"""The number of nodes for each head, if heads are nodes."""
-RANKED_AFTER = 4
-"""The number of passes after which units are ranked again."""
+HEADS_SHARE = 4  # the number of nodes for each head, if heads are nodes
+RANKED_AFTER = 4  # the number of passes after which units are ranked again
 Told = Callable[[int, int], object]
 
 

@@ -33,8 +33,7 @@ from pellucid.trace.backward.reverse_walk import KernelProduct, Rows, Values, nu
 #
 # The patterns of a long prompt do not fit into memory: 6,000 tokens have 144 MB for each head. Queries and keys do.
 
-BLOCK = 256
-"""Number of queries whose patterns are used at once."""
+BLOCK = 256  # number of queries whose patterns are used at once
 
 
 class FrozenPattern:
@@ -124,8 +123,7 @@ def refuse_biases(op: Operation) -> None:
         )
 
 
-GATES = ("sigmoid",)
-"""Activations that gate a value, and are frozen."""
+GATES = ("sigmoid",)  # activations that gate a value, and are frozen
 
 
 def frozen_product_of(op: Operation, *, recorded_patterns: bool = True) -> KernelProduct:

@@ -70,8 +70,7 @@ class GraphNode(NamedTuple):
 MARKS = {"embedding": "s", "position": "s", "logit": "D", "head": "^", "error": "x"}
 """The shape of each kind of node; units are circles."""
 MOST_EDGES = 600
-SPREAD = 0.7
-"""Share of the width of a token that its nodes in a block take."""
+SPREAD = 0.7  # share of the width of a token that its nodes in a block take
 
 
 class DrawnGraph(NamedTuple):

@@ -52,10 +52,8 @@ Returns the gradient that continues, or None.
 """
 
 
-TABLES = "embed", "per_layer.embed"
-"""The points of vectors that are looked up by token."""
-GRADIENT_BYTES = 1 << 28
-"""Maximum size of the gradients of a value for all targets of a pass."""
+TABLES = "embed", "per_layer.embed"  # the points of vectors that are looked up by token
+GRADIENT_BYTES = 1 << 28  # maximum size of the gradients of a value for all targets of a pass
 MOST_COPIES = 64
 
 

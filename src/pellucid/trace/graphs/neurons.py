@@ -105,8 +105,7 @@ def by_row(rows: Numbers) -> Iterator[tuple[int, slice]]:
 
 # Neurons as the units of an attribution graph: the values after the activation of a dense feed-forward.
 
-ROWS_TOGETHER = 512
-"""Number of rows of a matrix product that reads a feed-forward backwards."""
+ROWS_TOGETHER = 512  # number of rows of a matrix product that reads a feed-forward backwards
 
 
 class NeuronUnits(Struct, frozen=True):
@@ -305,8 +304,7 @@ def before_rounding(versions: Versions, version: Version) -> Version:
     return version
 
 
-CHUNK = 4096
-"""Number of features whose vectors are in memory at once."""
+CHUNK = 4096  # number of features whose vectors are in memory at once
 LINEAR = ("ReLU", "JumpReLU", "top-k", "groupmax")
 """Activations that are linear in the input where they are not 0."""
 

@@ -23,8 +23,7 @@ from pellucid.util.checks import whole
 #
 # The mean does not change any probability. Without the mean, an edge to a logit would also show effects on all logits.
 
-FEW = 8
-"""Up to this number of logits, a gradient reads only their rows of the head's matrix."""
+FEW = 8  # up to this number of logits, a gradient reads only their rows of the head's matrix
 
 
 class GraphTarget(NamedTuple):

@@ -17,11 +17,9 @@ from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import items, whole
 
-MOST_ACTIVE = 1 << 27
-"""Maximum number of activations of a table."""
+MOST_ACTIVE = 1 << 27  # maximum number of activations of a table
 MOST_EXAMPLES = 1000
-SHOWN = 24
-"""Number of features of an exported table or a plot."""
+SHOWN = 24  # number of features of an exported table or a plot
 
 
 class FeatureValue(NamedTuple):

@@ -243,16 +243,13 @@ def uncapped(model: TracedModel, logits: NDArray[np.float32]) -> NDArray[np.floa
 #
 # The copies run in batches, and share the blocks and tokens before their edits (``engine/edited_copies.py``).
 
-Copy: TypeAlias = Edit | Sequence[Edit]
-"""The edits of a copy."""
-MOST = 1 << 20
-"""Maximum number of copies of a sweep."""
+Copy: TypeAlias = Edit | Sequence[Edit]  # the edits of a copy
+MOST = 1 << 20  # maximum number of copies of a sweep
 BY_TOKEN = ("token", "key", "query")
 """Names of axes whose values are positions. Their labels are the texts of the tokens."""
 
 
-LETTERS = {"layer": "L", "head": "H", "token": "T", "query": "T", "key": "T'"}
-"""The letters of axes."""
+LETTERS = {"layer": "L", "head": "H", "token": "T", "query": "T", "key": "T'"}  # the letters of axes
 PLURALS = {"copy": "copies", "query": "queries"}
 
 

@@ -59,8 +59,7 @@ OF_METADATA = (
 )
 """Fields that version 6 has in ``metadata``."""
 LARGEST_LOGARITHM = 80
-NORM_BLOCK = 4096
-"""Number of vectors whose norms are computed at once."""
+NORM_BLOCK = 4096  # number of vectors whose norms are computed at once
 
 
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
