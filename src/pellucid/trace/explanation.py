@@ -126,6 +126,7 @@ class PromptExplanation:
         return f"PromptExplanation({self.prompt!r} → {self.text!r}, {size})"
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
         names = ("prompt", "step", "pieces", "source_pieces", "tokenization", "position", "layers", "attribution")
         return {
             **json_fields(self, *names, "token_contributions", "heads", "patterns", "alternatives"),

@@ -304,6 +304,7 @@ class TokenAttribution(Exportable):
         return heat(self.values[None], [""], self.pieces, "contribution by token")
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
         return json_fields(self, "pieces", "values", "value", "baseline")
 
 

@@ -275,6 +275,7 @@ class Attribution(Exportable):
         return table(["part", "adds"], rows, f"{self!r}")
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
         return {
             "token": self.token_id,
             "piece": self.token,

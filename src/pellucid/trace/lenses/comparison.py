@@ -51,6 +51,7 @@ class RunDifference:
         return next((point for point in self.points if point.relative > least), None)
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
         return json_fields(self, "pieces", "points")
 
 

@@ -39,6 +39,7 @@ class HeadScores(Exportable):
         return f"HeadScores(best heads: {', '.join(best)})"
 
     def labelled(self, *names: str) -> list[LabelledArray]:
+        """The scores of the given kinds, of all kinds by default. Raises InvalidRequest for another kind."""
         return super().labelled(*(names or KINDS))
 
     def _values(self) -> list[LabelledArray]:

@@ -107,6 +107,7 @@ class LogitLens(Exportable):
         return table(["after", *self.pieces], rows, f"the logit lens: the likeliest {what}")
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
         names = ("layers", "tokens", "pieces", "characters", "ids", "probabilities", "texts", "entropy", "agreement")
         return json_fields(self, *names, "wanted", "ranks")
 
@@ -269,6 +270,7 @@ class LabelLens(Exportable):
         return table(["after", *self.labels], rows, "the label lens: the scores of the labels")
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
         return json_fields(self, "layers", "labels", "logits", "scores")
 
 

@@ -68,6 +68,7 @@ class TokenContributions:
         return sorted(found, key=lambda one: -abs(one.value))
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
         return json_fields(self, "pieces", "tokens", "source_pieces", "source", "rest", "logit")
 
 
