@@ -52,7 +52,7 @@ class BackwardPass:
 
     def __init__(self, versions: Versions, points: Sequence[Point], start: Point | None = None) -> None:
         plan = versions.plan
-        self.plan, self.points = plan, list(points)
+        self.versions, self.plan, self.points = versions, plan, list(points)
         for point in points:
             if point.kind not in ("value", *OF_PATTERNS) or point.dtype != "float32":
                 raise InvalidRequest(f"point={point.name}: it has no gradient: choose a value, a pattern or scores")
@@ -67,10 +67,6 @@ class BackwardPass:
         patterns = [point.operation for point in points if point.kind in OF_PATTERNS]
         self._walk = ReverseWalk(versions, [self._last], first, product_of, kept=patterns)
         self.needs = self._walk.needs(self.recorded.values())
-
-    @property
-    def versions(self) -> Versions:
-        return self._walk.versions
 
     def run(
         self, tapes: Sequence[Tape], seeds: NDArray[np.float32], weights: ModelWeights

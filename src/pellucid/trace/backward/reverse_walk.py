@@ -40,10 +40,6 @@ class Versions:
     def read(self, number: int, buffer: str) -> Version:
         return self._read[number][buffer]
 
-    def index_of(self, version: Version) -> int:
-        """The index of the buffer among the buffers that its writer writes."""
-        return self.plan.operations[version.writer].writes.index(version.buffer)
-
     def rows(self, version: Version) -> RowKind:
         return self.plan.operations[version.writer].rows
 
@@ -81,8 +77,9 @@ class Tape(ForwardedEdits):
         self.rows: Mapping[RowKind, int] = {"tokens": tokens, "outputs": tokens - first_output}
         taps, self._columns, widths = (list[Tap](), dict[Version, tuple[RowKind, slice]](), dict[RowKind, int]())
         for version in needs.values:
-            index, kind = versions.index_of(version), versions.rows(version)
-            view = versions.plan.operations[version.writer].views[index]
+            op, kind = versions.plan.operations[version.writer], versions.rows(version)
+            index = op.writes.index(version.buffer)
+            view = op.views[index]
             assert view is not None
             parts = view.parts if view.places else 1  # the parts of a token have rows of their own
             taps += [Tap(version.writer, 0, view.width, index, part) for part in range(parts)]

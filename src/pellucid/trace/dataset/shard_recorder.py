@@ -271,7 +271,7 @@ class ShardRecorder:
         self, probe: SequenceProbe, own: OpenShard, first: int, rows: str, positions: range, block: NDArray[np.float32]
     ) -> None:
         with self._room:
-            self._room.wait_for(lambda: self._has_room(block.nbytes))
+            self._room.wait_for(lambda: self._ended or not self._waiting or self._waiting + block.nbytes <= WAITING)
             try:
                 put = self._rows.submit(self._put, probe, own.writer, first, rows, positions, block)
             except RuntimeError as error:  # the recording has ended
@@ -279,9 +279,6 @@ class ShardRecorder:
                 return
             self._waiting += block.nbytes
             own.puts.append(put)
-
-    def _has_room(self, size: int) -> bool:
-        return self._ended or not self._waiting or self._waiting + size <= WAITING
 
     def _put(
         self,

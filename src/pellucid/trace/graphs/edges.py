@@ -35,10 +35,7 @@ class RowVectors:
     def __init__(self, vectors: Mapping[Version, Rows]) -> None:
         self.versions = tuple(vectors)
         self._vectors = {version: np.ascontiguousarray(own, np.float32) for version, own in vectors.items()}
-
-    @property
-    def count(self) -> int:
-        return len(self._vectors[self.versions[0]])
+        self.count = len(self._vectors[self.versions[0]])
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         own = self._vectors[version][: gradient.shape[1]]
@@ -49,12 +46,8 @@ class UnitVectors:
     """The vectors (n, O, D) of units at the tokens ``rows``, in order, which write to O versions."""
 
     def __init__(self, versions: Sequence[Version], rows: Numbers, vectors: Rows) -> None:
-        self.versions = tuple(versions)
+        self.versions, self.count = tuple(versions), len(rows)
         self._rows, self._vectors = rows, [np.ascontiguousarray(own) for own in vectors.swapaxes(0, 1)]
-
-    @property
-    def count(self) -> int:
-        return len(self._rows)
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         vectors = self._vectors[self.versions.index(version)]
@@ -78,10 +71,7 @@ class HeadVectors:
 
     def __init__(self, version: Version, rows: Numbers, heads: Numbers, values: Rows) -> None:
         self.versions, self.rows, self.heads, self._values = (version,), rows, heads, values
-
-    @property
-    def count(self) -> int:
-        return len(self.rows)
+        self.count = len(rows)
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         count = int(np.searchsorted(self.rows, gradient.shape[1]))

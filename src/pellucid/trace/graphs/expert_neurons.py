@@ -85,18 +85,10 @@ class OpenedExperts:
         self._shared = None if own.shared is None else own.shared.open(tape)
         ones = np.ones((len(self._ids), 1), np.float32)
         self._gate = ones if own.gate is None else opened_gate(tape.value(own.gate))
-
-    @property
-    def _of_chosen(self) -> int:
-        return self._own.chosen * self._own.width
-
-    @property
-    def _of_token(self) -> int:
-        return self._of_chosen + (0 if self._shared is None else self._shared.count // len(self._ids))
-
-    @property
-    def count(self) -> int:
-        return len(self._ids) * self._of_token
+        # The units of a token: of its chosen experts, then of the shared expert.
+        self._of_chosen = C * F
+        self._of_token = C * F + (0 if self._shared is None else self._shared.count // len(self._ids))
+        self.count = len(self._ids) * self._of_token
 
     def before(self, row: int) -> int:
         return row * self._of_token

@@ -81,7 +81,7 @@ class LocalRun:
         if model.spec.task != "generate" or model.spec.head is None or model.spec.encoder:
             raise InvalidRequest("an attribution graph needs a language model without an encoder")
         ids: list[int] = list(model.inputs.prompt(prompt))
-        self.model, self.ids, self.weights = model, ids, model.float_weights
+        self.model, self.ids, self.tokens, self.weights = model, ids, len(ids), model.float_weights
         self.versions, self._points = model.plan_versions, model.points
         stream = written_points(model)
         tables = [name for name in TABLES if name in self._points]
@@ -119,10 +119,6 @@ class LocalRun:
         tape, self.logits = self.model.taped(self.ids, self.versions, needs, edits)
         self.tape = tape
         self.opened: dict[int, OpenedUnits] = {layer: own.open(self.tape) for layer, own in self.layers.items()}
-
-    @property
-    def tokens(self) -> int:
-        return len(self.ids)
 
     @property
     def last(self) -> NDArray[np.float32]:

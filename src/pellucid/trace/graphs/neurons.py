@@ -167,11 +167,8 @@ class OpenedNeurons:
         count = int(neurons.weights.values(neurons.matrices["down"].slot).shape[1])
         self._inputs = {name: tape.value(version)[:, :count] for name, version in neurons.inputs.items()}
         self._values: Rows = tape.value(neurons.hidden)[:, :count]
+        self.count = int(self._values.size)
         self._gates = None if threshold is None else tape.value(threshold.gates)[:, :count]
-
-    @property
-    def count(self) -> int:
-        return int(self._values.size)
 
     def before(self, row: int) -> int:
         return int(row * self._values.shape[1])
@@ -343,10 +340,7 @@ class Features:
 class OpenedFeatures:
     def __init__(self, coder: SparseCoder, writes: tuple[Version, ...], active: Units) -> None:
         self._coder, self._writes, self._active = coder, writes, active
-
-    @property
-    def count(self) -> int:
-        return len(self._active.rows)
+        self.count = len(active.rows)
 
     def before(self, row: int) -> int:
         return int(np.searchsorted(self._active.rows, row))
