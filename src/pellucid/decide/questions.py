@@ -15,6 +15,7 @@ from pellucid.errors.messages import brief, shown
 from pellucid.tokenize.chat.conversation import refuse_other_than_text, template_variables
 from pellucid.trace.export import json_fields
 from pellucid.util import checks
+from pellucid.util.display import escaped, shade
 from pellucid.util.probabilities import mean_level, softmax
 
 if TYPE_CHECKING:
@@ -227,8 +228,6 @@ class DecisionExplanation:
         return cls(**{**fields, "words": words, "parts": parts})
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import escaped, shade
-
         largest = max((abs(one.value) for one in self.words), default=0.0)
         words = "".join(
             f'<span title="{one.value:+.3f}" style="margin:1px;{shade(one.value, largest)}">{escaped(one.text)}</span> '

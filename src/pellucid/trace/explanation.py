@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.sample.chain import Draw, TokenTrace, likeliest
-from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded
+from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded, sections
 from pellucid.trace.export import json_fields
 from pellucid.trace.lenses import attribution, token_contributions
 from pellucid.trace.lenses.attribution import Attribution
@@ -143,8 +143,6 @@ class PromptExplanation:
         return replace(run, notes=[*self.notes, *run.notes]).html()
 
     def _repr_html_(self) -> str:
-        from pellucid.trace.explanation_report import sections
-
         return sections(self)
 
 

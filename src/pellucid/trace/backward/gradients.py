@@ -34,6 +34,7 @@ from pellucid.trace.lenses.targets import Sweep, Target, gradient_of, refuse_no_
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import ModelWeights, TracedModel, read
 from pellucid.util.checks import whole
+from pellucid.util.display import heat
 
 # The backward pass: the vector-Jacobian products of a plan's operations, in reverse order.
 #
@@ -295,8 +296,6 @@ class TokenAttribution(Exportable):
         return [LabelledArray("attribution", self.values, (token_axis(self.pieces),))]
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import heat
-
         return heat(self.values[None], [""], self.pieces, "contribution by token")
 
     def as_dict(self) -> dict[str, Any]:

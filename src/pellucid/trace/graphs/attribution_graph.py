@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, reason
 from pellucid.trace.export import Axis, Exportable, LabelledArray
-from pellucid.trace.graphs.graph_files import GraphNode
+from pellucid.trace.graphs.graph_files import DrawnGraph, GraphNode, document, draw
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import real, whole
+from pellucid.util.display import table
 
 # The influence of nodes on the targets of a graph, over all paths (Ameisen et al. 2025).
 #
@@ -245,8 +246,6 @@ class AttributionGraph(Exportable):
 
         Raises: InvalidRequest if matplotlib is not installed.
         """
-        from pellucid.trace.graphs.graph_files import DrawnGraph, draw
-
         units = [self.nodes.index(node) for node, _ in self.top(len(self.nodes)) if node.kind in UNITS]
         drawn = DrawnGraph(
             self.pieces, self.nodes, self.targets, self.edges, self.edge_influence, self.layers, units[:NAMED]
@@ -254,8 +253,6 @@ class AttributionGraph(Exportable):
         return draw(drawn, ax)
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import table
-
         rows = [
             (node.name, self.pieces[node.position], round(share, 4), round(node.activation, 3))
             for node, share in self.top(20)
@@ -268,8 +265,6 @@ class AttributionGraph(Exportable):
         ``slug`` names the graph, and ``scan`` the model and its transcoders. ``promoted`` are the tokens that nodes
         promote, from ``promoted_tokens``.
         """
-        from pellucid.trace.graphs.graph_files import document
-
         rows, sources = np.nonzero(self.edges)
         weights = self.edges[rows, sources].tolist()
         links = list(zip(sources.tolist(), self.targets[rows].tolist(), weights))

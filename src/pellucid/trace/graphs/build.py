@@ -39,6 +39,7 @@ from pellucid.trace.lenses.targets import Target, uncapped
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import boolean, real, whole
+from pellucid.util.display import table
 
 BUDGET = 4 << 30  # default limit of the bytes of recorded values, and of edges
 MOST_NODES = 1 << 17
@@ -216,8 +217,6 @@ class GraphCheck(Exportable):
         return [LabelledArray(name, getattr(self, name), axes) for name in ("predicted", "measured")]
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import table
-
         order = np.argsort(-np.abs(self.measured), kind="stable")[:20].tolist()
         rows = [(self.nodes[at].name, self.predicted[at], self.measured[at]) for at in order]
         return table(["node", "predicted change", "measured change"], rows, repr(self))

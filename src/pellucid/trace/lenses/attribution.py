@@ -27,6 +27,7 @@ from pellucid.trace.lenses.targets import Readout, through_norm, token_readout
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import DECISION_NORM, ModelWeights, TracedModel, read, stream_points, token_of
 from pellucid.util.checks import index
+from pellucid.util.display import shade, table
 
 ATTENTIONS = ("attention", "cross")
 """The attentions of a block: to the tokens of the text, and to the tokens of a source."""
@@ -268,8 +269,6 @@ class Attribution(Exportable):
         return [LabelledArray("contribution", values, axes, columns)]
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import shade, table
-
         largest = max(abs(contribution.value) for contribution in self.contributions)
         rows = [[part.name, (round(part.value, 3), shade(part.value, largest))] for part in self.ranked()[:20]]
         return table(["part", "adds"], rows, f"{self!r}")

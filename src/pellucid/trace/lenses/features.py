@@ -16,6 +16,7 @@ from pellucid.trace.export import Axis, Exportable, LabelledArray, plotted, valu
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import items, whole
+from pellucid.util.display import table
 
 MOST_ACTIVE = 1 << 27  # maximum number of activations of a table
 MOST_EXAMPLES = 1000
@@ -57,8 +58,6 @@ class FeatureTable(Exportable):
         )
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import table
-
         rows = [
             (position, piece, ", ".join(f"{own.feature} ({own.activation:.3g})" for own in self.top(position, 5)))
             for position, piece in enumerate(self.pieces)

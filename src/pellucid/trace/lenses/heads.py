@@ -18,6 +18,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.trace.export import Exportable, LabelledArray, numbered
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
+from pellucid.util.display import heat
 
 LONGEST = 1024
 
@@ -48,8 +49,6 @@ class HeadScores(Exportable):
         return [LabelledArray(kind, getattr(self, kind), axes) for kind in KINDS]
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import heat
-
         layers, heads = self.previous.shape
         names = [str(layer) for layer in range(layers)], [str(head) for head in range(heads)]
         return "".join(f"<h4>{kind}</h4>{heat(getattr(self, kind), *names, f'{kind} heads')}" for kind in KINDS)

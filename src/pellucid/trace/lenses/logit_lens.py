@@ -18,6 +18,7 @@ from pellucid.trace.export import Axis, Exportable, LabelledArray, json_fields, 
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
 from pellucid.util.checks import index, whole
+from pellucid.util.display import shade, table
 from pellucid.util.probabilities import exponentials
 
 # The logit lens: the prediction of the model if it ended after a block (nostalgebraist 2020).
@@ -97,8 +98,6 @@ class LogitLens(Exportable):
         return super().plot(name, ax=ax)
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import shade, table
-
         rows: list[list[Any]] = []
         for layer, name in enumerate(self.layers):
             likeliest = [self.top(layer, position)[0] for position in range(len(self.pieces))]
@@ -261,8 +260,6 @@ class LabelLens(Exportable):
         return [LabelledArray("score", self.scores, axes), LabelledArray("logit", self.logits, axes)]
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import shade, table
-
         rows: list[list[Any]] = [
             [name.removesuffix(".residual"), *((f"{score:.3f}", shade(score, 1.0)) for score in own)]
             for name, own in zip(self.layers, self.scores.tolist())

@@ -31,6 +31,7 @@ from pellucid.trace.traced_model import (
     token_of,
     unembedding,
 )
+from pellucid.util.display import heat
 
 Logits = NDArray[np.float32]
 Target = Callable[[Logits], float]
@@ -311,8 +312,6 @@ class Sweep(Exportable):
 
     def _repr_html_(self) -> str:
         """The changes of the target as heat maps: a map for each value of the axes before the last two."""
-        from pellucid.util.display import heat
-
         names = list(self.axes)
         if len(names) == 1:
             return heat((self.values - self.unedited)[None], [""], self.labels(names[0]), f"change by {names[0]}")
