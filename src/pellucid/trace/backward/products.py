@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.ops.elementwise import derivative
+from pellucid.kernels.ops.positions import query_scale_reference
 from pellucid.plan.plan import At, Constant, Operation, Weights
 from pellucid.trace.backward.layer_products import (
     combine,
@@ -101,8 +102,6 @@ def softcap(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str
 
 def query_scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """A factor that depends on the position."""
-    from pellucid.kernels.ops.positions import query_scale_reference
-
     beta, length, offset = number_of(op, "beta"), size_of(op, "length"), size_of(op, "offset")
     yield "x", query_scale_reference(gradient, values.positions, beta, length, offset).astype(np.float32)
 
