@@ -300,11 +300,7 @@ class Sweep(Exportable):
         return [(*(values[at] for values, at in zip(own, place)), float(self.values[place])) for place in places]
 
     def scaled(self, low: float, high: float) -> Sweep:
-        """The sweep with targets from ``low`` to ``high`` as 0 to 1.
-
-        Raises:
-            InvalidRequest: both are equal.
-        """
+        """The sweep with targets from ``low`` to ``high`` as 0 to 1. Raises InvalidRequest if both are equal."""
         if low == high:
             raise InvalidRequest(f"low={low:g}, high={high:g}: must differ: the two runs give the same target")
         values = (self.values - low) / (high - low)
