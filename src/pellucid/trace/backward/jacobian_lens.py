@@ -96,10 +96,8 @@ class _Reader(pickle.Unpickler):
 
 
 class TorchArchive:
-    """A file of ``torch.save``. ``value`` is the saved value, with ``StoredTensor`` in place of tensors.
-
-    Raises:
-        FileFormatError: the file has another format, is damaged, or its pickle names something else than tensors.
+    """A file of ``torch.save``. ``value`` is the saved value, with ``StoredTensor`` in place of tensors. Raises
+    FileFormatError if the file has another format, is damaged, or its pickle names something else than tensors.
     """
 
     def __init__(self, path: Path) -> None:

@@ -161,10 +161,8 @@ def _check(path: Path, index: DatasetIndex) -> None:
 
 
 class DatasetFolder:
-    """The ``folder`` of a dataset whose shards have the given numbers of ``rows``, all made by one ``run``.
-
-    Raises:
-        InvalidRequest: the folder has shards or an index of another run, or cannot be read.
+    """The ``folder`` of a dataset whose shards have the given numbers of ``rows``, all made by one ``run``. Raises
+    InvalidRequest if the folder has shards or an index of another run, or cannot be read.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], rows: Sequence[int]) -> None:

@@ -228,10 +228,8 @@ def run_of_parquet(path: Path) -> str | None:
 
 
 class ParquetColumns(Mapping[str, NDArray[Any]]):
-    """The columns of a Parquet shard as arrays (rows, ...). A column is read when it is first used, and stays.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or has other columns or another number of rows than ``layout``.
+    """The columns of a Parquet shard as arrays (rows, ...). A column is read when it is first used, and stays. Raises
+    InvalidRequest if the file cannot be read, or has other columns or another number of rows than ``layout``.
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
