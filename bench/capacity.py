@@ -28,7 +28,7 @@ from typing import Any
 import pellucid
 from pellucid.capacity.layouts import ModelSize
 from pellucid.capacity.server_costs import PLAIN, with_server
-from pellucid.capacity.simulate import Replay, Simulation
+from pellucid.capacity.simulate import Simulation
 from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts, measure_steps
 from pellucid.loading import open_model
@@ -39,6 +39,7 @@ from pellucid.tokenize import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.ray_server import ray_nodes
+from support.replays import Replay
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def replayed(case: Case, tokenizer: Tokenizer) -> Replay:
     """The requests of a case with their arrival times."""
     requests = [(tokenizer.encode(body["prompt"]), body["max_tokens"]) for body in case.load.bodies()]
     if case.clients is not None:
-        return Replay(requests, clients=case.clients)
+        return Replay(requests=requests, clients=case.clients)
     times = itertools.islice(arrivals(case.load.seed, case.rate or 1.0), len(requests))
-    return Replay(requests, list(times))
+    return Replay(requests=requests, times=list(times))
 
 
 @contextlib.contextmanager

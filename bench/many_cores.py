@@ -32,8 +32,7 @@ from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.matmul.product import part_of_thread
 from pellucid.kernels.program.loop import RADIX
-from pellucid.measure.profile import Profile, profile_step
-from pellucid.measure.roofs import Roofs, cpu_name
+from pellucid.measure.roofs import Profile, Roofs, cpu_name, profile_step
 from pellucid.plan.plan import Operation
 from pellucid.runtime.executor import Executor, Program, table
 

@@ -100,7 +100,7 @@ PAGES: Mapping[str, Page] = {
         "What `receipt=True` and `llm.verify_receipt` return ([Receipts](../receipts.md)).",
         (
             *_of("pellucid.receipts.receipt", "Receipt ReceiptRequest ModelIdentity EditRecord"),
-            *_of("pellucid.receipts.signature", "Signature Signer"),
+            *_of("pellucid.receipts.receipt", "Signature Signer"),
             "pellucid.receipts.issuer.ModelIdentifier",
             "pellucid.receipts.issuer.ReceiptIssuer",
             "pellucid.receipt_check.ReceiptCheck",
@@ -122,7 +122,7 @@ PAGES: Mapping[str, Page] = {
         (
             *_of("pellucid.decide.questions", "Decisions Decision"),
             *_of("pellucid.decide.questions", "Question Option"),
-            *_of("pellucid.decide.explanation", "DecisionExplanation ExplainedWord"),
+            *_of("pellucid.decide.questions", "DecisionExplanation ExplainedWord"),
             *_of("pellucid.decide.decider", "Decider"),
             *_of("pellucid.decide.prompts", "DecisionPrompt Reading"),
             *_of("pellucid.decide.labels", "Label LabelScheme"),
@@ -187,7 +187,7 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace", "head_scores heads_between position_of rollout"),
             *_of("pellucid.trace.lenses.heads", "HeadScores HeadLook"),
             *_of("pellucid.trace", "sweep patch_sweep path_patch causal_trace ablation_sweep knockout_sweep"),
-            "pellucid.trace.lenses.sweep.Sweep",
+            "pellucid.trace.lenses.targets.Sweep",
             *_of("pellucid.trace", "logit_difference probability log_probability divergence"),
             *_of("pellucid.trace.lenses.targets", "LogitDifference LogProbability DivergenceFrom"),
             *_of("pellucid.trace", "gradients attribution_patch integrated_gradients"),
@@ -196,7 +196,7 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.graphs.attribution_graph", "AttributionGraph GraphEdge"),
             "pellucid.trace.graphs.graph_files.GraphNode",
             "pellucid.trace.graphs.graph_files.NeuronPlace",
-            "pellucid.trace.graphs.interventions.GraphCheck",
+            "pellucid.trace.graphs.build.GraphCheck",
             "pellucid.trace.JacobianLens",
             "pellucid.trace.difference",
             *_of("pellucid.trace.lenses.comparison", "RunDifference PointDifference"),
@@ -276,7 +276,7 @@ OMITTED: Mapping[str, str] = {
     "pellucid.engine.request.Request": "set_name",
     "pellucid.engine.request.SequenceOutput": "add add_or_stop",
     "pellucid.trace.trace.Trace": "watching",
-    "pellucid.trace.frames.TraceStream": "probes put",
+    "pellucid.trace.frames.TraceStream": "recorders put",
 }
 """Methods of public classes that only Pellucid itself calls."""
 
@@ -289,7 +289,8 @@ INTERNAL = frozenset(
         ),
         *_of("pellucid", "model.weight_map.Model weights.checkpoint.Checkpoint tokenize.stages.decode.Decoder"),
         *_of(
-            "pellucid.trace", "sequence_recorder.SequenceRecorder registered_vectors.Control dataset.shard_file.ShardLayout"
+            "pellucid.trace",
+            "sequence_recorder.SequenceRecorder registered_vectors.Control dataset.shard_file.ShardLayout",
         ),
         *_of("pellucid.decide", "prompts.ScoredOptions prompts.QuestionSpans"),
         *_of("pellucid.tokenize.encoding", "SliceableT"),

@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 
     from pellucid.decide.decider import Decider
     from pellucid.decide.questions import Decisions
-    from pellucid.receipts.receipt import ModelIdentity
-    from pellucid.receipts.signature import Signer
+    from pellucid.receipts.receipt import ModelIdentity, Signer
+    from pellucid.trace.control_vector import RegisteredVectors
     from pellucid.trace.edits import Edit
     from pellucid.trace.frames import TraceStream
-    from pellucid.trace.registered_vectors import RegisteredVectors
 
 OTHER_OPTIONS = ("priority", "deadline", "edits", "steer", "probes")
 """Options of a request that are not fields of ``Options``."""

@@ -188,6 +188,5 @@ def _windowed(llm: LLM, text: str, window: int | None, stride: int | None) -> _W
 
 
 def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[Candidates]:
-    """Yield the distribution at each position from ``first`` on."""
     for place, row in teacher_forced_logits(llm.engine, ids, first):
         yield Candidates.of(row, f"token {place}")

@@ -54,9 +54,8 @@ if TYPE_CHECKING:
     from pellucid.encoders.tasks import AnswerSpan, Classification, FilledToken, Grouping, Tag
     from pellucid.receipt_check import ReceiptCheck
     from pellucid.receipts.issuer import ModelIdentifier
-    from pellucid.receipts.receipt import ModelIdentity, Receipt
-    from pellucid.receipts.signature import Signer
-    from pellucid.trace.backward.tape import Tape, TapeNeeds, Versions
+    from pellucid.receipts.receipt import ModelIdentity, Receipt, Signer
+    from pellucid.trace.backward.reverse_walk import Tape, TapeNeeds, Versions
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dataset.index import DatasetProgress
     from pellucid.trace.dictionaries.dictionary import Dictionary
@@ -611,7 +610,7 @@ class LLM(BaseLLM[LocalRequest]):
             InvalidRequest: an edit does not fit.
         """
         from pellucid.engine.recorder import run_with_recorder
-        from pellucid.trace.backward.tape import Tape
+        from pellucid.trace.backward.reverse_walk import Tape
 
         _, base = self.tracing.edited(ids, [], edits)
         tape = Tape(versions, needs, len(ids), len(ids) - 1, base)
@@ -622,7 +621,7 @@ class LLM(BaseLLM[LocalRequest]):
     @cached_property
     def plan_versions(self) -> Versions:
         """The versions of the plan's buffers, which backward passes read (``trace/backward``)."""
-        from pellucid.trace.backward.tape import Versions
+        from pellucid.trace.backward.reverse_walk import Versions
 
         return Versions(self.plan.source or self.plan)
 

@@ -115,7 +115,7 @@ def load_model(
     """Load a model with ``options``. Other arguments and errors are as in ``load``."""
     signer = None
     if receipt_key is not None:
-        from pellucid.receipts.signature import Signer
+        from pellucid.receipts.receipt import Signer
 
         signer = Signer(receipt_key)
     opened, runner = _load_runner(source, options, progress, compiling, before, make)

@@ -19,8 +19,7 @@ from pellucid.engine.request import RequestOptions
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.receipts.issuer import PELLUCID_VERSION, edit_records, options_of
-from pellucid.receipts.receipt import LINK, EditRecord, ModelIdentity, Receipt, end_of, link, text_hash
-from pellucid.receipts.signature import public_key_in
+from pellucid.receipts.receipt import LINK, EditRecord, ModelIdentity, Receipt, end_of, link, public_key_in, text_hash
 from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit, listed
@@ -29,8 +28,6 @@ from pellucid.tracing import Tracing
 
 
 class ReplayingModel(Protocol):
-    """A loaded model that replays runs. ``llm.LLM`` implements it."""
-
     engine: Engine
     inputs: Inputs
     tracing: Tracing
@@ -67,7 +64,6 @@ def verify_receipt(
     edits: Sequence[Edit] = (),
     signed_by: str | Path | None = None,
 ) -> ReceiptCheck:
-    """As ``LLM.verify_receipt``."""
     read = receipt if isinstance(receipt, Receipt) else Receipt.of(receipt)
     wanted = None if signed_by is None else public_key_in("signed_by", signed_by)
     found = check_seals(read, wanted)  # a difference is false, too
@@ -80,9 +76,7 @@ def check_seals(receipt: Receipt, public_key: str | None = None, *, signature: b
     """Check a receipt's header and signature, without a model. Returns a difference, or None.
 
     The signature must be of ``public_key``, if it is given. With ``signature`` off, the signature is not checked.
-
-    Raises:
-        InvalidRequest: the receipt is signed, and cryptography is not installed.
+    Raises InvalidRequest if the receipt is signed, and cryptography is not installed.
     """
     if not receipt.has_own_header:
         return _different("header", 0, "the model or the request was changed after the receipt was issued")
@@ -112,7 +106,6 @@ def _outputs(request: LocalRequest) -> Generator[TokenOutput, None, None]:
 
 
 def _compared(request: LocalRequest, outputs: Iterator[TokenOutput], receipt: Receipt) -> ReceiptCheck:
-    """Compare each token of a replay with the receipt."""
     last, links, wanted = receipt.header, receipt.links, receipt.tokens
     output: TokenOutput | None = None
     for at, token in enumerate(wanted):
@@ -178,7 +171,6 @@ def _other_model(receipt: Receipt, ours: ModelIdentity) -> ReceiptCheck | None:
 
 
 def _request(model: ReplayingModel, receipt: Receipt, edits: Sequence[Edit]) -> LocalRequest:
-    """The request of a receipt. Raises InvalidRequest if this model cannot run it."""
     asked = receipt.request
     seed = {} if asked.seed is None else {"seed": int(asked.seed)}
     own = {**options_of(asked.options), **seed, "max_new_tokens": asked.max_new_tokens}

@@ -16,10 +16,10 @@ from pellucid.plan.points import Point
 
 if TYPE_CHECKING:
     from pellucid.engine.edited_copies import EditedCopy
+    from pellucid.trace.control_vector import RegisteredVectors
     from pellucid.trace.edits import Edit
     from pellucid.trace.frames import TraceFrame, TraceStream
     from pellucid.trace.linear_probe import LinearProbe
-    from pellucid.trace.registered_vectors import RegisteredVectors
     from pellucid.trace.sequence_recorder import SequenceRecorder
     from pellucid.trace.trace import Trace
 
@@ -49,7 +49,7 @@ class Tracing:
     @property
     def vectors(self) -> RegisteredVectors:
         """The control vectors and probes that requests may name."""
-        from pellucid.trace.registered_vectors import NO_VECTORS
+        from pellucid.trace.control_vector import NO_VECTORS
 
         return self._vectors or NO_VECTORS
 

@@ -15,8 +15,7 @@ from support.tiny import FAMILIES, TINY, model_runner, opened, some_with_all_ker
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost
-from pellucid.measure.profile import Timed, profile_step
-from pellucid.measure.roofs import MULTIPLY_ROUNDS, Figure, Roofs, facts, measure
+from pellucid.measure.roofs import MULTIPLY_ROUNDS, Figure, Roofs, Timed, facts, measure, profile_step
 from pellucid.measure.suite import DecodeWorkload, EmbedWorkload, PrefillWorkload, SuiteOptions, Workload, suite
 from pellucid.plan.bind import layouts
 from pellucid.plan.plan import Weights

@@ -254,7 +254,7 @@ def test_keys_of_openssh_and_wrong_keys(folder: Path) -> None:
     from cryptography.hazmat.primitives import serialization as forms
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from pellucid.receipts.signature import Signer, public_key_in
+    from pellucid.receipts.receipt import Signer, public_key_in
 
     key = Ed25519PrivateKey.generate()
     file = folder / "id"
@@ -276,7 +276,7 @@ def test_keys_of_openssh_and_wrong_keys(folder: Path) -> None:
 
 def test_keys_of_small_order_sign_nothing() -> None:
     """Anybody can make signatures of such keys: with all bytes 0, one message of four has the signature of zeros."""
-    from pellucid.receipts.signature import SMALL_ORDER, Signature, signature_is_valid
+    from pellucid.receipts.receipt import SMALL_ORDER, Signature, signature_is_valid
 
     p = 2**255 - 19
     d = -121665 * pow(121666, -1, p) % p

@@ -21,20 +21,16 @@ from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import groups_of, page_counts
 from pellucid.runtime.prefix_cache import default_bytes
 
-USABLE = 0.9
-"""Fraction of a machine's memory that a model may use."""
+USABLE = 0.9  # fraction of a machine's memory that a model may use
 MAX_STAGES = 64
 BATCH = 16
 """Sequences in the predicted throughput of many sequences; fewer if the machine has too little memory for all."""
-DEPTH = 1024
-"""Tokens of context whose keys and values a decode step reads; at most half of the model's context."""
+DEPTH = 1024  # tokens of context whose keys and values a decode step reads; at most half of the model's context
 PROCESS_BYTES = 300e6  # bytes of a process beside weights and cache
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The size and the work of a model."""
-
     name: str
     spec: ModelSpec
     plan: Plan
@@ -43,12 +39,10 @@ class ModelSize:
 
     @classmethod
     def of(cls, llm: LLM) -> ModelSize:
-        """Return the size of a loaded model."""
         return cls(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, llm.weight_bytes)
 
     @cached_property
     def work(self) -> PlanWork:
-        """The bytes that the model's steps read, and the multiply-adds of the steps."""
         return PlanWork(self.plan, self.spec.embedding.width)
 
     @property
@@ -64,7 +58,6 @@ class ModelSize:
 
     @cached_property
     def _largest_block(self) -> float:
-        """The fraction of the weights that the largest block has."""
         sizes = Counter[str]()
         for op in self.plan.operations:
             kind, number, *_ = f"{op.stage}..".split(".")
@@ -116,7 +109,6 @@ class Layout:
 
     @property
     def machines(self) -> int:
-        """Number of machines."""
         return self.replicas * self.stages
 
 
@@ -134,10 +126,8 @@ def stage_bytes(model: ModelSize, stages: int) -> int | None:
 
 
 def fewest_stages(model: ModelSize, machine: Machine) -> int:
-    """Return the smallest number of machines of a kind that can hold the model together.
-
-    Raises:
-        InvalidRequest: no cut of the model fits on machines of this kind.
+    """Return the smallest number of machines of a kind that can hold the model together. Raises InvalidRequest if no
+    cut of the model fits on machines of this kind.
     """
     usable = USABLE * machine.memory
     for stages in range(1, MAX_STAGES + 1):

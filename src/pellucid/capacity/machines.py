@@ -15,16 +15,11 @@ from pellucid.measure.roofs import Roofs, machine_rates
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.util.checks import real, whole
 
-# Bytes of the buffer that is read to measure the read rate.
-READ = 1 << 30
-# Default network of 10 Gbit/s: seconds of a hop, bytes per second.
-LATENCY, BANDWIDTH = 50e-6, 1.25e9
-# Maximum number of machines of a kind, and of cores of a machine.
-MAX_MACHINES, MAX_CORES = 1_000_000, 4096
-# Maximum number of kinds of machines in a file, and of bytes of the file.
-MAX_KINDS, MAX_FILE_BYTES = 32, 1 << 20
-# Minimum rate in GB/s and in GMAC/s.
-MIN_RATE = 1e-3
+READ = 1 << 30  # bytes of the buffer that is read to measure the read rate
+LATENCY, BANDWIDTH = 50e-6, 1.25e9  # default network of 10 Gbit/s: seconds of a hop, bytes per second
+MAX_MACHINES, MAX_CORES = 1_000_000, 4096  # maximum number of machines of a kind, and of cores of a machine
+MAX_KINDS, MAX_FILE_BYTES = 32, 1 << 20  # maximum number of kinds of machines in a file, and of bytes of the file
+MIN_RATE = 1e-3  # minimum rate in GB/s and in GMAC/s
 FILE_FORMAT = (
     '{"machines": [{"name": "a", "count": 4, "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, '
     '"multiply_gmac_per_s": 3000}], "link": {"latency_us": 50, "gbit_per_s": 10}}'
@@ -48,7 +43,6 @@ class Machine:
 
     @property
     def speed(self) -> str:
-        """The rates and their origin, as text."""
         return f"{self.rates.read / 1e9:.1f} GB/s, {self.rates.multiply / 1e9:,.0f} int8 GMAC/s ({self.source})"
 
 
@@ -62,14 +56,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Machines:
-    """The kinds of machines, and the network between them."""
-
     kinds: tuple[Machine, ...]
     link: Link = Link()
 
 
 def this_machine(threads: int | None = None) -> Machine:
-    """Return this machine, with measured rates."""
     cores = processors().threads if threads is None else whole("threads", threads, 1, MAX_CORES)
     roofs = Roofs(cores, READ)
     try:
@@ -82,10 +73,8 @@ def this_machine(threads: int | None = None) -> Machine:
 def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
     """Read machines from a JSON file. Omitted rates are the rates of ``here``, scaled by the number of cores.
 
-    ``here`` is called only if a machine omits its rates.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or a field is wrong; the message names the field.
+    ``here`` is called only if a machine omits its rates. Raises InvalidRequest if the file cannot be read, or a field
+    is wrong; the message names the field.
     """
     try:
         with path.open("rb") as file:

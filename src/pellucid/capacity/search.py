@@ -12,10 +12,8 @@ from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.kernels.attention.kv_layout import PAGE
 
-# Minimum requests of a simulation.
-MIN_REQUESTS = 200
-# Minimum requests of a simulation whose requests take long to simulate.
-MIN_SLOW_REQUESTS = 16
+MIN_REQUESTS = 200  # minimum requests of a simulation
+MIN_SLOW_REQUESTS = 16  # minimum requests of a simulation whose requests take long to simulate
 MAX_SLICE, MIN_SLICE = 64, 8
 """Maximum number of simulated replicas. A larger fleet is treated as several equal slices, and one slice is simulated.
 
@@ -28,11 +26,9 @@ MIN_LIFETIMES, MAX_EXCESS = 5, 2
 
 It has at most ``MAX_EXCESS`` times as many requests as the budget.
 """
-# Simulated seconds of warm-up, and of measurement.
-WARM_UP, SECONDS = 30.0, 60.0
+WARM_UP, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
 MAX_REPLICAS = 100_000
-# Relative precision of the number of replicas.
-PRECISION = 0.02
+PRECISION = 0.02  # relative precision of the number of replicas
 INGRESS_TOKENS = 25_000
 """Tokens per second that an ingress process forwards (``bench/cluster.py ingress``, on a core of Zen 4)."""
 INGRESS_SHARE = 0.7  # planned utilization of an ingress process
@@ -55,7 +51,6 @@ class Goals:
     per_token: float
 
     def failures(self, outcome: Outcome) -> list[str]:
-        """Return the goals that an outcome misses."""
         failed = []
         if outcome.overloaded or outcome.first_token["p95"] > self.first_token:
             failed.append("time to first token")
@@ -68,8 +63,6 @@ class Goals:
 
 @dataclass(frozen=True)
 class Hours:
-    """The hours of a day with the same rate, and the replicas that they need."""
-
     hours: tuple[int, ...]
     rate: float
     replicas: int
@@ -157,7 +150,6 @@ class Search:
 
     @cached_property
     def min_step_seconds(self) -> float:
-        """Lower bound on the seconds of a replica's steps for one request."""
         prompt, tokens = self.traffic.prompt.mean_length, self.traffic.tokens.mean_length
         of_row = min(seconds / n for n, seconds in self._costs.rows.items())
         of_prompt = min(seconds / n for n, seconds in self._costs.prompts.items())
@@ -165,7 +157,6 @@ class Search:
         return seconds * min(self._costs.noise)
 
     def meets_goals(self, rate: float, replicas: int) -> bool:
-        """True if ``replicas`` reach the goals at ``rate``."""
         return not self.goals.failures(self.outcome(rate, replicas))
 
     def replicas(self, rate: float, guess: int = 1) -> int | None:
@@ -191,7 +182,6 @@ class Search:
 
     @cached_property
     def _alone(self) -> Outcome:
-        """Simulated latency of requests that run alone on a replica."""
         self._progress("a single request")
         traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
         return Simulation(traffic, 1, self._capacity, self._costs).run(requests=min(40, self.request_budget))
@@ -204,7 +194,6 @@ class Search:
 
     @cached_property
     def fails_alone(self) -> bool:
-        """True if most requests miss the goals even when each request runs alone on a replica."""
         alone = self._alone
         return not (
             alone.first_token["p50"] <= self.goals.first_token
@@ -276,5 +265,4 @@ class KindCapacity:
 
     @property
     def machines(self) -> int:
-        """Number of machines for the busiest hour."""
         return self.day[0].replicas * self.stages

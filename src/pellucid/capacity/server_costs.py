@@ -28,12 +28,10 @@ from pellucid.serve.server import Settings, create_app, listen
 NAME = "measured"
 FEW_CLIENTS, MANY_CLIENTS = 1, 8
 PROMPT, TOKENS = 48, 48
-REQUESTS = 5
-"""Requests of each client."""
+REQUESTS = 5  # requests of each client
 PLAIN = {"prompt_lookup": False}
 """Options of the requests. Prompt lookup is off, because its drafts need real text, and the simulation has none."""
-START_SECONDS = 10.0
-"""Maximum seconds until the server is up."""
+START_SECONDS = 10.0  # maximum seconds until the server is up
 
 
 def with_server(
@@ -63,7 +61,6 @@ def with_server(
 def _simulated(
     costs: StepCosts, capacity: ReplicaCapacity, real: Mapping[str, Any], clients: int
 ) -> tuple[Outcome, int]:
-    """Simulate requests like the measured requests of ``real``. Return the outcome and the number of steps."""
     prompt = round(real["prompt_tokens"])
     traffic = Traffic(Lengths(prompt, prompt), Lengths(TOKENS, TOKENS), clients=clients)
     simulation = Simulation(traffic, 1, capacity, costs)
@@ -71,10 +68,8 @@ def _simulated(
 
 
 def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
-    """Run ``pellucid bench serve`` in a separate process, and return its figures.
-
-    Raises:
-        KernelError: the benchmark failed.
+    """Run ``pellucid bench serve`` in a separate process, and return its figures. Raises KernelError if the benchmark
+    failed.
     """
     command = [sys.executable, "-m", "pellucid", "bench", "serve", url, "--json", "--shared", "0"]
     command += ["--body", json.dumps(PLAIN)]

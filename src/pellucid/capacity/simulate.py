@@ -16,8 +16,6 @@ from pellucid.capacity.step_costs import StepCosts
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.measure.server_load import Lengths, arrivals, percentiles
 
-# Simulated traffic: arrival times, lengths of prompts and answers, shared prefixes, and conversations.
-
 MAX_ONGOING = 10_000
 """Maximum number of ongoing conversations. No simulation can finish more."""
 OWN_TOKENS = 1 << 40
@@ -46,11 +44,9 @@ class Traffic:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest conversation, with its answers."""
         return self.turns * (self.prompt.longest + self.tokens.longest)
 
     def session(self, number: int) -> Session:
-        """Return session ``number``."""
         return Session(self, number, random.Random(f"{self.seed} {number}"))
 
     def ongoing(self) -> Iterator[tuple[float, Session]]:
@@ -68,49 +64,7 @@ class Traffic:
             yield rng.random() * self.think, session
 
     def arrivals(self) -> Iterator[float]:
-        """Yield the start times of sessions."""
         return arrivals(self.seed, (self.rate or 1.0) / self.turns)
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Known requests: the prompt and the number of answer tokens of each.
-
-    The requests arrive at ``times``, or ``clients`` clients send one request after the other.
-    """
-
-    requests: Sequence[tuple[Sequence[int], int]]
-    times: Sequence[float] = ()
-    clients: int | None = None
-    think: float = 0.0
-
-    def session(self, number: int) -> KnownSession:
-        """Return the session of request ``number``."""
-        return KnownSession(*self.requests[number])
-
-    def ongoing(self) -> Iterator[tuple[float, KnownSession]]:
-        """Yield no sessions, because all sessions begin within the simulation."""
-        return iter(())
-
-    def arrivals(self) -> Iterator[float]:
-        """Yield the times of the requests."""
-        return iter(self.times)
-
-
-@dataclass(eq=False)
-class KnownSession:
-    """A session of one known request."""
-
-    prompt: Sequence[int]
-    tokens: int
-    remaining: int = 0
-
-    def request(self) -> tuple[list[int], int]:
-        """Return the prompt and the number of answer tokens."""
-        return list(self.prompt), self.tokens
-
-    def answered(self, answer: Sequence[int]) -> None:
-        """Ignore the answer, because no request follows."""
 
 
 @dataclass(eq=False)
@@ -127,7 +81,6 @@ class Session:
         self.remaining = self.traffic.turns
 
     def request(self) -> tuple[list[int], int]:
-        """Return the next prompt and the number of its answer tokens."""
         traffic = self.traffic
         count = min(traffic.prompt.draw(self.rng), traffic.prompt.longest)
         self.remaining -= 1
@@ -139,7 +92,6 @@ class Session:
         return list(self.text), min(traffic.tokens.draw(self.rng), traffic.tokens.longest)
 
     def answered(self, answer: Sequence[int]) -> None:
-        """Append the answer to the conversation."""
         self.text += answer
 
     def append(self, count: int) -> None:
@@ -148,10 +100,8 @@ class Session:
         self.text += range(start, start + count)
 
 
-# Minimum seconds to refuse a request.
-REFUSAL_SECONDS = 0.001
-# Number of replicas behind one server process.
-REPLICAS_PER_INGRESS = 16
+REFUSAL_SECONDS = 0.001  # minimum seconds to refuse a request
+REPLICAS_PER_INGRESS = 16  # number of replicas behind one server process
 OVERLOAD = 400
 """Maximum mean number of requests per replica. Above it, a simulation ends as overloaded: no goal is reachable."""
 
@@ -190,7 +140,7 @@ class Simulation:
 
     def __init__(
         self,
-        traffic: Traffic | Replay,
+        traffic: Traffic,
         replicas: int,
         capacity: ReplicaCapacity,
         costs: StepCosts,
@@ -256,7 +206,6 @@ class Simulation:
         return self._marks[now]
 
     def _next_arrival(self) -> None:
-        """Schedule the next session."""
         when = next(self._arrivals, None) if self._requests < self._max_requests else None
         if when is not None and when <= self._arrivals_end:
             self._at(when, self._arrive)
@@ -269,8 +218,7 @@ class Simulation:
         if self._requests < self._max_requests and now <= self._arrivals_end:
             self._ask(self.traffic.session(next(self._sessions)), now)
 
-    def _ask(self, session: Session | KnownSession, now: float) -> None:
-        """Let the next request of a session arrive at the server."""
+    def _ask(self, session: Session, now: float) -> None:
         if self._requests >= self._max_requests or now > self._arrivals_end:
             return
         self._requests += 1
@@ -288,7 +236,6 @@ class Simulation:
         self._at(self._front + self._costs.stream * streams, partial(self._route, request))
 
     def _route(self, request: SimulatedRequest, now: float) -> None:
-        """Send a request to the replica that the router chooses."""
         route = self._choose(request.prompt, self.loads)
         load, names = route.replica, route.names
         if now >= self._warm:
@@ -300,7 +247,6 @@ class Simulation:
         self._follow(replica)
 
     def _follow(self, replica: SimulatedReplica) -> None:
-        """Schedule the end of a replica's step."""
         if replica.time is not None:
             self._at(replica.time, partial(self._step_ends, replica))
 
@@ -316,11 +262,10 @@ class Simulation:
         self._follow(replica)
 
     def _end(self, request: SimulatedRequest, now: float) -> None:
-        """End a request. Its client sends the next request."""
         self._running.discard(request)
         self.ended.append(request)
         self._last = max(self._last, now)
-        session: Session | KnownSession = request.session
+        session: Session = request.session
         session.answered(request.answer)
         if session.remaining and not request.failed:
             self._at(now + self.traffic.think, partial(self._ask, session))
@@ -355,7 +300,6 @@ class Simulation:
 
 
 def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
-    """Note that a replica has cached or evicted a page."""
     if comes:
         load.pages.add(name)
     else:
@@ -372,10 +316,10 @@ def _tokens_between(request: SimulatedRequest, start: float, end: float) -> floa
     return len(request.answer) * min(max(part, 0.0), 1.0)
 
 
-def router_seconds(replicas: int, prompt: int, times: int = 5) -> float:
+def router_seconds(replicas: int, prompt: int) -> float:
     """Measure the router's seconds for a request of ``prompt`` tokens, with ``replicas`` replicas."""
     loads, rng = [ReplicaLoad(f"replica {n}", step_seconds=0.01) for n in range(replicas)], random.Random(1)
-    prompts = [[rng.randrange(1 << 20) for _ in range(prompt)] for _ in range(times)]
+    prompts = [[rng.randrange(1 << 20) for _ in range(prompt)] for _ in range(5)]
     for load in loads:
         load.pages = {rng.getrandbits(62) for _ in range(64)}
         load.running = rng.randrange(4)

@@ -23,8 +23,7 @@ from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
 from pellucid.runtime.cached_sequence import CachedSequence
 
-MAX_PAGES = 1 << 15
-"""Maximum number of pages of a group, which hold two million tokens."""
+MAX_PAGES = 1 << 15  # maximum number of pages of a group, which hold two million tokens
 
 
 @dataclass(frozen=True)
@@ -83,34 +82,26 @@ class SimulatedRequest:
 
     @property
     def done(self) -> bool:
-        """True if all tokens have been generated."""
         return len(self.answer) >= self.max_tokens
 
     @property
     def per_token(self) -> float:
-        """Seconds per token after the first of at least two tokens."""
         return (self.last - self.first) / (len(self.answer) - 1)
 
-    def begin(self, waited: float) -> None:
-        """Called at the first step. A simulated request needs no preparation."""
+    def begin(self, waited: float) -> None: ...
 
     def runnable(self) -> Sequence[CachedSequence]:
-        """The sequence, as long as it needs steps."""
         return () if self.done else (self.sequence,)
 
     def sequences(self) -> Sequence[CachedSequence]:
-        """The sequence."""
         return (self.sequence,)
 
     def process(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
-        """Yield no tokens, because ``generate`` appends the tokens."""
         return iter(())
 
-    def close(self) -> None:
-        """Release no pages, because the replica releases them."""
+    def close(self) -> None: ...
 
     def generate(self, count: int, first: float, last: float) -> None:
-        """Append ``count`` generated tokens. ``first`` and ``last`` are the times of the first and the last token."""
         if not self.answer:
             self.first = first
         self.last = last
@@ -140,16 +131,13 @@ class SimulatedReplica:
 
     @property
     def preemptions(self) -> int:
-        """Number of times that a request lost its pages to another request."""
         return self._scheduler.preemptions
 
     @property
     def step_seconds(self) -> float:
-        """Mean seconds of a step."""
         return self.busy / self.steps if self.steps else 0.0
 
     def busy_until(self, now: float) -> float:
-        """Return the seconds of all steps until ``now``, with the elapsed part of the current step."""
         return self.busy + (max(min(now, self._step.end) - self._step.start, 0.0) if self._step else 0.0)
 
     def add(self, request: SimulatedRequest, now: float) -> None:
@@ -170,14 +158,12 @@ class SimulatedReplica:
         return ended + self._begin(now)
 
     def _removed(self, job: Job) -> SimulatedRequest:
-        """Remove a job from the replica. Return its request."""
         request = _request(job)
         self.cache.release(request.sequence.table, tokens=request.sequence.tokens)
         self._scheduler.remove(job)
         return request
 
     def _begin(self, now: float) -> list[SimulatedRequest]:
-        """Begin the next step. Return the requests that can never fit."""
         self._step = self.time = None
         failed = list[SimulatedRequest]()
         while len(self._scheduler):
@@ -206,7 +192,6 @@ class SimulatedReplica:
         return max(count, 1)
 
     def _take(self, step: SimulatedStep) -> None:
-        """Apply the results of a step."""
         count, first = step.count, step.start + step.seconds(1)
         for part in step.scheduled:
             request = _request(part)
@@ -230,7 +215,6 @@ class SimulatedReplica:
 
 
 def _request(of: Job | ScheduledChunk) -> SimulatedRequest:
-    """Return the request of a job or of a scheduled part. A simulation has no other tasks."""
     assert isinstance(of.task, SimulatedRequest)
     return of.task
 
@@ -256,7 +240,6 @@ class SimulatedStep:
 
     @property
     def end(self) -> float:
-        """Time at which the last of the steps ends."""
         return self.start + self.seconds(self.count)
 
     def cut(self, now: float) -> float:

@@ -37,13 +37,10 @@ SHALLOW, DEEP = PAGE + 1, 16 * PAGE + 1
 The whole pages are in the prefix cache, so all sequences begin to decode together.
 """
 DEEP_ROWS, MIN_CONTEXT = 8, 160
-# Generated tokens of a measured sequence, and repetitions of a measurement.
-DECODED, ROUNDS = 32, 5
+DECODED, ROUNDS = 32, 5  # generated tokens of a measured sequence, and repetitions of a measurement
 QUIET_SHARE = 0.8  # processor share below which a machine is busy
-# Minimum seconds of a step without its attention.
-MIN_STEP = 1e-6
-# Seconds of one noise value, and of all noise values.
-NOISE_SECONDS, NOISE_TOTAL = 0.05, 6.0
+MIN_STEP = 1e-6  # minimum seconds of a step without its attention
+NOISE_SECONDS, NOISE_TOTAL = 0.05, 6.0  # seconds of one noise value, and of all noise values
 MEMORY_SHARE, INT8_SHARE = 0.75, 0.6
 """Fractions of the memory and int8 roofs that estimates assume. Measured models reach about these fractions."""
 Progress = Callable[[int, int, str], object]
@@ -64,7 +61,6 @@ class Measurement:
 
     @property
     def busy(self) -> bool:
-        """True if other programs had much of the processors' time."""
         return self.processor_share < QUIET_SHARE
 
 
@@ -124,12 +120,10 @@ class StepCosts:
         return self._at("prompts", rows + prompts) + sampling + seconds
 
     def next_step(self, rows: int, seen: int) -> float:
-        """Return the additional seconds of a step with ``rows`` rows if each row attends to one more token."""
         windows = sum(of_row for window, of_row, _ in self.windows if seen < rows * window)
         return rows * (self.row_attention + windows)
 
     def slowdown(self, when: float) -> float:
-        """Return the slowdown, relative to the median time, of a step that begins at the time ``when``."""
         return self.noise[int(when / NOISE_SECONDS) % len(self.noise)]
 
     def _at(self, name: str, count: int) -> float:
@@ -225,10 +219,8 @@ class PlanWork:
 def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None) -> StepCosts:
     """Measure the step costs on this machine, as medians of several rounds, and their noise.
 
-    ``progress`` is called with the progress before each measurement.
-
-    Raises:
-        InvalidRequest: the context is too small for the measurement.
+    ``progress`` is called with the progress before each measurement. Raises InvalidRequest if the context is too small
+    for the measurement.
     """
     limits = llm.runner.limits
     if llm.context < MIN_CONTEXT:
@@ -275,7 +267,6 @@ def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None)
 
 
 def _spread(seconds: Sequence[float]) -> float:
-    """Half the range of some times, relative to their median."""
     return (max(seconds) - min(seconds)) / (2 * float(statistics.median(seconds)))
 
 
@@ -309,7 +300,6 @@ def _prefill_seconds(llm: LLM, count: int, depth: int) -> float:
 
 
 def _noise(llm: LLM, count: int) -> tuple[float, ...]:
-    """Return the slowdowns of the same step over time, relative to its median."""
     start, samples = time.perf_counter(), list[tuple[float, float]]()
     while not samples or samples[-1][0] < NOISE_TOTAL:
         seconds = _prefill_seconds(llm, count, 0)

@@ -16,8 +16,7 @@ from pellucid.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
-    from pellucid.trace.control_vector import ControlVector
-    from pellucid.trace.registered_vectors import RegisteredVectors
+    from pellucid.trace.control_vector import ControlVector, RegisteredVectors
 
 # Generation options on the command line: the options of every sampler step, and of ``Options``.
 #
@@ -186,7 +185,7 @@ def registered(folder: str | None, guards: list[str] | None = None) -> Registere
     Raises:
         InvalidRequest: a guard names no registered probe, or its limit is no number; and as ``RegisteredVectors.open``.
     """
-    from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
+    from pellucid.trace.control_vector import NO_VECTORS, RegisteredVectors
 
     known, limits = NO_VECTORS if folder is None else RegisteredVectors.open(folder), dict[str, float]()
     for text in guards or ():

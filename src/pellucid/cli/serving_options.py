@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from pellucid.cluster.actors import ReplicaSettings
     from pellucid.cluster.secret import ClusterSecret
     from pellucid.load_options import LoadOptions
-    from pellucid.receipts.signature import Signer
+    from pellucid.receipts.receipt import Signer
     from pellucid.serve.guard import AccessRules
     from pellucid.serve.served_model import ServedModel
     from pellucid.serve.server import Settings
+    from pellucid.trace.control_vector import RegisteredVectors
     from pellucid.trace.dataset.index import DatasetOptions
     from pellucid.trace.dataset.recorder import RecordedDataset
-    from pellucid.trace.registered_vectors import RegisteredVectors
     from pellucid.util.text_file import TextFile
 
 # Options of a server: its address, its access rules, and the limits of connections and times.

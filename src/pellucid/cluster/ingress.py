@@ -25,13 +25,13 @@ from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.supervisor import Supervisor
 from pellucid.loading import OpenModel, open_model
 from pellucid.plan.pipeline_stages import cut
-from pellucid.receipts.signature import Signer
+from pellucid.receipts.receipt import Signer
 from pellucid.runtime.memory import share_heaps
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.request_spans import request_spans
 from pellucid.serve.server import Settings, create_app, listen, run_app
-from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
+from pellucid.trace.control_vector import NO_VECTORS, RegisteredVectors
 
 # A model together with its replicas and their supervisor.
 #

@@ -17,8 +17,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid import errors
-from pellucid.decide.explanation import DecisionExplanation
-from pellucid.decide.questions import Decision, Decisions, Question
+from pellucid.decide.questions import Decision, DecisionExplanation, Decisions, Question
 from pellucid.engine.output import Beams, BeamText, Timings, TokenOutput, Usage
 from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, KernelError, PellucidError

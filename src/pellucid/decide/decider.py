@@ -34,12 +34,11 @@ from pellucid.decide.prompts import (
     Reading,
     ScoredOptions,
     marked_question,
-    marked_variables,
     message,
     variables,
     with_sorted_keys,
 )
-from pellucid.decide.questions import Content, Decisions, Question, QuestionType, Scores, decision
+from pellucid.decide.questions import Content, Decisions, Question, Scores, decision
 from pellucid.engine.inputs import Inputs
 from pellucid.errors import InvalidRequest, TemplateError, UnsupportedTask
 from pellucid.errors.messages import shown
@@ -65,7 +64,8 @@ class Decider:
         self.scheme: LabelScheme = scheme_of(self.format, checkpoint.path.name)
         self._inputs, self._tokenizer = inputs, inputs.tokenizer
         self._template = None if self.format is None else self.format.template
-        self._coded = cache(self._coded_labels)
+        vocabulary = inputs.vocabulary
+        self._coded = cache(lambda kind: coded_labels(self.scheme, self._tokenizer, kind, vocabulary))
         name = shown(inputs.spec.name)
         if inputs.spec.task not in ("generate", "decide") or inputs.spec.encoder:
             raise UnsupportedTask(f"{name} has no head that scores options: load a decision model")
@@ -137,7 +137,6 @@ class Decider:
         return Decisions(answers, sum(len(prompt.ids) for prompt in prompts))
 
     def _labels(self, question: Question) -> tuple[Label, ...]:
-        """The labels of a question's scores, in the order of ``LabelScheme.options``."""
         count = self.scheme.outputs(question)
         if self.format is not None and self.format.columns:
             labels = column_labels(self.scheme, question.type, self.format.columns, self._inputs.spec.output_width)
@@ -151,9 +150,6 @@ class Decider:
                 f"single token, but this model has {len(labels):,}: offer fewer options"
             )
         return tuple(labels[:count])
-
-    def _coded_labels(self, kind: QuestionType) -> list[Label]:
-        return coded_labels(self.scheme, self._tokenizer, kind, self._inputs.vocabulary)
 
     def _prompt(
         self, state: Content, questions: Sequence[Question], labels: Labels, number: int, reverse: bool
@@ -174,8 +170,8 @@ class Decider:
         """A prompt for each question, or one for all if the template reads ``questions``."""
 
         def encoded(number: int, asked: Sequence[Any]) -> tuple[list[list[int]], list[str]]:
-            values = marked_variables(self.scheme, state, questions, labels, number)
-            return self._tokenizer.encode_template(template, {**values, "questions": asked}, (MARK, SPLIT))
+            values = {"state": state, "question": every[number], "questions": asked}
+            return self._tokenizer.encode_template(template, values, (MARK, SPLIT))
 
         every = [marked_question(self.scheme, one, own) for one, own in zip(questions, labels)]
         if "questions" in template:  # else the template cannot read them
@@ -188,7 +184,6 @@ class Decider:
     def _marked(
         self, parts: Sequence[list[int]], marks: Sequence[str], labels: Labels, numbers: Sequence[int]
     ) -> DecisionPrompt:
-        """The prompt of a template's text, which is split at ``marks`` into ``parts``."""
         ids, positions = list[int](), list[int]()
         for part, mark in zip(parts, (*marks, "")):
             ids += part

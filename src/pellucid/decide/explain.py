@@ -1,4 +1,11 @@
-"""Explains decisions: runs a question's prompts again with traces, and divides its logits among the words."""
+"""Explains decisions: the words that made an option likely, by their relevance for the difference of two logits.
+
+    logit(option) - logit(against) = Σ words + biases + rounding
+
+The relevance of a word is the sum of the relevances of its tokens, over all paths through the model
+(``trace/lenses/relevance.py``). The difference of the logits, divided by the temperature, is the logarithm of the ratio
+of the two probabilities (if the question was not asked in both orders).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +13,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.decide.decider import Decider
-from pellucid.decide.explanation import DecisionExplanation, ExplainedWord, WordPlace
 from pellucid.decide.labels import LabelScheme
 from pellucid.decide.prompts import DecisionPrompt, Reading
-from pellucid.decide.questions import Content, Decision, Decisions
+from pellucid.decide.questions import Content, Decision, DecisionExplanation, Decisions, ExplainedWord, WordPlace
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit
@@ -25,9 +31,6 @@ from pellucid.trace.lenses.targets import Readout, mark_readout, token_readout
 from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, stream_points
-
-COMPACT = (",", ":")
-"""Separators of compact JSON."""
 
 
 class DecidingModel(TracedModel, Protocol):
@@ -48,11 +51,8 @@ def explained(
 ) -> Decisions:
     """The decisions with explanations. The prompts run again with traces.
 
-    A question with a single option has no explanation.
-
-    Raises:
-        InvalidRequest: the model's residual stream is not a sum, an edit is after the last block, or a prompt is too
-            long to be traced.
+    A question with a single option has no explanation. Raises InvalidRequest if the model's residual stream is not a
+    sum, an edit is after the last block, or a prompt is too long to be traced.
     """
     for one in select(model.points, [edit.where for edit in edits or ()]):
         if one.point.rows == "outputs":
@@ -79,16 +79,31 @@ def _explain(
     state: Content,
     edits: Sequence[Edit] | None,
 ) -> DecisionExplanation:
-    """Explain a decision by the mean of the explanations of its readings."""
     scheme = decider.scheme
-    option, against = _compared(scheme, decision)
+    compared = _compared(scheme, decision)
     contents = [decider.printed(one) for one in (state, decision.question.instructions)]
-    each = [
-        _explain_reading(
-            model, _option_names(scheme, decision, reading), prompt, reading, (option, against), contents, edits
-        )
-        for prompt, reading in readings
-    ]
+
+    def of_reading(prompt: DecisionPrompt, reading: Reading) -> DecisionExplanation:
+        def record(points: Sequence[str]) -> SequenceTrace:
+            with model.trace(*points) as trace:
+                model.label_scores([prompt], edits)
+            if trace.dropped:
+                raise InvalidRequest(
+                    f"a prompt of {len(prompt.ids):,} tokens is too long to be explained: shorten the state, or leave "
+                    "explain out"
+                )
+            return trace.sequences[0]
+
+        first, *_, last = sorted(reading.marks) or [reading.position] * 2
+        sequence = record([f"{name}[tokens={first}:{last + 1}]" for name in dict.fromkeys(needed(model))])
+        names = _option_names(scheme, decision, reading)
+        readout = _readout(model, sequence, reading, [names.index(name) for name in compared])
+        parts = contributions(model, sequence, readout)
+        found = propagate(model, readout, sequence.pieces, record)
+        words = explained_words(model.tokenizer, prompt.ids[: len(found.tokens)], found.tokens, *contents)
+        return DecisionExplanation(*compared, found.logit, words, found.constant, found.rounding, parts)
+
+    each = [of_reading(*one) for one in readings]
     if len(each) == 1:
         return each[0]
     share = 1 / len(each)
@@ -101,8 +116,7 @@ def _explain(
             name = replace(part, value=0.0)
             parts[name] = parts.get(name, 0.0) + part.value * share
     return DecisionExplanation(
-        option,
-        against,
+        *compared,
         sum(one.logit for one in each) * share,
         [ExplainedWord(text, value, place, tokens) for (text, place, tokens), value in words.items()],
         sum(one.constant for one in each) * share,
@@ -125,36 +139,7 @@ def _rating(number: int) -> str:
     return f"rating {number}"
 
 
-def _explain_reading(
-    model: DecidingModel,
-    names: Sequence[str],
-    prompt: DecisionPrompt,
-    reading: Reading,
-    compared: tuple[str, str],
-    contents: Sequence[Content],
-    edits: Sequence[Edit] | None,
-) -> DecisionExplanation:
-    def record(points: Sequence[str]) -> SequenceTrace:
-        with model.trace(*points) as trace:
-            model.label_scores([prompt], edits)
-        if trace.dropped:
-            raise InvalidRequest(
-                f"a prompt of {len(prompt.ids):,} tokens is too long to be explained: shorten the state, or leave "
-                "explain out"
-            )
-        return trace.sequences[0]
-
-    first, *_, last = sorted(reading.marks) or [reading.position] * 2
-    sequence = record([f"{name}[tokens={first}:{last + 1}]" for name in dict.fromkeys(needed(model))])
-    readout = _readout(model, sequence, reading, [names.index(name) for name in compared])
-    parts = contributions(model, sequence, readout)
-    found = propagate(model, readout, sequence.pieces, record)
-    words = explained_words(model.tokenizer, prompt.ids[: len(found.tokens)], found.tokens, *contents)
-    return DecisionExplanation(*compared, found.logit, words, found.constant, found.rounding, parts)
-
-
 def _readout(model: TracedModel, sequence: SequenceTrace, reading: Reading, compared: Sequence[int]) -> Readout:
-    """The difference between the scores of the two options with the numbers ``compared``."""
     if reading.marks:
         return mark_readout(model, sequence, *(reading.marks[number] for number in compared))
     logits = model.project(sequence.at(stream_points(model)[-1], reading.position))[0]
@@ -163,7 +148,6 @@ def _readout(model: TracedModel, sequence: SequenceTrace, reading: Reading, comp
 
 
 def _option_names(scheme: LabelScheme, decision: Decision, reading: Reading) -> list[str]:
-    """The names of the options of a reading's labels."""
     question = decision.question
     if scheme.outputs(question) != len(question.options):
         return [_rating(number) for number in range(scheme.outputs(question))]
@@ -208,13 +192,11 @@ def _span(text: str, content: Content, before: range) -> range:
 
     They are outside of the span ``before``.
     """
-    forms = [content] if isinstance(content, str) else [_json(content), _json(content, COMPACT)]
+    forms = [content] if isinstance(content, str) else [
+        json.dumps(content, ensure_ascii=False, separators=own) for own in (None, (",", ":"))
+    ]  # fmt: skip
     for form in forms:
         for start in (text.find(form, before.stop), text.find(form, 0, before.start)):
             if form and start >= 0:
                 return range(start, start + len(form))
     return range(0)
-
-
-def _json(content: Any, separators: tuple[str, str] | None = None) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=separators)

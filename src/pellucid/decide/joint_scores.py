@@ -15,8 +15,6 @@ from pellucid.decide.prompts import (
     QuestionSpans,
     Reading,
     ScoredOptions,
-    ScoringModel,
-    mark_scores,
     replaced,
     without_special,
 )
@@ -27,7 +25,6 @@ from pellucid.model.config import Config
 from pellucid.model.decision_heads import HIDDEN_NORM, joint_head, joint_shapes
 from pellucid.model.slot_reader import SlotReader
 from pellucid.model.weight_map import Slot
-from pellucid.trace.edits import Edit
 from pellucid.util.probabilities import softmax
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -41,8 +38,7 @@ from pellucid.weights.checkpoint import Checkpoint
 #
 # Source: ``fill_task_d1omni`` in llama.cpp's tools/server/server-decision.cpp.
 
-TOKENS = 16384
-"""Maximum number of tokens of a prompt in the model's training."""
+TOKENS = 16384  # maximum number of tokens of a prompt in the model's training
 START = "<<d1omni:"
 SEPARATOR, STATE, QUESTION, OPTION = (f"{START}{name}>>" for name in ("sep", "state", "question", "option"))
 """Marks: between the pieces of the prompt, and at the start of the pieces whose length is limited."""
@@ -50,23 +46,14 @@ GIVEN = {"sep": SEPARATOR, "mark_state": STATE, "mark_question": QUESTION, "mark
 
 
 class OmniOptions(ScoredOptions):
-    """The prompts and scores of the type "lfm2-d1-omni"."""
-
     explains = True
 
     def __init__(self, model: DecisionModel) -> None:
-        """Find the token of the marks of options.
-
-        Raises:
-            UnsupportedModel: the model does not score options at marks.
-            FileFormatError: the file names no mask token.
-        """
         super().__init__(model)
         model.needs(model.spec.decision is not None, "lfm2 with decision blocks")
         self.mark = model.token("mask", model.tokenizer.mask_id)
 
     def printed(self, content: Any) -> Any:
-        """A content without control tokens and the marks of pieces."""
         return replaced(without_special(content), lambda text: text.replace(START, "<<d1omni "))
 
     def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt:
@@ -103,20 +90,11 @@ class OmniOptions(ScoredOptions):
             )
         return DecisionPrompt(ids, (Reading(number, positions[0], marks=positions),), TYPES.index(question.type))
 
-    def scores(
-        self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
-    ) -> list[list[Scores]]:
-        """The scores at the marks."""
-        return mark_scores(model, prompts, edits)
-
 
 def pieces(parts: Sequence[list[int]], marks: Sequence[str], separator: str) -> list[tuple[str, list[int]]]:
     """The pieces of a template's text after the first: the mark at the start of each ("": none), and its tokens.
 
-    ``marks`` are between the ``parts``.
-
-    Raises:
-        TemplateError: a mark is not at the start of a piece.
+    ``marks`` are between the ``parts``. Raises TemplateError if a mark is not at the start of a piece.
     """
     found = list[tuple[str, list[int]]]()
     for mark, ids in zip(marks, parts[1:]):
@@ -150,8 +128,7 @@ def pieces(parts: Sequence[list[int]], marks: Sequence[str], separator: str) -> 
 # Source: ``build_head`` in llama.cpp's src/models/clef.cpp.
 
 Rows = NDArray[np.float32]
-TINY = 1e-12
-"""The least length that a vector is divided by."""
+TINY = 1e-12  # the least length that a vector is divided by
 
 
 class JointScorer:
@@ -195,7 +172,6 @@ class JointScorer:
         return [every[owner == number] for number in range(len(questions))]
 
     def _embeddings(self, ids: Sequence[int]) -> Rows:
-        """The rows of tokens in the output embedding (n, D)."""
         different = {
             token: SlotReader(self._checkpoint, (Slot(self._embedding, rows=(token, token + 1)),)).values()
             for token in set(ids)
@@ -203,7 +179,6 @@ class JointScorer:
         return np.concatenate([different[token] for token in ids])
 
     def _routed(self, options: Rows, memory: Rows) -> Rows:
-        """The options after the routing blocks."""
         for number in range(self.head.routing):
             at = f"dec.blk.{number}"
             queries, keys = (
@@ -224,7 +199,6 @@ class JointScorer:
         return found
 
     def _joined(self, fields: Rows, memory: Rows) -> Rows:
-        """The questions after the joint blocks, normalised."""
         for number in range(self.head.routing, self.head.routing + self.head.joint):
             at = f"dec.blk.{number}"
             rows = self._norm(fields, f"{at}.attn_norm")
@@ -269,7 +243,6 @@ class JointScorer:
         return found
 
     def _norm(self, x: Rows, name: str) -> Rows:
-        """Layer normalization."""
         x = x - x.mean(-1, keepdims=True)
         scale = np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(self.head.eps))
         found: Rows = x / scale * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
@@ -277,13 +250,11 @@ class JointScorer:
 
 
 def _unit(x: Rows) -> Rows:
-    """Rows with length 1."""
     found: Rows = x / np.maximum(np.sqrt((x * x).sum(-1, keepdims=True)), np.float32(TINY))
     return found
 
 
 def _gelu(x: Rows) -> Rows:
-    """The exact GELU."""
     tails = np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(np.float32)
     found: Rows = x * (1 + tails) / 2
     return found

@@ -43,10 +43,8 @@ TEMPLATE = "tokenizer.chat_template.systemone"
 CONFIG_FILE, TEMPLATE_FILE = "decision.json", "decision_template.jinja"
 HEAD_FILES = ("head.safetensors", "readout.safetensors")
 """Files of models whose options are scored by a head of their own (Jev), instead of the logits of labels."""
-MARKED = "marked"
-"""The type of the models of transformers, whose templates mark the positions that are read."""
-Bands = Sequence[tuple[str, int]]
-"""Names of ranges of the number of options, each with its largest number."""
+MARKED = "marked"  # the type of the models of transformers, whose templates mark the positions that are read
+Bands = Sequence[tuple[str, int]]  # names of ranges of the number of options, each with its largest number
 BANDS: Bands = (("2", 2), ("3_5", 5), ("6_10", 10), ("11", 255))
 
 
@@ -138,7 +136,6 @@ def _of_folder(folder: Path) -> DecisionFormat | None:
 
 
 def _by_question(path: Path, name: str, value: Any) -> dict[str, Any]:
-    """An object with values by question type."""
     given = {} if value is None else value
     if not isinstance(given, dict) or set(given) - set(TYPES):
         raise FileFormatError(path, name, f"is {brief(value)}: must be an object with {', '.join(TYPES)}")
@@ -170,8 +167,7 @@ def _template(path: Path) -> str:
 # Sources: ``server_decision_context`` in llama.cpp's tools/server/server-decision.cpp (``init``, ``d1_labels``,
 # ``n_variants``, ``n_outputs``); ``transformers.decision.template_utils``, version 5.24.
 
-RATINGS = 9
-"""Ratings of a yes/no question in the scheme "lev": 0 is certainly no, 8 certainly yes."""
+RATINGS = 9  # ratings of a yes/no question in the scheme "lev": 0 is certainly no, 8 certainly yes
 
 
 class Label(Struct, frozen=True):
@@ -223,13 +219,7 @@ class LabelScheme(Struct, frozen=True):
         return RATINGS if self.rated and question.type == "noul" else len(question.options)
 
 
-def without_labels(question: Question) -> tuple[Label, ...]:
-    """The labels of the options of a question that need none."""
-    return (Label("", ()),) * len(question.options)
-
-
 def single_token(tokenizer: Tokenizer, text: str) -> int | None:
-    """The id of a text that is a single token; None for other texts."""
     ids = tokenizer.encode(text, add_special=False)
     return ids[0] if len(ids) == 1 else None
 
@@ -281,7 +271,6 @@ def _own_codes(question: Question) -> list[str]:
 
 
 def _other_codes() -> Iterator[str]:
-    """Codes that replace a code that is not a token of its own."""
     yield from string.ascii_uppercase
     yield from (f"{number:02d}" for number in range(100))
     yield from string.ascii_lowercase
@@ -290,7 +279,6 @@ def _other_codes() -> Iterator[str]:
 
 
 def _single(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, ...]:
-    """The different ids of the texts that are single tokens."""
     ids = (single_token(tokenizer, text) for text in texts)
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
@@ -321,10 +309,8 @@ USUAL: Mapping[QuestionType, Sequence[str]] = {"choice": LETTERS, "score": LETTE
 
 
 def scheme_of(stated: DecisionFormat | None, file: str) -> LabelScheme:
-    """The scheme of a decision model. Other models have the labels that transformers uses.
-
-    Raises:
-        UnsupportedModel: the type is not implemented.
+    """The scheme of a decision model. Other models have the labels that transformers uses. Raises UnsupportedModel if
+    the type is not implemented.
     """
     if stated is None or stated.type == MARKED:
         labels = {} if stated is None else stated.labels

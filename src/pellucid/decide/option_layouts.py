@@ -1,7 +1,6 @@
 """The types of decision models that score options themselves, instead of labels.
 
-A type has an ``OptionLayout``: it writes the prompts of questions, and reads the scores of their options. ``LAYOUTS``
-lists them.
+The class of a type writes the prompts of questions, and reads the scores of their options. ``LAYOUTS`` lists them.
 
 MarkedOptions    "laya": an encoder scores each option at a mark before it
 OmniOptions      "lfm2-d1-omni": the same, with another prompt
@@ -13,9 +12,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,6 @@ from pellucid.decide.prompts import (
     Reading,
     ScoredOptions,
     ScoringModel,
-    mark_scores,
     replaced,
     with_sorted_keys,
     without_special,
@@ -58,25 +56,16 @@ GIVEN = {"sep": SEPARATOR, "mark_question": QUESTION, "mark_option": OPTION}
 
 
 class JointOptions(ScoredOptions):
-    """The prompts and scores of the type "clef"."""
-
     def __init__(self, model: DecisionModel) -> None:
-        """Check that the model has a joint head.
-
-        Raises:
-            UnsupportedModel: it has none.
-        """
         super().__init__(model)
         metadata = model.checkpoint.metadata
         kind = metadata.get(f"{metadata.get('general.architecture')}.decision.type")
         model.needs(kind == CLEF and model.spec.task == "decide", "language models with a joint head")
 
     def prompts(self, state: Content, questions: Sequence[Question]) -> list[DecisionPrompt]:
-        """The only prompt of questions about a state."""
         return [self.prompt(state, questions, 0)]
 
     def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt:
-        """The prompt of all questions."""
         asked = [self.model.variables(state, questions, at) for at in range(len(questions))]
         names = ("id", "type", "instructions", "options")
         values = with_sorted_keys(
@@ -111,7 +100,6 @@ class JointOptions(ScoredOptions):
     def scores(
         self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
     ) -> list[list[Scores]]:
-        """The scores of the head."""
         rows = model.encode([EncoderInput(prompt.ids) for prompt in prompts], edits)
         return [
             self._scorer.scores(own, prompt.ids, [one.spans for one in prompt.readings if one.spans])
@@ -120,7 +108,6 @@ class JointOptions(ScoredOptions):
 
     @cached_property
     def _scorer(self) -> JointScorer:
-        """The head, whose tensors are read at the first request."""
         return JointScorer(self.model.checkpoint)
 
 
@@ -140,17 +127,9 @@ QUESTION_TOKENS, LEAST_QUESTION = 16, 8
 
 
 class MarkedOptions(ScoredOptions):
-    """The prompts and scores of the type "laya"."""
-
     explains = True
 
     def __init__(self, model: DecisionModel) -> None:
-        """Find the tokens of the marks of options and of the separators.
-
-        Raises:
-            UnsupportedModel: the model does not score options at marks.
-            FileFormatError: the file names no mask token or no separator.
-        """
         super().__init__(model)
         model.needs(model.spec.decision is not None, "modern-bert with decision blocks")
         tokenizer, named = model.tokenizer, model.tokenizer.named_tokens
@@ -165,7 +144,6 @@ class MarkedOptions(ScoredOptions):
         return cleaned
 
     def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt:
-        """The prompt of the question ``number``. Contents have a space in place of the text of the mark."""
         question = questions[number]
         values = self.model.variables(state, questions, number)
         values = replaced(values, lambda text: text.replace(self.text, " "))
@@ -174,17 +152,9 @@ class MarkedOptions(ScoredOptions):
         reading = Reading(number, marks[0], marks=tuple(marks))
         return DecisionPrompt(ids, (reading,), TYPES.index(question.type))
 
-    def scores(
-        self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
-    ) -> list[list[Scores]]:
-        """The scores at the marks."""
-        return mark_scores(model, prompts, edits)
-
     def cut(self, ids: Sequence[int], count: int) -> tuple[list[int], list[int]]:
         """The tokens of a prompt with ``count`` options, cut as in the model's training, and the marks' positions.
-
-        Raises:
-            TemplateError: the template wrote another layout.
+        Raises TemplateError if the template wrote another layout.
         """
         marks = [at for at, token in enumerate(ids) if token == self.mark]
         end = next((at for at in range(marks[-1], len(ids)) if ids[at] == self.separator), -1) if marks else -1
@@ -218,21 +188,12 @@ class MarkedOptions(ScoredOptions):
 # Sources: ``fill_task`` and ``decision_kev_render`` in llama.cpp's tools/server/server-decision.cpp, ``send_decision``
 # in tools/server/server-context.cpp.
 
-END = "<|box_end|>"
-"""The control token at the end of an option."""
+END = "<|box_end|>"  # the control token at the end of an option
 WHITE = " \t\n\r"
 
 
 class PointedOptions(ScoredOptions):
-    """The prompts and scores of the type "kev"."""
-
     def __init__(self, model: DecisionModel) -> None:
-        """Find the token at the end of options.
-
-        Raises:
-            UnsupportedModel: the model has no pointer head.
-            FileFormatError: the vocabulary lacks the token.
-        """
         super().__init__(model)
         output = model.spec.output
         headed = model.spec.task == "decide" and len(output) == 1 and isinstance(output[0], Dense)
@@ -245,7 +206,6 @@ class PointedOptions(ScoredOptions):
         self.end = end
 
     def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt:
-        """The prompt of the question ``number``."""
         values = self.model.variables(state, questions, number)
         values |= {"state": plain_text(state), "instructions": plain_text(questions[number].instructions)}
         for option in values["options"]:
@@ -265,7 +225,6 @@ class PointedOptions(ScoredOptions):
     def scores(
         self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
     ) -> list[list[Scores]]:
-        """The products of queries and keys."""
         readings = [prompt.readings[0] for prompt in prompts]
         positions = [(*one.marks, one.position) for one in readings]
         rows = model.rows_at([prompt.ids for prompt in prompts], positions, edits)
@@ -284,7 +243,6 @@ def pointer_scores(last: NDArray[np.float32], ends: NDArray[np.float32]) -> Scor
 
 
 def plain_text(value: Any) -> str:
-    """A plain value as the text that the model reads, without control tokens."""
     text: str = without_special(rendered(value))
     return text
 
@@ -307,10 +265,9 @@ def rendered(value: Any, indent: int = 0) -> str:
     return "\n".join(lines)
 
 
-class OptionLayout(Protocol):
-    """Makes the layout of a model."""
-
-    def __call__(self, model: DecisionModel) -> ScoredOptions: ...
-
-
-LAYOUTS: Mapping[str, OptionLayout] = {LAYA: MarkedOptions, OMNI: OmniOptions, KEV: PointedOptions, CLEF: JointOptions}
+LAYOUTS: Mapping[str, Callable[[DecisionModel], ScoredOptions]] = {
+    LAYA: MarkedOptions,
+    OMNI: OmniOptions,
+    KEV: PointedOptions,
+    CLEF: JointOptions,
+}

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.decide.labels import LETTERS, DecisionFormat, Label, LabelScheme, without_labels
+from pellucid.decide.labels import LETTERS, DecisionFormat, Label, LabelScheme
 from pellucid.decide.questions import Content, Question, Scores
 from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.errors import FileFormatError, UnsupportedModel
@@ -115,15 +115,7 @@ def with_sorted_keys(value: Any) -> Any:
     return [with_sorted_keys(one) for one in value] if isinstance(value, list) else value
 
 
-def marked_variables(
-    scheme: LabelScheme, state: Content, questions: Sequence[Question], labels: Sequence[Sequence[Label]], number: int
-) -> dict[str, Any]:
-    """The variables of transformers' template for the question ``number``, besides ``questions``."""
-    return {"state": state, "question": marked_question(scheme, questions[number], labels[number])}
-
-
 def marked_question(scheme: LabelScheme, question: Question, labels: Sequence[Label]) -> dict[str, Any]:
-    """A question as the templates of transformers read it."""
     options = scheme.options(question)
     return {
         "name": question.id,
@@ -161,9 +153,6 @@ def _text(content: Content | None) -> str:
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
-# Shared parts of the decision models that score options themselves (``option_layouts.py``).
-
-
 class DecisionModel(Struct, frozen=True):
     """The parts of a decision model that its prompts depend on. ``template`` is the Jinja source of the prompts."""
 
@@ -175,7 +164,6 @@ class DecisionModel(Struct, frozen=True):
     template: str
 
     def needs(self, found: bool, part: str) -> None:
-        """Raise UnsupportedModel if the model lacks the part that its type needs."""
         if not found:
             raise UnsupportedModel(
                 f"{shown(self.checkpoint.path.name)}: decision.type = {self.format.type} is implemented for {part}, "
@@ -183,11 +171,6 @@ class DecisionModel(Struct, frozen=True):
             )
 
     def token(self, name: str, found: int | None) -> int:
-        """The id of a token that the prompt needs.
-
-        Raises:
-            FileFormatError: the file names no such token.
-        """
         if found is None:
             raise FileFormatError(
                 self.checkpoint.path, f"tokenizer.ggml.{name}_token_id", "is missing: the prompt needs it"
@@ -195,8 +178,7 @@ class DecisionModel(Struct, frozen=True):
         return found
 
     def variables(self, state: Content, questions: Sequence[Question], number: int) -> dict[str, Any]:
-        """The variables of the template for the question ``number``."""
-        labels = [without_labels(one) for one in questions]
+        labels = [[Label("", ())] * len(one.options) for one in questions]
         return variables(self.scheme, state, questions, labels, number, False)
 
 
@@ -233,30 +215,22 @@ class ScoredOptions(ABC):
         return [self.prompt(state, questions, number) for number in range(len(questions))]
 
     def printed(self, content: Content) -> Content:
-        """A state or the instructions of a question as the template gets them."""
         return content
 
     @abstractmethod
-    def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt:
-        """The prompt of the question ``number``."""
+    def prompt(self, state: Content, questions: Sequence[Question], number: int) -> DecisionPrompt: ...
 
-    @abstractmethod
     def scores(
         self, model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
     ) -> list[list[Scores]]:
-        """The scores (n,) float32 of the n options of each reading of each prompt."""
+        """The scores (n,) float32 of the n options of each reading of each prompt.
 
-
-def mark_scores(
-    model: ScoringModel, prompts: Sequence[DecisionPrompt], edits: Sequence[Edit] | None
-) -> list[list[Scores]]:
-    """The scores of an encoder with decision blocks: its only output, at the marks of the options."""
-    marks = [prompt.readings[0].marks for prompt in prompts]
-    texts = [
-        EncoderInput(prompt.ids, [prompt.token_type] * len(prompt.ids), own[0]) for prompt, own in zip(prompts, marks)
-    ]
-    rows = model.encode(texts, edits)
-    return [[x[np.subtract(own, own[0]), 0]] for x, own in zip(rows, marks)]
+        By default those of an encoder with decision blocks: its only output, at the marks of the options.
+        """
+        marks = [prompt.readings[0].marks for prompt in prompts]
+        texts = [EncoderInput(one.ids, [one.token_type] * len(one.ids), own[0]) for one, own in zip(prompts, marks)]
+        rows = model.encode(texts, edits)
+        return [[x[np.subtract(own, own[0]), 0]] for x, own in zip(rows, marks)]
 
 
 SPECIAL = re.compile(r"<\|([A-Za-z0-9_]+)\|>")

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.tokenize.chat.conversation import refuse_other_than_text, template_variables
+from pellucid.trace.export import json_fields
 from pellucid.util import checks
+from pellucid.util.display import escaped, shade
 from pellucid.util.probabilities import mean_level, softmax
 
 if TYPE_CHECKING:
-    from pellucid.decide.explanation import DecisionExplanation
+    from pellucid.trace.lenses.attribution import Contribution
 
 # Typed questions about a state, in the form of System One's API: a choice, a score or a yes/no question ("noul").
 #
@@ -60,10 +62,8 @@ class Question(Struct, frozen=True):
 
 
 def questions_of(given: Any) -> list[Question]:
-    """Check questions, a mapping from ids to questions, and return them in their order.
-
-    Raises:
-        InvalidRequest: a question is wrong; the message names it.
+    """Check questions, a mapping from ids to questions, and return them in their order. Raises InvalidRequest if a
+    question is wrong; the message names it.
     """
     if not isinstance(given, Mapping) or not given:
         raise InvalidRequest(
@@ -78,10 +78,8 @@ def questions_of(given: Any) -> list[Question]:
 
 
 def state_of(given: Any) -> Content:
-    """Check a state: a text, or an object or list, which the model reads as JSON. A list may be chat messages.
-
-    Raises:
-        InvalidRequest: the state is of another type, or has a value that JSON does not have, or an image.
+    """Check a state: a text, or an object or list, which the model reads as JSON. A list may be chat messages. Raises
+    InvalidRequest if the state is of another type, or has a value that JSON does not have, or an image.
     """
     state = _content("state", given)
     messages = state.get("messages") if isinstance(state, dict) else state
@@ -155,11 +153,87 @@ def _description(where: str, key: Any, given: Any) -> Content | None:
 
 
 def _content(where: str, given: Any) -> Content:
-    """A text, an object or a list, with only the types of JSON."""
     if not isinstance(given, (str, Mapping, list, tuple)):
         raise InvalidRequest(f"{where}={brief(given)}: must be a text, an object or a list")
     content: Content = template_variables({where: given})[where]
     return content
+
+
+WordPlace = Literal["state", "question", "prompt"]
+
+
+@dataclass(frozen=True)
+class ExplainedWord:
+    """A word of a prompt: its text, its relevance ``value``, and its place.
+
+    The place is "state", "question" (the question's instructions), or "prompt" for other words. ``tokens`` are the
+    positions of its tokens.
+    """
+
+    text: str
+    value: float
+    place: WordPlace
+    tokens: range
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON; ``tokens`` are the first position and the position after the last."""
+        return {**vars(self), "tokens": [self.tokens.start, self.tokens.stop]}
+
+
+@dataclass(frozen=True, repr=False)
+class DecisionExplanation:
+    """Why ``option`` is likelier than ``against``, the next likely option.
+
+    ``logit`` is the difference of the logits of their labels, before the soft-cap if the model has one (of a question
+    in both orders, the mean of both prompts, whose words are all here), or of their scores at marks. The values of
+    ``words``, the contribution ``constant`` of biases and of the vector of the question's type, and ``rounding`` sum to
+    it. ``parts`` divide the same difference among the parts of the
+    model (``trace/lenses/attribution.py``).
+    """
+
+    option: str
+    against: str
+    logit: float
+    words: Sequence[ExplainedWord]
+    constant: float
+    rounding: float
+    parts: Sequence[Contribution]
+
+    def __repr__(self) -> str:
+        most = ", ".join(f"{one.text!r} {one.value:+.2f}" for one in self.ranked()[:3])
+        return f"DecisionExplanation({self.option!r} against {self.against!r}: {self.logit:+.3f}, most by {most})"
+
+    @property
+    def total(self) -> float:
+        """The sum of all contributions."""
+        return sum(one.value for one in self.words) + self.constant + self.rounding
+
+    def ranked(self, place: WordPlace | None = "state") -> list[ExplainedWord]:
+        """The words of a place (None: all words), in descending order of absolute value."""
+        words = [one for one in self.words if place in (None, one.place)]
+        return sorted(words, key=lambda one: -abs(one.value))
+
+    def as_dict(self, *, parts: bool = True) -> dict[str, Any]:
+        """The fields as a dictionary for JSON, without the ``parts`` if these are not wanted."""
+        more = ("parts",) if parts else ()
+        return json_fields(self, "option", "against", "logit", "words", "constant", "rounding", *more)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> DecisionExplanation:
+        """Rebuild an explanation from ``as_dict``."""
+        from pellucid.trace.lenses.attribution import Contribution
+
+        words = [ExplainedWord(**{**one, "tokens": range(*one["tokens"])}) for one in fields["words"]]
+        parts = [Contribution(**one) for one in fields["parts"]]
+        return cls(**{**fields, "words": words, "parts": parts})
+
+    def _repr_html_(self) -> str:
+        largest = max((abs(one.value) for one in self.words), default=0.0)
+        words = "".join(
+            f'<span title="{one.value:+.3f}" style="margin:1px;{shade(one.value, largest)}">{escaped(one.text)}</span> '
+            for one in self.words
+        )
+        return f"<p>{escaped(repr(self))}</p><p>{words}</p>"
 
 
 # Scores of options → probabilities, the answer, and its confidence.

@@ -109,10 +109,8 @@ def _shortened(inputs: Inputs, encode: Callable[[str], list[int]], document: str
 
 
 def retrieval_prompts(inputs: Inputs, instruction: str = "") -> tuple[str, str]:
-    """The prompts of a sentence encoder for a query and for documents ("": its default prompt).
-
-    Raises:
-        InvalidRequest: the prompt of a query has no instruction.
+    """The prompts of a sentence encoder for a query and for documents ("": its default prompt). Raises InvalidRequest
+    if the prompt of a query has no instruction.
     """
     prompts = dict(inputs.spec.prompts)
     query, document = (
@@ -151,8 +149,7 @@ def _takes_none(inputs: Inputs, instruction: str) -> InvalidRequest:
 # product with a token of the document (Khattab and Zaharia 2020, ColBERT).
 
 MOST = 1 << 31
-PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")
-"""Tasks whose models compare two texts."""
+PAIR_TASKS: Sequence[Task] = ("classify", "embed", "tokens", "sparse")  # tasks whose models compare two texts
 
 
 class RankedDocument(Struct, frozen=True):
@@ -227,7 +224,6 @@ def _read_together(
     instruction: str,
     raw: bool,
 ) -> tuple[list[float], int]:
-    """The scores of a cross-encoder, and the number of tokens."""
     labels = model.spec.labels
     assert labels is not None
     label = labels.relevance

@@ -26,12 +26,8 @@ from pellucid.trace.edits import Edit
 from pellucid.util.checks import whole
 from pellucid.util.probabilities import sigmoid, softmax
 
-# The model that the tasks of encoders need, in this process or on a cluster.
-
 
 class EncoderModel(Protocol):
-    """A model with ``encode``."""
-
     @property
     def spec(self) -> ModelSpec: ...
     @property
@@ -55,10 +51,8 @@ def embed(
     dimensions: int | None = None,
     edits: Sequence[Edit] | None = None,
 ) -> NDArray[np.float32]:
-    """The sentence vectors (B, N) of token ids, cut to ``dimensions`` components, by default as the file states.
-
-    Raises:
-        InvalidRequest: the model does not state that its vectors can be cut to this length.
+    """The sentence vectors (B, N) of token ids, cut to ``dimensions`` components, by default as the file states. Raises
+    InvalidRequest if the model does not state that its vectors can be cut to this length.
     """
     width = vector_width(model, dimensions)
     vectors = np.concatenate(model.encode([EncoderInput(ids) for ids in encoded], edits))
@@ -68,10 +62,8 @@ def embed(
 
 
 def vector_width(model: EncoderModel, dimensions: int | None) -> int:
-    """Length of the vectors that are cut to ``dimensions`` components (None: the length that the file states).
-
-    Raises:
-        InvalidRequest: the model does not state that its vectors can be cut to this length.
+    """Length of the vectors that are cut to ``dimensions`` components (None: the length that the file states). Raises
+    InvalidRequest if the model does not state that its vectors can be cut to this length.
     """
     spec, lengths = model.spec, model.spec.matryoshka
     if dimensions is None:
@@ -122,7 +114,6 @@ def sparse(
 def token_vectors(
     model: EncoderModel, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
 ) -> list[NDArray[np.float32]]:
-    """The vectors of all tokens of each text, (T, N) float32."""
     return model.encode([EncoderInput(ids) for ids in encoded], edits)
 
 
@@ -155,7 +146,6 @@ class Classification(Struct, frozen=True):
 def classify(
     model: EncoderModel, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None
 ) -> list[Classification]:
-    """The scores of each text's labels."""
     labels = model.spec.labels
     assert labels is not None
     found = []
@@ -178,10 +168,8 @@ class FilledToken(Struct, frozen=True):
 
 
 def fill(model: EncoderModel, text: str, top: int = 5, edits: Sequence[Edit] | None = None) -> list[list[FilledToken]]:
-    """The ``top`` most likely tokens for each mask of a text, the most likely first.
-
-    Raises:
-        InvalidRequest: the text has no mask, or the tokenizer has no mask token.
+    """The ``top`` most likely tokens for each mask of a text, the most likely first. Raises InvalidRequest if the text
+    has no mask, or the tokenizer has no mask token.
     """
     ids = model.inputs.sentences([text])[0]
     places = masks_of(model.tokenizer, ids)
@@ -205,8 +193,7 @@ def _likely(
 
 # The part of a text that answers a question (Rajpurkar et al. 2016; with BERT: Devlin et al. 2019).
 
-STRIDE = 128
-"""Tokens by which the windows of a long text overlap."""
+STRIDE = 128  # tokens by which the windows of a long text overlap
 
 
 class AnswerSpan(Struct, frozen=True):
@@ -234,10 +221,7 @@ def answer(
     """The ``top`` most likely answers of at most ``longest`` tokens, the most likely first.
 
     A long text is read in windows. With ``unanswerable``, "no answer" is a possible answer: its score is the lowest
-    score of the first token among the windows.
-
-    Raises:
-        ContextOverflow: the question leaves no room for the text.
+    score of the first token among the windows. Raises ContextOverflow if the question leaves no room for the text.
     """
     stride = min(STRIDE, model.inputs.context // 2 - 1)
     windows = model.inputs.windows(question, text, stride)
@@ -311,10 +295,8 @@ def tag(
 
     ``grouping`` joins tokens with the same entity, whose labels may begin with B- and I-: "none" joins no tokens,
     "simple" joins neighbouring tokens. "first", "average" and "max" first join the tokens of a word: the word has the
-    label of its first token, of the mean of its probabilities, or of the token with the highest probability.
-
-    Raises:
-        InvalidRequest: the grouping is unknown.
+    label of its first token, of the mean of its probabilities, or of the token with the highest probability. Raises
+    InvalidRequest if the grouping is unknown.
     """
     if grouping not in GROUPINGS:
         raise InvalidRequest(f"grouping={brief(grouping)}: must be one of {', '.join(GROUPINGS)}")
@@ -335,7 +317,6 @@ def tag(
 
 
 def _of_two(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The probabilities that a token does not have the only label, and that it has it."""
     (present,) = sigmoid(logits)
     return np.array([1 - present, present])
 
@@ -365,7 +346,6 @@ def _tokens(
 
 
 def _words(tokens: Sequence[_Word], grouping: Grouping) -> list[_Word]:
-    """Join the tokens of each word."""
     words: list[list[_Word]] = []
     for token in tokens:
         if words and token.continues:

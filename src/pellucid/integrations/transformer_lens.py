@@ -152,7 +152,6 @@ class PellucidDriver:
         )
 
     def close(self) -> None:
-        """Close the model if it was loaded for this driver."""
         if self.owned:
             self._llm.close()
 
@@ -161,7 +160,6 @@ class PellucidDriver:
         return False
 
     def _edit(self, hook: str, spec: Any, tokens: int) -> Edit:
-        """The edit of an intervention in sequences of ``tokens`` tokens."""
         if callable(spec):
             raise NotImplementedError(
                 f"{hook}: the driver of Pellucid takes no functions of tensors: give an op ({', '.join(OPS)}), or use "
@@ -231,7 +229,6 @@ class BridgeTokenizer:
 
     @property
     def bos_token(self) -> str | None:
-        """The text of the token that starts a text."""
         return None if self.bos_token_id is None else self._own.vocabulary.tokens[self.bos_token_id]
 
     def __call__(
@@ -256,11 +253,9 @@ class BridgeTokenizer:
         return {"input_ids": torch.tensor(ids)}
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
-        """The text of token ids."""
         return self._own.decode(_array(ids).reshape(-1).tolist(), skip_special=skip_special_tokens)
 
     def batch_decode(self, ids: Any, skip_special_tokens: bool = False) -> list[str]:
-        """The text of each row of token ids."""
         return [self.decode(row, skip_special_tokens) for row in ids]
 
 
@@ -269,12 +264,10 @@ def _adds_bos(tokenizer: Tokenizer) -> bool:
 
 
 def _array(values: Any) -> NDArray[Any]:
-    """Values as an array; tensors without their gradients."""
     return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
 
 
 def _ids(values: Any) -> NDArray[np.int64]:
-    """Token ids as (B, T). Raises InvalidRequest."""
     ids = _array([] if values is None else values)
     if ids.ndim not in (1, 2) or not ids.size or ids.dtype.kind not in "iu":
         raise InvalidRequest(f"input_ids={brief(values)}: must be token ids, (T,) or (B, T)")

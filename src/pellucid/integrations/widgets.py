@@ -52,10 +52,8 @@ def show(thing: Any) -> PageWidget:
     """A widget of an attribution graph, a logit lens, a recorded run, or attention weights with their tokens.
 
     A graph is a dictionary in Neuronpedia's JSON format, or an object whose ``as_dict()`` has that form. Weights are a
-    pair: the texts of T tokens, and an array (H, T, T).
-
-    Raises:
-        InvalidRequest: the thing is none of them, or the weights do not fit the tokens.
+    pair: the texts of T tokens, and an array (H, T, T). Raises InvalidRequest if the thing is none of them, or the
+    weights do not fit the tokens.
     """
     if isinstance(thing, LogitLens):
         return PageWidget(kind="lens", data=thing.as_dict())

@@ -44,12 +44,10 @@ class Cost:
         return max(self.nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def bound(self, rates: Rates) -> str:
-        """The limiting resource: "memory" or "int8"."""
         return "int8" if self.multiply_adds / rates.multiply > self.nbytes / rates.read else "memory"
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """The sum of costs."""
     return sum(costs, Cost())
 
 
@@ -59,7 +57,6 @@ def step_cost(runner: ModelRunner, chunks: Sequence[Chunk]) -> Cost:
 
 
 def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -> Cost:
-    """The cost of one operation in a step."""
     counts = {
         "tokens": sum(len(chunk.tokens) for chunk in chunks),
         "outputs": sum(chunk.outputs for chunk in chunks),
@@ -107,12 +104,10 @@ def _parts_read(op: Operation, layers: Sequence[CachedLayer]) -> Iterator[tuple[
 
 
 def _state_bytes(shape: StateShape, part: str) -> int:
-    """The bytes of a part of a state that a step reads and writes for a sequence."""
     return 2 * 4 * dict(shape.parts)[part]
 
 
 def token_bytes(shape: LayerShape) -> int:
-    """The bytes of a token's keys and values in a layer."""
     return shape.page_bytes // PAGE
 
 
@@ -151,6 +146,5 @@ def attention_costs(plan: Plan) -> list[AttentionCost]:
 
 
 def state_bytes(plan: Plan) -> int:
-    """The bytes of states that a step reads and writes for each sequence."""
     parts = (part for op in plan.operations for part in _parts_read(op, plan.layers))
     return sum(_state_bytes(shape, part) for shape, part in parts if isinstance(shape, StateShape))

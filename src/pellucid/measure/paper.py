@@ -31,8 +31,7 @@ from pellucid.weights.catalogue import find
 from pellucid.weights.quant.format import Format, lookup
 from pellucid.weights.safetensors import INDEX_NAME, weight_files
 
-FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")
-"""The formats of the listed sizes."""
+FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")  # the formats of the listed sizes
 DEFAULT_FORMAT = "Q4_K"
 
 
@@ -55,12 +54,10 @@ class PaperModel:
 
     @property
     def token_bytes(self) -> int:
-        """The bytes of keys and values that a token adds to the cache."""
         return kv_bytes(self.plan.layers, 1)
 
     @property
     def context_bytes(self) -> int:
-        """The bytes of keys and values for a whole context."""
         return kv_bytes(self.plan.layers, self.spec.context)
 
     @property
@@ -78,17 +75,14 @@ class PaperModel:
 
     @property
     def state_bytes(self) -> int:
-        """The bytes of the state that recurrent layers keep for a sequence, whatever its length."""
         return sum(layer.page_bytes for layer in self.plan.layers if layer.recurrent)
 
     @property
     def read_bytes(self) -> int:
-        """The bytes of weights that a token reads."""
         return self.plan.weight_bytes
 
     @property
     def multiply_adds(self) -> int:
-        """The multiply-adds of a token."""
         return sum(op.multiply_adds for op in self.plan.operations)
 
     def decode(self, rates: Rates, seen: int = 0) -> float:
@@ -110,7 +104,6 @@ class PaperModel:
 
 @lru_cache(maxsize=1)
 def paper_shapes() -> Mapping[str, Mapping[str, Any]]:
-    """The shapes by name."""
     shapes: dict[str, Mapping[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return shapes
 
@@ -164,7 +157,6 @@ def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None
 
 
 def _configured(file: Path) -> Model:
-    """The model that a ``config.json`` describes."""
     try:
         values = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

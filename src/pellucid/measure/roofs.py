@@ -1,18 +1,21 @@
-"""The machine and its measured limits: bytes and int8 multiply-adds per second, measured in rounds beside workloads."""
+"""The machine and its measured limits, workloads and the profile of a step beside them."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import msgspec.structs
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid import __version__
 from pellucid.engine.model_runner import ModelRunner
@@ -22,21 +25,18 @@ from pellucid.kernels.core.host import host
 from pellucid.kernels.core.library import CompileProgress, cache_folder, shared
 from pellucid.kernels.core.objects import installed
 from pellucid.kernels.ops import roof
-from pellucid.measure.cost import Cost, Rates, step_cost, total
-from pellucid.measure.suite import Workload, placeholder_ids, temporary_tables
+from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost, total
+from pellucid.measure.suite import Workload, placeholder_ids, prefill, temporary_tables
+from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import Placement, aligned, may_place
 from pellucid.runtime.processors import Processors, core_count, machine_bytes, processors
 
-# The measured limits of this machine: bytes read and int8 multiply-adds per second.
-
 # More than any cache holds. A larger buffer is read at the same rate.
 MAX_BYTES = 2 << 30
-# The number of runs that fill the caches, and of the timed runs.
-WARM, TIMES = 3, 16
-# These rounds take a quarter of a millisecond or more.
-MULTIPLY_ROUNDS = 100_000
+WARM, TIMES = 3, 16  # the number of runs that fill the caches, and of the timed runs
+MULTIPLY_ROUNDS = 100_000  # these rounds take a quarter of a millisecond or more
 READ = KernelKey("roof.read")
 
 
@@ -44,17 +44,12 @@ class Roofs:
     """Measures the limits with its own ``threads`` threads. ``nbytes`` is the largest argument of ``read``.
 
     ``placement`` places the threads and the buffer that they read, and may be the placement of a model's threads. The
-    default is a new placement of ``threads`` threads.
-
-    Raises:
-        KernelError: a kernel did not compile.
+    default is a new placement of ``threads`` threads. Raises KernelError if a kernel did not compile.
     """
 
-    def __init__(
-        self, threads: int, nbytes: int, progress: CompileProgress | None = None, placement: Placement | None = None
-    ) -> None:
+    def __init__(self, threads: int, nbytes: int, placement: Placement | None = None) -> None:
         self.threads, self._placement = threads, placement or Placement(threads)
-        self._addresses = shared().load([READ, roof.multiply_key()], progress)
+        self._addresses = shared().load([READ, roof.multiply_key()])
         self._strips = max(min(nbytes, MAX_BYTES) // roof.STRIP, threads)
         self._data = aligned(self._strips * roof.STRIP)
         parts = [self._strips * (thread + 1) // threads * roof.STRIP for thread in range(threads)]
@@ -93,7 +88,6 @@ class Roofs:
         return float(np.diff(ends).min()) if fastest else (ends[-1] - ends[0]) / TIMES
 
     def close(self) -> None:
-        """Stop the threads."""
         self._executor.close()
 
 
@@ -114,7 +108,6 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """The median of the units per second."""
         return statistics.median(self.per_second)
 
     @property
@@ -127,17 +120,14 @@ class Figure:
 
     @property
     def roof(self) -> float:
-        """The median over the rounds of the maximum units per second at the machine's rates."""
         return statistics.median(self._roofs)
 
     @property
     def bound(self) -> str:
-        """The resource that sets the roof: "memory" or "int8"."""
         return statistics.mode(self.cost.bound(rates) for rates in self.rates)
 
     @property
     def share(self) -> float:
-        """The median over the rounds of the reached share of the roof."""
         return statistics.median(mine / roof for mine, roof in zip(self.per_second, self._roofs))
 
     @property
@@ -188,10 +178,8 @@ VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16
 
 
 def facts() -> dict[str, Any]:
-    """Facts about the machine, in display order: name → text, integer or list of words.
-
-    Raises:
-        InvalidRequest: ``PELLUCID_ISA`` names an instruction set that is unknown or not available.
+    """Facts about the machine, in display order: name → text, integer or list of words. Raises InvalidRequest if
+    ``PELLUCID_ISA`` names an instruction set that is unknown or not available.
     """
     usable = processors()
     chosen, folder = isa.choose(), cache_folder()
@@ -203,7 +191,7 @@ def facts() -> dict[str, Any]:
         "usable processors": usable.usable,
         "memory nodes": _nodes(usable),
         "threads": usable.threads,
-        "memory": _memory(),
+        "memory": f"{size / 1e9:.1f} GB" if (size := machine_bytes()) else "unknown",
         "instructions": f"{chosen.name} ({chosen.description})",
         "kernels for": isa.target().name,
         "possible": [known.name for known in isa.possible()],
@@ -226,12 +214,10 @@ def _version(package: str) -> str:
 
 
 def cpu_name() -> str:
-    """The vendor's name of the processor, or the name of its architecture."""
     return host().name or host().machine
 
 
 def _cores(usable: Processors) -> int | str:
-    """The number of cores, with the number of efficiency cores if there are any."""
     slow = sum(core.efficiency for core in usable.cores)
     count = core_count() or len(usable.cores)
     return f"{count} (with {slow} efficiency cores)" if slow else count
@@ -243,5 +229,151 @@ def _nodes(usable: Processors) -> int | str:
     return f"{count} (this process may not place memory on them)" if count > 1 and not may_place() else count
 
 
-def _memory() -> str:
-    return f"{size / 1e9:.1f} GB" if (size := machine_bytes()) else "unknown"
+# Profile of a step: the seconds of each operation, and the bytes and multiply-adds that it needs.
+
+ROUND_SECONDS = 0.05  # a round repeats a short step until these seconds have passed
+WARM_STEPS = 2  # the number of whole steps before each profiled step
+
+
+@dataclass(frozen=True)
+class Timed:
+    seconds: float
+    cost: Cost
+    count: int = 1
+
+    def __add__(self, other: Timed) -> Timed:
+        return Timed(self.seconds + other.seconds, self.cost + other.cost, self.count + other.count)
+
+    def rate(self, rates: Rates) -> str:
+        """The reached rate of the limiting resource: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds); "" without a roof.
+
+        A rate above the memory's rate is followed by "from caches".
+        """
+        if self.cost == Cost() or not self.seconds:
+            return ""
+        int8 = self.cost.bound(rates) == "int8"
+        value = (self.cost.multiply_adds if int8 else self.cost.nbytes) / self.seconds / 1e9
+        cached = " from caches" if self.cost.seconds(rates) > self.seconds else ""
+        return f"{value:,.{0 if value >= 100 else 1}f} {'GMAC/s' if int8 else 'GB/s'}{cached}"
+
+    def share(self, rates: Rates) -> float | None:
+        """The reached share of the roof; None if the operation has no roof, or reads from caches."""
+        if self.cost == Cost() or not self.seconds:
+            return None
+        reached = self.cost.seconds(rates) / self.seconds
+        return reached if reached <= 1 else None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The profile of a step: a description, each operation's time in plan order, and the machine's limits.
+
+    Each time is the median of ``repetitions`` measurements.
+    ``rates`` are the highest measured rates. No operation multiplies faster. An operation that reads faster reads from
+    caches.
+    """
+
+    what: str
+    operations: tuple[Operation, ...]
+    timed: tuple[Timed, ...]
+    rates: Rates
+    repetitions: int
+
+    @property
+    def total(self) -> Timed:
+        return combined(self.timed)
+
+    def kinds(self) -> dict[tuple[str, str], Timed]:
+        by_kind: dict[tuple[str, str], list[Timed]] = {}
+        for op, timed in zip(self.operations, self.timed):
+            stage = re.sub(r"^blocks\.\d+\.", "", op.label)
+            by_kind.setdefault((stage, str(op.kernel)), []).append(timed)
+        return {kind: combined(timed) for kind, timed in by_kind.items()}
+
+
+def combined(timed: Iterable[Timed]) -> Timed:
+    return sum(timed, Timed(0.0, Cost(), 0))
+
+
+def profile_step(
+    runner: ModelRunner,
+    tokens: int,
+    depth: int = 0,
+    rounds: int = 5,
+    progress: CompileProgress | None = None,
+    roof_bytes: int | None = None,
+) -> Profile:
+    """Profile a step of ``tokens`` tokens of a sequence with ``depth`` tokens of context: medians of ``rounds`` rounds.
+
+    A round repeats the step for some milliseconds. The cache does not change. The memory's rate is measured with a
+    buffer of ``roof_bytes``, by default the bytes that the step reads.
+    """
+    *_, profile = profile_turns(runner, tokens, depth, rounds, progress, roof_bytes)
+    assert profile is not None
+    return profile
+
+
+def profile_turns(
+    runner: ModelRunner,
+    tokens: int,
+    depth: int = 0,
+    rounds: int = 5,
+    progress: CompileProgress | None = None,
+    roof_bytes: int | None = None,
+) -> Generator[Profile | None, None, None]:
+    """Like ``profile_step``, but a generator for a `ReadingTask`: other steps may run at each yield.
+
+    The last value is the profile. The values before are None.
+    """
+    what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
+    with temporary_tables(runner, 1) as (sequence,):
+        ids, most = placeholder_ids(runner, depth), runner.limits.tokens
+        for first in range(0, depth, most):
+            prefill(runner, sequence, ids[first : first + most])
+            yield None
+        chunks = [Chunk(sequence, placeholder_ids(runner, tokens), int(runner.spec.output_rows == "outputs"))]
+        nbytes = roof_bytes or step_cost(runner, chunks).nbytes
+        rates: list[Rates] = []
+        seconds = list[NDArray[np.float64]]()
+        placement = runner.executor.placement
+        with closing(Roofs(runner.threads, nbytes, placement=placement)) as roofs, placement.bound():
+            for number in range(rounds):
+                if progress:
+                    progress(number, rounds, what)
+                rates.append(machine_rates(roofs, nbytes, fastest=True))
+                yield None
+                time.sleep(REST)
+                spent = 0.0
+                while spent < ROUND_SECONDS:
+                    start = time.perf_counter()
+                    seconds.append(_seconds(runner, chunks))
+                    spent += time.perf_counter() - start
+                    yield None
+        yield _profile(runner, what, chunks, seconds, rates)
+
+
+def _profile(
+    runner: ModelRunner, what: str, chunks: list[Chunk], seconds: list[NDArray[np.float64]], rates: list[Rates]
+) -> Profile:
+    operations = runner.plan.operations
+    costs = [operation_cost(runner, op, chunks) for op in operations]
+    timed = tuple(Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs))
+    limits = Rates(max(r.read for r in rates), max(r.multiply for r in rates))
+    profile = Profile(what, operations, timed, limits, len(seconds))
+    reached = (kind.cost.multiply_adds / kind.seconds for kind in profile.kinds().values() if kind.seconds)
+    return replace(profile, rates=Rates(limits.read, max(limits.multiply, *reached)))
+
+
+def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
+    """The time of each operation in one step, (operations,) float64, in seconds.
+
+    Whole steps run before the profiled step, because a profiled step runs in pieces, and between the pieces shared
+    caches have time to evict weights that are not read.
+    """
+    for _ in range(WARM_STEPS):
+        forks = [msgspec.structs.replace(chunk, table=runner.cache.fork(chunk.table)) for chunk in chunks]
+        try:
+            runner.forward(forks)
+        finally:
+            runner.cache.release(*(fork.table for fork in forks))
+    return runner.profile(chunks)

@@ -45,11 +45,7 @@ class Lengths:
 
     @classmethod
     def of(cls, name: str, text: str) -> Lengths:
-        """Read "128", "64-256" or "128~32".
-
-        Raises:
-            InvalidRequest: the text has another form.
-        """
+        """Read "128", "64-256" or "128~32". Raises InvalidRequest if the text has another form."""
         match = LENGTH.fullmatch(str(text))
         if not match:
             raise InvalidRequest(
@@ -63,7 +59,6 @@ class Lengths:
 
     @property
     def mean_length(self) -> int:
-        """The mean length."""
         return self.low if self.normal else (self.low + self.high) // 2
 
     @property
@@ -72,7 +67,6 @@ class Lengths:
         return self.low + 4 * self.high if self.normal else self.high
 
     def draw(self, rng: random.Random) -> int:
-        """Draw a length."""
         if self.normal:
             return max(1, round(rng.gauss(self.low, self.high)))
         return rng.randint(self.low, self.high)
@@ -99,7 +93,6 @@ class ServerLoad:
     body: Mapping[str, Any] = field(default_factory=dict)
 
     def bodies(self) -> Iterator[dict[str, Any]]:
-        """The bodies of the requests."""
         of_all = random.Random(self.seed)
         shared = [of_all.choice(WORDS) for _ in range(self.shared)]
         for number in range(self.requests):
@@ -136,12 +129,10 @@ class Sample:
 
     @property
     def first(self) -> float:
-        """Seconds to the first token."""
         return self.times[0] - self.sent
 
     @property
     def per_token(self) -> float:
-        """Mean seconds per token after the first token."""
         return (self.times[-1] - self.times[0]) / max(self.tokens - 1, 1)
 
 
@@ -163,10 +154,8 @@ def measure_server(
     """Send the requests from ``clients`` clients, which await each response, or at a ``rate`` in requests per second.
 
     Returns the figures: tokens and requests per second, and percentiles of latencies in seconds. ``progress`` is called
-    with the number of finished requests and the number of all requests.
-
-    Raises:
-        InvalidRequest: a number is out of range, or the server cannot be reached.
+    with the number of finished requests and the number of all requests. Raises InvalidRequest if a number is out of
+    range, or the server cannot be reached.
     """
     whole("requests", load.requests, 1, MAX_REQUESTS)
     if clients is not None:
@@ -208,7 +197,6 @@ async def _measure(
 
 
 async def _request(http: httpx.AsyncClient, load: ServerLoad, body: Mapping[str, Any]) -> Sample:
-    """Send a request, and record the times of its events."""
     sample = Sample(time.perf_counter())
     path = "completions" if load.api == "completions" else "chat/completions"
     try:
@@ -241,7 +229,6 @@ def _read(sample: Sample, parts: Sequence[tuple[float, bytes]]) -> None:
 
 
 def _take(sample: Sample, event: Mapping[str, Any], at: float) -> None:
-    """Record an event that arrived at the time ``at``."""
     if event.get("error"):
         sample.error = shown(str(event["error"]))
     if usage := event.get("usage"):
@@ -254,7 +241,6 @@ def _take(sample: Sample, event: Mapping[str, Any], at: float) -> None:
 
 
 def figures(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
-    """The figures of a load test that took ``seconds``."""
     answered = [sample for sample in samples if not sample.error]
     gaps = [after - before for sample in answered for before, after in itertools.pairwise(sample.times)]
     errors = sorted({sample.error for sample in samples if sample.error})
@@ -290,11 +276,7 @@ def key_headers(key: str | None) -> dict[bytes, bytes]:
 
 
 def models_of(url: str, key: str | None) -> list[str]:
-    """The models of a server.
-
-    Raises:
-        InvalidRequest: ``url`` has no server with OpenAI's API.
-    """
+    """The models of a server. Raises InvalidRequest if ``url`` has no server with OpenAI's API."""
     headers = key_headers(key)
     try:
         response = httpx.get(f"{url}/v1/models", headers=headers, timeout=10)

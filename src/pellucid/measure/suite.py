@@ -26,17 +26,14 @@ from pellucid.runtime.batch import STEP_SEQUENCES, Chunk
 from pellucid.util.checks import whole
 
 PROMPTS, DEPTHS, BATCHES, TOKENS = (128, 512, 2048), (16, 1024), (4, 16), 64
-# Tokens of a sentence, and sentences of a batch.
-SENTENCE, SENTENCES = 32, 16
+SENTENCE, SENTENCES = 32, 16  # tokens of a sentence, and sentences of a batch
 # Sentences are repeated up to this number of tokens, so that a run takes a measurable time.
 SENTENCE_TOKENS = 1024
-# The largest number of tokens that an option accepts.
-MAX_TOKENS = 1 << 24
+MAX_TOKENS = 1 << 24  # the largest number of tokens that an option accepts
 
 
 @contextlib.contextmanager
 def temporary_tables(runner: ModelRunner, count: int) -> Iterator[list[cache.BlockTable]]:
-    """Empty sequences, whose pages are freed at the end."""
     sequences = [cache.BlockTable() for _ in range(count)]
     try:
         yield sequences
@@ -69,12 +66,10 @@ class PrefillWorkload:
 
     @property
     def what(self) -> str:
-        """The description."""
         return f"prefill of {self.tokens:,}"
 
     @property
     def count(self) -> int:
-        """The tokens of a run."""
         return self.tokens
 
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
@@ -84,7 +79,6 @@ class PrefillWorkload:
             yield [Chunk(cache.BlockTable(first), range(first, last), int(last == self.tokens))]
 
     def seconds(self, runner: ModelRunner) -> float:
-        """The time until the first logits."""
         with temporary_tables(runner, 1) as (sequence,):
             start = time.perf_counter()
             prefill(runner, sequence, placeholder_ids(runner, self.tokens))
@@ -102,22 +96,18 @@ class DecodeWorkload:
 
     @property
     def what(self) -> str:
-        """The description."""
         together = f", {self.sequences} sequences" if self.sequences > 1 else ""
         return f"decode after {self.depth:,}{together}"
 
     @property
     def count(self) -> int:
-        """The tokens of a run, of all sequences together."""
         return self.tokens * self.sequences
 
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
-        """One step for each token."""
         for length in range(self.depth, self.depth + self.tokens):
             yield [Chunk(cache.BlockTable(length), range(1))] * self.sequences
 
     def seconds(self, runner: ModelRunner) -> float:
-        """The time of the decode steps, without the prefill."""
         with temporary_tables(runner, self.sequences) as sequences:
             prompt = placeholder_ids(runner, self.depth)
             ids = [int(prefill(runner, sequence, prompt).argmax()) for sequence in sequences]
@@ -138,13 +128,11 @@ class EmbedWorkload:
 
     @property
     def what(self) -> str:
-        """The description."""
         many = "a sentence" if self.sentences == 1 else f"{self.sentences} sentences"
         return f"{many} of {self.tokens:,}"
 
     @property
     def count(self) -> int:
-        """The sentences of a run, including repetitions."""
         return self.sentences * max(1, SENTENCE_TOKENS // (self.tokens * self.sentences))
 
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
@@ -159,7 +147,6 @@ class EmbedWorkload:
                 yield [Chunk(cache.BlockTable(), range(self.tokens), 0)] * rows
 
     def seconds(self, runner: ModelRunner) -> float:
-        """The time until the last vector."""
         ids = placeholder_ids(runner, self.tokens)
         start = time.perf_counter()
         for step in self.steps(runner):
@@ -176,10 +163,8 @@ class SuiteOptions:
     """A user's choice of measurements. None means the defaults. A 0 in a list is skipped, so (0,) measures nothing.
 
     ``prompts`` are lengths, ``depths`` tokens of context, ``batches`` numbers of sequences that are decoded together,
-    ``tokens`` is the number of tokens to decode.
-
-    Raises:
-        InvalidRequest: a value is not an integer, or is out of range.
+    ``tokens`` is the number of tokens to decode. Raises InvalidRequest if a value is not an integer, or is out of
+    range.
     """
 
     prompts: Sequence[int] | None = None
@@ -196,10 +181,8 @@ class SuiteOptions:
 
 
 def suite(spec: ModelSpec, context: int, options: SuiteOptions) -> tuple[list[Workload], list[str]]:
-    """The workloads to measure, and notes on defaults that do not fit into the context.
-
-    Raises:
-        InvalidRequest: a chosen value does not fit into the context or a step, or nothing is left to measure.
+    """The workloads to measure, and notes on defaults that do not fit into the context. Raises InvalidRequest if a
+    chosen value does not fit into the context or a step, or nothing is left to measure.
     """
     if spec.encoder:
         raise InvalidRequest(f"{shown(spec.name)} is an encoder-decoder: only its requests can be timed, not its steps")

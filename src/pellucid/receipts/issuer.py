@@ -18,8 +18,7 @@ from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.plan.plan import Plan
-from pellucid.receipts.receipt import EditRecord, ModelIdentity, Receipt, ReceiptRequest, canonical, issued
-from pellucid.receipts.signature import Signer
+from pellucid.receipts.receipt import EditRecord, ModelIdentity, Receipt, ReceiptRequest, Signer, canonical, issued
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.options import Options
 from pellucid.sample.step import options_of as options_of_step
@@ -28,12 +27,8 @@ from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.model_hash import tensor_hash
 from pellucid.weights.sources.source import DownloadProgress
 
-# The edits of a request in its receipt, and back.
-
 
 class EditLike(Protocol):
-    """The part of ``trace.edits.Edit`` that a receipt records."""
-
     @property
     def where(self) -> str: ...
     @property
@@ -45,10 +40,8 @@ class EditLike(Protocol):
 
 
 def edit_records(edits: Sequence[EditLike]) -> list[EditRecord]:
-    """The records of edits. An array is recorded by its hash.
-
-    Raises:
-        InvalidRequest: an edit has a function, which cannot be replayed.
+    """The records of edits. An array is recorded by its hash. Raises InvalidRequest if an edit has a function, which
+    cannot be replayed.
     """
     records = []
     for edit in edits:
@@ -95,7 +88,6 @@ def plan_hash(plan: Plan) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A part of a plan as lists and numbers."""
     if isinstance(value, Struct):
         return [type(value).__name__, *map(_plain, astuple(value))]
     if isinstance(value, KernelKey):
@@ -237,18 +229,15 @@ class ReceiptIssuer:
         return issued(draft, run, text, self._signer)
 
 
-STOPPING = "a probe may end the text"
-"""A reason to refuse a receipt."""
+STOPPING = "a probe may end the text"  # a reason to refuse a receipt
 
 
 def refuse_receipt(options: Options, why: str) -> None:
-    """Refuse the option ``receipt`` for a request that cannot have one. Raises InvalidRequest."""
     if options.receipt:
         raise InvalidRequest(f"receipt=True: {why}, and such a run has no receipt: leave receipt out")
 
 
 def _defaults(chain: Chain) -> dict[str, Any]:
-    """The numbers of the steps that have an effect, also those that the request did not give."""
     return {
         name: value
         for step in chain.steps
@@ -269,7 +258,6 @@ def options_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _issuer_plain(name: str, value: Any) -> Any:
-    """An option as JSON values. Raises InvalidRequest."""
     if name == "logit_bias" and isinstance(value, Mapping):
         # Pairs keep ids and texts apart, and texts of numbers have infinity. JSON has neither.
         pairs = value.items()
@@ -277,7 +265,7 @@ def _issuer_plain(name: str, value: Any) -> Any:
     if name == "json_schema" and hasattr(value, "model_json_schema"):  # a class of pydantic
         value = value.model_json_schema()
     try:
-        text = json.dumps(value, allow_nan=False, default=_number)
+        text = json.dumps(value, allow_nan=False, default=lambda own: own.tolist())  # of NumPy
     except (TypeError, ValueError, RecursionError):
         raise InvalidRequest(
             f"{name}={brief(value)}: a receipt can hold only plain values: leave {name} or receipt out"
@@ -290,8 +278,3 @@ def _issuer_plain(name: str, value: Any) -> Any:
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> Any:
-    """A NumPy number or array as plain values."""
-    return value.tolist()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pellucid.trace.backward.gradients import attribution_patch, gradients, integrated_gradients
     from pellucid.trace.backward.jacobian_lens import JacobianLens
-    from pellucid.trace.control_vector import ControlVector
+    from pellucid.trace.control_vector import ControlVector, RegisteredVectors
     from pellucid.trace.dataset.activation_dataset import ActivationDataset
     from pellucid.trace.dictionaries.dictionary import Dictionary
     from pellucid.trace.edits import (
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
         replace,
         scale,
     )
-    from pellucid.trace.graphs.build import attribution_graph
-    from pellucid.trace.graphs.interventions import check_graph
+    from pellucid.trace.graphs.build import attribution_graph, check_graph
     from pellucid.trace.graphs.targets import promoted_tokens
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.comparison import difference, neighbours, similarity, vector_of, word_map
@@ -39,64 +38,22 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.logit_lens import label_lens, logit_lens
     from pellucid.trace.lenses.patching import ablation_sweep, causal_trace, knockout_sweep, patch_sweep, path_patch
     from pellucid.trace.lenses.relevance import relevance
-    from pellucid.trace.lenses.sweep import sweep
-    from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability
+    from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability, sweep
     from pellucid.trace.lenses.token_contributions import token_contributions
     from pellucid.trace.linear_probe import LinearProbe
     from pellucid.trace.recorded_run import RecordedRun
-    from pellucid.trace.registered_vectors import RegisteredVectors
 
-__all__ = [
-    "ActivationDataset",
-    "ControlVector",
-    "Dictionary",
-    "JacobianLens",
-    "LinearProbe",
-    "RecordedRun",
-    "RegisteredVectors",
-    "ablate",
-    "ablation_sweep",
-    "add",
-    "attribute",
-    "attribution_graph",
-    "attribution_patch",
-    "call",
-    "causal_trace",
-    "check_graph",
-    "difference",
-    "divergence",
-    "features",
-    "forbid_expert",
-    "forbid_token",
-    "force_expert",
-    "force_token",
-    "gradients",
-    "head_scores",
-    "heads_between",
-    "integrated_gradients",
-    "knockout_sweep",
-    "label_lens",
-    "log_probability",
-    "logit_difference",
-    "logit_lens",
-    "mask",
-    "neighbours",
-    "patch_sweep",
-    "path_patch",
-    "position_of",
-    "probability",
-    "promoted_tokens",
-    "relevance",
-    "replace",
-    "rollout",
-    "scale",
-    "similarity",
-    "sweep",
-    "token_contributions",
-    "top_examples",
-    "vector_of",
-    "word_map",
-]
+__all__ = ["ActivationDataset", "Dictionary", "RecordedRun"]
+__all__ += ["ControlVector", "JacobianLens", "LinearProbe", "RegisteredVectors"]
+__all__ += ["ablate", "add", "call", "mask", "replace", "scale"]
+__all__ += ["forbid_expert", "forbid_token", "force_expert", "force_token"]
+__all__ += ["attribute", "label_lens", "logit_lens", "relevance", "token_contributions"]
+__all__ += ["features", "head_scores", "heads_between", "position_of", "rollout", "top_examples"]
+__all__ += ["difference", "neighbours", "similarity", "vector_of", "word_map"]
+__all__ += ["ablation_sweep", "causal_trace", "knockout_sweep", "patch_sweep", "path_patch", "sweep"]
+__all__ += ["divergence", "log_probability", "logit_difference", "probability"]
+__all__ += ["attribution_patch", "gradients", "integrated_gradients"]
+__all__ += ["attribution_graph", "check_graph", "promoted_tokens"]
 
 _LAZY = {
     "edits": (
@@ -105,10 +62,9 @@ _LAZY = {
     ),
     "dataset.activation_dataset": ("ActivationDataset",),
     "dictionaries.dictionary": ("Dictionary",),
-    "control_vector": ("ControlVector",),
+    "control_vector": ("ControlVector", "RegisteredVectors"),
     "linear_probe": ("LinearProbe",),
     "recorded_run": ("RecordedRun",),
-    "registered_vectors": ("RegisteredVectors",),
     "lenses.attribution": ("attribute",),
     "lenses.features": ("features", "top_examples"),
     "backward.jacobian_lens": ("JacobianLens",),
@@ -116,13 +72,11 @@ _LAZY = {
     "lenses.logit_lens": ("label_lens", "logit_lens"),
     "lenses.comparison": ("difference", "neighbours", "similarity", "vector_of", "word_map"),
     "backward.gradients": ("attribution_patch", "gradients", "integrated_gradients"),
-    "graphs.build": ("attribution_graph",),
-    "graphs.interventions": ("check_graph",),
+    "graphs.build": ("attribution_graph", "check_graph"),
     "graphs.targets": ("promoted_tokens",),
     "lenses.patching": ("ablation_sweep", "causal_trace", "knockout_sweep", "patch_sweep", "path_patch"),
     "lenses.relevance": ("relevance",),
-    "lenses.sweep": ("sweep",),
-    "lenses.targets": ("divergence", "log_probability", "logit_difference", "probability"),
+    "lenses.targets": ("divergence", "log_probability", "logit_difference", "probability", "sweep"),
     "lenses.token_contributions": ("token_contributions",),
 }
 """The names of each module. A module is imported when a name is first used, so that models load without them."""

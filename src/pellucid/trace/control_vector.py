@@ -1,42 +1,42 @@
-"""Control vectors: directions that are added to the residual stream after some blocks, to steer what a model writes.
+"""Control vectors, which steer what a model writes, and the registered vectors and probes that requests name.
 
     vector = ControlVector.contrast(llm, ["I am delighted", ...], ["I am annoyed", ...])
     llm.generate(prompt, edits=vector.edits(1.5))
     vector.save("happy.gguf")                    # llama.cpp, llama-server and repeng read the same file
     ControlVector.open("happy.gguf")
 
-A vector equals ``add`` edits of ``blocks.N.residual``. ``direction.N`` of a file is added after block N, counted from 0
-(``llama_adapter_cvec::apply`` in llama.cpp's src/llama-adapter.cpp); llama.cpp has no direction for block 0.
+A control vector has directions that are added to the residual stream. It equals ``add`` edits of
+``blocks.N.residual``. ``direction.N`` of a file is added after block N, counted from 0 (``llama_adapter_cvec::apply``
+in llama.cpp's src/llama-adapter.cpp); llama.cpp has no direction for block 0.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors.messages import brief, reason, shown
 from pellucid.plan.points import Point
-from pellucid.trace.edits import Edit, add
-from pellucid.trace.linear_probe import check_ending, read_vectors, write_vectors
+from pellucid.trace.edits import Edit, add, listed
+from pellucid.trace.linear_probe import ENDINGS, LinearProbe, check_ending, listed_probes, read_vectors, write_vectors
 from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.trace.traced_model import TracedModel
 
-ARCHITECTURE = "controlvector"
-"""The ``general.architecture`` of a GGUF file with a control vector."""
+ARCHITECTURE = "controlvector"  # the ``general.architecture`` of a GGUF file with a control vector
 DIRECTION = re.compile(r"direction\.(\d{1,5})")
 MAX_SCALE = 1000.0
 MAX_LAYERS = 1 << 16
-TOGETHER = 32
-"""Number of prompts whose values ``contrast`` records in one trace."""
+TOGETHER = 32  # number of prompts whose values ``contrast`` records in one trace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -204,7 +204,6 @@ class ControlVector:
 
 
 def total(vectors: Sequence[tuple[float, ControlVector]]) -> ControlVector:
-    """The sum of vectors, each times its scale."""
     (scale, first), *others = vectors
     result = first * scale
     for scale, vector in others:
@@ -218,16 +217,11 @@ def _last_values(llm: TracedModel, prompts: Sequence[Any], layers: Sequence[int]
 
     names = [f"blocks.{layer}.residual" for layer in layers]
     rows = list[list[NDArray[np.float32]]]()
-    for batch in _batches(prompts):
+    for first in range(0, len(prompts), TOGETHER):
         with llm.trace(*(f"{name}[tokens=-1]" for name in names)) as trace:
-            llm.generate(batch, **NEXT_TOKEN)
+            llm.generate(list(prompts[first : first + TOGETHER]), **NEXT_TOKEN)
         rows += [[sequence[name][0] for name in names] for sequence in trace.sequences]
     return np.asarray(rows, np.float64).swapaxes(0, 1)
-
-
-def _batches(prompts: Sequence[Any]) -> Iterator[list[Any]]:
-    for first in range(0, len(prompts), TOGETHER):
-        yield list(prompts[first : first + TOGETHER])
 
 
 def _principal(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -238,3 +232,152 @@ def _principal(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     length = np.linalg.norm(direction)
     unit = direction / length if length else direction
     return np.asarray(unit * (rows.mean(0) @ unit))
+
+
+# The control vectors and probes of a folder, which requests name: ``steer={"calm": 1.5}``, ``probes=["toxicity"]``.
+#
+#     llm.vectors = RegisteredVectors.open("vectors")     # calm.gguf, toxicity.safetensors, ...
+#     llm.generate(prompt, steer={"calm": 1.5, "french": -0.5}, probes=["toxicity"])
+#
+# A name is the name of a file without its ending.
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+MAX_FILES = 10_000
+MAX_STEERED = 16  # maximum number of control vectors of a request
+
+
+class Control(NamedTuple):
+    edits: list[Edit]
+    probes: list[LinearProbe]
+
+
+@dataclass(frozen=True)
+class RegisteredVectors:
+    """Control vectors and probes by name. ``guards`` are limits of probes that end the texts of all requests."""
+
+    vectors: Mapping[str, ControlVector] = field(default_factory=dict)
+    probes: Mapping[str, LinearProbe] = field(default_factory=dict)
+    guards: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> RegisteredVectors:
+        """Read all files of a folder that end with ``.gguf`` or ``.safetensors``.
+
+        Raises:
+            FileFormatError: a file is damaged.
+            InvalidRequest: the folder cannot be read or has no such file, two files have one name, or a name has other
+                characters than letters, digits, ``.``, ``_`` and ``-``.
+        """
+        folder = Path(folder)
+        try:
+            files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
+        except OSError as error:
+            raise InvalidRequest(f"vectors={brief(str(folder))}: cannot be read: {reason(error)}") from error
+        if not 1 <= len(files) <= MAX_FILES:
+            raise InvalidRequest(
+                f"vectors={brief(str(folder))}: has {len(files):,} files that end with {' or '.join(ENDINGS)}; it must "
+                f"have 1 to {MAX_FILES:,}"
+            )
+        vectors, probes = dict[str, ControlVector](), dict[str, LinearProbe]()
+        for path in files:
+            if not NAME.fullmatch(path.stem):
+                raise InvalidRequest(
+                    f"{brief(path.name)}: a name has letters, digits, '.', '_' and '-': rename the file"
+                )
+            if path.stem in vectors.keys() | probes.keys():
+                raise InvalidRequest(f"{brief(path.name)}: two files are called {path.stem}: rename one of them")
+            if path.suffix == ".gguf" or "general.architecture" in read_vectors(path).metadata:
+                vectors[path.stem] = ControlVector.open(path)
+            else:
+                probes[path.stem] = LinearProbe.open(path)
+        return cls(vectors, probes)
+
+    def guarded(self, limits: Mapping[str, float]) -> RegisteredVectors:
+        """These vectors and probes, with limits of probes for all requests.
+
+        Raises:
+            InvalidRequest: no probe has the name, or a limit is out of range.
+        """
+        for name, above in limits.items():
+            _registered("guard", name, self.probes, "probes").stopping(above)
+        return replace(self, guards=dict(limits))
+
+    @property
+    def digest(self) -> str:
+        """A hash of all names and values; "" if nothing is registered."""
+        if not self.vectors and not self.probes:
+            return ""
+        found = hashlib.sha256()
+        for name, vector in sorted(self.vectors.items()):
+            found.update(repr((name, list(vector.directions))).encode())
+            found.update(b"".join(values.tobytes() for values in vector.directions.values()))
+        for name, probe in sorted(self.probes.items()):
+            found.update(repr((name, probe.point, probe.bias, probe.sigmoid)).encode() + probe.weights.tobytes())
+        found.update(repr(sorted(self.guards.items())).encode() if self.guards else b"")
+        return found.hexdigest()
+
+    def taken_from(self, options: dict[str, Any], points: Callable[[], Mapping[str, Point]]) -> Control:
+        """The edits and probes of a request. Removes ``edits``, ``steer`` and ``probes`` from its options.
+
+        Raises:
+            InvalidRequest: a name is unknown (the message lists the registered names), a vector does not fit the
+                model, or a number is out of range.
+        """
+        edits, steer, probes = (options.pop(name, None) for name in ("edits", "steer", "probes"))
+        own = [] if edits is None else listed(edits)
+        if steer:
+            own = [*own, *self._steering(steer, points()).edits()]
+        named = [] if probes is None else listed_probes(self._named(probes))
+        return Control(own, self._guarded(named))
+
+    def _guarded(self, probes: Sequence[LinearProbe]) -> list[LinearProbe]:
+        """The probes of a request and the guards. Of two limits of a probe the lower applies."""
+        found = {probe.name: probe for probe in probes}
+        for name, above in self.guards.items():
+            own = found.get(name, self.probes[name])
+            found[name] = own.stopping(above if own.stop_above is None else min(above, own.stop_above))
+        return list(found.values())
+
+    def _steering(self, steer: Any, points: Mapping[str, Point]) -> ControlVector:
+        if not isinstance(steer, Mapping):
+            raise InvalidRequest(f"steer={brief(steer)}: must be an object of names and scales")
+        if len(steer) > MAX_STEERED:
+            raise InvalidRequest(f"steer has {len(steer):,} vectors; the limit is {MAX_STEERED}")
+        parts = list[tuple[float, ControlVector]]()
+        for name, scale in steer.items():
+            vector = _registered("steer", name, self.vectors, "control vectors")
+            try:
+                vector.check_fits(points)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"steer.{name}: {error}") from None
+            parts.append((real(f"steer.{name}", scale, -MAX_SCALE, MAX_SCALE), vector))
+        return total(parts)
+
+    def _named(self, probes: Any) -> Any:
+        if isinstance(probes, Mapping):
+            return [self._limited(name, limits) for name, limits in probes.items()]
+        if not isinstance(probes, (list, tuple)):
+            return probes
+        return [
+            _registered("probes", probe, self.probes, "probes") if isinstance(probe, str) else probe for probe in probes
+        ]
+
+    def _limited(self, name: Any, limits: Any) -> LinearProbe:
+        probe: LinearProbe = _registered("probes", name, self.probes, "probes")
+        limits = {} if limits is None else limits
+        if not isinstance(limits, Mapping) or not limits.keys() <= {"stop_above"}:
+            raise InvalidRequest(f"probes.{name}={brief(limits)}: must be an object with stop_above, or empty")
+        above = limits.get("stop_above")
+        return probe if above is None else probe.stopping(above)
+
+
+NO_VECTORS = RegisteredVectors()
+
+
+def _registered(option: str, name: Any, known: Mapping[str, Any], kind: str) -> Any:
+    found = known.get(name) if isinstance(name, str) else None
+    if found is None:
+        some = ", ".join(list(known)[:20]) + (f" and {len(known) - 20:,} more" if len(known) > 20 else "")
+        has = f"the registered {kind} are {some}" if known else f"no {kind} are registered (--vectors FOLDER)"
+        raise InvalidRequest(f"{option}={brief(name)}: {has}")
+    return found

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.sample.chain import Draw, TokenTrace, likeliest
-from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded
+from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded, sections
+from pellucid.trace.export import json_fields
 from pellucid.trace.lenses import attribution, token_contributions
 from pellucid.trace.lenses.attribution import Attribution
 from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
@@ -35,8 +36,7 @@ MOST_TOP = 50
 MOST_STEP = 1 << 20
 SHOWN_PATTERNS = 6
 MOST_LOOKED_AT = 3
-SOURCE_EMBEDDING = "encoder.embed"
-"""The point with the embeddings of a source's tokens."""
+SOURCE_EMBEDDING = "encoder.embed"  # the point with the embeddings of a source's tokens
 
 
 class ExplainedModel(TracedModel, Protocol):
@@ -77,7 +77,6 @@ class ExplainedHead:
 
     @property
     def pattern(self) -> str:
-        """The point with the attention weights of the head's block."""
         return f"blocks.{self.layer}.{'cross' if self.cross else 'attention'}.pattern"
 
 
@@ -128,36 +127,22 @@ class PromptExplanation:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
+        names = ("prompt", "step", "pieces", "source_pieces", "tokenization", "position", "layers", "attribution")
         return {
-            "prompt": self.prompt,
-            "step": self.step,
-            "pieces": [asdict(piece) for piece in self.pieces],
-            "source_pieces": [asdict(piece) for piece in self.source_pieces],
-            "tokenization": self.tokenization,
-            "position": self.position,
-            "layers": self.layers.as_dict(),
-            "attribution": None if self.attribution is None else self.attribution.as_dict(),
-            "token_contributions": None if (by_token := self.token_contributions) is None else by_token.as_dict(),
-            "heads": [asdict(head) for head in self.heads],
-            "patterns": [pattern.tolist() for pattern in self.patterns],
-            "alternatives": [asdict(alternative) for alternative in self.alternatives],
+            **json_fields(self, *names, "token_contributions", "heads", "patterns", "alternatives"),
             "tokens": [{"text": text, **asdict(trace)} for text, trace in self.tokens],
             "text": self.text,
             "notes": self.notes,
         }
 
     def html(self) -> str:
-        """Return a report: the page of ``pellucid look`` with this run, as a self-contained HTML file.
-
-        Raises:
-            InvalidRequest: the model was closed.
+        """Return a report: the page of ``pellucid look`` with this run, as a self-contained HTML file. Raises
+        InvalidRequest if the model was closed.
         """
         run = recorded(self.source, self.prompt)
         return replace(run, notes=[*self.notes, *run.notes]).html()
 
     def _repr_html_(self) -> str:
-        from pellucid.trace.explanation_report import sections
-
         return sections(self)
 
 
@@ -204,10 +189,11 @@ def explain(
     if of_tokens:
         by_token = token_contributions.token_contributions(model, sequence, draw.token, position=last)
     ranked = _heads(model, sequence, attributed, heads, last)
+    embedding = "embed" if "embed" in model.points else residual_points(model)[0]
     return PromptExplanation(
         prompt,
         step,
-        _pieces(sequence, _embedding(model), sequence.ids[: last + 1], sequence.pieces),
+        _pieces(sequence, embedding, sequence.ids[: last + 1], sequence.pieces),
         _pieces(sequence, SOURCE_EMBEDDING, sequence.source_ids, sequence.source_pieces),
         model.tokenizer.explain(prompt).as_dict(),
         _position(model, sequence, last),
@@ -230,7 +216,7 @@ def explain(
             first,
             list(dict.fromkeys(head.pattern for head in ranked)),
             [repr(edit) for edit in options.get("edits", ())],
-            {name: value for name, value in options.items() if _is_plain(value)},
+            {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str, type(None)))},
             attributed is not None,
         ),
     )
@@ -248,7 +234,6 @@ def _needed(
 
 
 def _selected(model: TracedModel, first: int, step: int, names: Sequence[str]) -> list[str]:
-    """The points of the explanation and of its report. Token ``first`` is the last token before generated tokens."""
     stop = first + max(SHOWN, step)
     shown = needed(model, first, stop)
     patterns = [name for name, point in model.points.items() if point.kind == "pattern"]
@@ -257,15 +242,6 @@ def _selected(model: TracedModel, first: int, step: int, names: Sequence[str]) -
     more = dict.fromkeys([*residual_points(model), *names, *patterns, *embeddings, *_position_points(model)])
     ranges = {name: "" if model.points[name].of_source else f"[tokens=:{stop}]" for name in more}
     return [*shown, *(f"{name}{ranges[name]}" for name in more if name not in known)]
-
-
-def _embedding(model: TracedModel) -> str:
-    """The point with the embedding of each token."""
-    return "embed" if "embed" in model.points else residual_points(model)[0]
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _pieces(sequence: SequenceTrace, name: str, ids: Sequence[int], pieces: Sequence[str]) -> list[ExplainedPiece]:
@@ -307,7 +283,6 @@ def _heads(
 
 
 def _looked_at(sequence: SequenceTrace, head: ExplainedHead, last: int) -> list[tuple[str, float]]:
-    """The tokens with the most attention weight of a head, with their weights."""
     row = sequence[head.pattern][head.head, last, : None if head.cross else last + 1]
     pieces = sequence.source_pieces if head.cross else sequence.pieces
     order = np.argsort(-row, kind="stable")[:MOST_LOOKED_AT]

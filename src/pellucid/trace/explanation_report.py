@@ -18,20 +18,16 @@ from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, residual_points
 from pellucid.util.display import bar, escaped, heat, section, shade, table
 
-# An explanation as HTML without scripts, for notebooks.
-#
-# ``trace/explanation_report.py`` makes a page with scripts.
-
 Explained: TypeAlias = Any
 """A ``PromptExplanation``. This module cannot import the class, because the class's module imports this module."""
 
 
 def sections(explained: Explained) -> str:
-    """The sections of all stages, in the order of the pipeline."""
     parts = [_tokens("Tokens and embeddings", "text", explained.pieces)]
     if explained.source_pieces:
         parts.insert(0, _tokens("Source", "source", explained.source_pieces))
-    parts += [_positions(explained), _layers(explained)]
+    positions = ". ".join(sentence[:1].upper() + sentence[1:] for sentence in explained.position)
+    parts += [section("Positions", f"{positions}."), _layers(explained)]
     if explained.attribution is not None:
         parts.append(_attribution(explained.attribution))
     if explained.token_contributions is not None:
@@ -52,10 +48,6 @@ def _tokens(title: str, of: str, pieces: list[Any]) -> str:
         f"The tokens of the {of}, with the first components and the length of each token's embedding.",
         table(["", "piece", "id", "embedding", "length"], rows),
     )
-
-
-def _positions(explained: Explained) -> str:
-    return section("Positions", ". ".join(sentence[:1].upper() + sentence[1:] for sentence in explained.position) + ".")
 
 
 def _layers(explained: Explained) -> str:
@@ -107,7 +99,8 @@ def _heads(explained: Explained) -> str:
     pieces = [piece.text for piece in explained.pieces]
     source = [piece.text for piece in explained.source_pieces]
     maps = [
-        _map(f"head {head.name}", pattern, pieces, source if head.cross else pieces)
+        f"<h3>head {head.name}</h3>"
+        + heat(pattern, pieces, source if head.cross else pieces, f"attention of head {head.name}")
         for head, pattern in zip(explained.heads, explained.patterns)
     ]
     return section(
@@ -117,10 +110,6 @@ def _heads(explained: Explained) -> str:
         table(["head", "adds", "looks at", "", ""], rows),
         *maps,
     )
-
-
-def _map(name: str, pattern: Any, queries: list[str], keys: list[str]) -> str:
-    return f"<h3>{name}</h3>{heat(pattern, queries, keys, f'attention of {name}')}"
 
 
 def _logits(explained: Explained) -> str:
@@ -199,7 +188,6 @@ class ReportSource:
 
 
 def _kind(name: str) -> str:
-    """A point's name without its block."""
     return name.split(".", 2)[2] if name.startswith("blocks.") else name
 
 
@@ -276,7 +264,6 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
 
 
 def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the arrays of a report, the most important arrays first."""
     sequence, points = source.sequence, source.model.points
     shown = min(SHOWN, len(source.generation.ids))
     count = source.last + shown

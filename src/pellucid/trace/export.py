@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,7 @@ from pellucid.util.display import visible
 MOST_BARS, MOST_LABELS, MOST_MAPS = 24, 64, 16
 """Limits of a plot: bars, labels on an axis (of more, some are left out), and heat maps beside each other."""
 POSITIVE, NEGATIVE = "#206ebe", "#c85028"
-LIGHT_TEXT = 0.6
-"""The text of a heat map is white on cells above this share of the largest value, which are dark."""
+LIGHT_TEXT = 0.6  # the text of a heat map is white on cells above this share of the largest value, which are dark
 
 
 class Axis(NamedTuple):
@@ -61,6 +61,10 @@ class Exportable:
 
     def labelled(self, *names: str) -> list[LabelledArray]:
         """The values with the given names, and their axes. Raises InvalidRequest if there is no such value."""
+        return values_named(self._values(), names)
+
+    def _values(self) -> Sequence[LabelledArray]:
+        """All values. The first is the default."""
         raise NotImplementedError
 
     def to_pandas(self, *names: str) -> Any:
@@ -121,8 +125,11 @@ def frames_of(sequences: Sequence[Sequence[LabelledArray]]) -> Any:
     )
 
 
+def token_axis(pieces: Sequence[str]) -> Axis:
+    return Axis("token", "T", range(len(pieces)), pieces)
+
+
 def numbered(name: str, letter: str, count: int) -> Axis:
-    """An axis whose labels are the indices."""
     return Axis(name, letter, range(count))
 
 
@@ -155,12 +162,30 @@ def _positions(name: str, letter: str, positions: NDArray[np.int64], texts: Sequ
     return Axis(name, letter, listed, [texts[at] for at in listed])
 
 
-def values_named(values: Mapping[str, LabelledArray], names: Sequence[str]) -> list[LabelledArray]:
+def values_named(parts: Sequence[LabelledArray], names: Sequence[str]) -> list[LabelledArray]:
     """The values with the given names; without names the first value. Raises InvalidRequest."""
+    values = {part.name: part for part in parts}
     for name in names:
         if name not in values:
             raise InvalidRequest(f"name={brief(name)}: must be one of {', '.join(values)}")
-    return [values[name] for name in names] if names else [next(iter(values.values()))]
+    return [values[name] for name in names or list(values)[:1]]
+
+
+def json_fields(of: Any, *names: str) -> dict[str, Any]:
+    """Some fields of a result as a dictionary for JSON: arrays are lists, and other results dictionaries."""
+    return {name: _json(getattr(of, name)) for name in names}
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    if is_dataclass(value):
+        return json_fields(value, *(own.name for own in fields(value)))
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    return [_json(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def stacked(parts: Sequence[LabelledArray], values: NDArray[Any]) -> LabelledArray:
@@ -237,7 +262,6 @@ def _data_array(xarray: Any, part: LabelledArray) -> Any:
 
 
 def _squeezed(part: LabelledArray) -> LabelledArray:
-    """The values without dimensions of size 1."""
     axes = tuple(axis for axis in part.axes if len(axis.labels) != 1)
     shape = [len(axis.labels) for axis in axes]
     more = {name: values.reshape(shape) for name, values in part.more.items()}

@@ -31,8 +31,6 @@ ENDINGS = (".gguf", ".safetensors")
 
 
 class StoredVectors(NamedTuple):
-    """The arrays of a file by name, float32, and its metadata."""
-
     arrays: dict[str, NDArray[np.float32]]
     metadata: Mapping[str, Any]
 
@@ -66,10 +64,8 @@ def read_vectors(path: str | Path, most: int = MAX_BYTES) -> StoredVectors:
 
 
 def write_vectors(path: str | Path, arrays: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, Any]) -> None:
-    """Write float32 arrays to a file, which must end with ``.gguf`` or ``.safetensors``.
-
-    Raises:
-        InvalidRequest: the file cannot be written, or the ending is another.
+    """Write float32 arrays to a file, which must end with ``.gguf`` or ``.safetensors``. Raises InvalidRequest if the
+    file cannot be written, or the ending is another.
     """
     path = Path(path)
     check_ending(path)
@@ -84,7 +80,6 @@ def write_vectors(path: str | Path, arrays: Mapping[str, NDArray[np.float32]], m
 
 
 def check_ending(path: Path) -> None:
-    """Raise InvalidRequest unless a file's name ends with one of ``ENDINGS``."""
     if path.suffix not in ENDINGS:
         raise InvalidRequest(f"path={brief(str(path))}: must end with {' or '.join(ENDINGS)}")
 
@@ -117,8 +112,7 @@ def _floats(path: Path, tensor: Tensor, raw: bytes) -> NDArray[np.float32]:
 # A file is safetensors with the tensors ``weights`` (D,) and ``bias`` (1 number; missing: 0), and the metadata
 # ``point`` ("blocks.12.residual") and ``sigmoid`` ("true" or "false").
 
-MAX_PROBES = 64
-"""Maximum number of probes of a request."""
+MAX_PROBES = 64  # maximum number of probes of a request
 MAX_NAME = 100  # characters
 LARGEST = 1e30
 
@@ -228,10 +222,8 @@ class LinearProbe:
 
 
 def listed_probes(probes: Any) -> list[LinearProbe]:
-    """A request's probes as a list.
-
-    Raises:
-        InvalidRequest: ``probes`` is not a list of probes with different names, or has too many.
+    """A request's probes as a list. Raises InvalidRequest if ``probes`` is not a list of probes with different names,
+    or has too many.
     """
     if not isinstance(probes, (list, tuple)) or not all(isinstance(one, LinearProbe) for one in probes):
         raise InvalidRequest(

@@ -6,7 +6,7 @@ of generated tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,47 +36,17 @@ class Outputs(Protocol):
 
 
 class OutputPoint(Struct, frozen=True):
-    """A point, and the function that computes its values from a sequence's outputs."""
-
     point: Point
     values: Callable[[Outputs], Any]
 
 
 def output_points() -> Mapping[str, OutputPoint]:
     """All output points by name, in the order of the pipeline."""
-    return {output.point.name: output for output in _output_points()}
-
-
-def _output_points() -> Iterator[OutputPoint]:
-    for name in steps():
-        about = f"the effect of the step: {', '.join(STEP_COLUMNS)}"
-        yield _output(f"sample.{name}", about, _effects(name), columns=len(STEP_COLUMNS))
-    for name, about, values, unit in CHAIN:
-        yield _output(f"sample.{name}", about, _each(values), unit)
-    yield _output("detokenize.ids", "the generated tokens", lambda outputs: outputs.ids, "token", "int32")
-    yield _output(
-        "detokenize.held",
-        "the length of the text that is held back after each token, because it may begin a stop string",
-        lambda outputs: [len(text) for text in outputs.held],
-        "characters",
-        "int32",
-    )
-    yield _output(
-        "cache.prefix_hit",
-        "tokens of the prompt that were in the prefix cache",
-        lambda outputs: [outputs.cached],
-        "tokens",
-        "int32",
-    )
-    yield _output(
-        "cache.pages",
-        "pages of the sequence's keys and values when each token was sampled",
-        lambda outputs: outputs.pages,
-        "pages",
-        "int32",
-    )
-    about = "the time of each token since the start"
-    yield _output("timings.tokens", about, lambda outputs: outputs.times, "seconds")
+    about = f"the effect of the step: {', '.join(STEP_COLUMNS)}"
+    points = [_output(f"sample.{name}", about, _effects(name), columns=len(STEP_COLUMNS)) for name in steps()]
+    points += [_output(f"sample.{name}", about, _each(values), unit) for name, about, values, unit in CHAIN]
+    points += [_output(*row) for row in OUTPUTS]
+    return {output.point.name: output for output in points}
 
 
 CHAIN: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
@@ -97,6 +67,17 @@ CHAIN: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
     ),
 )
 """Points with one value for each generated token, from the token's trace: name, description, function, unit."""
+HELD = "the length of the text that is held back after each token, because it may begin a stop string"
+HIT = "tokens of the prompt that were in the prefix cache"
+PAGES = "pages of the sequence's keys and values when each token was sampled"
+OUTPUTS: Sequence[tuple[str, str, Callable[[Outputs], Any], str, str]] = (
+    ("detokenize.ids", "the generated tokens", lambda own: own.ids, "token", "int32"),
+    ("detokenize.held", HELD, lambda own: [len(text) for text in own.held], "characters", "int32"),
+    ("cache.prefix_hit", HIT, lambda own: [own.cached], "tokens", "int32"),
+    ("cache.pages", PAGES, lambda own: own.pages, "pages", "int32"),
+    ("timings.tokens", "the time of each token since the start", lambda own: own.times, "seconds", "float32"),
+)
+"""Points from the outputs of a sequence: name, description, function, unit, type."""
 
 
 def _output(

@@ -15,8 +15,7 @@ from msgspec import Struct
 
 from pellucid.plan.points import Point
 
-MARK = "hook"
-"""A part of each name of TransformerLens, and of no point's name."""
+MARK = "hook"  # a part of each name of TransformerLens, and of no point's name
 
 
 class Hook(Struct, frozen=True):
@@ -34,8 +33,7 @@ class Hook(Struct, frozen=True):
 
 
 SEVERAL_STREAMS = ("blocks.N.altup.predicted",)
-LATENT = ("blocks.N.attention.latent",)
-"""In latent attention, queries of TransformerLens are other values."""
+LATENT = ("blocks.N.attention.latent",)  # in latent attention, queries of TransformerLens are other values
 GATED = ("blocks.N.attention.gated",)
 """In gated attention, TransformerLens has the gates among the queries, and the heads after their gates."""
 BEFORE = Hook(
@@ -119,7 +117,6 @@ def hooks_of(points: Mapping[str, Point]) -> dict[str, str]:
 
 
 def names_of_blocks(blocks: Sequence[int]) -> dict[str, tuple[Hook, int]]:
-    """All names of hooks in a model with these ``blocks``, each with its block (0 outside of blocks)."""
     return {
         _of_block(name, block): (hook, block)
         for name, hook in HOOKS.items()

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.replays import Replay
 
 import pellucid
 from pellucid.capacity import simulated_replica as replica_module
 from pellucid.capacity.layouts import ModelSize
-from pellucid.capacity.simulate import Outcome, Replay, Simulation, Traffic
+from pellucid.capacity.simulate import Outcome, Simulation, Traffic
 from pellucid.capacity.simulated_replica import ReplicaCapacity, SimulatedReplica, SimulatedRequest
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.engine.job import Job
@@ -108,7 +109,7 @@ def test_steps_are_those_of_an_engine(family: str, tmp_path: Path, monkeypatch: 
         assert real_steps(llm, rounds) == simulated_steps(size.replica_capacity(0), rounds, monkeypatch)
 
 
-def run(traffic: Traffic | Replay, replicas: int, ahead: bool, room: ReplicaCapacity = ROOM, **how: float) -> Outcome:
+def run(traffic: Traffic, replicas: int, ahead: bool, room: ReplicaCapacity = ROOM, **how: float) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         if not ahead:
             patch.setattr(SimulatedReplica, "_equal_steps", lambda self, scheduled: 1)
@@ -134,7 +135,7 @@ def test_steps_that_are_alike_may_be_made_at_once(seed: int, how: dict[str, floa
 
 def test_a_request_alone_takes_the_time_of_its_steps() -> None:
     prompt = list(range(40))
-    outcome = run(Replay([(prompt, 30)], clients=1), 1, True, requests=1)
+    outcome = run(Replay(requests=[(prompt, 30)], clients=1), 1, True, requests=1)
     reading = EVEN.step(0, 0, 40, 800)
     assert outcome.first_token["p50"] == pytest.approx(EVEN.request + reading)
     made = sum(EVEN.step(1, seen, 0, 0) for seen in range(41, 70)) / 29
@@ -158,7 +159,7 @@ def test_every_request_ends_once_also_where_pages_are_short() -> None:
 
 def test_what_does_not_fit_fails_alone() -> None:
     tight = ReplicaCapacity([LayerShape(1, 64, 64)], [4], 1 << 20, StepLimits(1024))
-    replay = Replay([(list(range(100)), 10), (list(range(400)), 10), (list(range(50)), 10)], clients=3)
+    replay = Replay(requests=[(list(range(100)), 10), (list(range(400)), 10), (list(range(50)), 10)], clients=3)
     outcome = run(replay, 1, True, tight, requests=3)
     assert (outcome.requests, outcome.failed) == (3, 1)
 
@@ -189,7 +190,7 @@ def test_more_than_can_be_done_is_noticed() -> None:
 def test_what_exceeds_the_context_is_cut_or_refused() -> None:
     """As in `Inputs`: an answer ends at the end of the context, and a prompt must leave room for one token."""
     small = ReplicaCapacity([LayerShape(1, 64, 64)], [200], 1 << 20, StepLimits(128))
-    replay = Replay([(list(range(100)), 300), (list(range(128)), 10), (list(range(127)), 10)], clients=1)
+    replay = Replay(requests=[(list(range(100)), 300), (list(range(128)), 10), (list(range(127)), 10)], clients=1)
     simulation = Simulation(replay, 1, small, EVEN)
     outcome = simulation.run(requests=3)
     assert (outcome.requests, outcome.failed) == (3, 1)
@@ -200,7 +201,7 @@ def test_what_is_counted_is_of_the_time_that_counts() -> None:
     """Only steps and cache hits within the measured time count. Earlier requests do not count."""
     prompt = list(range(200))
     times = [1.0, 2.0, 10.0, 30.0]
-    simulation = Simulation(Replay([(prompt, 20)] * 4, times), 1, ROOM, EVEN)
+    simulation = Simulation(Replay(requests=[(prompt, 20)] * 4, times=times), 1, ROOM, EVEN)
     outcome = simulation.run(seconds=10.0, warm=5.0)
     last = simulation.ended[-1]
     assert outcome.requests == 1

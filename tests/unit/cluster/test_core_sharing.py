@@ -141,7 +141,7 @@ def test_a_warning_about_cores(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_hangup_before_the_server_runs(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     from pellucid.cli.serving_options import Replicas as Options
     from pellucid.serve.server import Settings
-    from pellucid.trace.registered_vectors import NO_VECTORS
+    from pellucid.trace.control_vector import NO_VECTORS
 
     before = signal.getsignal(signal.SIGHUP)
     monkeypatch.setattr(ingress, "serve_cluster", lambda *_: os.kill(os.getpid(), signal.SIGHUP))

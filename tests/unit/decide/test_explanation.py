@@ -13,7 +13,7 @@ from support.decisions import QUESTIONS, STATES, TEMPLATES, decision_model
 
 import pellucid
 from pellucid.decide.explain import explained_words
-from pellucid.decide.explanation import DecisionExplanation
+from pellucid.decide.questions import DecisionExplanation
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model

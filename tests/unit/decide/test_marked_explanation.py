@@ -13,9 +13,8 @@ from support.loaded import models_of
 from support.marked_options import ASKED, MODELS, marked_model
 from support.marked_relevance import FixedModel
 
-from pellucid.decide.explanation import DecisionExplanation
 from pellucid.decide.prompts import DecisionPrompt
-from pellucid.decide.questions import Decision, questions_of, state_of
+from pellucid.decide.questions import Decision, DecisionExplanation, questions_of, state_of
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.trace import ablate, scale

@@ -13,7 +13,7 @@ import pellucid
 from pellucid.engine.task import ReadingTask
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
-from pellucid.measure.profile import profile_turns
+from pellucid.measure.roofs import profile_turns
 from pellucid.testing import random_model
 
 GREEDY = {"temperature": 0, "ignore_eos": True}

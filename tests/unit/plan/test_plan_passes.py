@@ -172,7 +172,7 @@ def test_threads_that_wait_at_barriers_only_give_the_same(
                 for thread in order:
                     for j in segment:
                         native = shared().function(plan.operations[j].kernel)
-                        native(net._base.program.records[j].ctypes.data, step, thread, 3)
+                        native(net._variants.plain.program.records[j].ctypes.data, step, thread, 3)
                 segment = []
         np.testing.assert_array_equal(net.array(plan.output)[: len(wanted), : net.width], wanted)
 

@@ -39,7 +39,7 @@ from pellucid.trace import (
 )
 from pellucid.trace.backward import layer_products, products
 from pellucid.trace.backward.gradients import BackwardPass
-from pellucid.trace.backward.tape import Tape, Versions
+from pellucid.trace.backward.reverse_walk import Tape, Versions
 from pellucid.trace.traced_model import ModelWeights
 from pellucid.weights.open import open_checkpoint
 

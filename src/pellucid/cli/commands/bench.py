@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from pellucid.llm import LLM
     from pellucid.load_options import LoadOptions
     from pellucid.measure.cost import Rates
-    from pellucid.measure.profile import Profile
-    from pellucid.measure.roofs import Figure
+    from pellucid.measure.roofs import Figure, Profile
     from pellucid.measure.suite import SuiteOptions, Workload
 
 # pellucid bench serve URL: latency and throughput of a server under the load of several clients.
@@ -151,8 +150,7 @@ def model_speed(
     two times: the time to read the weights, keys and values of a step ("memory"), and the time of the multiply-adds
     with weights ("int8"). Both times are measured in the same round, with kernels that do nothing else.
     """
-    from pellucid.measure.profile import profile_step
-    from pellucid.measure.roofs import measure
+    from pellucid.measure.roofs import measure, profile_step
     from pellucid.measure.suite import SuiteOptions, suite
 
     options = SuiteOptions(prompt, depth, batch, tokens)
@@ -235,7 +233,7 @@ def _speed(value: float) -> str:
 
 
 def _show_profile(profile: Profile) -> None:
-    from pellucid.measure.profile import combined
+    from pellucid.measure.roofs import combined
 
     print(f"\n{profile.what}")
     shown = common.table(

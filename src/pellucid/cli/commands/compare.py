@@ -117,8 +117,7 @@ def verify_run_command(
     Prints "equal", or the first difference. The exit code is 0 if the runs are equal, and 1 if they differ.
     """
     from pellucid.receipt_check import check_seals, replay
-    from pellucid.receipts.receipt import Receipt
-    from pellucid.receipts.signature import public_key_in
+    from pellucid.receipts.receipt import Receipt, public_key_in
 
     if signed_by is not None and ignore_signature:
         raise typer.BadParameter("--signed-by needs the signature: leave --ignore-signature out")

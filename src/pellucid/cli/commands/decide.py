@@ -15,8 +15,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line, shown
 
 if TYPE_CHECKING:
-    from pellucid.decide.explanation import DecisionExplanation
-    from pellucid.decide.questions import Decision, Decisions
+    from pellucid.decide.questions import Decision, DecisionExplanation, Decisions
 
 BAR = 20
 """Characters of the bar of probability 1."""

@@ -14,7 +14,7 @@ from pellucid.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
-    from pellucid.measure.profile import Profile
+    from pellucid.measure.roofs import Profile
     from pellucid.plan.plan import Operation, Plan
 
 ROOMY = 120
@@ -158,7 +158,7 @@ def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
 def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan, Profile]:
     """The plan of a loaded model, and the profile of a step."""
     from pellucid.engine.inputs import Inputs
-    from pellucid.measure.profile import profile_step
+    from pellucid.measure.roofs import profile_step
     from pellucid.measure.suite import DEPTHS, SENTENCE
     from pellucid.runtime.batch import STEP_TOKENS
     from pellucid.util.checks import whole
@@ -231,7 +231,7 @@ def _times(indices: list[int] | range, profile: Profile | None) -> tuple[str, ..
     """Total time, rate and share of some operations; empty without a profile."""
     if profile is None:
         return ()
-    from pellucid.measure.profile import combined
+    from pellucid.measure.roofs import combined
 
     timed = combined(profile.timed[i] for i in indices)
     share = timed.share(profile.rates)

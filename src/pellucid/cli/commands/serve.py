@@ -88,7 +88,7 @@ def serve_command(
     names = list(sources)
     signer = None
     if receipt_key is not None:
-        from pellucid.receipts.signature import Signer
+        from pellucid.receipts.receipt import Signer
 
         signer = Signer(receipt_key)
     first_options = replace(

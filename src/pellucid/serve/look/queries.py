@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from pellucid.engine.task import ReadingTask
 from pellucid.llm import LLM
-from pellucid.measure.profile import profile_turns
+from pellucid.measure.roofs import profile_turns
 from pellucid.plan.points import Point
 from pellucid.sample.step import steps
 from pellucid.serve.look import explanations as explain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -16,16 +15,26 @@ from pellucid.errors.messages import brief
 from pellucid.plan.plan import Operation
 from pellucid.plan.points import Point, View
 from pellucid.trace.backward.products import product_of
-from pellucid.trace.backward.reverse_walk import Adjoints, ReverseWalk, Rows, Values
-from pellucid.trace.backward.tape import Tape, Version, Versions, refuse_too_long, tape_bytes, version_of
+from pellucid.trace.backward.reverse_walk import (
+    Adjoints,
+    ReverseWalk,
+    Rows,
+    Tape,
+    Values,
+    Version,
+    Versions,
+    refuse_too_long,
+    tape_bytes,
+    version_of,
+)
 from pellucid.trace.edits import Edit, replace
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.export import Exportable, LabelledArray, json_fields, token_axis
 from pellucid.trace.lenses.patching import LAST_LOGITS, clean_values
-from pellucid.trace.lenses.sweep import Sweep
-from pellucid.trace.lenses.targets import Target, gradient_of, refuse_no_gradient
+from pellucid.trace.lenses.targets import Sweep, Target, gradient_of, refuse_no_gradient
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import ModelWeights, TracedModel, read
 from pellucid.util.checks import whole
+from pellucid.util.display import heat
 
 # The backward pass: the vector-Jacobian products of a plan's operations, in reverse order.
 #
@@ -38,15 +47,13 @@ OF_PATTERNS = ("pattern", "scores")
 class BackwardPass:
     """The backward pass of a plan, with the ``versions`` of its buffers, to some ``points``.
 
-    It begins at the output of the plan, or at the value of the point ``start``.
-
-    Raises:
-        InvalidRequest: an operation after the first point has no product, or a point has no gradient.
+    It begins at the output of the plan, or at the value of the point ``start``. Raises InvalidRequest if an operation
+    after the first point has no product, or a point has no gradient.
     """
 
     def __init__(self, versions: Versions, points: Sequence[Point], start: Point | None = None) -> None:
         plan = versions.plan
-        self.plan, self.points = plan, list(points)
+        self.versions, self.plan, self.points = versions, plan, list(points)
         for point in points:
             if point.kind not in ("value", *OF_PATTERNS) or point.dtype != "float32":
                 raise InvalidRequest(f"point={point.name}: it has no gradient: choose a value, a pattern or scores")
@@ -61,11 +68,6 @@ class BackwardPass:
         patterns = [point.operation for point in points if point.kind in OF_PATTERNS]
         self._walk = ReverseWalk(versions, [self._last], first, product_of, kept=patterns)
         self.needs = self._walk.needs(self.recorded.values())
-
-    @property
-    def versions(self) -> Versions:
-        """The versions of the plan's buffers."""
-        return self._walk.versions
 
     def run(
         self, tapes: Sequence[Tape], seeds: NDArray[np.float32], weights: ModelWeights
@@ -113,7 +115,6 @@ class BackwardPass:
         return found
 
     def values_of(self, tape: Tape) -> dict[str, NDArray[np.float32]]:
-        """The values of the points in the run of a tape."""
         points = {point.name: point for point in self.points}
         return {
             name: viewed(tape.value(version), points[name].view, heads=points[name].heads > 0)
@@ -154,8 +155,7 @@ def viewed(rows: Rows, view: View, *, heads: bool) -> NDArray[np.float32]:
 #
 # A target must have a ``gradient``, as the targets of ``trace/lenses/targets.py`` have.
 
-BUDGET = 4 << 30
-"""Default limit of the bytes of recorded values."""
+BUDGET = 4 << 30  # default limit of the bytes of recorded values
 
 
 @dataclass(frozen=True, repr=False)
@@ -292,19 +292,15 @@ class TokenAttribution(Exportable):
         each = ", ".join(f"{self.pieces[at]!r} {self.values[at]:+.3f}" for at in most)
         return f"TokenAttribution({self.value - self.baseline:+.3f}, most by {each})"
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: attribution."""
-        tokens = Axis("token", "T", range(len(self.pieces)), self.pieces)
-        return values_named({"attribution": LabelledArray("attribution", self.values, (tokens,))}, names)
+    def _values(self) -> list[LabelledArray]:
+        return [LabelledArray("attribution", self.values, (token_axis(self.pieces),))]
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import heat
-
         return heat(self.values[None], [""], self.pieces, "contribution by token")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
-        return {**dataclasses.asdict(self), "values": self.values.tolist()}
+        return json_fields(self, "pieces", "values", "value", "baseline")
 
 
 def integrated_gradients(

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.backward.gradients import BackwardPass
-from pellucid.trace.backward.tape import refuse_too_long, tape_bytes
+from pellucid.trace.backward.reverse_walk import refuse_too_long, tape_bytes
 from pellucid.trace.linear_probe import ENDINGS, read_vectors, write_vectors
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import items, whole
@@ -55,8 +55,6 @@ class _Storage(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a file: its dtype, its shape, and where its values are."""
-
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
@@ -98,10 +96,8 @@ class _Reader(pickle.Unpickler):
 
 
 class TorchArchive:
-    """A file of ``torch.save``. ``value`` is the saved value, with ``StoredTensor`` in place of tensors.
-
-    Raises:
-        FileFormatError: the file has another format, is damaged, or its pickle names something else than tensors.
+    """A file of ``torch.save``. ``value`` is the saved value, with ``StoredTensor`` in place of tensors. Raises
+    FileFormatError if the file has another format, is damaged, or its pickle names something else than tensors.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,10 +117,8 @@ class TorchArchive:
             raise FileFormatError(path, "data.pkl", brief(str(error))) from error
 
     def values(self, tensor: StoredTensor) -> NDArray[np.float32]:
-        """The values of a tensor as float32.
-
-        Raises:
-            FileFormatError: the member is missing, compressed, or has another size.
+        """The values of a tensor as float32. Raises FileFormatError if the member is missing, compressed, or has
+        another size.
         """
         name = f"{self._folder}data/{tensor.storage.key}"
         width = 8 if tensor.storage.dtype == "float64" else 4 if tensor.storage.dtype == "float32" else 2
@@ -148,8 +142,7 @@ Matrix = NDArray[np.float32]
 SKIPPED, LENGTH = 16, 128
 """Defaults of the reference code: positions that are left out at the start, and tokens of a text."""
 BUDGET = 4 << 30
-GRADIENT_BYTES = 1 << 26
-"""Size of the gradients of one value for all numbers of a backward pass."""
+GRADIENT_BYTES = 1 << 26  # size of the gradients of one value for all numbers of a backward pass
 MOST_BYTES = 64 << 30
 PREFIX, TEXTS = "jacobian.", "pellucid.texts"
 TORCH_ENDINGS = (".pt", ".pth")

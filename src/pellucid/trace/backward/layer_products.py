@@ -22,7 +22,6 @@ def choices(rows: Rows, chosen: int) -> NDArray[np.int32]:
 
 
 def opened_gate(rows: Rows) -> NDArray[np.float64]:
-    """The gate (T, 1) of the shared expert, after its sigmoid."""
     return 1 / (1 + exponentials(-rows[:, :1].astype(np.float64)))
 
 
@@ -124,7 +123,6 @@ class Convolution:
         return found
 
     def back(self, gradient: NDArray[Any]) -> Wide:
-        """The gradient of x."""
         found = np.zeros(gradient.shape)
         for weight, to, source in self._shifts(gradient.shape[-2]):
             found[..., source, :] += weight * gradient[..., to, :]
@@ -395,7 +393,6 @@ def _streams(op: Operation, values: Values, field: str) -> Rows:
 
 
 def _parts(op: Operation, streams: Rows, rows: int = 0) -> Rows:
-    """Streams (N · rows, S D) as (N, rows, S, D)."""
     shape = rows or len(streams), size_of(op, "count"), size_of(op, "width")
     return streams[:, : shape[1] * shape[2]].reshape(-1, *shape)
 

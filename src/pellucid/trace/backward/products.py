@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.ops.elementwise import derivative
+from pellucid.kernels.ops.positions import query_scale_reference
 from pellucid.plan.plan import At, Constant, Operation, Weights
 from pellucid.trace.backward.layer_products import (
     combine,
@@ -32,11 +33,7 @@ from pellucid.trace.backward.reverse_walk import KernelProduct, Rows, Values, nu
 
 
 def product_of(op: Operation) -> KernelProduct:
-    """The product of an operation.
-
-    Raises:
-        InvalidRequest: the operation has none.
-    """
+    """The product of an operation. Raises InvalidRequest if the operation has none."""
     name = op.kernel.name
     found = PRODUCTS.get(FORMS.get(name, name))
     if name == "heads" and size_of(op, "offset"):
@@ -64,7 +61,6 @@ def matmul(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str,
 
 
 def identity(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The rounding of activations, and additions of constants."""
     yield "x", gradient
 
 
@@ -75,13 +71,11 @@ def embedding(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[s
 
 
 def add(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """a + factor * b."""
     yield "a", gradient
     yield "b", gradient * np.float32(number_of(op, "factor"))
 
 
 def pick(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """Some rows."""
     spread = np.zeros((values.sequences[-1].stop, gradient.shape[1]), np.float32)
     spread[values.picked] = gradient
     yield "x", spread
@@ -95,7 +89,6 @@ def scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, 
 
 
 def clip(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """min(max(x, -bound), bound)."""
     width = size_of(op, "width")
     yield "x", gradient[:, :width] * (np.abs(values.values["x"][:, :width]) < number_of(op, "bound"))
 
@@ -109,8 +102,6 @@ def softcap(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str
 
 def query_scale(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
     """A factor that depends on the position."""
-    from pellucid.kernels.ops.positions import query_scale_reference
-
     beta, length, offset = number_of(op, "beta"), size_of(op, "length"), size_of(op, "offset")
     yield "x", query_scale_reference(gradient, values.positions, beta, length, offset).astype(np.float32)
 
@@ -138,7 +129,6 @@ def heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, 
 
 
 def matmul_heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The product of each head with its own matrix."""
     weights, count, columns = op.fields["weights"], size_of(op, "heads"), size_of(op, "columns")
     assert isinstance(weights, Weights)
     matrices = values.weights.values(weights.slot)
@@ -151,7 +141,6 @@ def matmul_heads(op: Operation, gradient: Rows, values: Values) -> Iterator[tupl
 
 
 def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """Layer norm or RMS of each part of a row."""
     weight, centred, size = normed(op, values)
     g, inverse = norm_parts(op, gradient).astype(np.float64) * weight, 1 / size
     unit = centred * inverse

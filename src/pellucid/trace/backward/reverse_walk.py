@@ -1,20 +1,156 @@
-"""The operations of a plan in reverse order: the values that they read, and which of them carry gradients."""
+"""The forward run of a backward pass, which a tape records, and the operations of a plan in reverse order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.plan.passes import PatternTap, Tap, Watch
 from pellucid.plan.plan import At, Fill, Operation, Plan, Vector
-from pellucid.trace.backward.tape import NOTHING, Tape, TapeNeeds, Version, Versions, fields_of
+from pellucid.plan.points import Point, RowKind
+from pellucid.runtime.batch import ForwardedEdits, Recorder
 from pellucid.trace.traced_model import ModelWeights
 
-# The parts that vector-Jacobian products share: the values that they read, and the numbers of fields.
+NOTHING = -1  # the version of a buffer that no operation has written
+
+
+class Version(NamedTuple):
+    """The value of a ``buffer`` that operation ``writer`` has written."""
+
+    buffer: str
+    writer: int
+
+
+class Versions:
+    """The versions of the buffers that each operation of an unoptimized ``plan`` reads."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self._read = plan, list[dict[str, Version]]()
+        last = dict[str, int]()
+        for number, op in enumerate(plan.operations):
+            names = {*op.reads, *op.writes, *(value.buffer for value in op.fields.values() if isinstance(value, At))}
+            self._read.append({name: Version(name, last.get(name, NOTHING)) for name in names})
+            last |= dict.fromkeys(op.writes, number)
+
+    def read(self, number: int, buffer: str) -> Version:
+        return self._read[number][buffer]
+
+    def rows(self, version: Version) -> RowKind:
+        return self.plan.operations[version.writer].rows
+
+    def width(self, version: Version) -> int:
+        return self.plan.buffers[version.buffer].width
+
+
+def version_of(point: Point, versions: Versions) -> Version:
+    return Version(versions.plan.operations[point.operation].writes[point.write], point.operation)
+
+
+class TapeNeeds(Struct, frozen=True):
+    """The needs of a backward pass: ``values``, and the attentions whose ``patterns`` and ``scores`` it reads."""
+
+    values: tuple[Version, ...]
+    patterns: tuple[int, ...]
+    scores: tuple[int, ...] = ()
+
+
+class Tape(ForwardedEdits):
+    """A recorder that records the values of ``needs`` for a sequence of ``tokens`` tokens, whose edits ``edits`` makes.
+
+    The outputs are computed from position ``first_output`` on.
+    """
+
+    first_recorded: int | None = 0
+
+    def __init__(
+        self, versions: Versions, needs: TapeNeeds, tokens: int, first_output: int, edits: Recorder | None
+    ) -> None:
+        of_edits = edits.watch if edits is not None else Watch()
+        assert isinstance(of_edits, Watch)
+        super().__init__(edits, range(len(of_edits.edits)), range(len(of_edits.pattern_edits)))
+        self.first_output = first_output
+        self.rows: Mapping[RowKind, int] = {"tokens": tokens, "outputs": tokens - first_output}
+        taps, self._columns, widths = (list[Tap](), dict[Version, tuple[RowKind, slice]](), dict[RowKind, int]())
+        for version in needs.values:
+            op, kind = versions.plan.operations[version.writer], versions.rows(version)
+            index = op.writes.index(version.buffer)
+            view = op.views[index]
+            assert view is not None
+            parts = view.parts if view.places else 1  # the parts of a token have rows of their own
+            taps += [Tap(version.writer, 0, view.width, index, part) for part in range(parts)]
+            first = widths.get(kind, 0)
+            self._columns[version] = kind, slice(first, first + parts * view.width)
+            widths[kind] = first + parts * view.width
+        self._blocks = {kind: np.zeros((self.rows[kind], width), np.float32) for kind, width in widths.items()}
+        patterns = [(number, raw) for raw, own in ((False, needs.patterns), (True, needs.scores)) for number in own]
+        heads = {number: int(str(versions.plan.operations[number].fields["heads"])) for number, _ in patterns}
+        self._recorded_patterns = {key: np.zeros((heads[key[0]], tokens, tokens), np.float32) for key in patterns}
+        self._order = patterns
+        self.watch = Watch(
+            tuple(taps),
+            tuple(PatternTap(number, 0, heads[number], raw, block) for block, (number, raw) in enumerate(patterns)),
+            of_edits.edits,
+            of_edits.pattern_edits,
+        )
+
+    @property
+    def error(self) -> BaseException | None:
+        return getattr(self._inner, "error", None)
+
+    @property
+    def first_changed(self) -> int | None:
+        return self._inner.first_changed if self._inner is not None else None
+
+    def value(self, version: Version) -> NDArray[np.float32]:
+        kind, columns = self._columns[version]
+        return self._blocks[kind][:, columns]
+
+    def pattern(self, operation: int, *, raw: bool = False) -> NDArray[np.float32]:
+        return self._recorded_patterns[operation, raw]
+
+    def positions(self, start: int, stop: int) -> range:
+        return range(start, stop)
+
+    def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
+        first = self.first_output if rows == "outputs" else 0
+        self._blocks[rows][positions.start - first : positions.stop - first] = values  # type: ignore[index]
+
+    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
+        pattern = self._recorded_patterns[self._order[block]]
+        pattern[:, positions.start : positions.stop, : rows.shape[2]] = rows.swapaxes(0, 1)
+
+
+def tape_bytes(versions: Versions, needs: TapeNeeds, tokens: int, outputs: int) -> int:
+    rows = {"tokens": tokens, "outputs": outputs}
+    values = sum(rows[versions.rows(version)] * versions.width(version) for version in needs.values)
+    heads = (int(str(versions.plan.operations[number].fields["heads"])) for number in (*needs.patterns, *needs.scores))
+    return 4 * (values + sum(heads) * tokens * tokens)
+
+
+def refuse_too_long(needed: int, budget: int, tokens: int) -> None:
+    if needed > budget:
+        raise InvalidRequest(
+            f"budget={budget:,}: the backward pass of {tokens:,} tokens takes {needed:,} bytes: give a shorter prompt, "
+            "or a larger budget"
+        )
+
+
+def fields_of(op: Operation, names: Iterable[str]) -> list[str]:
+    """The buffers of some fields of an operation."""
+    found = []
+    for name in names:
+        value = op.fields[name]
+        assert isinstance(value, At)
+        found.append(value.buffer)
+    return found
+
+
+# The operations of a plan in reverse order: the values that they read, and which of them carry gradients.
 
 Rows = NDArray[np.float32]
 
@@ -47,7 +183,6 @@ class Values(Struct, frozen=True):
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """The position of each row."""
         return np.concatenate([np.arange(own.stop - own.start) for own in self.sequences])
 
 
@@ -72,7 +207,6 @@ class KernelProduct(Struct, frozen=True):
 
 
 def vector_of(weights: ModelWeights, value: Any, count: int) -> NDArray[np.float64]:
-    """A vector of ``count`` numbers that a field names."""
     if isinstance(value, Fill):
         return np.full(count, value.number)
     assert isinstance(value, Vector)
@@ -96,10 +230,8 @@ class ReverseWalk:
     """The operations that carry gradients from the versions ``starts`` down to operation ``first``.
 
     ``product_of`` gives the product of an operation. Gradients stop at the versions ``cuts``. The products of the
-    operations ``kept`` run even if nothing before them needs a gradient.
-
-    Raises:
-        InvalidRequest: an operation has no product.
+    operations ``kept`` run even if nothing before them needs a gradient. Raises InvalidRequest if an operation has no
+    product.
     """
 
     def __init__(
@@ -136,7 +268,6 @@ class ReverseWalk:
         self._values = tuple(values)
 
     def needs(self, recorded: Iterable[Version] = ()) -> TapeNeeds:
-        """The values that the products read, and the versions ``recorded``."""
         values = dict.fromkeys([*recorded, *self._values])
         return TapeNeeds(tuple(values), tuple(self._patterns), tuple(self._scores))
 
@@ -181,7 +312,6 @@ class ReverseWalk:
         return self.versions.read(writer, fields_of(self.versions.plan.operations[writer], [name])[0])
 
     def recorded(self, number: int, tapes: Sequence[Tape]) -> Mapping[str, Rows]:
-        """The recorded values that the product of an operation reads, of all tapes, by the name of the field."""
         return {
             name: np.concatenate([tape.value(own) for tape in tapes]) if len(tapes) > 1 else tapes[0].value(own)
             for name, own in self._reads[number].items()
@@ -225,5 +355,4 @@ class Adjoints:
         before[:, : gradient.shape[1]] += gradient[:, :width]
 
     def take(self, version: Version) -> Rows | None:
-        """The gradient of a version, or None, which is then removed."""
         return self._found.pop(version, None)

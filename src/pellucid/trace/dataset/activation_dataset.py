@@ -174,11 +174,7 @@ class ActivationDataset:
         return TorchRows(self, names)
 
     def verify(self) -> None:
-        """Compare the SHA-256 of all shards with the index.
-
-        Raises:
-            FileFormatError: a shard has other bytes.
-        """
+        """Compare the SHA-256 of all shards with the index. Raises FileFormatError if a shard has other bytes."""
         for shard in self.index.shards:
             try:
                 digest = sha256_of(self.path / shard.file)

@@ -17,8 +17,6 @@ from pellucid.plan.points import Point
 from pellucid.trace.positions import Positions
 from pellucid.trace.selection import Selection, by_name, select
 
-# The columns of an activation dataset: a column for each point, and columns that say which token a row belongs to.
-
 TEXTS, POSITIONS, TOKEN_IDS = "texts", "positions", "token_ids"
 """Columns of every dataset: the number of a row's text, the position in its text, and the id of its token.
 
@@ -30,8 +28,7 @@ TYPES: Mapping[str, np.dtype[Any]] = {
     "bfloat16": np.dtype("<u2"),  # the bits of bfloat16, which NumPy does not have
     "int32": np.dtype("<i4"),
 }
-DTYPES = ("float32", "float16", "bfloat16")
-"""The types of stored values."""
+DTYPES = ("float32", "float16", "bfloat16")  # the types of stored values
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32"}
 LARGEST_FLOAT16 = 65504.0
 
@@ -86,11 +83,9 @@ class RecordedColumns(Struct, frozen=True):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row in all columns."""
         return sum(column.row_bytes for column in self.columns)
 
     def described(self) -> dict[str, dict[str, object]]:
-        """The points of the dataset for its index: shape, type, meaning, and the selected part."""
         points = dict[str, dict[str, object]]()
         stored = {column.name: column for column in self.columns}
         for part in self.selected:
@@ -112,11 +107,9 @@ class RecordedColumns(Struct, frozen=True):
 
 
 def recorded_columns(points: Mapping[str, Point], names: Sequence[str], dtype: str) -> RecordedColumns:
-    """The columns of a dataset with the selected parts of points, whose values are stored as ``dtype``.
-
-    Raises:
-        InvalidRequest: a name selects nothing, a point has no value for each token or text, or the points have
-            different rows.
+    """The columns of a dataset with the selected parts of points, whose values are stored as ``dtype``. Raises
+    InvalidRequest if a name selects nothing, a point has no value for each token or text, or the points have different
+    rows.
     """
     if not names:
         raise InvalidRequest("points: none is given: name at least one, such as blocks.*.residual")

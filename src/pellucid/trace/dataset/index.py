@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct, ValidationError, convert, to_builtins
+from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, one_line, reason, shown
 from pellucid.trace.dataset.columns import DTYPES, SAFETENSORS, StoredColumn
-from pellucid.trace.dataset.shard_file import KEY, PART, ShardLayout, check_parquet, sha256_of, sync_folder
+from pellucid.trace.dataset.shard_file import (
+    KEY,
+    PART,
+    ShardLayout,
+    check_parquet,
+    run_of_parquet,
+    sha256_of,
+    sync_folder,
+)
 from pellucid.util.checks import boolean, whole
 from pellucid.util.paths import is_file_name, move
 from pellucid.weights.checkpoint import ModelFile
@@ -103,10 +112,8 @@ def write_index(folder: Path, index: DatasetIndex, writer: str) -> None:
 
 
 def read_index(folder: Path) -> DatasetIndex:
-    """Read the index of a dataset's folder.
-
-    Raises:
-        FileFormatError: the index is missing, damaged, or of another version.
+    """Read the index of a dataset's folder. Raises FileFormatError if the index is missing, damaged, or of another
+    version.
     """
     path = folder / INDEX
     try:
@@ -131,7 +138,6 @@ def read_index(folder: Path) -> DatasetIndex:
 
 
 def _check(path: Path, index: DatasetIndex) -> None:
-    """Check what readers rely on. Raises FileFormatError."""
     names = [column.name for column in index.columns]
     sizes = [size for column in index.columns for size in column.shape]
     problem = ""
@@ -155,10 +161,8 @@ def _check(path: Path, index: DatasetIndex) -> None:
 
 
 class DatasetFolder:
-    """The ``folder`` of a dataset whose shards have the given numbers of ``rows``, all made by one ``run``.
-
-    Raises:
-        InvalidRequest: the folder has shards or an index of another run, or cannot be read.
+    """The ``folder`` of a dataset whose shards have the given numbers of ``rows``, all made by one ``run``. Raises
+    InvalidRequest if the folder has shards or an index of another run, or cannot be read.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], rows: Sequence[int]) -> None:
@@ -179,11 +183,9 @@ class DatasetFolder:
         """The numbers of the shards that are complete and on disk."""
 
     def path(self, number: int) -> Path:
-        """The file of a shard."""
         return self._folder / self._names[number]
 
     def _refuse_other(self, name: str, text: str | None) -> None:
-        """Refuse a file of another run."""
         if text == canonical(self._run):
             return
         if text is None:
@@ -221,16 +223,13 @@ class DatasetFolder:
                     f"{self._stated[path.name][:12]}…: the file is damaged: delete it, and run the same command again"
                 )
             records.append(ShardRecord(path.name, own, first_texts[number], path.stat().st_size, digest))
-        rows = sum(self._rows)
-        index = DatasetIndex(VERSION, dict(self._run), rows, tuple(columns), tuple(records))
-        return DatasetIndex(VERSION, index.run, rows, index.columns, index.shards, index.hashed())
+        index = DatasetIndex(VERSION, dict(self._run), sum(self._rows), tuple(columns), tuple(records))
+        return replace(index, sha256=index.hashed())
 
 
 def run_of(path: Path) -> str | None:
     """The description of the run that made a shard; None if the file is not a shard. Raises OSError."""
     if path.suffix == ".parquet":
-        from pellucid.trace.dataset.shard_file import run_of_parquet
-
         return run_of_parquet(path)
     try:
         file = ModelFile(path)
@@ -244,8 +243,7 @@ def run_of(path: Path) -> str | None:
     return run if isinstance(run, str) else None
 
 
-SHARD_BYTES = 256_000_000
-"""The usual size of a shard, in bytes."""
+SHARD_BYTES = 256_000_000  # the usual size of a shard, in bytes
 LEAST_SHARD, MOST_SHARD = 1 << 10, 1 << 40
 MOST_PARTS = 100_000
 
@@ -263,14 +261,11 @@ class DatasetProgress(DownloadProgress, Protocol):
 class NoProgress:
     """A ``DatasetProgress`` that shows nothing."""
 
-    def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        """As in ``DownloadProgress``."""
+    def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None: ...
 
-    def surveying(self, texts: int) -> None:
-        """As in ``DatasetProgress``."""
+    def surveying(self, texts: int) -> None: ...
 
-    def recording(self, done: int, total: int) -> None:
-        """As in ``DatasetProgress``."""
+    def recording(self, done: int, total: int) -> None: ...
 
 
 class DatasetOptions(NamedTuple):
@@ -292,9 +287,7 @@ class DatasetOptions(NamedTuple):
         part: str | None = None,
     ) -> DatasetOptions:
         """Check the options. ``part`` is a text such as "2/8" (None: all shards), ``shard_bytes`` None the usual size.
-
-        Raises:
-            InvalidRequest: an option is out of range, or pyarrow is missing.
+        Raises InvalidRequest if an option is out of range, or pyarrow is missing.
         """
         if dtype not in DTYPES:
             raise InvalidRequest(f"dtype={brief(dtype)}: must be one of {', '.join(DTYPES)}")

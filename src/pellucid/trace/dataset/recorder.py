@@ -115,10 +115,8 @@ def record_dataset(
 
 
 def columns_of(model: DatasetModel, points: Sequence[str], dtype: str) -> RecordedColumns:
-    """The columns of a dataset of a model.
-
-    Raises:
-        InvalidRequest: as ``recorded_columns``, or the model is an encoder-decoder.
+    """The columns of a dataset of a model. Raises InvalidRequest as ``recorded_columns``, and for an
+    encoder-decoder.
     """
     spec = model.model.spec
     if spec.encoder is not None:
@@ -172,10 +170,8 @@ def _numerics(plan: Plan) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _folder(out: Path, part: tuple[int, int]) -> Iterator[None]:
-    """Make the folder, and hold a lock, so that no other process writes the same shards.
-
-    Raises:
-        InvalidRequest: the folder cannot be written, or another process records this part.
+    """Make the folder, and hold a lock, so that no other process writes the same shards. Raises InvalidRequest if the
+    folder cannot be written, or another process records this part.
     """
     from filelock import FileLock, Timeout
 
@@ -218,7 +214,6 @@ def _write_index(
     hashes: dict[int, str],
     writer: str,
 ) -> DatasetIndex | None:
-    """Write the index if all shards are in the folder. None if some are missing."""
     if not all(folder.path(shard.number).is_file() for shard in shards):
         return None
     try:

@@ -28,8 +28,7 @@ from pellucid.weights.safetensors import header_of
 # has computed them, in any order, and a shard takes no memory. The file has the name ``NAME.part`` until it is complete
 # and on disk. So a file with its final name is complete, whenever the process was killed.
 
-KEY = "pellucid.activations"
-"""The entry of a shard's metadata that describes its run, as JSON."""
+KEY = "pellucid.activations"  # the entry of a shard's metadata that describes its run, as JSON
 PART = ".part"
 CHUNK = 1 << 20
 
@@ -56,10 +55,8 @@ class ShardLayout:
 class ShardWriter:
     """Writes the shard ``path``. Methods may be called from several threads.
 
-    ``convert`` makes the final file from the complete safetensors file (None: it is the final file).
-
-    Raises:
-        InvalidRequest: the file cannot be written.
+    ``convert`` makes the final file from the complete safetensors file (None: it is the final file). Raises
+    InvalidRequest if the file cannot be written.
     """
 
     def __init__(self, path: Path, layout: ShardLayout, convert: Callable[[Path, Path], object] | None = None) -> None:
@@ -76,10 +73,8 @@ class ShardWriter:
             self._write(0, layout.header)
 
     def put(self, column: str, row: int, values: NDArray[Any]) -> None:
-        """Write the values (n, ...) of a column from ``row`` on. Does nothing after ``abandon``.
-
-        Raises:
-            InvalidRequest: a value does not fit the column's type, or the file cannot be written.
+        """Write the values (n, ...) of a column from ``row`` on. Does nothing after ``abandon``. Raises InvalidRequest
+        if a value does not fit the column's type, or the file cannot be written.
         """
         own = self._columns[column]
         content = own.stored(values)
@@ -118,7 +113,6 @@ class ShardWriter:
         return digest
 
     def abandon(self) -> None:
-        """Delete the incomplete shard."""
         with self._lock:
             self._closed = True
             self._file.close()
@@ -135,7 +129,6 @@ class ShardWriter:
 
 
 def cannot_be_written(path: Path, error: OSError) -> InvalidRequest:
-    """The error for a file or folder that cannot be written."""
     return InvalidRequest(f"{one_line(str(path))}: cannot be written: {reason(error)}")
 
 
@@ -160,10 +153,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def mapped(path: Path, layout: ShardLayout) -> Mapping[str, NDArray[Any]]:
-    """The columns of a safetensors shard, mapped into memory and read-only: arrays (rows, ...).
-
-    Raises:
-        InvalidRequest: the file is not the shard that ``layout`` describes, or cannot be read.
+    """The columns of a safetensors shard, mapped into memory and read-only: arrays (rows, ...). Raises InvalidRequest
+    if the file is not the shard that ``layout`` describes, or cannot be read.
     """
     try:
         raw = np.memmap(path, np.uint8, "r")
@@ -183,8 +174,7 @@ def mapped(path: Path, layout: ShardLayout) -> Mapping[str, NDArray[Any]]:
 #
 # The file is made from the complete safetensors file of the shard, some rows at a time.
 
-GROUP_BYTES = 16 << 20
-"""Bytes of a row group, which is in memory while it is written."""
+GROUP_BYTES = 16 << 20  # bytes of a row group, which is in memory while it is written
 
 
 def check_parquet(dtype: str) -> None:
@@ -228,7 +218,6 @@ def _array(arrow: Any, column: StoredColumn, kind: Any, values: NDArray[Any]) ->
 
 
 def run_of_parquet(path: Path) -> str | None:
-    """The ``run`` of a shard; None if the file is not a shard in Parquet."""
     module = parquet(path)
     try:
         metadata = module.read_schema(path).metadata or {}
@@ -239,10 +228,8 @@ def run_of_parquet(path: Path) -> str | None:
 
 
 class ParquetColumns(Mapping[str, NDArray[Any]]):
-    """The columns of a Parquet shard as arrays (rows, ...). A column is read when it is first used, and stays.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or has other columns or another number of rows than ``layout``.
+    """The columns of a Parquet shard as arrays (rows, ...). A column is read when it is first used, and stays. Raises
+    InvalidRequest if the file cannot be read, or has other columns or another number of rows than ``layout``.
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
@@ -256,7 +243,6 @@ class ParquetColumns(Mapping[str, NDArray[Any]]):
         return len(self._columns)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """A column. Raises: as the class."""
         if name not in self._read:
             column = self._columns[name]
             arrow = importlib.import_module("pyarrow")

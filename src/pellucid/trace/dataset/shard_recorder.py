@@ -37,8 +37,7 @@ from pellucid.trace.traced_model import OpenedModel
 
 MOST_TOKENS = 1 << 18
 """Maximum number of tokens that a shard's texts have, so that an interruption loses little work."""
-REPORTED = 1024
-"""Texts between two reports of progress."""
+REPORTED = 1024  # texts between two reports of progress
 
 
 class Corpus(Protocol):
@@ -57,8 +56,6 @@ class ReadText(NamedTuple):
 
 
 class ShardTexts(Struct, frozen=True):
-    """The texts of shard ``number``: ``texts`` of the corpus, which are the ``rows`` of the dataset."""
-
     number: int
     texts: range
     rows: range
@@ -104,10 +101,8 @@ class CorpusReader:
         self._per_text = per_text
 
     def texts(self, chosen: Sequence[range]) -> Iterator[ReadText]:
-        """Yield the texts with the ``chosen`` numbers, in ascending ranges. Other texts are skipped.
-
-        Raises:
-            InvalidRequest: a text cannot be read, or lacks a selected token; the message has the place of the text.
+        """Yield the texts with the ``chosen`` numbers, in ascending ranges. Other texts are skipped. Raises
+        InvalidRequest if a text cannot be read, or lacks a selected token; the message has the place of the text.
         """
         texts, number = self._corpus.texts(), 0
         for own in chosen:
@@ -129,10 +124,8 @@ class CorpusReader:
         return ReadText(number, ids, tokens.listed(len(ids)))
 
     def survey(self, progress: Callable[[int], object]) -> Survey:
-        """Read all texts once, and count. ``progress`` is called with the number of texts.
-
-        Raises:
-            InvalidRequest: as ``texts``, or no text has a row.
+        """Read all texts once, and count. ``progress`` is called with the number of texts. Raises InvalidRequest as
+        ``texts``, or if no text has a row.
         """
         rows, tokens, digest = array("Q"), array("Q"), hashlib.sha256()
         for text in self.texts([range(1 << 62)]):
@@ -153,10 +146,8 @@ class CorpusReader:
 # thread writes the values, so that the steps do not wait for the disk, and another thread hashes complete shards and
 # brings them to the disk.
 
-PIECE = 1 << 13
-"""Tokens of the texts of a task: several steps."""
-TASKS = 2
-"""Number of tasks that run at once."""
+PIECE = 1 << 13  # tokens of the texts of a task: several steps
+TASKS = 2  # number of tasks that run at once
 WAITING = 1 << 28
 """Maximum size of the values that wait to be written. Further steps wait too."""
 
@@ -186,8 +177,6 @@ class OpenShard:
 
 
 class _RunningTask(NamedTuple):
-    """A task of some texts of a shard."""
-
     open: OpenShard
     texts: list[ReadText]
     results: Results[tuple[int, NDArray[np.float32]]]
@@ -215,11 +204,9 @@ class ShardRecorder:
         self._failed: Exception | None = None
 
     def run(self, texts: Iterator[ReadText], shards: Iterable[ShardTexts]) -> dict[int, str]:
-        """Record the ``texts`` of all ``shards``, in order. Returns the SHA-256 of each shard by its number.
-
-        Raises:
-            InvalidRequest: a text is not as the shards expect, because the corpus has changed; or a file cannot be
-                written.
+        """Record the ``texts`` of all ``shards``, in order. Returns the SHA-256 of each shard by its number. Raises
+        InvalidRequest if a text is not as the shards expect, because the corpus has changed; or a file cannot be
+        written.
         """
         hashes = dict[int, str]()
         pool = ThreadPoolExecutor(1, "pellucid-shard")
@@ -253,7 +240,6 @@ class ShardRecorder:
         return hashes
 
     def _start(self, own: OpenShard, row: int, texts: list[ReadText]) -> _RunningTask:
-        """Start the task of some texts, whose rows begin at ``row`` of their shard."""
         self._write_facts(own.writer, row, texts)
         rows = np.cumsum([row, *(len(text.positions) for text in texts)])
         numbers = iter(rows.tolist())
@@ -272,7 +258,6 @@ class ShardRecorder:
         )
 
     def _write_facts(self, writer: ShardWriter, row: int, texts: list[ReadText]) -> None:
-        """Write the columns that say which token a row belongs to."""
         counts = [len(text.positions) for text in texts]
         if not sum(counts):
             return
@@ -291,9 +276,8 @@ class ShardRecorder:
         positions: range,
         block: NDArray[np.float32],
     ) -> None:
-        """Hand a step's values of a text whose rows begin at ``first`` to the writing thread."""
         with self._room:
-            self._room.wait_for(lambda: self._has_room(block.nbytes))
+            self._room.wait_for(lambda: self._ended or not self._waiting or self._waiting + block.nbytes <= WAITING)
             try:
                 put = self._rows.submit(self._put, recorder, own.writer, first, rows, positions, block)
             except RuntimeError as error:  # the recording has ended
@@ -301,9 +285,6 @@ class ShardRecorder:
                 return
             self._waiting += block.nbytes
             own.puts.append(put)
-
-    def _has_room(self, size: int) -> bool:
-        return self._ended or not self._waiting or self._waiting + size <= WAITING
 
     def _put(
         self,

@@ -74,25 +74,21 @@ class StatedConfig(Struct, frozen=True):
     fields: Mapping[str, Any]
 
     def error(self, field: str, problem: str) -> FileFormatError:
-        """The error about a field."""
         return FileFormatError(self.path, field, f"{brief(self.fields.get(field))}{problem}")
 
     def text(self, field: str) -> str | None:
-        """A text; None if it is missing or null."""
         value = self.fields.get(field)
         if value is not None and not isinstance(value, str):
             raise self.error(field, ": must be a text")
         return value
 
     def flag(self, field: str, default: bool = False) -> bool:
-        """A truth value; ``default`` if it is missing."""
         value = self.fields.get(field, default)
         if not isinstance(value, bool):
             raise self.error(field, ": must be true or false")
         return value
 
     def k(self, features: int) -> int:
-        """The k of a top-k coder."""
         k = self.fields.get("k")
         if isinstance(k, float) and k.is_integer():
             k = int(k)
@@ -119,10 +115,7 @@ class StatedConfig(Struct, frozen=True):
             raise self.error(field, f" contradicts the arrays, which are {found!r}: correct it, or use the other files")
 
 
-# Arrays of safetensors and npz files. Neither is trusted: names, types, shapes, sizes and numbers are checked.
-
-MOST_VALUES = 1 << 33
-"""Maximum number of values of an array."""
+MOST_VALUES = 1 << 33  # maximum number of values of an array
 MOST_EXPANSION = 64
 """Maximum ratio of an array's bytes to its compressed bytes. Weights hardly compress."""
 
@@ -134,8 +127,7 @@ class ArrayFile(Protocol):
     shapes: dict[str, tuple[int, ...]]
     used: set[str]
 
-    def values(self, name: str) -> NDArray[np.float32]:
-        """An array as float32. Raises FileFormatError if it cannot be read."""
+    def values(self, name: str) -> NDArray[np.float32]: ...
 
 
 class SafetensorsArrays:
@@ -152,7 +144,6 @@ class SafetensorsArrays:
         self.shapes, self.used = {name: tensor.shape for name, tensor in tensors.items()}, set[str]()
 
     def tensor(self, name: str) -> Tensor:
-        """The entry of an array in the file's table."""
         return self.checkpoint.tensors[name]
 
     def values(self, name: str) -> NDArray[np.float32]:
@@ -226,10 +217,8 @@ class NpzArrays:
 def take(file: ArrayFile, name: str, shape: Sequence[int | None], *, missing: Any = None) -> Any:
     """An array of a file as finite float32, or ``missing`` if it is given and the file does not have the array.
 
-    ``shape`` has the sizes that the array must have; None: any size from 1 on.
-
-    Raises:
-        FileFormatError: the array is missing, has another shape, or has NaN or infinite values.
+    ``shape`` has the sizes that the array must have; None: any size from 1 on. Raises FileFormatError if the array is
+    missing, has another shape, or has NaN or infinite values.
     """
     if name not in file.shapes and missing is not None:
         return missing
@@ -263,11 +252,15 @@ def refuse_unused(file: ArrayFile, stated: str) -> None:
         )
 
 
-def numbered_files(folder: Path, name: str) -> list[Path]:
-    """The files of the layers 0, 1, …, whose ``name`` has {} as the number.
+def file_named(names: Sequence[str], path: Path) -> Path | None:
+    """The file at a path, or in the folder there, with the first of the ``names`` that exists."""
+    files = [path] if path.name in names else [path / name for name in names]
+    return next((file for file in files if file.is_file()), None)
 
-    Raises:
-        FileFormatError: a layer before the last is missing.
+
+def numbered_files(folder: Path, name: str) -> list[Path]:
+    """The files of the layers 0, 1, …, whose ``name`` has {} as the number. Raises FileFormatError if a layer before
+    the last is missing.
     """
     numbers = {
         int(match[1])
@@ -286,7 +279,6 @@ def numbered_files(folder: Path, name: str) -> list[Path]:
 
 
 def finite(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return ``values``. Raises FileFormatError if a value is NaN or infinite."""
     if not np.isfinite(values).all():
         raise FileFormatError(path, f"array {shown(name)}", "has NaN or infinite values")
     return values

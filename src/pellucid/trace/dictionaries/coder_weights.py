@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
-from pellucid.trace.dictionaries.array_files import FLOATS, SafetensorsArrays, check_shape, finite, take
+from pellucid.trace.dictionaries.array_files import FLOATS, ArrayFile, SafetensorsArrays, check_shape, finite, take
 from pellucid.trace.transformer_lens_names import hooks_of
 from pellucid.weights.pack import decode_blocks, stored_as
 
@@ -32,8 +32,7 @@ class FeatureActivation(ABC):
     by_feature = True
 
     @abstractmethod
-    def __call__(self, before: Rows) -> Rows:
-        """The activations of all features."""
+    def __call__(self, before: Rows) -> Rows: ...
 
     def of(self, features: NDArray[np.int64]) -> FeatureActivation:
         """The function for some ``features``. Only for functions ``by_feature``."""
@@ -41,8 +40,6 @@ class FeatureActivation(ABC):
 
 
 class Relu(FeatureActivation):
-    """max(x, 0)."""
-
     name = "ReLU"
 
     def __call__(self, before: Rows) -> Rows:
@@ -203,7 +200,6 @@ class HookedPoint(Struct, frozen=True):
 
     @property
     def width(self) -> int:
-        """The number of values of a token."""
         return self.point.view.count if self.head is not None else math.prod(self.point.sizes)
 
     def at(self, tokens: str) -> str:
@@ -219,10 +215,8 @@ def block_of_hook(hook: str) -> int | None:
 
 
 def point_of_hook(points: Mapping[str, Point], hook: str) -> HookedPoint:
-    """The point of a hook, whose name may also be a point's own name; "hook_z[heads=3]" is one head.
-
-    Raises:
-        InvalidRequest: the model does not have the hook, or the point is no vector.
+    """The point of a hook, whose name may also be a point's own name; "hook_z[heads=3]" is one head. Raises
+    InvalidRequest if the model does not have the hook, or the point is no vector.
     """
     name, bracket, head = hook.partition("[heads=")
     found = points.get(name)
@@ -259,8 +253,6 @@ class DecoderRows(Protocol):
 
 
 class ArrayRows:
-    """A decoder in memory, (F, O, D)."""
-
     def __init__(self, values: NDArray[np.float32]) -> None:
         self._values = values
         self.shape: tuple[int, int, int] = values.shape
@@ -301,10 +293,8 @@ class ScaledRows:
 
 
 def decoder_of(file: SafetensorsArrays, name: str, F: int, outputs: int | None, first: int = 0) -> DecoderRows:
-    """The decoder in an array (F, D), or (F, O', D) with ``outputs`` O'. Outputs before ``first`` are left out.
-
-    Raises:
-        FileFormatError: the array is missing, has another shape, or has NaN or infinite values.
+    """The decoder in an array (F, D), or (F, O', D) with ``outputs`` O'. Outputs before ``first`` are left out. Raises
+    FileFormatError if the array is missing, has another shape, or has NaN or infinite values.
     """
     shape = (F, None) if outputs is None else (F, outputs, None)
     check_shape(file, name, shape)
@@ -340,6 +330,29 @@ class CoderWeights(Struct, frozen=True, kw_only=True):
     normalization: str = "none"
 
 
+def coder_of(
+    file: ArrayFile,
+    hooks: tuple[str, tuple[str, ...]],
+    encoder: Values,
+    decoder: DecoderRows,
+    activation: FeatureActivation,
+    biases: tuple[str, str] = ("b_enc", "b_dec"),
+    **more: Any,
+) -> CoderWeights:
+    """A coder that reads and writes ``hooks``, with the arrays ``biases`` of its file. ``more`` are further fields."""
+    return CoderWeights(
+        path=file.path,
+        reads=hooks[0],
+        writes=hooks[1],
+        encoder=encoder,
+        encoder_bias=take(file, biases[0], (len(encoder),)),
+        decoder=decoder,
+        decoder_bias=take(file, biases[1], (decoder.shape[2],)),
+        activation=activation,
+        **more,
+    )
+
+
 class Given(Struct, frozen=True):
     """Facts that the user states beside the files: hooks (None: not stated), and the factor of the inputs."""
 
@@ -348,10 +361,8 @@ class Given(Struct, frozen=True):
     input_scale: float | None = None
 
     def hooks(self, path: Path, reads: str | None, writes: str | None, *, transcodes: bool = False) -> tuple[str, str]:
-        """The hooks that a coder reads and writes, as the user or the file states them.
-
-        Raises:
-            InvalidRequest: nobody states what the coder reads, or what a transcoder writes.
+        """The hooks that a coder reads and writes, as the user or the file states them. Raises InvalidRequest if nobody
+        states what the coder reads, or what a transcoder writes.
         """
         reads = self.reads or reads
         if not reads:

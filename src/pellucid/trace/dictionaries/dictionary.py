@@ -18,7 +18,6 @@ from pellucid.trace.dictionaries.coder_weights import (
     ArrayRows,
     CoderWeights,
     DictionaryFormat,
-    FeatureActivation,
     Given,
     Relu,
     TopKActivation,
@@ -29,50 +28,7 @@ from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import real, whole
 from pellucid.util.registry import discover
 
-PLACE = Path("arrays")
-"""The name of the dictionary in messages."""
-
-
-def trained_coder(
-    reads: str,
-    writes: str,
-    encoder: NDArray[Any],
-    decoder: NDArray[Any],
-    encoder_bias: NDArray[Any] | None,
-    decoder_bias: NDArray[Any] | None,
-    centred: bool,
-    k: int | None,
-) -> CoderWeights:
-    """The coder of ``Dictionary.from_arrays``, whose arguments it has.
-
-    Raises:
-        InvalidRequest: a shape is wrong, or a number is not finite.
-    """
-    rows = _floats("encoder", encoder, (None, None))
-    F, D = rows.shape
-    if F != D and np.shape(decoder)[:1] == (D,):
-        raise InvalidRequest(
-            f"encoder of shape {rows.shape}: the decoder has {D:,} features, so the shape must be ({D:,}, ?): give its "
-            "transpose"
-        )
-    vectors = _floats("decoder", decoder, (F, None))
-    whole("features", F, 1, MOST_FEATURES)
-    bias = np.zeros(vectors.shape[1]) if decoder_bias is None else decoder_bias
-    bias = _floats("decoder_bias", bias, (vectors.shape[1],))
-    if centred and len(bias) != D:
-        raise InvalidRequest(f"centred: the bias has {len(bias):,} values, and the input {D:,}: they must be equal")
-    activation: FeatureActivation = Relu() if k is None else TopKActivation(whole("k", k, 1, F))
-    return CoderWeights(
-        path=PLACE,
-        reads=reads,
-        writes=(writes,),
-        encoder=rows,
-        encoder_bias=_floats("encoder_bias", np.zeros(F) if encoder_bias is None else encoder_bias, (F,)),
-        decoder=ArrayRows(np.ascontiguousarray(vectors[:, None])),
-        decoder_bias=bias,
-        activation=activation,
-        input_bias=bias if centred else None,
-    )
+PLACE = Path("arrays")  # the name of the dictionary in messages
 
 
 def _floats(name: str, values: NDArray[Any], shape: tuple[int | None, ...]) -> NDArray[np.float32]:
@@ -86,8 +42,7 @@ def _floats(name: str, values: NDArray[Any], shape: tuple[int | None, ...]) -> N
     return found
 
 
-MOST_CHANGED = 1024
-"""Maximum number of features of an edit."""
+MOST_CHANGED = 1024  # maximum number of features of an edit
 Features = int | Sequence[int]
 
 
@@ -169,7 +124,30 @@ class Dictionary:
         Raises:
             InvalidRequest: a shape is wrong, a number is not finite, or the model lacks a point.
         """
-        made = trained_coder(reads, writes or reads, encoder, decoder, encoder_bias, decoder_bias, centred, k)
+        rows = _floats("encoder", encoder, (None, None))
+        F, D = rows.shape
+        if F != D and np.shape(decoder)[:1] == (D,):
+            raise InvalidRequest(
+                f"encoder of shape {rows.shape}: the decoder has {D:,} features, so the shape must be ({D:,}, ?): give "
+                "its transpose"
+            )
+        vectors = _floats("decoder", decoder, (F, None))
+        whole("features", F, 1, MOST_FEATURES)
+        bias = np.zeros(vectors.shape[1]) if decoder_bias is None else decoder_bias
+        bias = _floats("decoder_bias", bias, (vectors.shape[1],))
+        if centred and len(bias) != D:
+            raise InvalidRequest(f"centred: the bias has {len(bias):,} values, and the input {D:,}: they must be equal")
+        made = CoderWeights(
+            path=PLACE,
+            reads=reads,
+            writes=(writes or reads,),
+            encoder=rows,
+            encoder_bias=_floats("encoder_bias", np.zeros(F) if encoder_bias is None else encoder_bias, (F,)),
+            decoder=ArrayRows(np.ascontiguousarray(vectors[:, None])),
+            decoder_bias=bias,
+            activation=Relu() if k is None else TopKActivation(whole("k", k, 1, F)),
+            input_bias=bias if centred else None,
+        )
         return cls(made.path, "transcoder" if writes else "SAE", [SparseCoder(made, model)])
 
     def coder(self, layer: int | None = None) -> SparseCoder:
@@ -268,13 +246,11 @@ class Dictionary:
 
 
 def is_dictionary(path: Path) -> bool:
-    """True if a file or folder has the name of a known format."""
     return any(form.find(path) is not None for form in formats().values())
 
 
 @cache
 def formats() -> dict[str, DictionaryFormat]:
-    """The known formats of files, by name."""
     return discover("pellucid.trace.dictionaries.formats", DictionaryFormat, lambda form: (form.name,))
 
 
@@ -285,7 +261,6 @@ def _layer(coder: SparseCoder) -> int:
 
 
 def _numbers(coder: SparseCoder, feature: Features) -> NDArray[np.int64]:
-    """The numbers of features. Raises InvalidRequest if one is out of range, or is given twice."""
     given = list(feature) if isinstance(feature, (list, tuple, range, np.ndarray)) else [feature]
     if not 1 <= len(given) <= MOST_CHANGED or len(set(given)) < len(given):
         raise InvalidRequest(f"feature={brief(given)}: must be 1 to {MOST_CHANGED:,} different features")
@@ -295,9 +270,7 @@ def _numbers(coder: SparseCoder, feature: Features) -> NDArray[np.int64]:
 # Dictionaries of a server by name: "NAME=PATH", "PATH", "FOLDER" of dictionaries, or "NAME=PATH,reads=HOOK".
 
 NAME = re.compile(r"[\w][\w.-]{0,63}")
-HOOKS = ("reads", "writes")
-MOST = 256
-"""Maximum number of dictionaries of a model."""
+MOST = 256  # maximum number of dictionaries of a model
 
 
 def named_dictionaries(given: Sequence[str], model: TracedModel) -> Mapping[str, Dictionary]:
@@ -309,7 +282,8 @@ def named_dictionaries(given: Sequence[str], model: TracedModel) -> Mapping[str,
     """
     opened = dict[str, Dictionary]()
     for text in given:
-        path, hooks = _hooks(text)
+        path, *stated = re.split(r",(?=(?:reads|writes)=)", text)
+        hooks = dict(one.split("=", 1) for one in stated)
         for name, one in _named(path):
             if not NAME.fullmatch(name) or name in opened or len(opened) >= MOST:
                 reason = "is given twice" if name in opened else "must have letters, digits, _, - and . alone"
@@ -320,14 +294,7 @@ def named_dictionaries(given: Sequence[str], model: TracedModel) -> Mapping[str,
     return opened
 
 
-def _hooks(text: str) -> tuple[str, dict[str, str]]:
-    """The text before the hooks, and the hooks."""
-    first, *others = re.split(rf",(?=(?:{'|'.join(HOOKS)})=)", text)
-    return first, dict(other.split("=", 1) for other in others)
-
-
 def _named(text: str) -> Iterator[tuple[str, Path]]:
-    """The names and paths of the dictionaries that a text names."""
     name, equals, path = text.partition("=")
     if equals:
         yield name, Path(path)

@@ -25,10 +25,8 @@ from pellucid.trace.traced_model import ModelWeights, RowProduct, TracedModel
 
 Values = NDArray[np.float32]
 Numbers = NDArray[np.int64]
-CHUNK = 64
-"""Maximum number of rows that are encoded at once, which bounds the memory of the activations."""
-LEAST_WEIGHT = 1e-6
-"""Minimum magnitude of a norm's weight that values are divided by."""
+CHUNK = 64  # maximum number of rows that are encoded at once, which bounds the memory of the activations
+LEAST_WEIGHT = 1e-6  # minimum magnitude of a norm's weight that values are divided by
 
 
 class ActiveFeatures(NamedTuple):
@@ -196,10 +194,7 @@ def _norm_weights(read: HookedPoint, model: TracedModel, weights: CoderWeights) 
     return found.astype(np.float32)
 
 
-# Functions of edits: they change features of a sparse coder, or replace values by their reconstruction.
-
-Change = Callable[[Values], Values]
-"""From activations (n, features) to new activations."""
+Change = Callable[[Values], Values]  # from activations (n, features) to new activations
 
 
 class ChangedFeatures:
@@ -211,7 +206,6 @@ class ChangedFeatures:
         self.vectors = coder.vectors(features)
 
     def at(self, output: int) -> FeatureChange:
-        """The function of the edit of the values that an output of the coder writes."""
         return FeatureChange(self, output)
 
     def steps(self, x: Values) -> Values:
@@ -272,7 +266,6 @@ class Reconstruction:
 
 
 def input_of(coder: SparseCoder, values: Values, context: CallContext) -> Values:
-    """The input (n, D) of a coder in a function that changes the ``values`` that the coder writes first."""
     given = values if coder.is_autoencoder else context[coder.reads.name]
     return given.reshape(len(values), -1)
 

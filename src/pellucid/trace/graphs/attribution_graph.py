@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, reason
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
-from pellucid.trace.graphs.graph_files import GraphNode
+from pellucid.trace.export import Axis, Exportable, LabelledArray
+from pellucid.trace.graphs.graph_files import DrawnGraph, GraphNode, document, draw
 from pellucid.trace.lenses.targets import Target
 from pellucid.trace.traced_model import TracedModel
 from pellucid.util.checks import real, whole
+from pellucid.util.display import table
 
 # The influence of nodes on the targets of a graph, over all paths (Ameisen et al. 2025).
 #
@@ -40,7 +41,6 @@ class Influence(NamedTuple):
 
 
 def shares(edges: Rows) -> Rows:
-    """The absolute values of edges (targets, n), divided by their sums."""
     size = np.abs(edges)
     total = size.sum(1, keepdims=True)
     np.divide(size, total, out=size, where=total > 0)
@@ -71,10 +71,8 @@ def influences(edges: Rows, columns: Numbers, weights: NDArray[np.float64]) -> I
 Promoted = Mapping[int, Sequence[tuple[str, float]]]
 """The tokens that nodes promote, with values, by the number of the node."""
 UNITS = ("feature", "neuron", "head")
-NAMED = 12
-"""Number of nodes with a name in a picture."""
-ROOTS = ("embedding", "logit")
-"""Kinds of nodes that pruning keeps."""
+NAMED = 12  # number of nodes with a name in a picture
+ROOTS = ("embedding", "logit")  # kinds of nodes that pruning keeps
 
 
 class GraphEdge(NamedTuple):
@@ -236,21 +234,18 @@ class AttributionGraph(Exportable):
         rows = np.isin(self.targets, self.groups[target])
         return float(self.edges[np.ix_(rows, np.array(self.groups[source], np.int64))].sum(dtype=np.float64))
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: edge."""
+    def _values(self) -> list[LabelledArray]:
         axes = (
             Axis("target", "target", [self.nodes[at].name for at in self.targets]),
             Axis("source", "source", [node.name for node in self.nodes]),
         )
-        return values_named({"edge": LabelledArray("edge", self.edges, axes)}, names)
+        return [LabelledArray("edge", self.edges, axes)]
 
     def plot(self, name: str = "", *, ax: Any = None) -> Any:
         """Draw the nodes by token and block, and the edges with the largest influence. Returns matplotlib's axes.
 
         Raises: InvalidRequest if matplotlib is not installed.
         """
-        from pellucid.trace.graphs.graph_files import DrawnGraph, draw
-
         units = [self.nodes.index(node) for node, _ in self.top(len(self.nodes)) if node.kind in UNITS]
         drawn = DrawnGraph(
             self.pieces, self.nodes, self.targets, self.edges, self.edge_influence, self.layers, units[:NAMED]
@@ -258,8 +253,6 @@ class AttributionGraph(Exportable):
         return draw(drawn, ax)
 
     def _repr_html_(self) -> str:
-        from pellucid.util.display import table
-
         rows = [
             (node.name, self.pieces[node.position], round(share, 4), round(node.activation, 3))
             for node, share in self.top(20)
@@ -272,8 +265,6 @@ class AttributionGraph(Exportable):
         ``slug`` names the graph, and ``scan`` the model and its transcoders. ``promoted`` are the tokens that nodes
         promote, from ``promoted_tokens``.
         """
-        from pellucid.trace.graphs.graph_files import document
-
         rows, sources = np.nonzero(self.edges)
         weights = self.edges[rows, sources].tolist()
         links = list(zip(sources.tolist(), self.targets[rows].tolist(), weights))
@@ -313,7 +304,6 @@ def _threshold(values: NDArray[Any], share: float) -> float:
 
 
 def refuse_other_model(model: TracedModel, graph: AttributionGraph) -> None:
-    """Raise InvalidRequest if a graph is of a model with other blocks or other tokens."""
     tokenizer, blocks = model.tokenizer, len(model.spec.blocks)
     known = max(graph.ids) < tokenizer.vocab_size
     if blocks != graph.layers or not known or [tokenizer.piece(one) for one in graph.ids] != graph.pieces:

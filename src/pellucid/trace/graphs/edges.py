@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.trace.backward.reverse_walk import Adjoints, Rows
-from pellucid.trace.backward.tape import Version
+from pellucid.trace.backward.reverse_walk import Adjoints, Rows, Version
 from pellucid.trace.graphs.graph_files import GraphNode
 from pellucid.trace.graphs.local_run import Injection, LocalRun
 from pellucid.trace.graphs.neurons import LayerUnits, Numbers, Units, by_row
 from pellucid.trace.graphs.targets import GraphTarget
-
-# The sources of edges: values whose contributions to targets are measured, each in some columns of the edges.
 
 
 class EdgeSource(Protocol):
     """Values of one kind and layer."""
 
     @property
-    def versions(self) -> tuple[Version, ...]:
-        """The versions whose gradients it reads."""
+    def versions(self) -> tuple[Version, ...]: ...
 
     @property
-    def count(self) -> int:
-        """The number of nodes."""
+    def count(self) -> int: ...
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         """The nodes, and what they contribute through a version, for its gradients (N, rows, width): (N, n)."""
@@ -40,10 +35,7 @@ class RowVectors:
     def __init__(self, vectors: Mapping[Version, Rows]) -> None:
         self.versions = tuple(vectors)
         self._vectors = {version: np.ascontiguousarray(own, np.float32) for version, own in vectors.items()}
-
-    @property
-    def count(self) -> int:
-        return len(self._vectors[self.versions[0]])
+        self.count = len(self._vectors[self.versions[0]])
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         own = self._vectors[version][: gradient.shape[1]]
@@ -54,12 +46,8 @@ class UnitVectors:
     """The vectors (n, O, D) of units at the tokens ``rows``, in order, which write to O versions."""
 
     def __init__(self, versions: Sequence[Version], rows: Numbers, vectors: Rows) -> None:
-        self.versions = tuple(versions)
+        self.versions, self.count = tuple(versions), len(rows)
         self._rows, self._vectors = rows, [np.ascontiguousarray(own) for own in vectors.swapaxes(0, 1)]
-
-    @property
-    def count(self) -> int:
-        return len(self._rows)
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         vectors = self._vectors[self.versions.index(version)]
@@ -70,7 +58,6 @@ class UnitVectors:
         return slice(0, count), found
 
     def subtract_from(self, version: Version, values: Rows) -> None:
-        """Subtract what the units write to a version from its values (rows, D)."""
         vectors = self._vectors[self.versions.index(version)]
         for row, mine in by_row(self._rows):
             values[row, : vectors.shape[1]] -= vectors[mine].sum(0)
@@ -84,10 +71,7 @@ class HeadVectors:
 
     def __init__(self, version: Version, rows: Numbers, heads: Numbers, values: Rows) -> None:
         self.versions, self.rows, self.heads, self._values = (version,), rows, heads, values
-
-    @property
-    def count(self) -> int:
-        return len(self.rows)
+        self.count = len(rows)
 
     def contributions(self, version: Version, gradient: Rows) -> tuple[slice, Rows]:
         count = int(np.searchsorted(self.rows, gradient.shape[1]))
@@ -96,7 +80,6 @@ class HeadVectors:
         return slice(0, count), np.einsum("njv,jv->nj", own, self._values[rows, heads])
 
     def continued(self, gradient: Rows) -> Rows:
-        """The gradient without the chosen heads."""
         count = int(np.searchsorted(self.rows, gradient.shape[1]))
         found = gradient.copy()
         by_head(found, self._values.shape[1:])[:, self.rows[:count], self.heads[:count]] = 0
@@ -104,7 +87,6 @@ class HeadVectors:
 
 
 def by_head(gradient: Rows, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A view of gradients (N, rows, width) as (N, rows, H, V)."""
     H, V = shape
     return gradient[:, :, : H * V].reshape(*gradient.shape[:2], H, V)
 
@@ -127,8 +109,6 @@ class ChosenHeads(NamedTuple):
 
 
 class ChosenNodes(NamedTuple):
-    """The units and heads that may be nodes, by block."""
-
     units: dict[int, Units]
     heads: dict[int, ChosenHeads]
 
@@ -166,18 +146,16 @@ def _all(run: LocalRun, starts: dict[int, int]) -> dict[int, Units]:
 
 def _largest(scores: dict[int, NDArray[np.float32]], most: int) -> dict[int, Numbers]:
     """The indices of the ``most`` largest scores that are not 0, by layer."""
-    best = {layer: _best(own, most) for layer, own in scores.items()}
+    best = {
+        layer: np.arange(len(own)) if len(own) <= most else np.argpartition(-own, most)[:most]
+        for layer, own in scores.items()
+    }
     flat = np.concatenate([scores[layer][own] for layer, own in best.items()])
     kept = np.zeros(len(flat), bool)
     kept[np.argsort(-flat, kind="stable")[:most]] = True
     kept &= flat > 0
     ends = np.cumsum([len(own) for own in best.values()])
     return {layer: np.sort(own[kept[end - len(own) : end]]) for (layer, own), end in zip(best.items(), ends.tolist())}
-
-
-def _best(scores: NDArray[np.float32], most: int) -> Numbers:
-    """The indices of the ``most`` largest scores."""
-    return np.arange(len(scores)) if len(scores) <= most else np.argpartition(-scores, most)[:most]
 
 
 class Attributions:
@@ -240,7 +218,6 @@ class Columns(Struct, frozen=True):
 
     @property
     def stop(self) -> int:
-        """The last column + 1."""
         return self.first + self.source.count
 
 
@@ -268,7 +245,8 @@ class EdgeTable:
             self._add(vectors, own.kind, layer, units=(own, units))
         self.units = self.count - self.heads
         for layer, version in run.outputs.items():
-            self._add(RowVectors({version: self._from_first(rests[version])}), "error", layer)
+            rests[version][:first] = 0
+            self._add(RowVectors({version: rests[version]}), "error", layer)
         if run.position is not None and run.before_position is not None:
             added = run.value(run.position) - run.value(run.before_position)
             self._add(RowVectors({run.position: added}), "position", None)
@@ -280,22 +258,9 @@ class EdgeTable:
                 self._of_version.setdefault(version, []).append(part)
         self._skips = {own.writes[0]: layer for layer, own in run.layers.items()}
 
-    def _add(
-        self,
-        source: EdgeSource,
-        kind: str,
-        layer: int | None,
-        *,
-        units: tuple[LayerUnits, Units] | None = None,
-        heads: ChosenHeads | None = None,
-    ) -> None:
-        self.parts.append(Columns(self.count, source, kind, layer, units, heads))
+    def _add(self, source: EdgeSource, kind: str, layer: int | None, **targets: Any) -> None:
+        self.parts.append(Columns(self.count, source, kind, layer, **targets))
         self.count += source.count
-
-    def _from_first(self, values: Rows) -> Rows:
-        found = np.array(values)
-        found[: self._first] = 0
-        return found
 
     def has_node(self) -> NDArray[np.bool_]:
         """True for the columns that can be nodes: of errors only those from the first token on."""
@@ -315,8 +280,6 @@ class EdgeTable:
         return found
 
     def fill(self, edges: Rows, targets: Sequence[tuple[Version, Injection]]) -> None:
-        """Add the edges of targets to ``edges``, (N, count)."""
-
         def collect(version: Version, gradient: Rows, adjoints: Adjoints) -> Rows | None:
             continued = None if version in self.run.cuts else gradient
             for part in self._of_version.get(version, ()):
@@ -337,32 +300,23 @@ class EdgeTable:
         order = {column: copy for copy, column in enumerate(columns.tolist())}
         for part in self.parts:
             own = columns[(columns >= part.first) & (columns < part.stop)] - part.first
-            if len(own) and part.heads is not None:
-                self._head_targets(part, part.heads, own, order, found)
-            elif len(own) and part.units is not None:
+            if not len(own):
+                continue
+            if part.heads is not None:
+                assert part.layer is not None
+                rows, version = part.heads.rows, part.source.versions[0]
+                directions = np.zeros((len(own), *self.run.head_shape(part.layer)), np.float32)
+                directions[np.arange(len(own)), part.heads.numbers[own]] = part.heads.directions[own]
+            elif part.units is not None:
                 layer, units = part.units
-                for at, direction in zip(own.tolist(), self.run.opened[layer.layer].directions(units.at(own))):
-                    injection = Injection(order[part.first + at], int(units.rows[at]), direction)
-                    found[part.first + at] = layer.reads, injection
+                rows, version = units.rows, layer.reads
+                directions = self.run.opened[layer.layer].directions(units.at(own))
+            for at, direction in zip(own.tolist(), directions):
+                injection = Injection(order[part.first + at], int(rows[at]), direction.ravel())
+                found[part.first + at] = version, injection
         return [found[column] for column in columns.tolist()]
 
-    def _head_targets(
-        self,
-        part: Columns,
-        heads: ChosenHeads,
-        own: Numbers,
-        order: dict[int, int],
-        found: dict[int, tuple[Version, Injection]],
-    ) -> None:
-        assert part.layer is not None
-        for at in own.tolist():
-            vector = np.zeros(self.run.head_shape(part.layer), np.float32)
-            vector[heads.numbers[at]] = heads.directions[at]
-            injection = Injection(order[part.first + at], int(heads.rows[at]), vector.ravel())
-            found[part.first + at] = part.source.versions[0], injection
-
     def rows(self) -> Numbers:
-        """The token of each unit or head."""
         rows = [part.heads.rows for part in self.parts if part.heads is not None]
         rows += [part.units[1].rows for part in self.parts if part.units is not None]
         return np.concatenate([*rows, np.empty(0, np.int64)])
@@ -377,7 +331,6 @@ class EdgeTable:
                 np.add.at(edges.T, rows, edges.T[own])
 
     def nodes(self) -> Iterator[GraphNode]:
-        """The node of each column."""
         for part in self.parts:
             for at in range(part.source.count):
                 yield self._node(part, at)

@@ -15,8 +15,7 @@ from pellucid.plan.plan import At, Weights
 from pellucid.plan.points import Point
 from pellucid.trace.backward.layer_products import choices, opened_gate
 from pellucid.trace.backward.products import FORMS
-from pellucid.trace.backward.reverse_walk import Rows, size_of
-from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
+from pellucid.trace.backward.reverse_walk import Rows, Tape, Version, Versions, fields_of, size_of, version_of
 from pellucid.trace.graphs.frozen_products import linear_activation
 from pellucid.trace.graphs.neurons import Neurons, NeuronUnits, Numbers, Units, before_rounding, neurons_between
 from pellucid.trace.traced_model import ModelWeights
@@ -53,13 +52,11 @@ class ExpertNeurons(NeuronUnits, frozen=True):
         return values.reshape(self.experts, -1, values.shape[-1])
 
     def label(self, number: int) -> str:
-        """As in ``LayerUnits``: the expert and the neuron, such as "3.170"."""
         expert, neuron = divmod(number, self.width)
         return f"{expert}.{neuron}" if expert < self.experts else f"shared.{number - self.routed}"
 
     @property
     def routed(self) -> int:
-        """The number of neurons of all experts but the shared one."""
         return self.experts * self.width
 
     def open(self, tape: Tape) -> OpenedExperts:
@@ -88,19 +85,10 @@ class OpenedExperts:
         self._shared = None if own.shared is None else own.shared.open(tape)
         ones = np.ones((len(self._ids), 1), np.float32)
         self._gate = ones if own.gate is None else opened_gate(tape.value(own.gate))
-
-    @property
-    def _of_chosen(self) -> int:
-        """The number of a token's units before the units of the shared expert."""
-        return self._own.chosen * self._own.width
-
-    @property
-    def _of_token(self) -> int:
-        return self._of_chosen + (0 if self._shared is None else self._shared.count // len(self._ids))
-
-    @property
-    def count(self) -> int:
-        return len(self._ids) * self._of_token
+        # The units of a token: of its chosen experts, then of the shared expert.
+        self._of_chosen = C * F
+        self._of_token = C * F + (0 if self._shared is None else self._shared.count // len(self._ids))
+        self.count = len(self._ids) * self._of_token
 
     def before(self, row: int) -> int:
         return row * self._of_token

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,7 @@ from pellucid.trace.backward.reverse_walk import KernelProduct, Rows, Values, nu
 #
 # The patterns of a long prompt do not fit into memory: 6,000 tokens have 144 MB for each head. Queries and keys do.
 
-BLOCK = 256
-"""Number of queries whose patterns are used at once."""
+BLOCK = 256  # number of queries whose patterns are used at once
 
 
 class FrozenPattern:
@@ -58,8 +57,6 @@ class FrozenPattern:
 
 
 class RecordedPattern(FrozenPattern):
-    """A recorded pattern."""
-
     def __init__(self, pattern: Rows, mask: AttentionMask) -> None:
         self._pattern, self.mask = pattern, mask
 
@@ -68,36 +65,30 @@ class RecordedPattern(FrozenPattern):
         return keys.start, self._pattern[:, start:stop, keys.start : keys.stop]
 
 
-class ScoreTerms(NamedTuple):
-    """The terms of softmax(softcap(scale · q Kᵀ)), with the scores of sinks (H,) or None."""
-
-    scale: float
-    softcap: float
-    sinks: NDArray[np.float64] | None
-
-
 class ComputedPattern(FrozenPattern):
-    """The pattern of queries (T, H, K) and keys (T, G, K)."""
+    """The pattern softmax(softcap(scale · q Kᵀ)) of queries (T, H, K), keys (T, G, K), and ``sinks`` (H,) or None."""
 
-    def __init__(self, q: Rows, k: Rows, mask: AttentionMask, terms: ScoreTerms) -> None:
+    def __init__(
+        self, q: Rows, k: Rows, mask: AttentionMask, scale: float, softcap: float, sinks: NDArray[np.float64] | None
+    ) -> None:
         self._q, self._k = q.swapaxes(0, 1), k.swapaxes(0, 1)
-        self.mask, self._terms = mask, terms
+        self.mask, self._scale, self._softcap, self._sinks = mask, scale, softcap, sinks
 
     def rows(self, start: int, stop: int) -> tuple[int, Rows]:
-        keys, terms = self.keys(start, stop), self._terms
+        keys = self.keys(start, stop)
         (H, _, K), G = self._q.shape, len(self._k)
         q = self._q[:, start:stop].reshape(G, -1, K)
-        scores = np.matmul(q, self._k[:, keys.start : keys.stop].swapaxes(1, 2)) * np.float32(terms.scale)
+        scores = np.matmul(q, self._k[:, keys.start : keys.stop].swapaxes(1, 2)) * np.float32(self._scale)
         scores = scores.reshape(H, stop - start, len(keys))
-        if terms.softcap:
-            cap = np.float32(terms.softcap)
+        if self._softcap:
+            cap = np.float32(self._softcap)
             scores = cap * np.tanh(scores / cap)
         for number, position in enumerate(range(start, stop)):
             seen = self.mask.seen(position)
             scores[:, number, : seen.start - keys.start] = -np.inf
             scores[:, number, seen.stop - keys.start :] = -np.inf
         top = scores.max(-1, keepdims=True)
-        sinks = None if terms.sinks is None else terms.sinks.astype(np.float32)[:, None, None]
+        sinks = None if self._sinks is None else self._sinks.astype(np.float32)[:, None, None]
         top = top if sinks is None else np.maximum(top, sinks)
         weights = np.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
@@ -106,14 +97,12 @@ class ComputedPattern(FrozenPattern):
 
 
 def mask_of(op: Operation) -> AttentionMask:
-    """The mask of an attention."""
     fields = ("causal", "window", "chunked", "cross")
     causal, window, chunked, cross = (size_of(op, name) for name in fields)
     return AttentionMask(bool(causal), window, bool(chunked), bool(cross))
 
 
 def frozen_pattern(op: Operation, values: Values, *, recorded: bool) -> FrozenPattern:
-    """The pattern of an attention of one sequence: ``recorded``, or computed from queries and keys without biases."""
     mask, T = mask_of(op), values.sequences[0].stop
     if recorded:
         return RecordedPattern(values.patterns[0][:, :T], mask)
@@ -121,8 +110,8 @@ def frozen_pattern(op: Operation, values: Values, *, recorded: bool) -> FrozenPa
     q, k = values.values["q"], values.values["k"]
     sinks = op.fields["sinks"]
     own = vector_of(values.weights, sinks, H) if isinstance(sinks, Vector) else None
-    terms = ScoreTerms(number_of(op, "scale"), number_of(op, "softcap"), own)
-    return ComputedPattern(q[:T, : H * K].reshape(T, H, K), k[:T, : G * K].reshape(T, G, K), mask, terms)
+    q, k = q[:T, : H * K].reshape(T, H, K), k[:T, : G * K].reshape(T, G, K)
+    return ComputedPattern(q, k, mask, number_of(op, "scale"), number_of(op, "softcap"), own)
 
 
 def refuse_biases(op: Operation) -> None:
@@ -134,17 +123,14 @@ def refuse_biases(op: Operation) -> None:
         )
 
 
-GATES = ("sigmoid",)
-"""Activations that gate a value, and are frozen."""
+GATES = ("sigmoid",)  # activations that gate a value, and are frozen
 
 
 def frozen_product_of(op: Operation, *, recorded_patterns: bool = True) -> KernelProduct:
     """The product of an operation in the local replacement model.
 
-    Without ``recorded_patterns`` attentions compute their patterns again.
-
-    Raises:
-        InvalidRequest: the operation has none.
+    Without ``recorded_patterns`` attentions compute their patterns again. Raises InvalidRequest if the operation has
+    none.
     """
     name = products.FORMS.get(op.kernel.name, op.kernel.name)
     if name == "activation" and op.kernel["kind"] in GATES:
@@ -174,7 +160,6 @@ def norm(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 
 def gate(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """f(x) · up with a constant f(x)."""
     width = size_of(op, "width")
     x = values.values["x"][:, :width]
     f = activation_reference(op.kernel["kind"], x).astype(np.float32)
@@ -182,7 +167,6 @@ def gate(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 
 def activation(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """f(x), or f(x) · up by the half rule."""
     width = size_of(op, "width")
     inputs = {name: values.values[name][:, :width] for name in ("x", "up") if name in values.values}
     g = gradient[:, :width].reshape(-1, *inputs["x"].shape)
@@ -210,7 +194,6 @@ def linear_activation(op: Operation, inputs: Mapping[str, Rows]) -> dict[str, ND
 
 
 def pick(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The last row of each copy."""
     count = values.sequences[0].stop
     spread = np.zeros((len(gradient) // len(values.picked), count, gradient.shape[1]), np.float32)
     spread[:, values.picked] = gradient.reshape(len(spread), len(values.picked), -1)
@@ -218,7 +201,6 @@ def pick(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 
 def clip(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """A value within the bounds passes."""
     width = size_of(op, "width")
     x = values.values["x"][:, :width]
     inside = np.abs(x) < number_of(op, "bound")
@@ -274,7 +256,6 @@ def scan(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, R
 
 
 def unchanged(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """Left out."""
     yield "x", gradient
 
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from pellucid.trace.export import NEGATIVE, POSITIVE, library
 from pellucid.util.display import visible
 
-# `GraphNode`: a node of an attribution graph.
-
 
 class NeuronPlace(NamedTuple):
     """The place of a neuron's value: its ``number`` at the hook point ``point``, of a chosen ``expert`` or None."""
@@ -69,13 +67,10 @@ class GraphNode(NamedTuple):
         return f"{self.kind} {self.layer}.{self.text or self.number} at {self.position}"
 
 
-# An attribution graph as a picture with matplotlib, and in Neuronpedia's format.
-
 MARKS = {"embedding": "s", "position": "s", "logit": "D", "head": "^", "error": "x"}
 """The shape of each kind of node; units are circles."""
 MOST_EDGES = 600
-SPREAD = 0.7
-"""Share of the width of a token that its nodes in a block take."""
+SPREAD = 0.7  # share of the width of a token that its nodes in a block take
 
 
 class DrawnGraph(NamedTuple):
@@ -131,7 +126,6 @@ def draw(graph: DrawnGraph, ax: Any) -> Any:
 
 
 def _places(graph: DrawnGraph) -> list[tuple[float, float]]:
-    """The place of each node: nodes of one token and level stand beside each other."""
     levels = [_level(node, graph.layers) for node in graph.nodes]
     groups = defaultdict[tuple[int, float], list[int]](list)
     for at, node in enumerate(graph.nodes):
@@ -210,7 +204,6 @@ def document(
 
 
 def node_id(node: GraphNode, layers: int) -> str:
-    """The id of a node."""
     if node.kind == "embedding":
         return f"E_{node.number}_{node.position}"
     if node.kind == "position":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,14 +13,23 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention
 from pellucid.plan.plan import Operation
-from pellucid.trace.backward.reverse_walk import Adjoints, ReverseWalk, Rows, Values
-from pellucid.trace.backward.tape import Tape, Version, Versions, refuse_too_long, tape_bytes, version_of
+from pellucid.trace.backward.reverse_walk import (
+    Adjoints,
+    ReverseWalk,
+    Rows,
+    Tape,
+    Values,
+    Version,
+    refuse_too_long,
+    tape_bytes,
+    version_of,
+)
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
 from pellucid.trace.graphs.expert_neurons import expert_neurons_of
 from pellucid.trace.graphs.frozen_products import frozen_product_of
 from pellucid.trace.graphs.neurons import LayerUnits, OpenedUnits, features_of, neurons_of
-from pellucid.trace.traced_model import ModelWeights, TracedModel, first_block, written_points
+from pellucid.trace.traced_model import TracedModel, first_block, written_points
 from pellucid.util.checks import whole
 
 # The local replacement model of a run: its linear map, applied backwards to many gradients at once.
@@ -43,94 +52,18 @@ Returns the gradient that continues, or None.
 """
 
 
-class LocalModel:
-    """The operations of the local replacement model, from the versions ``starts`` down to the version ``end``.
-
-    The gradients of the versions ``collected`` are handed out. They stop at the versions ``cuts``.
-    """
-
-    def __init__(
-        self,
-        versions: Versions,
-        starts: Collection[Version],
-        end: Version,
-        *,
-        cuts: Collection[Version],
-        collected: Collection[Version],
-        recorded_patterns: bool,
-    ) -> None:
-        self.versions, self._collected = versions, frozenset(collected)
-        product_of = partial(frozen_product_of, recorded_patterns=recorded_patterns)
-        self.walk = ReverseWalk(versions, starts, end.writer, product_of, cuts=cuts)
-
-    def run(
-        self,
-        tape: Tape,
-        weights: ModelWeights,
-        tokens: int,
-        copies: int,
-        injections: Mapping[Version, Sequence[Injection]],
-        collect: Collect,
-    ) -> None:
-        """Apply the map backwards to the vectors ``injections`` of ``copies`` copies at the first ``tokens`` tokens."""
-        versions = self.versions
-        picked = np.arange(min(tape.first_output, tokens - 1), tokens)
-        shared = Values(versions.plan, weights, {}, [slice(0, tokens)], picked)
-        adjoints, rows = Adjoints(versions), {"tokens": tokens, "outputs": len(picked)}
-
-        def taken(number: int, op: Operation) -> dict[str, Rows]:
-            gradients = dict[str, Rows]()
-            for name in op.writes:
-                version = Version(name, number)
-                own = adjoints.take(version)
-                if own is not None and version in self._collected:
-                    found = collect(version, own.reshape(copies, rows[op.rows], -1), adjoints)
-                    own = None if found is None else found.reshape(copies * rows[op.rows], -1)
-                if given := injections.get(version):
-                    own = self._injected(own, given, version, copies, rows[op.rows])
-                if own is not None:
-                    gradients[name] = own
-            return gradients
-
-        def values(number: int, gradients: Mapping[str, Rows]) -> Values:
-            recorded = {name: own[:tokens] for name, own in self.walk.recorded(number, [tape]).items()}
-            patterns = [tape.pattern(number)] if self.walk.products[number].patterns else []
-            made: Values = replace(shared, values=recorded, gradients=gradients, patterns=patterns)
-            return made
-
-        last = max((version.writer for version in injections), default=self.walk.first - 1)
-        self.walk.run(adjoints, last, taken, values)
-
-    def _injected(self, own: Rows | None, given: Sequence[Injection], version: Version, copies: int, rows: int) -> Rows:
-        width = self.versions.width(version)
-        found = np.zeros((copies * rows, width), np.float32) if own is None else own
-        if not found.flags.writeable:
-            found = found.copy()
-        at = np.array([one.copy * rows + one.row for one in given])
-        vectors = np.stack([one.vector for one in given])
-        np.add.at(found[:, : vectors.shape[1]], at, vectors)
-        return found
-
-
-# One run of a prompt, as its local replacement model: the units of its feed-forwards, heads, and recorded values.
-
-TABLES = "embed", "per_layer.embed"
-"""The points of vectors that are looked up by token."""
-GRADIENT_BYTES = 1 << 28
-"""Maximum size of the gradients of a value for all targets of a pass."""
+TABLES = "embed", "per_layer.embed"  # the points of vectors that are looked up by token
+GRADIENT_BYTES = 1 << 28  # maximum size of the gradients of a value for all targets of a pass
 MOST_COPIES = 64
 
 
 class LocalRun:
     """A run of ``prompt``.
 
-    ``layers`` are the units of the feed-forwards, and ``opened`` the units in this run. ``outputs`` are
-    the outputs of all feed-forwards. ``heads`` are the outputs of heads, if heads are nodes. ``read`` is the value that
-    targets read, and ``logits`` (V,) are the last logits. ``embeddings`` are all vectors that are looked
-    up by token.
-
-    Raises:
-        InvalidRequest: as ``attribution_graph``.
+    ``layers`` are the units of the feed-forwards, and ``opened`` the units in this run. ``outputs`` are the outputs of
+    all feed-forwards. ``heads`` are the outputs of heads, if heads are nodes. ``read`` is the value that targets read,
+    and ``logits`` (V,) are the last logits. ``embeddings`` are all vectors that are looked up by token. Raises
+    InvalidRequest as ``attribution_graph``.
     """
 
     recorded_patterns = (True, False)
@@ -148,7 +81,7 @@ class LocalRun:
         if model.spec.task != "generate" or model.spec.head is None or model.spec.encoder:
             raise InvalidRequest("an attribution graph needs a language model without an encoder")
         ids: list[int] = list(model.inputs.prompt(prompt))
-        self.model, self.ids, self.weights = model, ids, model.float_weights
+        self.model, self.ids, self.tokens, self.weights = model, ids, len(ids), model.float_weights
         self.versions, self._points = model.plan_versions, model.points
         stream = written_points(model)
         tables = [name for name in TABLES if name in self._points]
@@ -156,7 +89,9 @@ class LocalRun:
         self.read = self._version("norm" if "norm" in self._points else stream[-1])
         has_positions = "position" in stream[: first_block(stream)]
         self.position = self._version("position") if has_positions else None
-        self.before_position = self._before_position()
+        # The embeddings that learned positions are added to.
+        at = self.position
+        self.before_position = self.versions.read(at.writer, at.buffer) if at is not None else None
         self.layers = self._layers(dictionary)
         self.outputs = self._outputs()
         cuts = {*self.outputs.values(), *(own for units in self.layers.values() for own in units.writes)}
@@ -171,16 +106,11 @@ class LocalRun:
         collected |= {} if self.position is None else {self.position: None}
         recorded = dict.fromkeys([self.read, *(own for units in self.layers.values() for own in units.recorded)])
         recorded |= {} if self.before_position is None else {self.before_position: None}
+        self._collected, end = frozenset(collected), self.embeddings[0].writer
         for recorded_patterns in self.recorded_patterns:
-            self._local = LocalModel(
-                self.versions,
-                starts,
-                self.embeddings[0],
-                cuts=self.cuts,
-                collected=collected,
-                recorded_patterns=recorded_patterns,
-            )
-            needs = self._local.walk.needs([*collected, *recorded])
+            product_of = partial(frozen_product_of, recorded_patterns=recorded_patterns)
+            self._walk = ReverseWalk(self.versions, starts, end, product_of, cuts=self.cuts)
+            needs = self._walk.needs([*collected, *recorded])
             size = tape_bytes(self.versions, needs, len(self.ids), 1)
             if size <= budget // 2:
                 break
@@ -191,33 +121,24 @@ class LocalRun:
         self.opened: dict[int, OpenedUnits] = {layer: own.open(self.tape) for layer, own in self.layers.items()}
 
     @property
-    def tokens(self) -> int:
-        """The number of tokens."""
-        return len(self.ids)
-
-    @property
     def last(self) -> NDArray[np.float32]:
         """The value (D,) that targets read, at the last token."""
         return self.value(self.read)[-1, : self.model.spec.embedding.width]
 
     @property
     def copies(self) -> int:
-        """The number of targets of a pass."""
         versions = (*self.cuts, *self.heads.values(), *self.embeddings)
         widest = max(self.versions.width(version) for version in versions)
         return int(max(1, min(MOST_COPIES, GRADIENT_BYTES // (4 * widest * self.tokens))))
 
     def value(self, version: Version) -> Rows:
-        """A recorded value, (T, width)."""
         return self.tape.value(version)
 
     def head_shape(self, layer: int) -> tuple[int, int]:
-        """The number of heads and the width of a head's output, (H, V)."""
         view = self._points[f"blocks.{layer}.attention.heads"].view
         return view.parts, view.count
 
     def head_values(self, layer: int) -> NDArray[np.float32]:
-        """The outputs of the heads of a block, (T, H, V)."""
         H, V = self.head_shape(layer)
         rows = np.ascontiguousarray(self.value(self.heads[layer])[:, : H * V])
         return rows.reshape(len(rows), H, V)
@@ -231,7 +152,42 @@ class LocalRun:
             injections.setdefault(version, []).append(injection)
         to_end = any(self.versions.rows(version) == "outputs" for version in injections)
         tokens = self.tokens if to_end else 1 + max(one.row for _, one in targets)
-        self._local.run(self.tape, self.weights, tokens, copies or len(targets), injections, collect)
+        count, tape = copies or len(targets), self.tape
+        picked = np.arange(min(tape.first_output, tokens - 1), tokens)
+        shared = Values(self.versions.plan, self.weights, {}, [slice(0, tokens)], picked)
+        adjoints, rows = Adjoints(self.versions), {"tokens": tokens, "outputs": len(picked)}
+
+        def taken(number: int, op: Operation) -> dict[str, Rows]:
+            gradients = dict[str, Rows]()
+            for name in op.writes:
+                version = Version(name, number)
+                own = adjoints.take(version)
+                if own is not None and version in self._collected:
+                    found = collect(version, own.reshape(count, rows[op.rows], -1), adjoints)
+                    own = None if found is None else found.reshape(count * rows[op.rows], -1)
+                if given := injections.get(version):
+                    own = self._injected(own, given, version, count, rows[op.rows])
+                if own is not None:
+                    gradients[name] = own
+            return gradients
+
+        def values(number: int, gradients: Mapping[str, Rows]) -> Values:
+            recorded = {name: own[:tokens] for name, own in self._walk.recorded(number, [tape]).items()}
+            patterns = [tape.pattern(number)] if self._walk.products[number].patterns else []
+            made: Values = replace(shared, values=recorded, gradients=gradients, patterns=patterns)
+            return made
+
+        self._walk.run(adjoints, max(version.writer for version in injections), taken, values)
+
+    def _injected(self, own: Rows | None, given: Sequence[Injection], version: Version, copies: int, rows: int) -> Rows:
+        width = self.versions.width(version)
+        found = np.zeros((copies * rows, width), np.float32) if own is None else own
+        if not found.flags.writeable:
+            found = found.copy()
+        at = np.array([one.copy * rows + one.row for one in given])
+        vectors = np.stack([one.vector for one in given])
+        np.add.at(found[:, : vectors.shape[1]], at, vectors)
+        return found
 
     def skip(self, layer: int, gradient: Rows, adjoints: Adjoints) -> None:
         """Add the gradient (N, rows, D) of a feed-forward's output to its input, through a skip matrix."""
@@ -239,13 +195,6 @@ class LocalRun:
         found = units.skipped(gradient.reshape(-1, gradient.shape[2]))
         if found is not None:
             adjoints.add(units.reads, found)
-
-    def _before_position(self) -> Version | None:
-        """The embeddings that learned positions are added to."""
-        if self.position is None:
-            return None
-        before: Version = self.versions.read(self.position.writer, self.position.buffer)
-        return before
 
     def _version(self, name: str) -> Version:
         return version_of(self._points[name], self.versions)

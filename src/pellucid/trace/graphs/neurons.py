@@ -14,8 +14,7 @@ from pellucid.plan.plan import Operation, Weights
 from pellucid.plan.points import Point
 from pellucid.trace.backward.layer_products import through_threshold
 from pellucid.trace.backward.products import FORMS
-from pellucid.trace.backward.reverse_walk import Rows, number_of
-from pellucid.trace.backward.tape import Tape, Version, Versions, fields_of, version_of
+from pellucid.trace.backward.reverse_walk import Rows, Tape, Version, Versions, fields_of, number_of, version_of
 from pellucid.trace.dictionaries.sparse_coder import SparseCoder
 from pellucid.trace.graphs.frozen_products import linear_activation
 from pellucid.trace.traced_model import ModelWeights
@@ -40,7 +39,6 @@ class Units(NamedTuple):
     activations: Rows
 
     def at(self, chosen: Numbers) -> Units:
-        """A part of the units."""
         return Units(self.rows[chosen], self.numbers[chosen], self.activations[chosen])
 
 
@@ -48,14 +46,12 @@ class OpenedUnits(Protocol):
     """The units of a feed-forward in a run, in the order of tokens. Some may have an activation of 0."""
 
     @property
-    def count(self) -> int:
-        """The number of units."""
+    def count(self) -> int: ...
 
     def before(self, row: int) -> int:
         """The number of units at the tokens before a token."""
 
-    def units(self, chosen: Numbers) -> Units:
-        """Some of the units, in order."""
+    def units(self, chosen: Numbers) -> Units: ...
 
     def vectors(self, units: Units) -> Rows:
         """The addition of each unit to each output, (n, O, D)."""
@@ -79,8 +75,7 @@ class LayerUnits(Protocol):
     def layer(self) -> int: ...
 
     @property
-    def reads(self) -> Version:
-        """The input of the feed-forward."""
+    def reads(self) -> Version: ...
 
     @property
     def writes(self) -> tuple[Version, ...]:
@@ -90,11 +85,9 @@ class LayerUnits(Protocol):
     def recorded(self) -> tuple[Version, ...]:
         """The versions that a tape must record."""
 
-    def label(self, number: int) -> str:
-        """The name of a unit within its layer."""
+    def label(self, number: int) -> str: ...
 
-    def open(self, tape: Tape) -> OpenedUnits:
-        """The units in a run."""
+    def open(self, tape: Tape) -> OpenedUnits: ...
 
     def skipped(self, gradient: Rows) -> Rows | None:
         """The gradient (n, D) of the input through a linear path from input to output beside the units."""
@@ -112,8 +105,7 @@ def by_row(rows: Numbers) -> Iterator[tuple[int, slice]]:
 
 # Neurons as the units of an attribution graph: the values after the activation of a dense feed-forward.
 
-ROWS_TOGETHER = 512
-"""Number of rows of a matrix product that reads a feed-forward backwards."""
+ROWS_TOGETHER = 512  # number of rows of a matrix product that reads a feed-forward backwards
 
 
 class NeuronUnits(Struct, frozen=True):
@@ -175,11 +167,8 @@ class OpenedNeurons:
         count = int(neurons.weights.values(neurons.matrices["down"].slot).shape[1])
         self._inputs = {name: tape.value(version)[:, :count] for name, version in neurons.inputs.items()}
         self._values: Rows = tape.value(neurons.hidden)[:, :count]
+        self.count = int(self._values.size)
         self._gates = None if threshold is None else tape.value(threshold.gates)[:, :count]
-
-    @property
-    def count(self) -> int:
-        return int(self._values.size)
 
     def before(self, row: int) -> int:
         return int(row * self._values.shape[1])
@@ -244,7 +233,6 @@ class OpenedNeurons:
         return through_threshold(gradient, gates, self._inputs["x"][rows] > 0, threshold.deviations)
 
     def _linear(self, chosen: Any) -> dict[str, NDArray[np.float64]]:
-        """The factors of the inputs in the linear form of chosen values."""
         return linear_activation(self._neurons.activation, {name: own[chosen] for name, own in self._inputs.items()})
 
 
@@ -308,23 +296,17 @@ def _matrix(versions: Versions, version: Version) -> ChainedMatrix | None:
 
 
 def before_rounding(versions: Versions, version: Version) -> Version:
-    """The version that was rounded to ``version``, or ``version`` if it is not rounded."""
     while (source := versions.plan.operations[version.writer]).kernel.name == "quantize":
         version = versions.read(version.writer, fields_of(source, ["x"])[0])
     return version
 
 
-# Active features of transcoders as the units of an attribution graph.
-
-CHUNK = 4096
-"""Number of features whose vectors are in memory at once."""
+CHUNK = 4096  # number of features whose vectors are in memory at once
 LINEAR = ("ReLU", "JumpReLU", "top-k", "groupmax")
 """Activations that are linear in the input where they are not 0."""
 
 
 class Features:
-    """The active features of a transcoder."""
-
     kind = "feature"
 
     def __init__(self, layer: int, coder: SparseCoder, versions: Versions) -> None:
@@ -356,14 +338,9 @@ class Features:
 
 
 class OpenedFeatures:
-    """The active features of a transcoder in a run, as ``Units``."""
-
     def __init__(self, coder: SparseCoder, writes: tuple[Version, ...], active: Units) -> None:
         self._coder, self._writes, self._active = coder, writes, active
-
-    @property
-    def count(self) -> int:
-        return len(self._active.rows)
+        self.count = len(active.rows)
 
     def before(self, row: int) -> int:
         return int(np.searchsorted(self._active.rows, row))
@@ -401,10 +378,8 @@ class OpenedFeatures:
 
 
 def features_of(coder: SparseCoder, layer: int, versions: Versions) -> Features:
-    """The features of a transcoder for a block.
-
-    Raises:
-        InvalidRequest: the coder is no transcoder of a feed-forward, or its activations are not linear in its input.
+    """The features of a transcoder for a block. Raises InvalidRequest if the coder is no transcoder of a feed-forward,
+    or its activations are not linear in its input.
     """
     outputs = ", ".join(own.name for own in coder.writes)
     if coder.is_autoencoder or not all(".feedforward." in own.name for own in coder.writes):

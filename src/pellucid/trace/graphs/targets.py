@@ -23,8 +23,7 @@ from pellucid.util.checks import whole
 #
 # The mean does not change any probability. Without the mean, an edge to a logit would also show effects on all logits.
 
-FEW = 8
-"""Up to this number of logits, a gradient reads only their rows of the head's matrix."""
+FEW = 8  # up to this number of logits, a gradient reads only their rows of the head's matrix
 
 
 class GraphTarget(NamedTuple):
@@ -50,10 +49,8 @@ def graph_targets(
 ) -> list[GraphTarget]:
     """The targets for the last ``logits`` (V,): the given target or tokens, or the ``count`` most likely tokens.
 
-    ``x`` (D,) is the output of the last norm.
-
-    Raises:
-        InvalidRequest: the target has no gradient, or a text is not a single token.
+    ``x`` (D,) is the output of the last norm. Raises InvalidRequest if the target has no gradient, or a text is not a
+    single token.
     """
     if callable(target):
         return [_of_function(model, logits, x, target)]
@@ -77,7 +74,6 @@ def graph_targets(
 
 
 def _of_function(model: TracedModel, logits: NDArray[np.float32], x: NDArray[np.float32], target: Any) -> GraphTarget:
-    """A function of the logits, whose gradient gives the direction."""
     refuse_no_gradient(target, "give tokens")
     gradient = gradient_of(target, logits, np.float64)
     used = np.flatnonzero(gradient)
@@ -102,7 +98,6 @@ def _name(model: TracedModel, target: Any) -> str:
 
 
 def _bias(model: TracedModel) -> NDArray[np.float64]:
-    """The bias of the head, (V,)."""
     head, count = model.spec.head, model.spec.output_width
     if head is None or not head.bias:
         return np.zeros(count)

@@ -22,21 +22,12 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
-from pellucid.trace.lenses.targets import Readout, token_readout
+from pellucid.trace.export import Axis, Exportable, LabelledArray
+from pellucid.trace.lenses.targets import Readout, through_norm, token_readout
 from pellucid.trace.trace import SequenceTrace
-from pellucid.trace.traced_model import (
-    DECISION_NORM,
-    ModelWeights,
-    TracedModel,
-    backward_of_norm,
-    read,
-    stream_points,
-    token_of,
-)
+from pellucid.trace.traced_model import DECISION_NORM, ModelWeights, TracedModel, read, stream_points, token_of
 from pellucid.util.checks import index
-
-# The parts that write the residual stream at one position, and their contributions along a direction.
+from pellucid.util.display import shade, table
 
 ATTENTIONS = ("attention", "cross")
 """The attentions of a block: to the tokens of the text, and to the tokens of a source."""
@@ -74,7 +65,6 @@ def gathered_points(model: TracedModel) -> dict[str, str]:
 
 
 def attention_of(spec: ModelSpec, stage: str) -> Attention:
-    """The attention of a stage: "blocks.3.attention" or "blocks.3.cross"."""
     _, layer, part = stage.split(".")
     kind = getattr(spec.blocks[int(layer)], part)
     assert isinstance(kind, Attention)
@@ -100,7 +90,6 @@ class StreamPart(NamedTuple):
 
     @property
     def stage(self) -> str:
-        """The stage of a block's part, such as "blocks.3.attention"."""
         return ".".join(self.point.split(".")[:3])
 
     @property
@@ -144,17 +133,14 @@ class AttributedPosition:
         return found[::-1]
 
     def _through_factor(self, part: StreamPart, before: NDArray[np.float64]) -> tuple[StreamPart, NDArray[np.float64]]:
-        """A factor of the stream, and the direction at its input."""
         factor = self.weights.vector(f"{part.point}.weight", 1, 1.0)
         return part._replace(value=0.0), part.direction * factor
 
     def _through_norm(self, part: StreamPart, before: NDArray[np.float64]) -> tuple[StreamPart, NDArray[np.float64]]:
         """A norm of the stream with the contribution of its bias, and the direction at its input ``before``."""
-        norm, width = self._norm(part.point), len(before)
-        bias = self.weights.vector(f"{part.point}.bias", width, 0.0) if norm.has_bias else np.zeros(width)
-        weight = self.weights.vector(f"{part.point}.weight", width, 1.0)
-        through = backward_of_norm(norm, weight, before, part.direction)
-        return part._replace(value=float(part.direction @ bias)), through
+        norm = self._norm(part.point)
+        through, constant = through_norm(self.weights, norm, part.point, before, part.direction)
+        return part._replace(value=constant), through
 
     def _norm(self, point: str) -> Norm:
         spec = self.model.spec
@@ -164,7 +150,6 @@ class AttributedPosition:
         return spec.blocks[int(point.split(".")[1])].norm
 
     def contributions(self, direction: NDArray[np.float64]) -> Iterator[Contribution]:
-        """Yield the contribution of each part along a direction."""
         mixtures = mixtures_of(self.model)
         for part in self.parts(direction):
             layer = int(part.point.split(".")[1]) if part.point.startswith("blocks.") else None
@@ -184,7 +169,6 @@ class AttributedPosition:
                 yield Contribution(part.stage, kind, part.value, layer)
 
     def _heads(self, part: StreamPart, layer: int) -> Any:
-        """Yield the contributions of an attention's heads, of its biases, and of rounding."""
         stage, is_cross = part.stage, part.stage.endswith(".cross")
         columns, through, constant = self.columns(stage, part.direction)
         each = (columns * self._row(self.gathered[stage]).reshape(columns.shape)).sum(-1)
@@ -228,22 +212,17 @@ class AttributedPosition:
             yield self._rest(prefix, rest - constant, layer)
 
     def _rest(self, prefix: str, value: float, layer: int) -> Contribution:
-        """The rest of a part's contribution: rounding, or an edit of the part's output."""
         edited = any(f"{prefix}.{name}" in self.sequence.edited for name in ("output", "post_norm", "residual"))
         kind = "edit" if edited else "rounding"
         return Contribution(f"{prefix}.{kind}", kind, value, layer)
 
     def _through(self, prefix: str, layer: int, direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         """The direction at the output of a block's part, and the constant that a norm after the part adds."""
-        block, width = self.model.spec.blocks[layer], len(direction)
+        block = self.model.spec.blocks[layer]
         through = direction * block.residual_scale
         if not block.norms_outputs:
             return through, 0.0
-        slot, constant = f"{prefix}.post_norm", 0.0
-        if block.norm.has_bias:
-            constant = float(through @ self.weights.vector(f"{slot}.bias", width, 0.0))
-        weight = self.weights.vector(f"{slot}.weight", width, 1.0)
-        return backward_of_norm(block.norm, weight, self._row(f"{prefix}.output"), through), constant
+        return through_norm(self.weights, block.norm, f"{prefix}.post_norm", self._row(f"{prefix}.output"), through)
 
 
 @dataclass(frozen=True, repr=False)
@@ -279,8 +258,7 @@ class Attribution(Exportable):
         contributions = [contribution for contribution in self.contributions if kind in (None, contribution.kind)]
         return sorted(contributions, key=lambda contribution: -abs(contribution.value))
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: contribution."""
+    def _values(self) -> list[LabelledArray]:
         parts = self.contributions
         columns = {
             column: np.array([getattr(part, column) for part in parts], object)
@@ -288,12 +266,9 @@ class Attribution(Exportable):
         }
         values = np.array([part.value for part in parts])
         axes = (Axis("part", "part", [part.name for part in parts]),)
-        return values_named({"contribution": LabelledArray("contribution", values, axes, columns)}, names)
+        return [LabelledArray("contribution", values, axes, columns)]
 
     def _repr_html_(self) -> str:
-        """The contributions as a table, the largest first."""
-        from pellucid.util.display import shade, table
-
         largest = max(abs(contribution.value) for contribution in self.contributions)
         rows = [[part.name, (round(part.value, 3), shade(part.value, largest))] for part in self.ranked()[:20]]
         return table(["part", "adds"], rows, f"{self!r}")
@@ -314,16 +289,10 @@ class Attribution(Exportable):
 
 def needed(model: TracedModel) -> list[str]:
     """The points that the lens reads. Raises InvalidRequest if the model has several residual streams."""
-    return [*stream_points(model), *gathered_points(model).values(), *_outputs(model), *_of_experts(model)]
-
-
-def _outputs(model: TracedModel) -> list[str]:
-    return [f"{stage}.output" for stage in gathered_points(model)]
-
-
-def _of_experts(model: TracedModel) -> list[str]:
+    gathered, mixtures = gathered_points(model), mixtures_of(model)
     names = ("experts", "expert_weights", "experts.output", "output")
-    return [f"blocks.{layer}.feedforward.{name}" for layer in mixtures_of(model) for name in names]
+    of_experts = [f"blocks.{layer}.feedforward.{name}" for layer in mixtures for name in names]
+    return [*stream_points(model), *gathered.values(), *(f"{stage}.output" for stage in gathered), *of_experts]
 
 
 def attribute(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.trace.export import json_fields
 from pellucid.trace.traced_model import WEIGHT_ROWS, ModelWeights, OpenedModel, TracedModel, read, residual_points
 from pellucid.util.checks import is_whole, items, whole
 
@@ -51,10 +52,7 @@ class RunDifference:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
-        return {
-            "pieces": self.pieces,
-            "points": [{**vars(point), "by_position": point.by_position.tolist()} for point in self.points],
-        }
+        return json_fields(self, "pieces", "points")
 
 
 def difference(
@@ -110,20 +108,14 @@ def neighbours(model: OpenedModel, of: Any, n: int = 10, *, head: bool = False) 
     length = float(np.linalg.norm(vector))
     if not length:
         raise InvalidRequest(f"vector={brief(of)}: the vector is zero, so it has no direction")
-    cosines = np.concatenate(
-        [
-            rows @ vector / np.maximum(np.linalg.norm(rows, axis=1) * length, 1e-30)
-            for rows in _embedding(weights, slot, spec.embedding.vocabulary)
-        ]
-    )
+    parts, count = list[NDArray[np.float64]](), spec.embedding.vocabulary
+    for start in range(0, count, WEIGHT_ROWS):
+        rows = weights.rows(slot, start, min(start + WEIGHT_ROWS, count)).astype(np.float64)
+        parts.append(rows @ vector / np.maximum(np.linalg.norm(rows, axis=1) * length, 1e-30))
+    cosines = np.concatenate(parts)
     cosines = cosines[: min(len(cosines), model.tokenizer.vocab_size)]
     order = np.argsort(-cosines, kind="stable")[:n]
     return [(model.tokenizer.piece(int(i)), int(i), float(cosines[i])) for i in order]
-
-
-def _embedding(weights: ModelWeights, slot: str, count: int) -> Any:
-    for start in range(0, count, WEIGHT_ROWS):
-        yield weights.rows(slot, start, min(start + WEIGHT_ROWS, count)).astype(np.float64)
 
 
 def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArray[np.float64]:

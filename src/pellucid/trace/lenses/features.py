@@ -16,12 +16,11 @@ from pellucid.trace.export import Axis, Exportable, LabelledArray, plotted, valu
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import items, whole
+from pellucid.util.display import table
 
-MOST_ACTIVE = 1 << 27
-"""Maximum number of activations of a table."""
+MOST_ACTIVE = 1 << 27  # maximum number of activations of a table
 MOST_EXAMPLES = 1000
-SHOWN = 24
-"""Number of features of an exported table or a plot."""
+SHOWN = 24  # number of features of an exported table or a plot
 
 
 class FeatureValue(NamedTuple):
@@ -59,9 +58,6 @@ class FeatureTable(Exportable):
         )
 
     def _repr_html_(self) -> str:
-        """The most active features of each token."""
-        from pellucid.util.display import table
-
         rows = [
             (position, piece, ", ".join(f"{own.feature} ({own.activation:.3g})" for own in self.top(position, 5)))
             for position, piece in enumerate(self.pieces)
@@ -91,14 +87,13 @@ class FeatureTable(Exportable):
             for i in best
         ]
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: activation, of the ``SHOWN`` features with the highest activations."""
-        return values_named({"activation": self._highest(0)}, names)
+    def _values(self) -> list[LabelledArray]:
+        return [self._highest(0)]
 
     def plot(self, name: str = "activation", *, ax: Any = None, first: int = 0) -> Any:
-        """As in ``Exportable``, of the tokens from position ``first`` on: the first token often hides the others."""
+        """Draw the tokens from position ``first`` on: the first token often hides the others."""
         own = self._highest(whole("first", first, 0, len(self.pieces) - 1))
-        return plotted(values_named({"activation": own}, (name,))[0], ax)
+        return plotted(values_named([own], (name,))[0], ax)
 
     def _highest(self, first: int) -> LabelledArray:
         """The activations (F, T) of the features with the highest activations at the tokens from ``first`` on."""

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.export import Exportable, LabelledArray, numbered, values_named
+from pellucid.trace.export import Exportable, LabelledArray, numbered
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
+from pellucid.util.display import heat
 
 LONGEST = 1024
 
@@ -39,15 +40,15 @@ class HeadScores(Exportable):
         return f"HeadScores(best heads: {', '.join(best)})"
 
     def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: previous, induction, duplicate."""
+        """The scores of the given kinds, of all kinds by default. Raises InvalidRequest for another kind."""
+        return super().labelled(*(names or KINDS))
+
+    def _values(self) -> list[LabelledArray]:
         layers, heads = self.previous.shape
         axes = (numbered("layer", "L", layers), numbered("head", "H", heads))
-        return values_named({kind: LabelledArray(kind, getattr(self, kind), axes) for kind in KINDS}, names or KINDS)
+        return [LabelledArray(kind, getattr(self, kind), axes) for kind in KINDS]
 
     def _repr_html_(self) -> str:
-        """The scores as heat maps."""
-        from pellucid.util.display import heat
-
         layers, heads = self.previous.shape
         names = [str(layer) for layer in range(layers)], [str(head) for head in range(heads)]
         return "".join(f"<h4>{kind}</h4>{heat(getattr(self, kind), *names, f'{kind} heads')}" for kind in KINDS)
@@ -64,17 +65,14 @@ KINDS = ("previous", "induction", "duplicate")
 
 
 def largest(values: NDArray[np.float64], count: int) -> list[tuple[int, int, float]]:
-    """The ``count`` largest entries of a matrix: (row, column, value). NaN comes last."""
     order = np.argsort(np.where(np.isnan(values), -np.inf, values), axis=None)[::-1][:count]
     rows, columns = np.unravel_index(order, values.shape)
     return list(zip(rows.tolist(), columns.tolist(), values.flat[order].tolist()))
 
 
 def pattern_points(model: TracedModel) -> list[str]:
-    """The points of the attention patterns of all blocks with attention, without cross attention.
-
-    Raises:
-        InvalidRequest: no block has attention.
+    """The points of the attention patterns of all blocks with attention, without cross attention. Raises InvalidRequest
+    if no block has attention.
     """
     names = [
         name

@@ -14,10 +14,11 @@ from pellucid.model.outputs import scores_of
 from pellucid.sample.candidates import Candidates
 from pellucid.tokenize.infill import masks_of
 from pellucid.tokenize.stages.decode import CharacterGroup, several
-from pellucid.trace.export import Axis, Exportable, LabelledArray, numbered, values_named
+from pellucid.trace.export import Axis, Exportable, LabelledArray, json_fields, numbered
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
 from pellucid.util.checks import index, whole
+from pellucid.util.display import shade, table
 from pellucid.util.probabilities import exponentials
 
 # The logit lens: the prediction of the model if it ended after a block (nostalgebraist 2020).
@@ -73,40 +74,30 @@ class LogitLens(Exportable):
         ids, probabilities = self.ids[at], self.probabilities[at]
         return [(self.texts[int(token)], float(p)) for token, p in zip(ids, probabilities)]
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: probability, likeliest, entropy, agreement, wanted, rank.
-
-        ``likeliest`` is the probability of the most likely token.
-        """
+    def _values(self) -> list[LabelledArray]:
         axes = (
             Axis("layer", "L", [name.removesuffix(".residual") for name in self.layers]),
             Axis("token", "T", self.positions, self.pieces),
         )
         texts = np.array([self.texts.get(token, "") for token in self.ids.reshape(-1).tolist()], object)
         more = {"id": self.ids, "text": texts.reshape(self.ids.shape)}
-        k, n = self.ids.shape[-1], self.wanted.shape[-1]
-        values = {
-            "probability": LabelledArray(
-                "probability", self.probabilities, (*axes, Axis("rank", "k", range(1, k + 1))), more
-            ),
-            "likeliest": LabelledArray(
-                "likeliest", self.probabilities[..., 0], axes, {name: own[..., 0] for name, own in more.items()}
-            ),
-            "entropy": LabelledArray("entropy", self.entropy, axes),
-            "agreement": LabelledArray("agreement", self.agreement, axes),
-            "wanted": LabelledArray("wanted", self.wanted, (*axes, numbered("wanted", "n", n))),
-            "rank": LabelledArray("rank", self.ranks, (*axes, numbered("wanted", "n", n))),
-        }
-        return values_named(values, names)
+        by_rank = Axis("rank", "k", range(1, self.ids.shape[-1] + 1))
+        by_token = numbered("wanted", "n", self.wanted.shape[-1])
+        first = {name: own[..., 0] for name, own in more.items()}
+        return [
+            LabelledArray("probability", self.probabilities, (*axes, by_rank), more),
+            LabelledArray("likeliest", self.probabilities[..., 0], axes, first),
+            LabelledArray("entropy", self.entropy, axes),
+            LabelledArray("agreement", self.agreement, axes),
+            LabelledArray("wanted", self.wanted, (*axes, by_token)),
+            LabelledArray("rank", self.ranks, (*axes, by_token)),
+        ]
 
     def plot(self, name: str = "likeliest", *, ax: Any = None) -> Any:
-        """As in ``Exportable``: by default the most likely token of each layer and position."""
+        """Draw a value, by default the probability of the most likely token of each layer and position."""
         return super().plot(name, ax=ax)
 
     def _repr_html_(self) -> str:
-        """The most likely token of each layer and position, shaded by its probability."""
-        from pellucid.util.display import shade, table
-
         rows: list[list[Any]] = []
         for layer, name in enumerate(self.layers):
             likeliest = [self.top(layer, position)[0] for position in range(len(self.pieces))]
@@ -116,19 +107,8 @@ class LogitLens(Exportable):
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
-        return {
-            "layers": self.layers,
-            "tokens": self.tokens,
-            "pieces": self.pieces,
-            "characters": [group._asdict() for group in self.characters],
-            "ids": self.ids.tolist(),
-            "probabilities": self.probabilities.tolist(),
-            "texts": self.texts,
-            "entropy": self.entropy.tolist(),
-            "agreement": self.agreement.tolist(),
-            "wanted": self.wanted.tolist(),
-            "ranks": self.ranks.tolist(),
-        }
+        names = ("layers", "tokens", "pieces", "characters", "ids", "probabilities", "texts", "entropy", "agreement")
+        return json_fields(self, *names, "wanted", "ranks")
 
 
 class Transport(Protocol):
@@ -140,7 +120,6 @@ class Transport(Protocol):
 
 
 def needed(model: TracedModel) -> list[str]:
-    """The points that the lens reads."""
     return residual_points(model)
 
 
@@ -198,35 +177,21 @@ def logit_lens(
             candidates = Candidates.of(logits, f"position {chosen[at % T]} after {names[-1 - at // T]}")
             likeliest += [candidates.best] if at < T else []
             summaries.append(_Read.of(candidates, top, likeliest[at % T], requested))
-    ids, probabilities, entropy, agreement, of_wanted, ranks = (
-        np.array(parts).reshape(len(names), T, *np.shape(parts[0]))[::-1] for parts in zip(*summaries)
-    )
-    texts = {int(token): model.tokenizer.piece(int(token)) for token in np.unique(ids)}
+    arrays: dict[str, Any] = {
+        name: np.array(parts).reshape(len(names), T, *np.shape(parts[0]))[::-1]
+        for name, parts in zip(_Read._fields, zip(*summaries))
+    }
+    texts = {int(token): model.tokenizer.piece(int(token)) for token in np.unique(arrays["ids"])}
     token_ids = [read_ids[at] for at in chosen]
     # Characters are found only in a text without gaps between the positions.
     together = several(model.tokenizer.characters(token_ids)) if chosen == [*range(T)] else []
     return LogitLens(
-        names,
-        pieces,
-        ids,
-        probabilities,
-        entropy,
-        agreement,
-        of_wanted,
-        ranks,
-        texts,
-        token_ids,
-        together,
-        fills,
-        chosen,
+        names, pieces, **arrays, texts=texts, tokens=token_ids, characters=together, fills=fills, positions=chosen
     )
 
 
 class _Read(NamedTuple):
-    """The summary of a row of logits: the most likely ids with their probabilities, the entropy, the probability of the
-    last layer's most likely token (``agreement``), and the probabilities and ranks of the requested tokens (``wanted``,
-    ``ranks``).
-    """
+    """The values of a ``LogitLens`` for one layer and position."""
 
     ids: NDArray[np.int64]
     probabilities: NDArray[np.float64]
@@ -246,7 +211,6 @@ class _Read(NamedTuple):
 
 
 def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDArray[np.float32]:
-    """The rows of a point at some positions. Raises InvalidRequest if a row was not recorded, or is not finite."""
     rows: NDArray[np.float32] = sequence[name]
     if max(positions) >= len(rows):
         raise InvalidRequest(f"point={name}: position {max(positions)} was not recorded: trace all positions")
@@ -258,7 +222,6 @@ def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDA
 
 
 def _block(name: str) -> int:
-    """The number of the block of a point; -1 for the embeddings."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "blocks" else -1
 
@@ -291,19 +254,12 @@ class LabelLens(Exportable):
         """All labels with their scores after a layer, the highest first."""
         return sorted(zip(self.labels, self.scores[layer].tolist()), key=lambda pair: -pair[1])
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: score, logit."""
-        axes = (
-            Axis("layer", "L", [name.removesuffix(".residual") for name in self.layers]),
-            Axis("label", "N", self.labels),
-        )
-        values: dict[str, NDArray[Any]] = {"score": self.scores, "logit": self.logits}
-        return values_named({name: LabelledArray(name, own, axes) for name, own in values.items()}, names)
+    def _values(self) -> list[LabelledArray]:
+        layers = Axis("layer", "L", [name.removesuffix(".residual") for name in self.layers])
+        axes = layers, Axis("label", "N", self.labels)
+        return [LabelledArray("score", self.scores, axes), LabelledArray("logit", self.logits, axes)]
 
     def _repr_html_(self) -> str:
-        """The scores of each layer, shaded."""
-        from pellucid.util.display import shade, table
-
         rows: list[list[Any]] = [
             [name.removesuffix(".residual"), *((f"{score:.3f}", shade(score, 1.0)) for score in own)]
             for name, own in zip(self.layers, self.scores.tolist())
@@ -312,12 +268,7 @@ class LabelLens(Exportable):
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
-        return {
-            "layers": self.layers,
-            "labels": list(self.labels),
-            "logits": self.logits.tolist(),
-            "scores": self.scores.tolist(),
-        }
+        return json_fields(self, "layers", "labels", "logits", "scores")
 
 
 def label_lens(model: TracedModel, of: Any) -> LabelLens:

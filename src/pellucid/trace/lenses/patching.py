@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.trace.edits import Edit, ablate, add, mask, replace
-from pellucid.trace.lenses.sweep import Sweep, sweep
-from pellucid.trace.lenses.targets import Target
+from pellucid.trace.lenses.targets import Sweep, Target, sweep
 from pellucid.trace.positions import TokenTexts
 from pellucid.trace.selection import select
 from pellucid.trace.trace import SequenceTrace
@@ -29,15 +28,12 @@ Told = Callable[[int, int], object]
 LAST_LOGITS = "project.logits[tokens=-1]"
 
 
-def untold(done: int, total: int) -> None:
-    """Report no progress."""
+def untold(done: int, total: int) -> None: ...
 
 
 def layers_with(model: TracedModel, kind: str) -> dict[int, str]:
-    """The points of ``kind`` by block: "residual", "attention.heads".
-
-    Raises:
-        InvalidRequest: no block has this point; the error lists the nearest names.
+    """The points of ``kind`` by block: "residual", "attention.heads". Raises InvalidRequest if no block has this point;
+    the error lists the nearest names.
     """
     names = {layer: f"blocks.{layer}.{kind}" for layer in range(len(model.spec.blocks))}
     names = {layer: name for layer, name in names.items() if name in model.points}
@@ -56,9 +52,7 @@ def clean_values(
     model: TracedModel, clean: Any, corrupted: Any, kind: str, by: Literal["token", "head"]
 ) -> tuple[dict[int, str], SequenceTrace, list[int]]:
     """The patched points by block, the clean run with their values and last logits, and the corrupted prompt's tokens.
-
-    Raises:
-        InvalidRequest: the prompts differ in length, or no block has the value.
+    Raises InvalidRequest if the prompts differ in length, or no block has the value.
     """
     if one_of("by", by, ("token", "head")) == "head" and kind == "residual":
         kind = "attention.heads"
@@ -169,7 +163,6 @@ def _through_receivers(
     receivers: Sequence[str],
     told: Told,
 ) -> Sweep:
-    """Run each sender to record what the receivers get, and measure the target with these values."""
     sent = {
         (layer, head): edits
         for layer in over["layer"]
@@ -216,7 +209,7 @@ def causal_trace(
     window, samples = whole("window", window, 1, len(model.spec.blocks)), whole("samples", samples, 1, 1000)
     names = layers_with(model, kind)
     source = read(model, prompt, [*names.values(), "embed", LAST_LOGITS])
-    place = f"embed[tokens={_quoted(text('subject', subject))}]"
+    place = f"embed[tokens={json.dumps(text('subject', subject), ensure_ascii=False)}]"
     texts = TokenTexts(source.ids, model.tokenizer.piece)
     rows = len(select(model.points, [place])[0].resolve(texts, None).tokens)
     random, width = np.random.default_rng(seed), model.spec.embedding.width
@@ -242,12 +235,7 @@ def causal_trace(
     return whole_run.scaled(whole_run.unedited, clean)
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
 def _refuse_lengths(clean: int, corrupted: int) -> None:
-    """Raise InvalidRequest if the prompts have different numbers of tokens."""
     if clean != corrupted:
         raise InvalidRequest(f"clean has {clean} tokens, corrupted {corrupted}: patching needs prompts of equal length")
 

@@ -23,16 +23,15 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention, FeedForward, Norm
 from pellucid.trace.budget import BUDGET
-from pellucid.trace.export import Axis, Exportable, LabelledArray, values_named
+from pellucid.trace.export import Exportable, LabelledArray, token_axis
 from pellucid.trace.lenses.attribution import target
-from pellucid.trace.lenses.targets import Readout
+from pellucid.trace.lenses.targets import Readout, through_norm
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import (
     DECISION_NORM,
     DECISION_TYPES,
     ModelWeights,
     TracedModel,
-    backward_of_norm,
     first_block,
     read,
     stream_points,
@@ -62,10 +61,8 @@ class Relevance(Exportable):
         each = ", ".join(f"{self.pieces[at]!r} {self.tokens[at]:+.3f}" for at in most)
         return f"Relevance({self.logit:+.3f}, most by {each})"
 
-    def labelled(self, *names: str) -> list[LabelledArray]:
-        """As in ``Exportable``: relevance."""
-        axes = (Axis("token", "T", range(len(self.pieces)), self.pieces),)
-        return values_named({"relevance": LabelledArray("relevance", self.tokens, axes)}, names)
+    def _values(self) -> list[LabelledArray]:
+        return [LabelledArray("relevance", self.tokens, (token_axis(self.pieces),))]
 
     @property
     def total(self) -> float:
@@ -87,20 +84,16 @@ class PropagatedPart(Struct, frozen=True):
 
     @property
     def layer(self) -> int:
-        """The number of the block."""
         return int(self.stage.split(".")[1])
 
     @property
     def kind(self) -> str:
-        """ "attention", "feedforward", "recurrent" or "per_layer"."""
         return self.stage.split(".")[2]
 
 
 def sublayers(model: TracedModel) -> tuple[str, list[PropagatedPart]]:
-    """The point of the stream before the first block, and all parts of blocks in order.
-
-    Raises:
-        InvalidRequest: there are several residual streams, or the stream is normalised or scaled.
+    """The point of the stream before the first block, and all parts of blocks in order. Raises InvalidRequest if there
+    are several residual streams, or the stream is normalised or scaled.
     """
     names, found = stream_points(model), list[PropagatedPart]()
     if any(block.placement == "post" for block in model.spec.blocks):
@@ -172,10 +165,8 @@ def propagate(model: TracedModel, readout: Readout, pieces: Sequence[str], recor
 
 
 def _traced_together(model: TracedModel, parts: Sequence[PropagatedPart], count: int) -> Iterator[list[PropagatedPart]]:
-    """The parts from the last to the first, in groups whose values fit into the budget of a trace.
-
-    Raises:
-        InvalidRequest: the values of a single part do not fit.
+    """The parts from the last to the first, in groups whose values fit into the budget of a trace. Raises
+    InvalidRequest if the values of a single part do not fit.
     """
     group, taken = list[PropagatedPart](), 0
     for part in reversed(parts):
@@ -196,7 +187,6 @@ def _bytes(model: TracedModel, name: str, count: int) -> int:
 
 
 def _points(model: TracedModel, part: PropagatedPart) -> list[str]:
-    """The points that the backward pass through a part reads."""
     if part.stage == DECISION_NORM:
         return [part.reads, DECISION_NORM, part.after]
     block, points = model.spec.blocks[part.layer], [part.reads]
@@ -266,7 +256,6 @@ class Backward:
         self._pending.append(found)
 
     def finish(self, embedded: NDArray[Any]) -> None:
-        """Add the relevance of the embeddings (T, D)."""
         self._settle()
         self.tokens += (self.gradient * embedded[: len(self.tokens)].astype(np.float64)).sum(1)
 
@@ -279,7 +268,6 @@ class Backward:
         return np.asarray(trace[name][rows], np.float64)
 
     def _decision_norm(self, part: PropagatedPart, trace: SequenceTrace, rows: NDArray[Any]) -> None:
-        """Go back through the norm before decision blocks. The vector of the question's type is a constant."""
         decision, gradient = self._model.spec.decision, self.gradient[rows]
         assert decision is not None
         added = self._values(trace, part.after, rows) - self._values(trace, DECISION_NORM, rows)
@@ -288,10 +276,9 @@ class Backward:
         self.gradient[rows] = self._norm(decision.norm, DECISION_NORM, before, gradient)
 
     def _norm(self, norm: Norm, slot: str, x: Rows, gradient: Rows) -> Rows:
-        width = x.shape[-1]
-        if norm.has_bias:
-            self.constant += float((gradient @ self._weights.vector(f"{slot}.bias", width, 0.0)).sum())
-        return backward_of_norm(norm, self._weights.vector(f"{slot}.weight", width, 1.0), x, gradient)
+        through, constant = through_norm(self._weights, norm, slot, x, gradient)
+        self.constant += constant
+        return through
 
     def _linear(self, slot: str, gradient: Rows) -> Rows:
         """The gradient (T, N) at the input of a matrix product, from the gradient at its output."""

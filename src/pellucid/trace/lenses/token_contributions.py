@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Attention
+from pellucid.trace.export import json_fields
 from pellucid.trace.lenses import attribution
 from pellucid.trace.lenses.attribution import AttributedPosition, attention_of, gathered_points, target
 from pellucid.trace.trace import SequenceTrace
@@ -68,21 +69,12 @@ class TokenContributions:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
-        return {
-            "pieces": list(self.pieces),
-            "tokens": self.tokens.tolist(),
-            "source_pieces": list(self.source_pieces),
-            "source": self.source.tolist(),
-            "rest": self.rest,
-            "logit": self.logit,
-        }
+        return json_fields(self, "pieces", "tokens", "source_pieces", "source", "rest", "logit")
 
 
 def needed(model: TracedModel, position: int | None = None) -> list[str]:
-    """The points that the lens reads. With a ``position``, the attention patterns of this position alone.
-
-    Raises:
-        InvalidRequest: the model has several residual streams, or an attention's values are not points.
+    """The points that the lens reads. With a ``position``, the attention patterns of this position alone. Raises
+    InvalidRequest if the model has several residual streams, or an attention's values are not points.
     """
     stages = gathered_points(model)
     part = "" if position is None else f"[tokens={position}:{position + 1}]"
@@ -92,10 +84,8 @@ def needed(model: TracedModel, position: int | None = None) -> list[str]:
 
 
 def _values_point(model: TracedModel, stage: str) -> str:
-    """The point with the values that an attention reads, (T, G, V). They may be another block's.
-
-    Raises:
-        InvalidRequest: they are no point.
+    """The point with the values that an attention reads, (T, G, V). They may be another block's. Raises InvalidRequest
+    if they are no point.
     """
     kind = attention_of(model.spec, stage)
     owner = stage if kind.shared is None else f"blocks.{kind.shared}.attention"
@@ -148,5 +138,4 @@ def _by_key(
 
 
 def _grouped(heads: NDArray[np.float64], kind: Attention) -> NDArray[np.float64]:
-    """Rows of heads (H, ...) by their key/value heads: (G, H / G, ...)."""
     return heads.reshape(kind.kv_heads, -1, heads.shape[-1])

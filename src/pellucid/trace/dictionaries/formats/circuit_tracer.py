@@ -24,11 +24,11 @@ from pellucid.trace.dictionaries.array_files import (
 from pellucid.trace.dictionaries.coder_weights import (
     CoderWeights,
     DictionaryFormat,
-    FeatureActivation,
     Given,
     JumpRelu,
     Relu,
     block_of_hook,
+    coder_of,
     decoder_of,
 )
 from pellucid.weights.json_files import read_json
@@ -40,14 +40,12 @@ SET, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
 
 
 def find(path: Path) -> Path | None:
-    """A folder of transcoders or the encoders of a cross-layer transcoder, or the file of one layer."""
     if LAYER.fullmatch(path.name) and path.is_file():
         return path
     return path if any((path / name).is_file() for name in ("layer_0.safetensors", ENCODER)) else None
 
 
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
-    """Read transcoders. Raises FileFormatError or InvalidRequest, in one line, if they cannot be used."""
     one = LAYER.fullmatch(path.name) if path.is_file() else None
     folder = path.parent if one else path
     config = _config(folder)
@@ -66,7 +64,6 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
 
 
 def _check(config: StatedConfig, coders: Sequence[CoderWeights], kind: str, layers: int | None) -> None:
-    """Raise FileFormatError if the configuration contradicts the arrays; layers None: of one file of several."""
     config.check_is("model_kind", kind, known=(SET, CROSS_LAYER))
     for coder in coders:
         F, D = coder.encoder.shape
@@ -81,7 +78,6 @@ def _check(config: StatedConfig, coders: Sequence[CoderWeights], kind: str, laye
 
 
 def _config(folder: Path) -> StatedConfig:
-    """The configuration in a folder; empty if there is none."""
     if (folder / "config.yaml").exists():
         return StatedConfig(folder / "config.yaml", read_config(folder / "config.yaml"))
     where = folder / "config.json"
@@ -99,20 +95,9 @@ def _transcoder(path: Path, layer: int, reads: str, writes: str) -> CoderWeights
     decoder, threshold = decoder_of(file, "W_dec", F, None), "activation_function.threshold"
     if "log_thresholds" in file.shapes:
         raise FileFormatError(path, "log_thresholds", "is not read; circuit-tracer does not read it either")
-    activation: FeatureActivation = Relu()
-    if threshold in file.shapes:
-        activation = JumpRelu(take(file, threshold, (F,)))
-    coder = CoderWeights(
-        path=path,
-        reads=_hook(reads, layer),
-        writes=(_hook(writes, layer),),
-        encoder=encoder,
-        encoder_bias=take(file, "b_enc", (F,)),
-        decoder=decoder,
-        decoder_bias=take(file, "b_dec", (decoder.shape[2],)),
-        activation=activation,
-        skip=take(file, "W_skip", (decoder.shape[2], D)) if "W_skip" in file.shapes else None,
-    )
+    activation = JumpRelu(take(file, threshold, (F,))) if threshold in file.shapes else Relu()
+    skip = take(file, "W_skip", (decoder.shape[2], D)) if "W_skip" in file.shapes else None
+    coder = coder_of(file, (_hook(reads, layer), (_hook(writes, layer),)), encoder, decoder, activation, skip=skip)
     refuse_unused(file, f"model_kind={SET}")
     return coder
 
@@ -123,16 +108,9 @@ def _cross_layer(folder: Path, layer: int, count: int, reads: str, writes: str) 
     F = len(encoder)
     vectors = SafetensorsArrays(folder / f"W_dec_{layer}.safetensors")
     decoder, threshold = decoder_of(vectors, f"W_dec_{layer}", F, count - layer), f"threshold_{layer}"
-    coder = CoderWeights(
-        path=file.path,
-        reads=_hook(reads, layer),
-        writes=tuple(_hook(writes, later) for later in range(layer, count)),
-        encoder=encoder,
-        encoder_bias=take(file, f"b_enc_{layer}", (F,)),
-        decoder=decoder,
-        decoder_bias=take(file, f"b_dec_{layer}", (decoder.shape[2],)),
-        activation=JumpRelu(take(file, threshold, (F,))) if threshold in file.shapes else Relu(),
-    )
+    hooks = _hook(reads, layer), tuple(_hook(writes, later) for later in range(layer, count))
+    activation = JumpRelu(take(file, threshold, (F,))) if threshold in file.shapes else Relu()
+    coder = coder_of(file, hooks, encoder, decoder, activation, (f"b_enc_{layer}", f"b_dec_{layer}"))
     refuse_unused(file, f"model_kind={CROSS_LAYER}, layer {layer}")
     refuse_unused(vectors, f"model_kind={CROSS_LAYER}, layer {layer}")
     return coder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pellucid.trace.dictionaries.array_files import (
     NpzArrays,
     SafetensorsArrays,
     StatedConfig,
+    file_named,
     numbered_files,
     refuse_unused,
     take,
@@ -24,6 +26,7 @@ from pellucid.trace.dictionaries.coder_weights import (
     Given,
     JumpRelu,
     block_of_hook,
+    coder_of,
     decoder_of,
 )
 from pellucid.weights.json_files import read_json
@@ -36,13 +39,11 @@ ARRAYS = "params.npz"
 
 
 def find(path: Path) -> Path | None:
-    """An npz file, or ``params.npz`` in a folder."""
     file = path if path.suffix == ".npz" else path / ARRAYS
     return file if file.is_file() else None
 
 
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
-    """Read an SAE or a transcoder. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
     file = NpzArrays(path)
     reads, writes = given.hooks(path, None, None)
     upper = {name: f"W_{name[2:]}" for name in file.shapes if name.startswith("w_")}
@@ -52,16 +53,8 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     vectors = np.ascontiguousarray(take(file, names.get("W_dec", "W_dec"), (F, None)))
     if not np.allclose(take(file, "scaling_factor", (F,), missing=1.0), 1):
         raise FileFormatError(path, "scaling_factor", "finetuned scaling factors are not read")
-    coder = CoderWeights(
-        path=path,
-        reads=reads,
-        writes=(writes,),
-        encoder=encoder,
-        encoder_bias=take(file, "b_enc", (F,)),
-        decoder=ArrayRows(vectors.reshape(F, 1, -1)),
-        decoder_bias=take(file, "b_dec", (vectors.shape[1],)),
-        activation=JumpRelu(take(file, "threshold", (F,))),
-    )
+    activation = JumpRelu(take(file, "threshold", (F,)))
+    coder = coder_of(file, (reads, (writes,)), encoder, ArrayRows(vectors.reshape(F, 1, -1)), activation)
     refuse_unused(file, "JumpReLU, the activation of Gemma Scope")
     return "SAE" if reads == writes else "transcoder", [coder]
 
@@ -91,14 +84,7 @@ SITES = {
 """The values that are read and written, by the beginning of the name of a folder."""
 
 
-def gemma_scope_2_find(path: Path) -> Path | None:
-    """The file of one layer, or the first of several, in a folder or at a path."""
-    own = [path] if path.name in (FILE, FIRST) else [path / FILE, path / FIRST]
-    return next((file for file in own if file.is_file()), None)
-
-
-def gemma_scope_2_read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
-    """Read a dictionary. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
+def read_gemma_scope_2(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
     folder = path.parent
     where = folder / CONFIG
     config = StatedConfig(where, read_json(where) if where.exists() else {})
@@ -126,7 +112,6 @@ def gemma_scope_2_read(path: Path, given: Given) -> tuple[str, Sequence[CoderWei
 def _several(
     folder: Path, given: Given, site: tuple[str, str] | None, config: StatedConfig
 ) -> tuple[str, Sequence[CoderWeights]]:
-    """The coders of all layers, from a file for each."""
     files = numbered_files(folder, "params_layer_{}.safetensors")
     config.check_sizes({"n_layers": len(files), "num_layers": len(files)})
     if given.reads or given.writes:
@@ -158,19 +143,10 @@ def _coder(
     decoder = decoder_of(file, "w_dec", F, outputs, first)
     skip = "affine_skip_connection"
     affine = config.flag("affine_connection", skip in file.shapes)
-    coder = CoderWeights(
-        path=file.path,
-        reads=reads,
-        writes=writes,
-        encoder=encoder,
-        encoder_bias=take(file, "b_enc", (F,)),
-        decoder=decoder,
-        decoder_bias=take(file, "b_dec", (decoder.shape[2],)),
-        activation=JumpRelu(take(file, "threshold", (F,))),
-        skip=take(file, skip, (D, decoder.shape[2])).T if affine else None,
-    )
+    matrix = take(file, skip, (D, decoder.shape[2])).T if affine else None
+    coder = coder_of(file, (reads, writes), encoder, decoder, JumpRelu(take(file, "threshold", (F,))), skip=matrix)
     refuse_unused(file, f"architecture=jump_relu and affine_connection={affine} ({CONFIG})")
     return coder
 
 
-GEMMA_SCOPE_2 = DictionaryFormat("Gemma Scope 2", gemma_scope_2_find, gemma_scope_2_read)
+GEMMA_SCOPE_2 = DictionaryFormat("Gemma Scope 2", partial(file_named, (FILE, FIRST)), read_gemma_scope_2)

@@ -1,11 +1,9 @@
-"""SAELens: a folder with ``cfg.json`` and ``sae_weights.safetensors``. Architectures of version 6, and files before it.
-
-Source: https://github.com/decoderesearch/SAELens, ``sae_lens/saes`` and ``sae_lens/loading``.
-"""
+"""SAELens and EleutherAI's sparsify: folders with ``cfg.json`` and a safetensors file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.dictionaries.array_files import SafetensorsArrays, StatedConfig, refuse_unused, take
+from pellucid.trace.dictionaries.array_files import SafetensorsArrays, StatedConfig, file_named, refuse_unused, take
 from pellucid.trace.dictionaries.coder_weights import (
     NORMALIZATIONS,
     CoderWeights,
@@ -23,17 +21,23 @@ from pellucid.trace.dictionaries.coder_weights import (
     FeatureActivation,
     Gated,
     Given,
+    GroupMax,
     JumpRelu,
     Relu,
     ScaledRows,
     TopKActivation,
     block_of_hook,
+    coder_of,
     decoder_of,
 )
 from pellucid.util.probabilities import exponentials
 from pellucid.weights.json_files import read_json
 
-WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+# SAELens: a folder with ``cfg.json`` and ``sae_weights.safetensors``. Architectures of version 6, and files before it.
+#
+# Source: https://github.com/decoderesearch/SAELens, ``sae_lens/saes`` and ``sae_lens/loading``.
+
+CONFIG = "cfg.json"
 THRESHOLD = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder", "batchtopk", "matryoshka_batchtopk")
 PLAIN = ("standard", "transcoder", "skip_transcoder")
 TOP_K = ("topk", "abstopk")
@@ -55,18 +59,10 @@ OF_METADATA = (
 )
 """Fields that version 6 has in ``metadata``."""
 LARGEST_LOGARITHM = 80
-NORM_BLOCK = 4096
-"""Number of vectors whose norms are computed at once."""
-
-
-def find(path: Path) -> Path | None:
-    """The weights in a folder or at a path."""
-    file = path if path.name == WEIGHTS else path / WEIGHTS
-    return file if file.is_file() else None
+NORM_BLOCK = 4096  # number of vectors whose norms are computed at once
 
 
 def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
-    """Read an SAE or a transcoder. Raises FileFormatError or InvalidRequest, in one line, if it cannot be used."""
     where = path.parent / CONFIG
     config, file = current(where, read_json(where)), SafetensorsArrays(path)
     architecture: Any = config.fields.get("architecture")
@@ -117,10 +113,8 @@ def read(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
 
 
 def current(where: Path, stated: Mapping[str, Any]) -> StatedConfig:
-    """A configuration with the fields of version 6, and with the hooks of ``metadata`` beside the others.
-
-    Raises:
-        FileFormatError: a field has two values.
+    """A configuration with the fields of version 6, and with the hooks of ``metadata`` beside the others. Raises
+    FileFormatError if a field has two values.
     """
     metadata, flat = stated.get("metadata"), dict(stated)
     if isinstance(metadata, dict):
@@ -153,7 +147,6 @@ def _state(where: Path, fields: dict[str, Any], name: str, value: Any, stated_as
 
 
 def _normalization(config: StatedConfig, given: Given) -> tuple[str, np.float32 | None]:
-    """The name of the normalisation, and a constant factor of the inputs."""
     name: Any = config.fields.get("normalize_activations") or "none"
     if name == "expected_average_only_in":
         if given.input_scale is None:
@@ -240,7 +233,6 @@ def _exponentials(file: SafetensorsArrays, name: str, F: int) -> NDArray[np.floa
 
 
 def _norms(path: Path, decoder: DecoderRows) -> NDArray[np.float32]:
-    """The norms (F,) of the vectors of features."""
     F = decoder.shape[0]
     blocks = (decoder.rows(np.arange(at, min(at + NORM_BLOCK, F))) for at in range(0, F, NORM_BLOCK))
     norms = np.concatenate([np.sqrt((one.astype(np.float64) ** 2).sum((1, 2))) for one in blocks])
@@ -249,4 +241,46 @@ def _norms(path: Path, decoder: DecoderRows) -> NDArray[np.float32]:
     return norms.astype(np.float32)
 
 
-SAELENS = DictionaryFormat("SAELens", find, read)
+SAELENS = DictionaryFormat("SAELens", partial(file_named, ("sae_weights.safetensors",)), read)
+
+
+# EleutherAI's sparsify: a folder, named after its hook, with ``cfg.json`` and ``sae.safetensors``.
+#
+# Source: https://github.com/EleutherAI/sparsify, class ``SparseCoder``.
+
+
+def read_sparsify(path: Path, given: Given) -> tuple[str, Sequence[CoderWeights]]:
+    where, file = path.parent / CONFIG, SafetensorsArrays(path)
+    config = StatedConfig(where, read_json(where))
+    encoder = take(file, "encoder.weight", (None, None))
+    F, D = encoder.shape
+    decoder = decoder_of(file, "W_dec", F, None)
+    width = decoder.shape[2]
+    config.check_sizes({"d_in": D})
+    if config.fields.get("num_latents"):  # 0: expansion_factor counts; otherwise it is not used
+        config.check_sizes({"num_latents": F})
+    elif F % D == 0:
+        config.check_sizes({"expansion_factor": F // D})
+    kind, k = config.fields.get("activation", "topk"), config.k(F)
+    if kind not in ("topk", "groupmax") or (kind == "groupmax" and F % k):
+        raise config.error("activation", f" with k={k} of {F:,} features is not read")
+    transcodes = config.flag("transcode")
+    name = path.parent.name
+    reads, writes = given.hooks(path, f"{name}.input" if transcodes and name.endswith("mlp") else name, name)
+    if config.flag("signed"):
+        raise config.error("signed", ": signed activations are not read")
+    coder = coder_of(
+        file,
+        (reads, (writes,)),
+        encoder,
+        decoder,
+        TopKActivation(k) if kind == "topk" else GroupMax(k),
+        ("encoder.bias", "b_dec"),
+        input_bias=None if transcodes else np.asarray(take(file, "b_dec", (D,))),
+        skip=take(file, "W_skip", (width, D)) if config.flag("skip_connection") else None,
+    )
+    refuse_unused(file, f"skip_connection={config.flag('skip_connection')} ({CONFIG})")
+    return "transcoder" if transcodes else "SAE", [coder]
+
+
+SPARSIFY = DictionaryFormat("sparsify", partial(file_named, ("sae.safetensors",)), read_sparsify)
