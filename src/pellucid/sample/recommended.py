@@ -58,10 +58,8 @@ def recommended(checkpoint: Checkpoint, *, sources: bool = False) -> dict[str, A
     """The options that a file recommends, by name. Warns about a value that no step accepts, and leaves it out.
 
     If a file recommends ``top_k`` or ``top_p`` but no ``min_p``, then ``min_p`` is off. With ``sources``, the model is
-    an encoder-decoder: more keys count, and a file that does not recommend sampling recommends greedy decoding.
-
-    Raises:
-        FileFormatError: ``generation_config.json`` is damaged.
+    an encoder-decoder: more keys count, and a file that does not recommend sampling recommends greedy decoding. Raises
+    FileFormatError: ``generation_config.json`` is damaged.
     """
     keys, values, name = GGUF_KEYS, checkpoint.metadata, checkpoint.path.name
     if checkpoint.kind != "gguf":

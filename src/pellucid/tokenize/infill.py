@@ -15,8 +15,7 @@ from pellucid.tokenize.tokenizer import Tokenizer
 def masks_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """The positions of the masks among token ids.
 
-    Raises:
-        InvalidRequest: there is no mask, or the tokenizer has no mask token.
+    Raises InvalidRequest: there is no mask, or the tokenizer has no mask token.
     """
     mask = tokenizer.mask_id
     if mask is None:
@@ -80,10 +79,8 @@ def infill_prompt(
 ) -> tuple[list[int], list[int]]:
     """The ids of a prompt for the text between ``before`` and ``after``, and further stop tokens for this text.
 
-    ``files`` are the names and contents of other files of the same repository.
-
-    Raises:
-        InvalidRequest: the vocabulary has no control tokens for infilling.
+    ``files`` are the names and contents of other files of the same repository. Raises InvalidRequest: the vocabulary
+    has no control tokens for infilling.
     """
     known = infill_tokens(tokenizer)
     if known is None:

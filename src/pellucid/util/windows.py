@@ -172,10 +172,8 @@ def prevent_throttling() -> None:
 class JobObject:
     """A job object with one process, given by its id. The system ends the process when the job is closed.
 
-    It also does so when this process ends. Source: "Job Objects" in Microsoft's documentation.
-
-    Raises:
-        OSError: the process has ended, or the system refuses.
+    It also does so when this process ends. Source: "Job Objects" in Microsoft's documentation. Raises OSError: the
+    process has ended, or the system refuses.
     """
 
     def __init__(self, process: int) -> None:

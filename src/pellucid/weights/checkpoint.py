@@ -105,8 +105,7 @@ class ModelFile:
 
     Attributes: ``path``; ``size`` in bytes.
 
-    Raises:
-        FileFormatError: the path is missing, empty, unreadable or not a regular file.
+    Raises FileFormatError: the path is missing, empty, unreadable or not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -215,8 +214,7 @@ class FileCheckpoint:
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out``, (n,) uint8, with a tensor's bytes from ``start`` on.
 
-        Raises:
-            FileFormatError: the file was shortened, or cannot be read.
+        Raises FileFormatError: the file was shortened, or cannot be read.
         """
         tensor = self.tensors[name]
         if len(out):

@@ -101,8 +101,7 @@ class Module(Struct, frozen=True):
 def read_modules(folder: Path) -> list[Module] | None:
     """The modules in order; None if the folder has no ``modules.json``.
 
-    Raises:
-        FileFormatError: the file is damaged, or a module's folder is outside the model's folder.
+    Raises FileFormatError: the file is damaged, or a module's folder is outside the model's folder.
     """
     file = folder / MODULES
     if not file.is_file():
@@ -127,9 +126,8 @@ def read_modules(folder: Path) -> list[Module] | None:
 def check_body(folder: Path) -> None:
     """Check that the model is in the folder itself, if the folder has ``modules.json``.
 
-    Raises:
-        UnsupportedModel: the first module is no transformer, or it is in another folder.
-        FileFormatError: as ``read_modules``.
+    Raises UnsupportedModel: the first module is no transformer, or it is in another folder. Raises FileFormatError: as
+    ``read_modules``.
     """
     modules = read_modules(folder)
     if not modules:

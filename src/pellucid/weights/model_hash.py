@@ -29,9 +29,7 @@ def model_hash(checkpoint: Checkpoint, progress: DownloadProgress) -> str:
     """The SHA-256 (hexadecimal) of a model's files. The name of a GGUF file has no effect.
 
     A pulled model has hashes of its files in its manifest; other files are read. ``progress`` observes the reading.
-
-    Raises:
-        FileFormatError: a file cannot be read.
+    Raises FileFormatError: a file cannot be read.
     """
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     paths = {tensor.path for tensor in checkpoint.tensors.values()}
@@ -68,10 +66,8 @@ FRESH = 2.0
 def tensor_hash(checkpoint: Checkpoint, progress: DownloadProgress | None = None) -> str:
     """SHA-256 (hexadecimal) of all tensors: of the name, format, shape and bytes of each, in order of the names.
 
-    ``progress`` observes the reading.
-
-    Raises:
-        FileFormatError: a file cannot be read, or was changed after it was opened.
+    ``progress`` observes the reading. Raises FileFormatError: a file cannot be read, or was changed after it was
+    opened.
     """
     facts = checkpoint.file_facts()
     checkpoint.check_unchanged()

@@ -48,8 +48,7 @@ def kind_of_gguf(metadata: Mapping[str, Any]) -> str:
 def refuse_companion(checkpoint: Checkpoint) -> None:
     """Refuse a file that is not a model.
 
-    Raises:
-        FileFormatError: the file is not a model. The message has the kind of the file and a remedy.
+    Raises FileFormatError: the file is not a model. The message has the kind of the file and a remedy.
     """
     if checkpoint.kind == "gguf":
         if kind := kind_of_gguf(checkpoint.metadata):
@@ -139,8 +138,7 @@ TENSORS: Mapping[str, str] = {
 def refuse_quantized(checkpoint: Checkpoint) -> None:
     """Refuse safetensors with quantized weights, except MXFP4, which is read.
 
-    Raises:
-        UnsupportedModel: the weights are quantized. The message names the method and the place that states it.
+    Raises UnsupportedModel: the weights are quantized. The message names the method and the place that states it.
     """
     found = None if checkpoint.kind == "gguf" else _stated(checkpoint) or _packed(checkpoint)
     if found:

@@ -123,8 +123,7 @@ def _single(path: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
 def read_table(path: Path, file: ModelFile) -> tuple[dict[str, Tensor], Any]:
     """The tensors of one open file, and the value of ``__metadata__`` in its header (None: missing).
 
-    Raises:
-        FileFormatError: the file is damaged.
+    Raises FileFormatError: the file is damaged.
     """
     if file.size < 8:
         raise FileFormatError(path, "header length", f"needs 8 bytes but the file has {file.size}", 0)
@@ -232,8 +231,7 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
 def _of_modules(folder: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
     """The tensors of sentence-transformers' modules, named FOLDER/TENSOR.
 
-    Raises:
-        FileFormatError: a module has pickled weights only, or a file is damaged.
+    Raises FileFormatError: a module has pickled weights only, or a file is damaged.
     """
     tensors: dict[str, Tensor] = {}
     for module in read_modules(folder) or ():
@@ -271,8 +269,7 @@ VALUES, PACKED = 32, 16  # values of a block, and their bytes
 def with_joined_blocks(checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint, or a `MXFP4Checkpoint` over it if its ``config.json`` declares MXFP4 weights.
 
-    Raises:
-        FileFormatError: the shapes or types of blocks and scales do not match. The checkpoint is closed.
+    Raises FileFormatError: the shapes or types of blocks and scales do not match. The checkpoint is closed.
     """
     stated = checkpoint.metadata.get("quantization_config")
     if not isinstance(stated, Mapping) or stated.get("quant_method") != MXFP4:

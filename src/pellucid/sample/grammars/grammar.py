@@ -118,8 +118,7 @@ class Grammar:
 def compiled(kind: str, value: Any) -> Grammar:
     """The checked grammar of an option's value.
 
-    Raises:
-        InvalidRequest: the value is invalid, too deep, too large, or uses a feature that is not implemented.
+    Raises InvalidRequest: the value is invalid, too deep, too large, or uses a feature that is not implemented.
     """
     return _checked(kind, _READERS[kind](kind, value))
 

@@ -152,10 +152,7 @@ class Matching:
     If the grammar allows only one continuation, the parser is ahead of the text. ``forced`` are the tokens that must
     come next. If all masks so far were quick, ``accept`` lets the parser consume the token in the calling thread. This
     is quick too, because the computation of the mask has already parsed the token's bytes. If a mask was slow, a worker
-    thread consumes the token.
-
-    Raises:
-        InvalidRequest: the grammar cannot be matched, or takes too long.
+    thread consumes the token. Raises InvalidRequest: the grammar cannot be matched, or takes too long.
     """
 
     def __init__(self, grammar: Grammar, context: RequestContext) -> None:
@@ -195,11 +192,7 @@ class Matching:
 
     @property
     def complete(self) -> bool:
-        """True if no token can follow.
-
-        Raises:
-            InvalidRequest: the last token made the grammar too complex.
-        """
+        """True if no token can follow. Raises InvalidRequest: the last token made the grammar too complex."""
         self._advanced.result()
         stopped, forced = self._state
         if stopped:
@@ -233,8 +226,7 @@ class Matching:
     def restrict(self, candidates: Candidates) -> Candidates:
         """The candidates that the grammar allows as the next token.
 
-        Raises:
-            InvalidRequest: the grammar has become too complex to match, or has taken too long.
+        Raises InvalidRequest: the grammar has become too complex to match, or has taken too long.
         """
         if not self.forced:
             self._prepared.result()

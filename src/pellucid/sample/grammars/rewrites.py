@@ -98,8 +98,7 @@ class _Finite:
 def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
     """Replace the parts of a schema that no finite text satisfies by parts that allow no text. Return all parts.
 
-    Raises:
-        InvalidRequest: the whole schema has no finite text, or the two bounds of a number are too close.
+    Raises InvalidRequest: the whole schema has no finite text, or the two bounds of a number are too close.
     """
     parts = _Finite(root)
     if not parts.has_end(root):

@@ -310,10 +310,9 @@ LIMITS = RenderLimits()
 def render(source: str | None, variables: Mapping[str, Any], limits: RenderLimits = LIMITS) -> str:
     """Render the template with the variables.
 
-    Raises:
-        TemplateError: the template is missing, cannot be parsed, fails, calls ``raise_exception`` or exceeds a limit,
-            or no worker process can be started. The message is one line, with the template's line number if known.
-        InvalidRequest: the variables are too long.
+    Raises TemplateError: the template is missing, cannot be parsed, fails, calls ``raise_exception`` or exceeds a
+    limit, or no worker process can be started. The message is one line, with the template's line number if known.
+    Raises InvalidRequest: the variables are too long.
     """
     if source is None:
         raise TemplateError("this model has no chat template; give the prompt as one text instead")

@@ -71,8 +71,7 @@ class MeasuredMemory(WorkerMemory):
 class JobMemory(WorkerMemory):
     """The memory of a worker on Windows. The worker ends with its parent, because the job does.
 
-    Raises:
-        OSError: the worker cannot be limited.
+    Raises OSError: the worker cannot be limited.
     """
 
     def __init__(self, process: int) -> None:

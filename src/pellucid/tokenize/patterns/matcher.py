@@ -65,8 +65,7 @@ MAX_CLASSES = 0xD000
 def matcher(pattern: str, is_linear: bool = False) -> Matcher:
     """The matcher of a pattern, cached. ``is_linear`` states that the pattern takes linear time.
 
-    Raises:
-        PatternError: the pattern is invalid, or has a construct that is not implemented.
+    Raises PatternError: the pattern is invalid, or has a construct that is not implemented.
     """
     return _matcher(pattern, is_linear)
 
@@ -118,8 +117,7 @@ class Matcher:
     def spans(self, text: str, budget: Budget | None = None) -> list[tuple[int, int]]:
         """The spans of the matches. An empty match right after another match is skipped. An empty text has no matches.
 
-        Raises:
-            InvalidRequest: matching exceeds the budget (None: the budget of a text of this length).
+        Raises InvalidRequest: matching exceeds the budget (None: the budget of a text of this length).
         """
         if not text:
             return []

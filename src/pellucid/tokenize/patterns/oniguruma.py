@@ -66,8 +66,7 @@ REFUSED = {
 def parse(pattern: str) -> Node:
     """The tree of a pattern.
 
-    Raises:
-        PatternError: Oniguruma refuses the pattern, or it has a construct that is not implemented.
+    Raises PatternError: Oniguruma refuses the pattern, or it has a construct that is not implemented.
     """
     if len(pattern) > MAX_CHARACTERS:
         raise PatternError(f"it has {len(pattern):,} characters; {MAX_CHARACTERS:,} are allowed")

@@ -261,10 +261,7 @@ class CharacterGrouper:
         self._started = False
 
     def push(self, token: int) -> CharacterGroup:
-        """Add an id and return its group so far.
-
-        Raises :class:`InvalidRequest` for an id outside the vocabulary.
-        """
+        """Add an id and return its group so far. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
         data = self._decoder.piece(checked_id(token, self._size), not self._started)
         self._started = self._started or self._decoder.begins_text(data)
         if not _continues(self._open, data):

@@ -114,19 +114,14 @@ class Format(Struct, frozen=True):
 
 @functools.cache
 def formats() -> Mapping[str, Format]:
-    """Every format, by its name in GGUF.
-
-    Raises:
-        TypeError: two files declare the same format.
-    """
+    """Every format, by its name in GGUF. Raises TypeError: two files declare the same format."""
     return discover("pellucid.weights.quant", Format, lambda form: (form.name,))
 
 
 def lookup(name: str, what: str) -> Format:
     """The format called ``name``.
 
-    Raises:
-        UnsupportedModel: the format is not implemented. The message lists the implemented formats.
+    Raises UnsupportedModel: the format is not implemented. The message lists the implemented formats.
     """
     try:
         return formats()[name]

@@ -41,9 +41,7 @@ def damages() -> tuple[type[Exception], ...]:
 def copy_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, report: Callable[[int], None]) -> None:
     """Copy an entry whose stated size the caller has checked. ``report`` gets the bytes so far.
 
-    Raises:
-        OSError: the target cannot be written.
-        Exception: the archive is damaged (`damages`).
+    Raises OSError: the target cannot be written. Raises Exception: the archive is damaged (`damages`).
     """
     copied = 0
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,8 +88,7 @@ class HTTP:
         certificate_settings, folder_settings: the variables that errors name: of certificates, of the target folder.
         part: the suffix of a file that is not complete.
 
-    Raises:
-        SourceError: the certificates cannot be read.
+    Raises SourceError: the certificates cannot be read.
     """
 
     peer: ClassVar[str] = "the package index"
@@ -120,9 +117,7 @@ class HTTP:
     def page(self, address: str, accept: str, limit: int) -> Page | None:
         """Read a page of at most ``limit`` bytes; None if it does not exist.
 
-        Raises:
-            DownloadInterrupted: the server cannot be reached.
-            SourceError: the page is too long.
+        Raises DownloadInterrupted: the server cannot be reached. Raises SourceError: the page is too long.
         """
         for last in (False, True):
             try:
@@ -154,9 +149,8 @@ class HTTP:
     ) -> None:
         """Download a file to ``target``, and check its size and its hash if they are known.
 
-        Raises:
-            DownloadInterrupted: the download broke off. The bytes so far remain in ``target`` + ``part``.
-            SourceError: the file has another size or hash, or does not fit on the disk.
+        Raises DownloadInterrupted: the download broke off. The bytes so far remain in ``target`` + ``part``. Raises
+        SourceError: the file has another size or hash, or does not fit on the disk.
         """
         part, failures = target.with_name(target.name + self.part), 0
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -261,8 +255,7 @@ class HTTP:
 def refuse_full_disk(folder: Path, need: int, what: str, variable: str = HTTP.folder_settings) -> None:
     """Refuse a file that the disk of a folder has no space for. ``variable`` selects the folder.
 
-    Raises:
-        SourceError: the disk has fewer than ``need`` free bytes.
+    Raises SourceError: the disk has fewer than ``need`` free bytes.
     """
     free = shutil.disk_usage(folder).free
     if need > free:

@@ -56,8 +56,7 @@ class IndexSettings(Struct, frozen=True):
 def refuse_unprotected(address: str, hash: object, trusted_hosts: Iterable[str]) -> None:
     """Refuse a file without a hash from a plain HTTP address of another machine: anyone between may change the file.
 
-    Raises:
-        SourceError: neither ``hash`` nor TLS protects the file, and its host is not one of ``trusted_hosts``.
+    Raises SourceError: neither ``hash`` nor TLS protects the file, and its host is not one of ``trusted_hosts``.
     """
     at = urlsplit(address)
     host = at.hostname or ""
@@ -172,9 +171,8 @@ class WheelFile(Struct, frozen=True):
 def find_wheel(name: str, version: str | None, settings: IndexSettings, http: HTTP) -> WheelFile:
     """The wheel of a version (None: the newest) of a package. No code runs, so the version of Python does not matter.
 
-    Raises:
-        SourceError: no place has a suitable wheel.
-        DownloadInterrupted: a place cannot be reached, and no other place has the wheel.
+    Raises SourceError: no place has a suitable wheel. Raises DownloadInterrupted: a place cannot be reached, and no
+    other place has the wheel.
     """
     from packaging.utils import canonicalize_name
 
@@ -200,10 +198,8 @@ def find_wheel(name: str, version: str | None, settings: IndexSettings, http: HT
 def choose(wheels: Iterable[WheelFile], name: str, version: str | None) -> WheelFile | None:
     """The wheel of a package and version that suits this machine best; None if there is no suitable wheel.
 
-    Without a version: the newest version that is neither yanked nor a pre-release, unless all are pre-releases.
-
-    Raises:
-        SourceError: the version is not valid (PEP 440).
+    Without a version: the newest version that is neither yanked nor a pre-release, unless all are pre-releases. Raises
+    SourceError: the version is not valid (PEP 440).
     """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
     from packaging.tags import sys_tags
@@ -252,9 +248,7 @@ def _folder(place: str) -> Iterator[WheelFile]:
 def page_of(address: str, http: HTTP) -> list[WheelFile]:
     """The wheels on a page; none if the page does not exist.
 
-    Raises:
-        SourceError: the page is not a page of an index.
-        DownloadInterrupted: the page cannot be read.
+    Raises SourceError: the page is not a page of an index. Raises DownloadInterrupted: the page cannot be read.
     """
     page = http.page(address, ACCEPT, MAX_PAGE)
     if page is None:
