@@ -233,9 +233,6 @@ class Sampler:
         return Sampler(steps, self.greedy, self.history.fork(), self.vocabulary)
 
 
-# The record of a token's choice: its rank in the model's distribution, and the effect of each step of the chain.
-
-
 @dataclass(frozen=True)
 class TokenTrace:
     """The choice of a token: the effects of the chain's ``steps``, and the random ``number`` (None: greedy).

@@ -25,18 +25,13 @@ JSON_KEYS: Mapping[str, str] = {
         *("repetition_penalty", "no_repeat_ngram_size"),
     )
 }
+_RENAMED = {"temp": "temperature", "penalty_last_n": "repeat_last_n", "penalty_repeat": "repetition_penalty"}
 GGUF_KEYS: Mapping[str, str] = {
-    "general.sampling.temp": "temperature",
-    "general.sampling.top_k": "top_k",
-    "general.sampling.top_p": "top_p",
-    "general.sampling.min_p": "min_p",
-    "general.sampling.xtc_probability": "xtc_probability",
-    "general.sampling.xtc_threshold": "xtc_threshold",
-    "general.sampling.penalty_last_n": "repeat_last_n",
-    "general.sampling.penalty_repeat": "repetition_penalty",
-    "general.sampling.mirostat": "mirostat",
-    "general.sampling.mirostat_tau": "mirostat_tau",
-    "general.sampling.mirostat_eta": "mirostat_eta",
+    f"general.sampling.{name}": _RENAMED.get(name, name)
+    for name in (
+        *("temp", "top_k", "top_p", "min_p", "xtc_probability", "xtc_threshold", "penalty_last_n", "penalty_repeat"),
+        *("mirostat", "mirostat_tau", "mirostat_eta"),
+    )
 }
 """The option of each key, by kind of file."""
 SOURCE_KEYS: Mapping[str, str] = {

@@ -118,7 +118,6 @@ class CompiledEncoder:
         return encode(texts[:half], parse_special) + encode(texts[half:], parse_special)
 
     def lists(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
-        """``encode`` with lists instead of arrays."""
         return [ids.tolist() for ids in self.encode(texts, parse_special)]
 
     @staticmethod
@@ -145,7 +144,6 @@ class CompiledEncoder:
         return run_apart(encoded)
 
     def _normalized(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
-        """The ids of texts that Python normalizes."""
         data, pieces, done = list[bytes](), list[tuple[int, int]](), 0
         for text in texts:
             segments = self._encoder.segments(without_surrogates(text), parse_special)

@@ -9,8 +9,6 @@ from msgspec import Struct
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize.tokenizer import Tokenizer
 
-# The masks of a text, where a masked language model fills in tokens.
-
 
 def masks_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """The positions of the masks among token ids.
@@ -27,10 +25,9 @@ def masks_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     return places
 
 
-# Fill in the middle (FIM): prompts from the text before and after a gap, for models trained to fill the gap.
-#
-# Source: Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle". The prompt is prefix,
-# suffix, middle ("PSM"), each after its control token. Codestral has the suffix first and no token for the middle.
+# Fill in the middle (FIM): prompts from the text before and after a gap, for models trained to fill the gap. Source:
+# Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle". The prompt is prefix, suffix,
+# middle ("PSM"), each after its control token. Codestral has the suffix first and no token for the middle.
 
 
 class InfillTokens(Struct, frozen=True):

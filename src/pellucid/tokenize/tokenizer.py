@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.tokenize.encoder import Encoder
 from pellucid.tokenize.encoding import Padding, Truncation
 from pellucid.tokenize.stages.decode import CharacterGroup, CharacterGrouper, PieceBytes, StreamDecoder, groups
+from pellucid.tokenize.text_encoder import TextEncoder
 from pellucid.util import checks
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Tokenizer(Encoder):
+class Tokenizer(TextEncoder):
     """Text to ids and back.
 
     Attributes: ``vocabulary``; ``bos_id``: the id that starts a text, or None; ``eos_ids``: all ids that end a

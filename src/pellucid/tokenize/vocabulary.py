@@ -15,11 +15,10 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.util.checks import is_whole
 
-# Piece → id of a large vocabulary, without a dictionary until many pieces have been looked up.
-#
-# It takes 120 ms to create 262,144 strings and a dictionary of them, but a short text looks up only a hundred pieces.
-# ``PieceIds`` instead searches for the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces, by bisection.
-# The sorted CRC-32s are stored in the cache of parsed vocabularies (``parsed_cache.py``).
+# Piece → id of a large vocabulary, without a dictionary until many pieces have been looked up. It takes 120 ms to
+# create 262,144 strings and a dictionary of them, but a short text looks up only a hundred pieces. ``PieceIds`` instead
+# searches for the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces, by bisection. The sorted CRC-32s
+# are stored in the cache of parsed vocabularies (``parsed_cache.py``).
 
 # Maximum number of pieces with the same hash. A lookup compares these pieces one by one. More than this number do not
 # occur by chance, so the file was probably made to slow down the lookup: its vocabulary is not cached.

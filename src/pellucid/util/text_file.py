@@ -170,10 +170,6 @@ def _folder(path: Path, field: str) -> Records:
             raise _not_utf8(path, shown(name)) from None
 
 
-def _txt(path: Path, field: str) -> Records:
-    return _lines(path)
-
-
 def _jsonl(path: Path, field: str) -> Records:
     blank = ""
     for place, line in _lines(path):
@@ -235,7 +231,7 @@ def _parquet(path: Path, field: str) -> Records:
 FOLDER = "folder"
 READERS: dict[str, Callable[[Path, str], Records]] = {
     FOLDER: _folder,
-    ".txt": _txt,
+    ".txt": lambda path, _: _lines(path),
     ".jsonl": _jsonl,
     ".csv": _csv,
     ".parquet": _parquet,

@@ -14,8 +14,6 @@ from pellucid.errors.messages import brief, reason
 from pellucid.util.paths import is_file_name
 from pellucid.weights.checkpoint import ModelFile
 
-# Reads the JSON files of a model. The files are not trusted, so their size, number of values and names are checked.
-
 MAX_JSON = 100_000_000  # bytes of a document; the specification of safetensors has this limit for headers
 MAX_VALUES = 1 << 23  # values in a document; the entry of a tensor in a safetensors header has about 8
 

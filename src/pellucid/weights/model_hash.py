@@ -50,10 +50,8 @@ def model_hash(checkpoint: Checkpoint, progress: DownloadProgress) -> str:
     return digest.hexdigest()
 
 
-# The hash of a model's weights: of the contents of its tensors, not of its file.
-#
-# The hash of a large file takes seconds, so it is kept under the file's path, size and times, and is computed again if
-# the file changes.
+# The hash of a model's weights: of the contents of its tensors, not of its file. The hash of a large file takes
+# seconds, so it is kept under the file's path, size and times, and is computed again if the file changes.
 
 FOLDER, MAX_FILES = "weight-hashes", 256
 PIECE = 4 << 20  # bytes that are read at a time

@@ -18,7 +18,7 @@ from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenize
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
-from pellucid.tokenize import encoder as base
+from pellucid.tokenize import text_encoder as base
 from pellucid.tokenize.compiled_encoder import BATCH_CHARACTERS, STAGE_KERNELS, compiled_encoder
 
 pytestmark = pytest.mark.slow
@@ -150,7 +150,7 @@ def test_compiled_code_takes_over_once_it_pays() -> None:
 NO_WAIT = """
 import time
 from pellucid.kernels.core import library
-from pellucid.tokenize import encoder as base
+from pellucid.tokenize import text_encoder as base
 from tokenizer_cases import GOLDENS, from_folder
 
 def refused(key):

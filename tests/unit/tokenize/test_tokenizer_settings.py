@@ -19,7 +19,7 @@ from tokenizer_cases import GOLDENS
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.kernels.core.library import shared
 from pellucid.tokenize import Tokenizer, load_tokenizer
-from pellucid.tokenize import encoder as base
+from pellucid.tokenize import text_encoder as base
 from pellucid.tokenize.compiled_encoder import STAGE_KERNELS, compiled_encoder
 
 FILES = json.loads((GOLDENS / "settings.json").read_text(encoding="utf-8"))

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from llguidance import LLMatcher, LLTokenizer
 
-# A vocabulary in the form that llguidance reads.
-
 MAX_TREES = 4  # cached for one vocabulary
 MAX_FORCED_BYTES, UNCERTAIN_TOKENS = 1 << 13, 16
 """A long forced text is tokenized in parts of ``MAX_FORCED_BYTES``. The last ``UNCERTAIN_TOKENS`` tokens of a part are
@@ -288,7 +286,6 @@ class Matching:
 
     @staticmethod
     def _take_forced(matcher: LLMatcher) -> list[int]:
-        """Consume the forced tokens, and return them."""
         if matcher.is_stopped():
             return []
         forced = matcher.compute_ff_tokens()[:MAX_FORCED_TOKENS]
@@ -307,7 +304,6 @@ class Matching:
         self._state = stopped, forced
 
     def _compute_mask(self) -> None:
-        """Compute the mask without the GIL."""
         # llguidance gets only the address of the array, so the variable ``mask`` keeps the array alive.
         matcher, mask = self._matcher, self._mask
         if matcher is None:

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pellucid.sample.grammars.grammar import Grammar
     from pellucid.sample.grammars.matching import Matching
 
-# Steps that forbid tokens: allowed and banned tokens, a minimum length, forced tokens.
-
 MAX_ALLOWED = 65_536
 
 

@@ -110,9 +110,6 @@ class SeparateStage(CutStage):
         self._kernel = Call(KernelKey("text.apart", everywhere=neighbours.everywhere), text_cut.ApartRecord, **fields)
 
 
-# The model stage as compiled code: a kernel that turns pre-tokens into ids, and the fields of its record.
-
-
 class CompiledModel(Struct, frozen=True):
     """A kernel that turns pre-tokens into ids.
 

@@ -123,7 +123,6 @@ def form_table(form: Form) -> FormTable:
 
 
 def _pair(letter: str) -> tuple[str, str] | None:
-    """The two characters that compose to a letter, or None."""
     parts = unicodedata.normalize("NFD", letter)
     if len(parts) < 2 or unicodedata.normalize("NFC", parts) != letter:
         return None
@@ -184,7 +183,7 @@ class Replacements(Struct, frozen=True):
             return replace(self, changes=self._composition(step.changes))
         if self.plain and step.rules == "none":
             return replace(step, changes=self._composition(step.changes))
-        prefix = {"prefix": step.prefix, "when": step.when, "unless_there": step.unless_there}
+        prefix: dict[str, Any] = {"prefix": step.prefix, "when": step.when, "unless_there": step.unless_there}
         if step == Replacements(**prefix) and not self.prefix:
             return replace(self, **prefix)
         if step == Replacements(collapse=True) and not (self.trim or self.prefix):

@@ -89,15 +89,9 @@ class JoinStep(TokenStep, frozen=True):
 
 
 CLEANED = (
-    *((f" {mark}", mark) for mark in ".?!,"),
-    (" ' ", "'"),
-    (" n't", "n't"),
-    (" 'm", "'m"),
-    (" do not", " don't"),
-    (" 's", "'s"),
-    (" 've", "'ve"),
-    (" 're", "'re"),
-)
+    *((f" {mark}", mark) for mark in ".?!,"), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" do not", " don't"),
+    (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
 """The replacements of the clean-up: spaces before punctuation and English contractions (``decoders/wordpiece.rs``)."""
 
 
@@ -207,8 +201,6 @@ Step = TokenStep | GroupStep
 
 
 class _ByLetters(TextStream):
-    """Changes each part of a text by itself."""
-
     def __init__(self, step: TokenStep) -> None:
         self._step = step
 
@@ -321,7 +313,8 @@ class StepDecoder(Decoder):
     ) -> None:
         self._names, self._steps, self._verbatim = names, tuple(steps), verbatim
         self.absent = frozenset(absent)
-        self._by_token = [step for step in takewhile(_is_alone, steps) if isinstance(step, TokenStep)]
+        single = takewhile(lambda step: isinstance(step, TokenStep) and not step.looks_ahead, steps)
+        self._by_token = [step for step in single if isinstance(step, TokenStep)]
         rest = [*steps[len(self._by_token) :]]
         self._has_bytes = rest[:1] == [ByteFallbackStep()] and rest[1:2] in ([], [FuseStep()])
         rest = rest[self._has_bytes :]
@@ -363,8 +356,3 @@ class StepDecoder(Decoder):
 
     def stream(self) -> ByteStream:
         return super().stream() if self.is_table else _StepStream(self._names, self._steps)
-
-
-def _is_alone(step: Step) -> bool:
-    """True if a step changes each token by itself and does not depend on the next token."""
-    return isinstance(step, TokenStep) and not step.looks_ahead

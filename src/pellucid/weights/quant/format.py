@@ -109,9 +109,6 @@ class Format(Struct, frozen=True):
         return scale_fields
 
 
-# The known block formats, which ``formats.py`` and all other modules of this folder declare.
-
-
 @functools.cache
 def formats() -> Mapping[str, Format]:
     """Every format, by its name in GGUF. Raises TypeError: two files declare the same format."""

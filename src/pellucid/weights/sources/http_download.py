@@ -53,10 +53,9 @@ def copy_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, r
             report(copied)
 
 
-# Reads pages and downloads files over HTTP, with certificates and proxies of the user.
-#
-# A download that breaks off continues where it stopped, in the same process or in a later one: its bytes are in
-# ``NAME.part`` until the file is complete and its hash is checked.
+# Reads pages and downloads files over HTTP, with certificates and proxies of the user. A download that breaks off
+# continues where it stopped, in the same process or in a later one: its bytes are in ``NAME.part`` until the file is
+# complete and its hash is checked.
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 TRIES = 3  # consecutive tries of a download that bring no byte
@@ -239,7 +238,6 @@ class HTTP:
         return f"{self.peer} answers HTTP {status}{remedy}"
 
     def _refuse_status(self, response: httpx.Response) -> None:
-        """Raises an error unless the status of a response is 200 or 206."""
         if response.status_code in (200, 206):
             return
         raise (DownloadInterrupted if response.status_code in _BUSY else SourceError)(self.refusal(response))

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.errors import DownloadInterrupted, SourceError
 from pellucid.errors.messages import reason, shown
@@ -79,17 +80,13 @@ def index_settings(environment: Mapping[str, str] = os.environ) -> IndexSettings
     def uv(name: str) -> str:
         return environment.get(f"UV_{name}", "")
 
-    main = [*_words(uv("DEFAULT_INDEX")), *_words(uv("INDEX_URL")), *_words(pip.get("index-url", "")), PYPI]
-    more = [*_words(uv("INDEX")), *_words(uv("EXTRA_INDEX_URL")), *_words(pip.get("extra-index-url", ""))]
-    links = [*_words(uv("FIND_LINKS").replace(",", " ")), *_words(pip.get("find-links", ""))]
+    main = [*uv("DEFAULT_INDEX").split(), *uv("INDEX_URL").split(), *pip.get("index-url", "").split(), PYPI]
+    more = [*uv("INDEX").split(), *uv("EXTRA_INDEX_URL").split(), *pip.get("extra-index-url", "").split()]
+    links = [*uv("FIND_LINKS").replace(",", " ").split(), *pip.get("find-links", "").split()]
     no_index = any(map(_is_on, (uv("NO_INDEX"), pip.get("no-index", ""))))
     indexes = [] if no_index else list(dict.fromkeys(map(_address, [main[0], *more])))
-    trusted = [*_words(uv("INSECURE_HOST").replace(",", " ")), *_words(pip.get("trusted-host", ""))]
+    trusted = [*uv("INSECURE_HOST").replace(",", " ").split(), *pip.get("trusted-host", "").split()]
     return IndexSettings(tuple(indexes), tuple(dict.fromkeys(links)), pip.get("cert"), tuple(trusted))
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
 
 
 def _address(text: str) -> str:
@@ -140,11 +137,10 @@ def _paths(environment: Mapping[str, str]) -> Iterator[Path]:
         yield Path(chosen)
 
 
-# Finds the wheel of a package: in folders and pages with links, then in package indexes.
-#
-# In: a package and optionally its version. Out: a `WheelFile`, an address or a path. The pages of an index are HTML
-# (PEP 503) or JSON (PEP 691). The first place that has a suitable wheel is used. Pages are not trusted: their sizes and
-# the schemes of their links are checked.
+# Finds the wheel of a package: in folders and pages with links, then in package indexes. In: a package and optionally
+# its version. Out: a `WheelFile`, an address or a path. The pages of an index are HTML (PEP 503) or JSON (PEP 691). The
+# first place that has a suitable wheel is used. Pages are not trusted: their sizes and the schemes of their links are
+# checked.
 
 JSON = "application/vnd.pypi.simple.v1+json"
 ACCEPT = f"{JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
@@ -296,13 +292,7 @@ def _html_links(text: str) -> Iterator[WheelFile]:
     parser = _Links()
     parser.feed(text)
     for link in parser.links:
-        yield _with(link, address=urljoin(parser.base, link.address))
-
-
-def _with(wheel: WheelFile, **changes: Any) -> WheelFile:
-    from msgspec.structs import replace
-
-    return replace(wheel, **changes)
+        yield replace(link, address=urljoin(parser.base, link.address))
 
 
 def _absolute(wheel: WheelFile, page: str) -> WheelFile | None:
@@ -319,7 +309,7 @@ def _absolute(wheel: WheelFile, page: str) -> WheelFile | None:
     at = source.netloc.rpartition("@")
     if at[0] and address.netloc == at[2] and address.scheme == source.scheme:
         address = address._replace(netloc=source.netloc)
-    return _with(wheel, address=address.geturl())
+    return replace(wheel, address=address.geturl())
 
 
 def _absent(name: str, version: str | None, others: Iterable[WheelFile]) -> str:
