@@ -241,10 +241,10 @@ class Options:
         """
         sampling = {name: options.pop(name) for name in list(options) if name in owners()}
         for name in options:
-            if name not in _own_names():
+            if name not in CHECKS:
                 from difflib import get_close_matches  # slow to import, and only this error needs it
 
-                near = get_close_matches(str(name), [*owners(), *_own_names(), *also], 3, 0.5)
+                near = get_close_matches(str(name), [*owners(), *CHECKS, *also], 3, 0.5)
                 hint = f"did you mean {' or '.join(near)}?" if near else "see docs/sampling.md"
                 hint = OTHER_NAMES.get(str(name), hint)
                 raise InvalidRequest(f"unknown option {brief(name)}: {hint}")
@@ -288,10 +288,6 @@ def check_of(name: str) -> Check | None:
     """The check of an option of a generation or of a step; None if there is no such option."""
     owner = owners().get(name)
     return CHECKS.get(name) if owner is None else options_of(owner)[name].metadata["check"]
-
-
-def _own_names() -> list[str]:
-    return [*CHECKS]
 
 
 def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:

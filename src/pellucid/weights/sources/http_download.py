@@ -63,7 +63,7 @@ PAUSE = 1.0  # seconds before a second try, twice this before a third
 PART = ".part"
 GIT = "git-sha1"
 """The kind of hash of a file in Git: the SHA-1 of "blob", its size and its bytes."""
-HTTP_DOWNLOAD__CHUNK = 1 << 16
+_HTTP_CHUNK = 1 << 16
 _REPORT = 1 << 26  # bytes of a hashed file between two reports
 _ADDRESS = re.compile(r"https?://\S+")
 _BUSY = {408, 425, 429, 500, 502, 503, 504}  # statuses after which a later try may succeed
@@ -125,7 +125,7 @@ class HTTP:
                         return None
                     self._refuse_status(response)
                     content = bytearray()
-                    for chunk in response.iter_bytes(HTTP_DOWNLOAD__CHUNK):
+                    for chunk in response.iter_bytes(_HTTP_CHUNK):
                         content += chunk
                         if len(content) > limit:
                             raise SourceError(f"a page of {self.peer} has more than {limit:,} bytes")
@@ -203,7 +203,7 @@ class HTTP:
             if hash[0] == GIT:
                 digest.update(b"blob %d\0" % length)
             with open(part, "rb") as file:
-                while chunk := file.read(HTTP_DOWNLOAD__CHUNK):
+                while chunk := file.read(_HTTP_CHUNK):
                     digest.update(chunk)
                     if file.tell() % _REPORT == 0:
                         progress.update(file.tell(), length, CHECKING + label)

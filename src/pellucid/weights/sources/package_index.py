@@ -6,6 +6,7 @@ import configparser
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -223,15 +224,10 @@ def choose(wheels: Iterable[WheelFile], name: str, version: str | None) -> Wheel
 def _places(name: str, settings: IndexSettings, http: HTTP) -> Iterator[Callable[[], Iterable[WheelFile]]]:
     """Functions that list the wheels of a place. Folders come first, because they need no network."""
     for place in sorted(settings.find_links, key=lambda one: one.startswith(("http:", "https:"))):
-        if place.startswith(("http:", "https:")):
-            yield lambda place=place: page_of(place, http)  # type: ignore[misc]
-        else:
-            yield lambda place=place: _folder(place)  # type: ignore[misc]
+        yield partial(page_of, place, http) if place.startswith(("http:", "https:")) else partial(_folder, place)
     for index in settings.indexes:
-        if index.startswith("file:"):
-            yield lambda index=index: _folder(f"{index}/{name}")  # type: ignore[misc]
-        else:
-            yield lambda index=index: page_of(f"{index}/{name}/", http)  # type: ignore[misc]
+        address = f"{index}/{name}"
+        yield partial(_folder, address) if index.startswith("file:") else partial(page_of, f"{address}/", http)
 
 
 def _folder(place: str) -> Iterator[WheelFile]:
