@@ -120,7 +120,7 @@ class TextSequence(CachedSequence):
             text, reason = self._stop.push(certain, last=self._limit == 0)
             if self.sampler.complete and reason != "stop":
                 text, reason = text + self._flush(), "stop"
-            stop_reason, held = self._stop.found, self._stop.held
+            stop_reason, held = self._stop.strings.found, self._stop.strings.held
         self.done = reason is not None
         if self.done:
             self._record_acceptance()

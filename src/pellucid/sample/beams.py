@@ -226,8 +226,7 @@ class BeamSearch:
     def results(self) -> list[FinishedBeam]:
         """The best finished texts so far, best first.
 
-        Raises:
-            NothingLeft: no text is finished, because the steps of the chain forbade every token.
+        Raises NothingLeft: no text is finished, because the steps of the chain forbade every token.
         """
         if self._nothing_left is not None and not self.finished:
             raise self._nothing_left

@@ -151,9 +151,8 @@ class Sampler:
     def sample(self, logits: NDArray[np.floating[Any]], *, watch: bool = False) -> Draw:
         """Sample the next token from ``logits`` (V,) float32. ``watch`` records the effect of each step.
 
-        Raises:
-            KernelError: a logit is NaN or plus infinity, or all are minus infinity: there is no distribution.
-            NothingLeft: the steps forbid every token.
+        Raises KernelError: a logit is NaN or plus infinity, or all are minus infinity: there is no distribution. Raises
+        NothingLeft: the steps forbid every token.
         """
         first = Candidates.of(logits, f"token {self.history.index}")
         tokens = self.without_padding(first)
@@ -174,8 +173,7 @@ class Sampler:
     def without_padding(self, logits: Candidates) -> Candidates:
         """The part of a model's logits that belongs to tokens.
 
-        Raises:
-            KernelError: all logits of tokens are minus infinity.
+        Raises KernelError: all logits of tokens are minus infinity.
         """
         remaining = logits.first(self.vocabulary)
         if not remaining.possible:
@@ -193,8 +191,7 @@ class Sampler:
     ) -> tuple[Candidates, tuple[StepTrace, ...] | None]:
         """The candidates after all steps, and with ``watch`` the effect of each step.
 
-        Raises:
-            NothingLeft: the steps forbid every token.
+        Raises NothingLeft: the steps forbid every token.
         """
         traces = []
         for step in self.steps:
@@ -234,9 +231,6 @@ class Sampler:
         """A copy that can diverge."""
         steps = tuple(step.fork() for step in self.steps)
         return Sampler(steps, self.greedy, self.history.fork(), self.vocabulary)
-
-
-# The record of a token's choice: its rank in the model's distribution, and the effect of each step of the chain.
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates, Floats, Ints
 
-# Log-probabilities of tokens and of the most likely alternatives, as float64 arrays computed from float32 logits.
-
 
 @dataclass(frozen=True)
 class Logprobs:
@@ -102,9 +100,8 @@ def joined(rows: Sequence[TokenLogprobs], alternatives: int) -> Logprobs:
     )
 
 
-# The effect of a sampler step on a distribution: a comparison of the candidates before and after the step.
-#
-# The comparison runs only if a trace is requested. It takes a few passes over the vocabulary for each step.
+# The effect of a sampler step on a distribution: a comparison of the candidates before and after the step. The
+# comparison runs only if a trace is requested. It takes a few passes over the vocabulary for each step.
 
 
 @dataclass(frozen=True)

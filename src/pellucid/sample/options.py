@@ -18,28 +18,22 @@ from pellucid.sample.steps.cuts import Temperature
 from pellucid.tokenize import Tokenizer
 from pellucid.util.checks import token_id
 
-# Stop criteria besides the model's end tokens: stop strings, a time limit, a token limit.
-#
-# Stop strings are found across token boundaries. The text ends before the stop string that is complete first. Text that
-# may begin a stop string is held back until the following text decides. So the result does not depend on how the text
-# is divided into tokens.
+# Stop criteria besides the model's end tokens: stop strings, a time limit, a token limit. Stop strings are found across
+# token boundaries. The text ends before the stop string that is complete first. Text that may begin a stop string is
+# held back until the following text decides. So the result does not depend on how the text is divided into tokens.
 
 
 class StopStrings:
     """Finds stop strings in a stream of text. If several are complete at the same character, the longest counts.
 
-    ``stops`` are non-empty strings. ``found`` is the stop string that was found, or None.
+    ``stops`` are non-empty strings. ``found`` is the stop string that was found, or None. ``held`` is the text that is
+    held back, because it may begin a stop string.
     """
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
         self.stops = stops
         self.found: str | None = None
-        self._held = ""
-
-    @property
-    def held(self) -> str:
-        """The text that is held back."""
-        return self._held
+        self.held = ""
 
     @property
     def stopped(self) -> bool:
@@ -50,28 +44,28 @@ class StopStrings:
         """Add text. Returns the text that is now certain."""
         if self.stopped:
             return ""
-        self._held += text
-        matches = [(at + len(stop), at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        self.held += text
+        matches = [(at + len(stop), at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if matches:
             _, at, self.found = min(matches)
-            certain, self._held = self._held[:at], ""
+            certain, self.held = self.held[:at], ""
             return certain
         keep = self._possible_start()
-        certain = self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+        certain = self.held[: len(self.held) - keep]
+        self.held = self.held[len(self.held) - keep :]
         return certain
 
     def flush(self) -> str:
         """End the text. Returns the text that was held back."""
-        certain, self._held = ("" if self.stopped else self._held), ""
+        certain, self.held = ("" if self.stopped else self.held), ""
         return certain
 
     def _possible_start(self) -> int:
         """The number of trailing characters that may begin a stop string."""
         longest = 0
         for stop in self.stops:
-            for length in range(min(len(stop) - 1, len(self._held)), longest, -1):
-                if self._held.endswith(stop[:length]):
+            for length in range(min(len(stop) - 1, len(self.held)), longest, -1):
+                if self.held.endswith(stop[:length]):
                     longest = length
                     break
         return longest
@@ -84,7 +78,7 @@ class StopCriteria:
     """
 
     def __init__(self, stops: tuple[str, ...] = (), max_time: float | None = None) -> None:
-        self._stop_strings = StopStrings(stops)
+        self.strings = StopStrings(stops)
         self._max_time, self._deadline = max_time, math.inf
 
     def start(self) -> None:
@@ -92,30 +86,20 @@ class StopCriteria:
         if self._max_time is not None:
             self._deadline = time.perf_counter() + self._max_time
 
-    @property
-    def found(self) -> str | None:
-        """The stop string that was found, or None."""
-        return self._stop_strings.found
-
-    @property
-    def held(self) -> str:
-        """The end of the text so far, which may begin a stop string."""
-        return self._stop_strings.held
-
     def push(self, text: str, last: bool) -> tuple[str, str | None]:
         """Add text. Returns the part that is now certain, and the reason if the text ends. ``last`` ends the text."""
-        certain, reason = self._stop_strings.push(text), None
-        if self._stop_strings.stopped:
+        certain, reason = self.strings.push(text), None
+        if self.strings.stopped:
             return certain, "stop"
         if last:
             reason = "length"
         elif self._max_time is not None and time.perf_counter() >= self._deadline:
             reason = "time"
-        return (certain + self._stop_strings.flush() if reason else certain), reason
+        return (certain + self.strings.flush() if reason else certain), reason
 
     def flush(self, text: str) -> str:
         """Add ``text`` as the last text, because the model ended the text. Returns the held-back text and ``text``."""
-        return self._stop_strings.push(text) + self._stop_strings.flush()
+        return self.strings.push(text) + self.strings.flush()
 
 
 SEEDS = 1 << 63
@@ -257,10 +241,10 @@ class Options:
         """
         sampling = {name: options.pop(name) for name in list(options) if name in owners()}
         for name in options:
-            if name not in _own_names():
+            if name not in CHECKS:
                 from difflib import get_close_matches  # slow to import, and only this error needs it
 
-                near = get_close_matches(str(name), [*owners(), *_own_names(), *also], 3, 0.5)
+                near = get_close_matches(str(name), [*owners(), *CHECKS, *also], 3, 0.5)
                 hint = f"did you mean {' or '.join(near)}?" if near else "see docs/sampling.md"
                 hint = OTHER_NAMES.get(str(name), hint)
                 raise InvalidRequest(f"unknown option {brief(name)}: {hint}")
@@ -306,12 +290,7 @@ def check_of(name: str) -> Check | None:
     return CHECKS.get(name) if owner is None else options_of(owner)[name].metadata["check"]
 
 
-def _own_names() -> list[str]:
-    return [*CHECKS]
-
-
 def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:
-    """The steps that have an effect, in order."""
     for name in sampling:
         if name not in owners():
             raise InvalidRequest(f"unknown option {brief(name)}: sampling holds options of steps")
@@ -338,7 +317,6 @@ def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerSt
 
 
 def _ordered(samplers: Any, by_name: Mapping[str, SamplerStep]) -> list[SamplerStep]:
-    """The steps that the list ``samplers`` names, in its order."""
     if isinstance(samplers, (str, bytes)) or not isinstance(samplers, Sequence):
         raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(by_name)}")
     steps: list[SamplerStep] = []

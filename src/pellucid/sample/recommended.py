@@ -25,18 +25,13 @@ JSON_KEYS: Mapping[str, str] = {
         *("repetition_penalty", "no_repeat_ngram_size"),
     )
 }
+_RENAMED = {"temp": "temperature", "penalty_last_n": "repeat_last_n", "penalty_repeat": "repetition_penalty"}
 GGUF_KEYS: Mapping[str, str] = {
-    "general.sampling.temp": "temperature",
-    "general.sampling.top_k": "top_k",
-    "general.sampling.top_p": "top_p",
-    "general.sampling.min_p": "min_p",
-    "general.sampling.xtc_probability": "xtc_probability",
-    "general.sampling.xtc_threshold": "xtc_threshold",
-    "general.sampling.penalty_last_n": "repeat_last_n",
-    "general.sampling.penalty_repeat": "repetition_penalty",
-    "general.sampling.mirostat": "mirostat",
-    "general.sampling.mirostat_tau": "mirostat_tau",
-    "general.sampling.mirostat_eta": "mirostat_eta",
+    f"general.sampling.{name}": _RENAMED.get(name, name)
+    for name in (
+        *("temp", "top_k", "top_p", "min_p", "xtc_probability", "xtc_threshold", "penalty_last_n", "penalty_repeat"),
+        *("mirostat", "mirostat_tau", "mirostat_eta"),
+    )
 }
 """The option of each key, by kind of file."""
 SOURCE_KEYS: Mapping[str, str] = {
@@ -58,10 +53,8 @@ def recommended(checkpoint: Checkpoint, *, sources: bool = False) -> dict[str, A
     """The options that a file recommends, by name. Warns about a value that no step accepts, and leaves it out.
 
     If a file recommends ``top_k`` or ``top_p`` but no ``min_p``, then ``min_p`` is off. With ``sources``, the model is
-    an encoder-decoder: more keys count, and a file that does not recommend sampling recommends greedy decoding.
-
-    Raises:
-        FileFormatError: ``generation_config.json`` is damaged.
+    an encoder-decoder: more keys count, and a file that does not recommend sampling recommends greedy decoding. Raises
+    FileFormatError: ``generation_config.json`` is damaged.
     """
     keys, values, name = GGUF_KEYS, checkpoint.metadata, checkpoint.path.name
     if checkpoint.kind != "gguf":

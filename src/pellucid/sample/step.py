@@ -251,8 +251,7 @@ def option(default: Any, check: Check, help: str, parse: Callable[[str], Any] | 
 def steps() -> Mapping[str, type[SamplerStep]]:
     """All steps by name, in the default order of the chain.
 
-    Raises:
-        TypeError: two files declare steps of the same name.
+    Raises TypeError: two files declare steps of the same name.
     """
     classes = discover_classes("pellucid.sample.steps", SamplerStep, lambda step: (step.name,)).values()
     return {step.name: step for step in sorted(classes, key=lambda step: (step.order, step.name))}
@@ -262,8 +261,7 @@ def steps() -> Mapping[str, type[SamplerStep]]:
 def owners() -> Mapping[str, type[SamplerStep]]:
     """The step that each option belongs to, by option name, in the order of the steps.
 
-    Raises:
-        TypeError: two steps share an option.
+    Raises TypeError: two steps share an option.
     """
     owners: dict[str, type[SamplerStep]] = {}
     for step in steps().values():
@@ -285,8 +283,7 @@ def options_of(declaring: type[Any]) -> dict[str, Any]:
 def token_sequences(context: RequestContext, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
     """The token sequences of an entry. A text has two: its tokens at the beginning of a text, and after a space.
 
-    Raises:
-        InvalidRequest: an id is outside the vocabulary.
+    Raises InvalidRequest: an id is outside the vocabulary.
     """
     if isinstance(entry, str):
         ways = (context.tokenizer.encode(text, add_special=False) for text in (entry, f" {entry}"))
@@ -298,8 +295,7 @@ def token_sequences(context: RequestContext, name: str, entry: int | str | Seque
 def single_token(context: RequestContext, name: str, entry: int | str) -> int:
     """The single token of an entry.
 
-    Raises:
-        InvalidRequest: a text is not exactly one token, or an id is outside the vocabulary.
+    Raises InvalidRequest: a text is not exactly one token, or an id is outside the vocabulary.
     """
     if not isinstance(entry, str):
         return token_sequences(context, name, entry)[0][0]

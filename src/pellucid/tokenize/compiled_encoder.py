@@ -23,12 +23,10 @@ from pellucid.tokenize.compiled.compiled_pipeline import (
     AddedTokenStage,
     CompiledPipeline,
     CompiledStage,
-    NormalizeStage,
-    ReplaceStage,
     SpanIds,
     SplitStage,
 )
-from pellucid.tokenize.compiled.rewrite_table import RewriteTable, form_table, rewrite_tables
+from pellucid.tokenize.compiled.rewrite_table import rewrite_stages
 from pellucid.tokenize.encoding import Columns
 from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.stages.aligned import AlignedText, without_surrogates
@@ -120,7 +118,6 @@ class CompiledEncoder:
         return encode(texts[:half], parse_special) + encode(texts[half:], parse_special)
 
     def lists(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
-        """``encode`` with lists instead of arrays."""
         return [ids.tolist() for ids in self.encode(texts, parse_special)]
 
     @staticmethod
@@ -147,7 +144,6 @@ class CompiledEncoder:
         return run_apart(encoded)
 
     def _normalized(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
-        """The ids of texts that Python normalizes."""
         data, pieces, done = list[bytes](), list[tuple[int, int]](), 0
         for text in texts:
             segments = self._encoder.segments(without_surrogates(text), parse_special)
@@ -280,12 +276,10 @@ def _utf8(text: str) -> bytes:
 
 def _normalize_stages(encoder: Encoder, parse_special: bool) -> list[CompiledStage] | None:
     """The stages before the pre-tokenizer; None if Python must run them."""
-    stages = _rewrite_stages([] if encoder.normalizer is None else [(encoder.normalizer, False)])
-    added = [_added_token_stages(tokens, parse_special) for tokens in (encoder.added, encoder.normalized_added)]
-    if stages is None or None in added:
-        return None
-    before, after = added
-    return [*(before or ()), *stages, *(after or ())]
+    normalizers = [] if encoder.normalizer is None else [(encoder.normalizer, False)]
+    before, after = (_added_token_stages(tokens, parse_special) for tokens in (encoder.added, encoder.normalized_added))
+    stages = rewrite_stages(normalizers)
+    return None if before is None or stages is None or after is None else [*before, *stages, *after]
 
 
 def _added_token_stages(tokens: AddedTokens, parse_special: bool) -> list[CompiledStage] | None:
@@ -298,16 +292,6 @@ def _added_token_stages(tokens: AddedTokens, parse_special: bool) -> list[Compil
         return None
     emitted = [token.id if parse_special or not token.special else -1 for token in listed]
     return [AddedTokenStage([token.text.encode() for token in listed], np.array(emitted, np.int32))]
-
-
-def _rewrite_stages(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledStage] | None:
-    tables = rewrite_tables(stages)
-    if tables is None:
-        return None
-    return [
-        ReplaceStage(table) if isinstance(table, RewriteTable) else NormalizeStage(form_table(table))
-        for table in tables
-    ]
 
 
 def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:
@@ -329,10 +313,10 @@ def _pretokenize_stages(steps: Sequence[Stage], replaced: Normalizer | None) -> 
         if _never_cuts(step, replaced):
             continue
         table = automaton(step.pattern) if isinstance(step, Split) else None
-        rewriting = _rewrite_stages(changes)
+        rewriting = rewrite_stages(changes)
         if table is None or rewriting is None or not isinstance(step, Split):
             return None
         stages += [*rewriting, SplitStage(step.pattern, table, step.behavior, step.invert)]
         changes = []
-    rewriting = _rewrite_stages(changes)
+    rewriting = rewrite_stages(changes)
     return None if rewriting is None else [*stages, *rewriting]

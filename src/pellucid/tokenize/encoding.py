@@ -11,10 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 
-# The tokens of an encoded text, stored as columns.
-#
-# A long text has hundreds of thousands of tokens, and most callers read only a few of them. A ``Token`` is created only
-# when it is read.
+# The tokens of an encoded text, stored as columns. A long text has hundreds of thousands of tokens, and most callers
+# read only a few of them. A ``Token`` is created only when it is read.
 
 
 class Token(NamedTuple):
@@ -97,9 +95,8 @@ class TokenTable(Sequence[Token]):
         return repr(list(self))
 
 
-# An encoded text: ids with offsets and attributes; truncation and padding.
-#
-# The rules follow Hugging Face ``tokenizers``: ``Encoding``, ``utils/truncation.rs`` and ``utils/padding.rs``.
+# An encoded text: ids with offsets and attributes; truncation and padding. The rules follow Hugging Face
+# ``tokenizers``: ``Encoding``, ``utils/truncation.rs`` and ``utils/padding.rs``.
 
 Span = tuple[int, int, int]
 """An id, and the start and end of the characters that it covers in a pre-token; the end is excluded."""

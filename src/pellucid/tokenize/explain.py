@@ -103,7 +103,6 @@ def _pre_token(encoder: Encoder, pre_token: AlignedText, index: int | None) -> P
 
 
 def _stages(encoder: Encoder) -> dict[str, list[str]]:
-    """The names of the parts of each stage."""
     normalizer = encoder.normalizer
     parts = getattr(normalizer, "stages", (normalizer,)) if normalizer is not None else ()
     return {

@@ -9,14 +9,11 @@ from msgspec import Struct
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize.tokenizer import Tokenizer
 
-# The masks of a text, where a masked language model fills in tokens.
-
 
 def masks_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """The positions of the masks among token ids.
 
-    Raises:
-        InvalidRequest: there is no mask, or the tokenizer has no mask token.
+    Raises InvalidRequest: there is no mask, or the tokenizer has no mask token.
     """
     mask = tokenizer.mask_id
     if mask is None:
@@ -28,10 +25,9 @@ def masks_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     return places
 
 
-# Fill in the middle (FIM): prompts from the text before and after a gap, for models trained to fill the gap.
-#
-# Source: Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle". The prompt is prefix,
-# suffix, middle ("PSM"), each after its control token. Codestral has the suffix first and no token for the middle.
+# Fill in the middle (FIM): prompts from the text before and after a gap, for models trained to fill the gap. Source:
+# Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle". The prompt is prefix, suffix,
+# middle ("PSM"), each after its control token. Codestral has the suffix first and no token for the middle.
 
 
 class InfillTokens(Struct, frozen=True):
@@ -80,10 +76,8 @@ def infill_prompt(
 ) -> tuple[list[int], list[int]]:
     """The ids of a prompt for the text between ``before`` and ``after``, and further stop tokens for this text.
 
-    ``files`` are the names and contents of other files of the same repository.
-
-    Raises:
-        InvalidRequest: the vocabulary has no control tokens for infilling.
+    ``files`` are the names and contents of other files of the same repository. Raises InvalidRequest: the vocabulary
+    has no control tokens for infilling.
     """
     known = infill_tokens(tokenizer)
     if known is None:

@@ -34,8 +34,7 @@ _REPOSITORY = re.compile(r"models--.+--(.+)")  # a folder of the hub's cache
 def why_base(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
     """The reason why a model is a base model, for a message; "" for an instruct model.
 
-    Raises:
-        FileFormatError: ``generation_config.json`` is damaged.
+    Raises FileFormatError: ``generation_config.json`` is damaged.
     """
     template = tokenizer.chat_template
     if not template:

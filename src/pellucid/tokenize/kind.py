@@ -48,8 +48,7 @@ KINDS = "pellucid.tokenize.kinds"
 def known_kinds() -> Mapping[str, Kind]:
     """Every kind in ``kinds/``, by name.
 
-    Raises:
-        TypeError: two files declare the same kind, or the same name in a file format.
+    Raises TypeError: two files declare the same kind, or the same name in a file format.
     """
     discover(KINDS, Kind, lambda kind: (*kind.gguf, *kind.gguf_pre, *map(str, kind.sentencepiece), *kind.classes))
     return discover(KINDS, Kind, lambda kind: (kind.name,))

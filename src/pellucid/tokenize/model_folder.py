@@ -64,20 +64,11 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def _reader(path: Path) -> Reader | None:
-    """The reader of a tokenizer file; None for other files."""
     if path.name in ("tokenizer_config.json", "config.json", "special_tokens_map.json", "generation_config.json"):
         return None
     if path.name == "vocab.json":
-        has_merges = (path.parent / "merges.txt").is_file()
-        return (
-            _of_spec(
-                lambda path, sidecar: vocab_files.read_vocab_json(path.parent, sidecar),
-                VOCAB_JSON_MERGES,
-                "GPT2Tokenizer",
-            )
-            if has_merges
-            else None
-        )
+        has_merges = path.with_name("merges.txt").is_file()
+        return _of_spec(vocab_files.read_vocab_json, VOCAB_JSON_MERGES, "GPT2Tokenizer") if has_merges else None
     head = _head(path)
     if vocab_files.is_tekken(head):
         return lambda path, sidecar: from_file(

@@ -15,11 +15,10 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.util.checks import is_whole
 
-# Piece → id of a large vocabulary, without a dictionary until many pieces have been looked up.
-#
-# It takes 120 ms to create 262,144 strings and a dictionary of them, but a short text looks up only a hundred pieces.
-# ``PieceIds`` instead searches for the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces, by bisection.
-# The sorted CRC-32s are stored in the cache of parsed vocabularies (``parsed_cache.py``).
+# Piece → id of a large vocabulary, without a dictionary until many pieces have been looked up. It takes 120 ms to
+# create 262,144 strings and a dictionary of them, but a short text looks up only a hundred pieces. ``PieceIds`` instead
+# searches for the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces, by bisection. The sorted CRC-32s
+# are stored in the cache of parsed vocabularies (``parsed_cache.py``).
 
 # Maximum number of pieces with the same hash. A lookup compares these pieces one by one. More than this number do not
 # occur by chance, so the file was probably made to slow down the lookup: its vocabulary is not cached.
@@ -118,25 +117,8 @@ class PieceIds(Mapping[str, int]):
         return self._all
 
 
-# An on-disk cache of parsed large vocabularies, next to the compiled kernels.
-#
-# In: the bytes of a file, or of the part of the file that is parsed. Out: the arrays parsed from the bytes, if they are
-# cached. The name of an entry is a hash of the bytes and of the parsing code, so entries are never out of date. An
-# entry that is damaged, or that another user may have written (``util/trusted_files.py``), counts as missing. A failed
-# write is only a warning. The cache keeps the MAX_FILES most recently used entries.
-
-# Minimum number of bytes of a cached file. Smaller files are parsed each time.
-
-
-# The vocabulary: the piece and the token type of each id.
-#
-# In: the pieces of a file, one per id, and their types. Out: id → piece, piece → id, and the ids of control tokens. The
-# types and their numbers come from SentencePiece's ``ModelProto.SentencePiece.Type``. GGUF stores them unchanged under
-# ``tokenizer.ggml.token_type``.
-
-
 class TokenType(IntEnum):
-    """The type of a token."""
+    """The type of a token, as in SentencePiece's ``ModelProto.SentencePiece.Type`` and in GGUF files."""
 
     NORMAL = 1
     UNKNOWN = 2

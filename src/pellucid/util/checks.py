@@ -22,9 +22,8 @@ def is_whole(value: Any) -> bool:
 def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
     """``value`` as an int from ``low`` to ``high``.
 
-    Raises:
-        InvalidRequest: ``value`` is not an integer in this range. The message has ``name``, the value, the range and
-            ``hint``.
+    Raises InvalidRequest: ``value`` is not an integer in this range. The message has ``name``, the value, the range and
+    ``hint``.
     """
     if not is_whole(value) or not low <= value <= high:
         raise InvalidRequest(f"{name}={brief(value)}: must be a whole number from {low:,} to {high:,}{_suffix(hint)}")
@@ -134,8 +133,7 @@ def characters(name: str, value: str) -> str:
 def secret_value(name: str, value: str) -> str:
     """``value``, which an HTTP header can carry.
 
-    Raises:
-        InvalidRequest: it cannot. The message does not show the value, because logs keep messages.
+    Raises InvalidRequest: it cannot. The message does not show the value, because logs keep messages.
     """
     if not HEADER.fullmatch(value):
         raise InvalidRequest(

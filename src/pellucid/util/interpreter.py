@@ -73,10 +73,8 @@ def explain_calls(module: str, remedy: str) -> None:
     found.__dict__["remedy"] = remedy
 
 
-# Waits that Ctrl-C interrupts on every system.
-#
-# Python on Windows cannot interrupt a thread that waits for a lock. There a wait ends after ``SLICE`` seconds and
-# begins again, and Ctrl-C raises its exception in between.
+# Waits that Ctrl-C interrupts on every system. Python on Windows cannot interrupt a thread that waits for a lock. There
+# a wait ends after ``SLICE`` seconds and begins again, and Ctrl-C raises its exception in between.
 
 T = TypeVar("T")
 

@@ -28,9 +28,8 @@ NO_HOME = f"no home folder is known: set {VARIABLE} to a folder"
 def home() -> Path:
     """Folder of all files that are kept between runs: ``PELLUCID_HOME``, or the user's cache folder (`user_cache`).
 
-    Raises:
-        InvalidRequest: ``PELLUCID_HOME`` names an unknown user, is not a folder, or is relative to a folder that no
-            longer exists.
+    Raises InvalidRequest: ``PELLUCID_HOME`` names an unknown user, is not a folder, or is relative to a folder that no
+    longer exists.
     """
     chosen = os.environ.get(VARIABLE)
     if not chosen:  # an empty variable counts as unset
@@ -73,8 +72,7 @@ def user_cache() -> Path:
 def make_folder(path: Path) -> None:
     """Create a folder and its missing parents. Other users cannot write to the new folders.
 
-    Raises:
-        OSError: a folder cannot be created.
+    Raises OSError: a folder cannot be created.
     """
     if not path.is_dir():
         if path.parent != path:
@@ -90,10 +88,7 @@ def move(source: str | Path, target: str | Path) -> None:
     """Move a file or folder to ``target`` in one step. A file replaces the file at ``target``.
 
     On Windows a file that is open cannot be moved or replaced, and virus scanners open new files for a moment. So the
-    move is tried for ``MOVE_SECONDS``.
-
-    Raises:
-        OSError: the move is not possible.
+    move is tried for ``MOVE_SECONDS``. Raises OSError: the move is not possible.
     """
     deadline = time.monotonic() + MOVE_SECONDS
     while True:
@@ -110,8 +105,7 @@ def move(source: str | Path, target: str | Path) -> None:
 def file_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
     """Hold a lock between processes: the file ``path``. Calls ``waiting`` once if another process holds it.
 
-    Raises:
-        OSError: the file cannot be created.
+    Raises OSError: the file cannot be created.
     """
     from filelock import FileLock, Timeout
 
@@ -132,10 +126,8 @@ def file_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
 def output_lock(name: str, path: Path) -> Iterator[None]:
     """Hold the output ``path`` of the option ``name`` for a run that writes it bit by bit.
 
-    A device, a pipe and a file in a missing folder need no lock.
-
-    Raises:
-        InvalidRequest: another process holds it, or no lock can be created beside it.
+    A device, a pipe and a file in a missing folder need no lock. Raises InvalidRequest: another process holds it, or no
+    lock can be created beside it.
     """
 
     def refuse() -> None:
@@ -175,8 +167,7 @@ def is_file_name(name: str) -> bool:
 def refuse_same(name: str, path: Path, inputs: Iterable[str | Path]) -> None:
     """Refuse an output that is one of the inputs, also by a symbolic or hard link.
 
-    Raises:
-        InvalidRequest: writing ``path`` would destroy an input.
+    Raises InvalidRequest: writing ``path`` would destroy an input.
     """
     for other in inputs:
         try:
@@ -193,10 +184,7 @@ def refuse_same(name: str, path: Path, inputs: Iterable[str | Path]) -> None:
 def staged(folder: Path, content: bytes) -> Iterator[str]:
     """Path of a new file with ``content`` and an unpredictable name, readable by this user only.
 
-    The file is deleted at the end unless it was moved.
-
-    Raises:
-        OSError: the file cannot be written.
+    The file is deleted at the end unless it was moved. Raises OSError: the file cannot be written.
     """
     from tempfile import mkstemp
 

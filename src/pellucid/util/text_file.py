@@ -33,10 +33,8 @@ class TextInputs(Protocol):
 class TextFile:
     """The texts of the file ``path``, in order: a line each (.txt), or the ``field`` of each record ("text" if None).
 
-    Each .txt and .md file below a folder is one text, in the order of their paths.
-
-    Raises:
-        InvalidRequest: the kind of file is unknown, a .txt file has no fields, or pyarrow is missing.
+    Each .txt and .md file below a folder is one text, in the order of their paths. Raises InvalidRequest: the kind of
+    file is unknown, a .txt file has no fields, or pyarrow is missing.
     """
 
     def __init__(self, path: Path, field: str | None = None) -> None:
@@ -54,8 +52,7 @@ class TextFile:
     def texts(self, start: int = 0) -> Iterator[tuple[str, str]]:
         """Yield the place of each text, such as "notes.txt, line 3", and the text, after the first ``start`` texts.
 
-        Raises:
-            InvalidRequest: the file cannot be read, is not UTF-8, or a record has no text.
+        Raises InvalidRequest: the file cannot be read, is not UTF-8, or a record has no text.
         """
         name = shown(self.path.name)
         try:
@@ -72,8 +69,7 @@ class TextFile:
     ) -> Iterator[list[list[int]]]:
         """Yield the token ids of the texts after the first ``start``, in lists of at least ``piece`` tokens together.
 
-        Raises:
-            InvalidRequest: as ``texts`` and ``Inputs.sentences``; the message has the place of the text.
+        Raises InvalidRequest as ``texts`` and ``Inputs.sentences``; the message has the place of the text.
         """
         ids, tokens = list[list[int]](), 0
         for place, text in self.texts(start):
@@ -91,8 +87,7 @@ class TextFile:
     def count(self) -> int:
         """The number of texts. Reads and checks the whole file.
 
-        Raises:
-            InvalidRequest: as ``texts``, or there are no texts.
+        Raises InvalidRequest as ``texts``, or there are no texts.
         """
         count = sum(1 for _ in self.texts())
         if not count:
@@ -109,11 +104,7 @@ class TextFile:
 
 
 class TextList:
-    """The texts of a list, in order.
-
-    Raises:
-        InvalidRequest: ``texts`` is not a list of at least one text.
-    """
+    """The texts of a list, in order. Raises InvalidRequest: ``texts`` is not a list of at least one text."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = list(items("corpus", texts, "texts, or a path"))
@@ -179,10 +170,6 @@ def _folder(path: Path, field: str) -> Records:
             raise _not_utf8(path, shown(name)) from None
 
 
-def _txt(path: Path, field: str) -> Records:
-    return _lines(path)
-
-
 def _jsonl(path: Path, field: str) -> Records:
     blank = ""
     for place, line in _lines(path):
@@ -244,7 +231,7 @@ def _parquet(path: Path, field: str) -> Records:
 FOLDER = "folder"
 READERS: dict[str, Callable[[Path, str], Records]] = {
     FOLDER: _folder,
-    ".txt": _txt,
+    ".txt": lambda path, _: _lines(path),
     ".jsonl": _jsonl,
     ".csv": _csv,
     ".parquet": _parquet,
@@ -253,11 +240,7 @@ READERS: dict[str, Callable[[Path, str], Records]] = {
 
 
 def parquet(path: Path) -> Any:
-    """The module ``pyarrow.parquet``.
-
-    Raises:
-        InvalidRequest: pyarrow is not installed.
-    """
+    """The module ``pyarrow.parquet``. Raises InvalidRequest: pyarrow is not installed."""
     try:
         return importlib.import_module("pyarrow.parquet")
     except ImportError:

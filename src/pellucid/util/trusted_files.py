@@ -122,8 +122,7 @@ class Untrusted(PermissionError):
 class _FolderOfRoot:
     """A folder below a root, with the root's key.
 
-    Raises:
-        OSError: the folder or the key cannot be read, or others can write to them.
+    Raises OSError: the folder or the key cannot be read, or others can write to them.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -170,9 +169,8 @@ class _FolderOfRoot:
 def _trusted_path(folder: Path) -> str | None:
     """Path of a folder with its links resolved; None if the folder does not exist yet.
 
-    Raises:
-        Untrusted: another user can change the folder's contents.
-        OSError: the path cannot be inspected, or is not a folder.
+    Raises Untrusted: another user can change the folder's contents. Raises OSError: the path cannot be inspected, or is
+    not a folder.
     """
     real = os.path.realpath(folder)
     try:

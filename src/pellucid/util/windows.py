@@ -11,9 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-# Calls of the Windows API, through ctypes. They fail with an OSError on other systems.
-#
-# Structures are read with the layout of 64-bit Windows. Source: winnt.h, sysinfoapi.h and psapi.h of the Windows SDK.
+# Calls of the Windows API, through ctypes. They fail with an OSError on other systems. Structures are read with the
+# layout of 64-bit Windows. Source: winnt.h, sysinfoapi.h and psapi.h of the Windows SDK.
 
 CORE, NODE = 0, 1  # LOGICAL_PROCESSOR_RELATIONSHIP: RelationProcessorCore, RelationNumaNode
 _RELATION = struct.Struct("<II")  # Relationship, Size
@@ -172,10 +171,8 @@ def prevent_throttling() -> None:
 class JobObject:
     """A job object with one process, given by its id. The system ends the process when the job is closed.
 
-    It also does so when this process ends. Source: "Job Objects" in Microsoft's documentation.
-
-    Raises:
-        OSError: the process has ended, or the system refuses.
+    It also does so when this process ends. Source: "Job Objects" in Microsoft's documentation. Raises OSError: the
+    process has ended, or the system refuses.
     """
 
     def __init__(self, process: int) -> None:
@@ -258,11 +255,9 @@ def job_cpu_share() -> float | None:
     return None
 
 
-# Owners and access control lists of files on Windows: who else can change a file.
-#
-# Windows prints the owner and the access control list of a file in the security descriptor definition language (SDDL):
-# "O:BAD:(A;;FA;;;SY)(A;;FR;;;WD)", for example. Source: Microsoft's documentation, "Security Descriptor String Format"
-# and "ACE Strings".
+# Owners and access control lists of files on Windows: who else can change a file. Windows prints the owner and the
+# access control list of a file in the security descriptor definition language (SDDL): "O:BAD:(A;;FA;;;SY)(A;;FR;;;WD)",
+# for example. Source: Microsoft's documentation, "Security Descriptor String Format" and "ACE Strings".
 
 # Rights to files and folders: names in SDDL, and bits (winnt.h).
 _RIGHTS = {

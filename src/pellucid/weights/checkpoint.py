@@ -105,8 +105,7 @@ class ModelFile:
 
     Attributes: ``path``; ``size`` in bytes.
 
-    Raises:
-        FileFormatError: the path is missing, empty, unreadable or not a regular file.
+    Raises FileFormatError: the path is missing, empty, unreadable or not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -192,16 +191,9 @@ class FileCheckpoint:
         tensors: Mapping[str, Tensor],
         files: Mapping[Path, ModelFile],
     ) -> None:
-        self.kind, self.path, self.metadata, self.tensors = kind, path, metadata, tensors
-        self._files = files
-
-    @property
-    def paths(self) -> set[Path]:
-        """The paths of the files."""
-        return set(self._files)
+        self.kind, self.path, self.metadata, self.tensors, self.files = kind, path, metadata, tensors, files
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """A tensor's bytes, (nbytes,) uint8, read-only. Raises like `read`, and `FileFormatError` for unknown names."""
         import numpy as np
 
         tensor = self.tensors.get(name)
@@ -213,26 +205,19 @@ class FileCheckpoint:
         return data
 
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out``, (n,) uint8, with a tensor's bytes from ``start`` on.
-
-        Raises:
-            FileFormatError: the file was shortened, or cannot be read.
-        """
         tensor = self.tensors[name]
         if len(out):
-            self._files[tensor.path].read_into(tensor.offset + start, out.data)
+            self.files[tensor.path].read_into(tensor.offset + start, out.data)
 
     def file_facts(self) -> list[tuple[str, int, int, int]]:
-        """The path, size, time of the last change (ns) and inode of each open file, in order of the paths."""
-        return sorted(file.facts for file in self._files.values())
+        return sorted(file.facts for file in self.files.values())
 
     def check_unchanged(self) -> None:
-        """Raise `FileFormatError` if a file was modified since it was opened."""
-        for file in self._files.values():
+        for file in self.files.values():
             file.check_unchanged()
 
     def close(self) -> None:
-        for file in self._files.values():
+        for file in self.files.values():
             file.close()
 
     def __enter__(self) -> FileCheckpoint:

@@ -30,19 +30,8 @@ from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
+from pellucid.weights import gguf_values as stored
 from pellucid.weights.checkpoint import FileCheckpoint, ModelFile, Tensor
-from pellucid.weights.gguf_values import (
-    ARRAY,
-    BOOL,
-    NUMBER_TYPES,
-    REMOVED_TENSOR_TYPES,
-    STRING,
-    TENSOR_TYPES,
-    WINDOW,
-    Numbers,
-    StringArray,
-    string_ends,
-)
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -66,16 +55,10 @@ _MIN_TENSOR = 8 + 1 + 4 + 4 + 8  # bytes of the shortest tensor record
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-class GGUFCheckpoint(FileCheckpoint):
-    """A `Checkpoint` of kind "gguf".
-
-    In ``metadata``, arrays of numbers are NumPy arrays; arrays of strings are lists, or a ``StringArray`` if long.
-    """
-
-
-def open_gguf(path: str | Path) -> GGUFCheckpoint:
+def open_gguf(path: str | Path) -> FileCheckpoint:
     """Open a GGUF file, or all files of a split model.
 
+    In ``metadata``, arrays of numbers are NumPy arrays; arrays of strings are lists, or a ``StringArray`` if long.
     Raises `FileFormatError`, with the field and its byte offset, if the file is invalid.
     """
     path = Path(path)
@@ -95,7 +78,7 @@ def open_gguf(path: str | Path) -> GGUFCheckpoint:
         for file in files.values():
             file.close()
         raise
-    return GGUFCheckpoint("gguf", parts[0].path, parts[0].metadata, tensors, files)
+    return FileCheckpoint("gguf", parts[0].path, parts[0].metadata, tensors, files)
 
 
 def split_path(path: Path, stem: str, number: int, count: int) -> Path:
@@ -104,8 +87,6 @@ def split_path(path: Path, stem: str, number: int, count: int) -> Path:
 
 
 class _Part(Struct, frozen=True):
-    """The contents of one file: its key/value table and its tensors."""
-
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -180,11 +161,11 @@ class _Cursor:
 
     def value(self, code: int, field: str, depth: int = 0) -> Any:
         """One metadata value of type ``code``: int, float, bool, str, NumPy array or list."""
-        if code == STRING:
+        if code == stored.STRING:
             return self.string(field)
-        if code == ARRAY:
+        if code == stored.ARRAY:
             return self.array(field, depth)
-        dtype = NUMBER_TYPES.get(code)
+        dtype = stored.NUMBER_TYPES.get(code)
         if dtype is None:
             self.fail(field, _unknown_type(code), self.position - 4)
         return self.numbers(field, code, np.dtype(dtype), 1).item()
@@ -194,17 +175,17 @@ class _Cursor:
         if depth >= MAX_DEPTH:
             self.fail(field, f"arrays are nested deeper than {MAX_DEPTH}")
         code, count = self.u32(field), self.u64(field)
-        dtype = NUMBER_TYPES.get(code)
+        dtype = stored.NUMBER_TYPES.get(code)
         if dtype is not None:
             return self.numbers(field, code, np.dtype(dtype), count)
-        if code not in (STRING, ARRAY):
+        if code not in (stored.STRING, stored.ARRAY):
             self.fail(field, _unknown_type(code), self.position - 12)
-        self.need(count, 8 if code == STRING else 12, field)
-        self.entries -= count if code == STRING else count * _INNER_ARRAY
+        self.need(count, 8 if code == stored.STRING else 12, field)
+        self.entries -= count if code == stored.STRING else count * _INNER_ARRAY
         if self.entries < 0:
             problem = f"{count:,} entries bring the file's arrays above the limit of {MAX_ENTRIES:,}"
             self.fail(field, problem, self.position - 8)
-        if code == STRING:
+        if code == stored.STRING:
             return self.strings(field, count)
         return [self.array(f"{field}[{i}]", depth + 1) for i in range(count)]
 
@@ -213,19 +194,19 @@ class _Cursor:
         start, self.position = self.position, self.position + count * dtype.itemsize
         # The slice is a copy, because the file does not align arrays.
         values = np.frombuffer(self.bytes_from(start), dtype)
-        if code != BOOL:
+        if code != stored.BOOL:
             return values.astype(dtype.newbyteorder("="), copy=False)
         if count and values.max() > 1:
             self.fail(field, "a bool must be 0 or 1", start + int(values.argmax()))
         return values.view(np.bool_)
 
-    def strings(self, field: str, count: int) -> StringArray | list[str]:
+    def strings(self, field: str, count: int) -> stored.StringArray | list[str]:
         if count < MAX_ONE_BY_ONE:
             return self._one_by_one(count, field, 0)[0]
-        begin, parts, read = self.position, list[Numbers](), 0
+        begin, parts, read = self.position, list[stored.Numbers](), 0
         while read < count:
-            self.load(min(self.position + WINDOW, self.limit))
-            ends = string_ends(self.data, self.position, count - read)
+            self.load(min(self.position + stored.WINDOW, self.limit))
+            ends = stored.string_ends(self.data, self.position, count - read)
             if len(ends):
                 parts.append(ends + (self.position - begin))
                 self.position += int(ends[-1])
@@ -235,7 +216,7 @@ class _Cursor:
             count_alone = min(1 if len(ends) >= MAX_ONE_BY_ONE else MAX_ONE_BY_ONE, count - read)
             parts.append(np.array(self._one_by_one(count_alone, field, read)[1], np.int64) - begin)
             read += count_alone
-        return StringArray(self.bytes_from(begin), np.concatenate(parts))
+        return stored.StringArray(self.bytes_from(begin), np.concatenate(parts))
 
     def _one_by_one(self, count: int, field: str, first: int) -> tuple[list[str], list[int]]:
         """``count`` strings from the index ``first`` on, and the end of each string in the file."""
@@ -263,7 +244,7 @@ class _Cursor:
 
 
 def _unknown_type(code: int) -> str:
-    return f"value type {code} is unknown; known are 0 to {max(NUMBER_TYPES)}"
+    return f"value type {code} is unknown; known are 0 to {max(stored.NUMBER_TYPES)}"
 
 
 def _header(cursor: _Cursor) -> tuple[int, int]:
@@ -351,9 +332,9 @@ def _tensor(cursor: _Cursor, index: int, alignment: int) -> Tensor:
     if 0 in dims:
         cursor.fail(f"{field} dims", f"{dims} has a zero", start)
     code = cursor.u32(f"{field} type")
-    block = TENSOR_TYPES.get(code)
+    block = stored.TENSOR_TYPES.get(code)
     if block is None:
-        old = REMOVED_TENSOR_TYPES.get(code)
+        old = stored.REMOVED_TENSOR_TYPES.get(code)
         problem = f"is {old}, which GGUF has dropped; convert the model again" if old else "is unknown"
         cursor.fail(f"{field} type", f"{code} {problem}", cursor.position - 4)
     count = math.prod(dims)  # a Python integer cannot overflow, but later code may use 64 bits

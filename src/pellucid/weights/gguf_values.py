@@ -8,11 +8,10 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-# The numbers of the GGUF specification: tensor types with their block sizes, and metadata value types.
-#
-# Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``enum ggml_type`` of ggml.h. All types are
-# listed, including types without a file in ``weights/quant/formats``, so that the reader can check the size of any
-# tensor and name its format in errors.
+# The numbers of the GGUF specification: tensor types with their block sizes, and metadata value types. Source:
+# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``enum ggml_type`` of ggml.h. All types are listed,
+# including types without a file in ``weights/quant/formats``, so that the reader can check the size of any tensor and
+# name its format in errors.
 
 
 class BlockType(NamedTuple):
@@ -63,32 +62,16 @@ TENSOR_TYPES: dict[int, BlockType] = {
 
 # Types that ggml has dropped, by their former numbers. Their block sizes are no longer defined.
 REMOVED_TENSOR_TYPES: dict[int, str] = {
-    4: "Q4_2",
-    5: "Q4_3",
-    31: "Q4_0_4_4",
-    32: "Q4_0_4_8",
-    33: "Q4_0_8_8",
-    36: "IQ4_NL_4_4",
-    37: "IQ4_NL_4_8",
-    38: "IQ4_NL_8_8",
-}
+    4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
+}  # fmt: skip
 
 BOOL, STRING, ARRAY = 7, 8, 9
 
 # Value type → NumPy dtype of the number as stored. Bool is one byte that must be 0 or 1.
 NUMBER_TYPES: dict[int, str] = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    BOOL: "<u1",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "<u1", 10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
 
 
 # The string arrays of GGUF files: located many strings at a time, decoded on demand.

@@ -14,8 +14,6 @@ from pellucid.errors.messages import brief, reason
 from pellucid.util.paths import is_file_name
 from pellucid.weights.checkpoint import ModelFile
 
-# Reads the JSON files of a model. The files are not trusted, so their size, number of values and names are checked.
-
 MAX_JSON = 100_000_000  # bytes of a document; the specification of safetensors has this limit for headers
 MAX_VALUES = 1 << 23  # values in a document; the entry of a tensor in a safetensors header has about 8
 
@@ -101,8 +99,7 @@ class Module(Struct, frozen=True):
 def read_modules(folder: Path) -> list[Module] | None:
     """The modules in order; None if the folder has no ``modules.json``.
 
-    Raises:
-        FileFormatError: the file is damaged, or a module's folder is outside the model's folder.
+    Raises FileFormatError: the file is damaged, or a module's folder is outside the model's folder.
     """
     file = folder / MODULES
     if not file.is_file():
@@ -127,9 +124,8 @@ def read_modules(folder: Path) -> list[Module] | None:
 def check_body(folder: Path) -> None:
     """Check that the model is in the folder itself, if the folder has ``modules.json``.
 
-    Raises:
-        UnsupportedModel: the first module is no transformer, or it is in another folder.
-        FileFormatError: as ``read_modules``.
+    Raises UnsupportedModel: the first module is no transformer, or it is in another folder. Raises FileFormatError: as
+    ``read_modules``.
     """
     modules = read_modules(folder)
     if not modules:

@@ -29,9 +29,7 @@ def model_hash(checkpoint: Checkpoint, progress: DownloadProgress) -> str:
     """The SHA-256 (hexadecimal) of a model's files. The name of a GGUF file has no effect.
 
     A pulled model has hashes of its files in its manifest; other files are read. ``progress`` observes the reading.
-
-    Raises:
-        FileFormatError: a file cannot be read.
+    Raises FileFormatError: a file cannot be read.
     """
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     paths = {tensor.path for tensor in checkpoint.tensors.values()}
@@ -52,10 +50,8 @@ def model_hash(checkpoint: Checkpoint, progress: DownloadProgress) -> str:
     return digest.hexdigest()
 
 
-# The hash of a model's weights: of the contents of its tensors, not of its file.
-#
-# The hash of a large file takes seconds, so it is kept under the file's path, size and times, and is computed again if
-# the file changes.
+# The hash of a model's weights: of the contents of its tensors, not of its file. The hash of a large file takes
+# seconds, so it is kept under the file's path, size and times, and is computed again if the file changes.
 
 FOLDER, MAX_FILES = "weight-hashes", 256
 PIECE = 4 << 20  # bytes that are read at a time
@@ -68,10 +64,8 @@ FRESH = 2.0
 def tensor_hash(checkpoint: Checkpoint, progress: DownloadProgress | None = None) -> str:
     """SHA-256 (hexadecimal) of all tensors: of the name, format, shape and bytes of each, in order of the names.
 
-    ``progress`` observes the reading.
-
-    Raises:
-        FileFormatError: a file cannot be read, or was changed after it was opened.
+    ``progress`` observes the reading. Raises FileFormatError: a file cannot be read, or was changed after it was
+    opened.
     """
     facts = checkpoint.file_facts()
     checkpoint.check_unchanged()

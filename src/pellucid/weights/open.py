@@ -9,18 +9,10 @@ from pathlib import Path
 
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import reason, shown
+from pellucid.weights import refusals
 from pellucid.weights.checkpoint import Checkpoint, ModelFile
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
 from pellucid.weights.json_files import check_body
-from pellucid.weights.refusals import (
-    MERGE,
-    adapter_alone,
-    adapter_in,
-    kind_of_gguf,
-    pickles_in,
-    refuse_companion,
-    to_safetensors,
-)
 
 TOKENIZER = re.compile(r"(tokenizer|tekken|vocab)\.json|vocab\.txt|.*\.(model|tiktoken)")
 """Names of files that a tokenizer can be read from."""
@@ -55,7 +47,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return with_joined_blocks(open_safetensors(path))
     if head[:2] == b"PK" or head[:1] == b"\x80":
         problem = "is a PyTorch (pickle) or zip file; convert it to safetensors or GGUF: "
-        problem += to_safetensors(path.parent.name)
+        problem += refusals.to_safetensors(path.parent.name)
         raise FileFormatError(path, "file", problem)
     raise FileFormatError(path, "file", f"begins with {head[:4]!r}: neither GGUF nor safetensors", 0)
 
@@ -71,7 +63,7 @@ def check_model(path: Path, *, tokenizer: bool = False) -> None:
         return
     checkpoint = open_checkpoint(path)
     try:
-        refuse_companion(checkpoint)
+        refusals.refuse_companion(checkpoint)
     finally:
         checkpoint.close()
 
@@ -93,11 +85,11 @@ def _open_folder(folder: Path) -> Checkpoint:
     check_body(folder)
     if others or os.path.isfile(folder / INDEX_NAME):
         return _open_safetensors_folder(folder, others)
-    if adapter_in(folder):
-        raise adapter_alone(folder)
-    if pickles := pickles_in(folder):
+    if refusals.adapter_in(folder):
+        raise refusals.adapter_alone(folder)
+    if pickles := refusals.pickles_in(folder):
         problem = f"holds PyTorch (pickle) weights ({shown(pickles[0])}), which are not read: convert them to "
-        problem += f"safetensors: {to_safetensors(folder.name)}"
+        problem += f"safetensors: {refusals.to_safetensors(folder.name)}"
         raise FileFormatError(folder, "folder", problem)
     problem = "holds no model: expected one .gguf file, or .safetensors files with a config.json"
     raise FileFormatError(folder, "folder", problem)
@@ -124,22 +116,22 @@ def _kind(path: Path) -> str:
     except FileFormatError:
         return ""
     checkpoint.close()
-    return kind_of_gguf(checkpoint.metadata)
+    return refusals.kind_of_gguf(checkpoint.metadata)
 
 
 def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
     """Open the model of a folder of safetensors. Warns about files that are not part of the model."""
     from pellucid.weights.safetensors import open_safetensors, with_joined_blocks
 
-    if adapter := adapter_in(folder):
+    if adapter := refusals.adapter_in(folder):
         raise FileFormatError(
             folder,
             "folder",
-            f"holds an adapter beside the model ({adapter}), which is not applied: {MERGE}, or open the weights file "
-            "itself, which runs the model without the adapter",
+            f"holds an adapter beside the model ({adapter}), which is not applied: {refusals.MERGE}, or open the "
+            "weights file itself, which runs the model without the adapter",
         )
     opened = open_safetensors(folder)
-    unread = sorted(shown(path.name) for path in files if path not in opened.paths)
+    unread = sorted(shown(path.name) for path in files if path not in opened.files)
     if unread:
         more = f" and {len(unread) - 4} more" if unread[4:] else ""
         warnings.warn(f"{folder.name}: ignored files in the same folder: {', '.join(unread[:4])}{more}", stacklevel=4)

@@ -55,8 +55,7 @@ class Matrix(Struct, frozen=True):
 def stored_as(tensor: Tensor) -> tuple[Format, tuple[int, int, int]]:
     """A tensor's format and the shape of its bytes, (rows, blocks, block_bytes); a vector is one row.
 
-    Raises:
-        UnsupportedModel: the format is not implemented.
+    Raises UnsupportedModel: the format is not implemented.
     """
     form = lookup(tensor.format, f"tensor {tensor.name}")
     rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
@@ -152,10 +151,7 @@ def prepare(
 
     ``read(start, out)`` fills ``out``, (n,) uint8, with the stored bytes from ``start`` on. It is called from several
     threads. The packed matrix is written to ``memory``, which must have exactly the size of the matrix. If ``memory``
-    is None, new memory is allocated.
-
-    Raises:
-        UnsupportedModel: the number of columns does not fit the packed layout.
+    is None, new memory is allocated. Raises UnsupportedModel: the number of columns does not fit the packed layout.
     """
     packed, (rows, blocks, block_bytes) = form.packed, shape
     padded = padded_blocks(packed, blocks)

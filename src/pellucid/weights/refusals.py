@@ -17,8 +17,6 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MXFP4 = "mxfp4"
 """The quantization of safetensors that is read (``safetensors.py``)."""
 
-# Detects files that have the format of a model but are not models, such as adapters. The errors give advice.
-
 MERGE = "merge it into its model (peft: merge_and_unload)"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # A parametrization of torch keeps adapters beside the complete matrix (Jina Embeddings v3).
@@ -48,8 +46,7 @@ def kind_of_gguf(metadata: Mapping[str, Any]) -> str:
 def refuse_companion(checkpoint: Checkpoint) -> None:
     """Refuse a file that is not a model.
 
-    Raises:
-        FileFormatError: the file is not a model. The message has the kind of the file and a remedy.
+    Raises FileFormatError: the file is not a model. The message has the kind of the file and a remedy.
     """
     if checkpoint.kind == "gguf":
         if kind := kind_of_gguf(checkpoint.metadata):
@@ -87,33 +84,18 @@ def to_safetensors(folder: str) -> str:
     )
 
 
-# Names the quantization of safetensors that are not read. The errors give advice.
-#
-# A folder states its quantization in ``config.json``, in a file beside it, or only by the names of its tensors. A file
-# counts only if tensors are packed: a folder of plain weights may keep the file of an older export.
+# Names the quantization of safetensors that are not read. The errors give advice. A folder states its quantization in
+# ``config.json``, in a file beside it, or only by the names of its tensors. A file counts only if tensors are packed: a
+# folder of plain weights may keep the file of an older export.
 
 KEYS = ("quantization_config", "compression_config", "quantization")
 METHODS: Mapping[str, str] = {
-    "gptq": "GPTQ",
-    "awq": "AWQ",
-    "auto-round": "AutoRound",
-    "intel/auto-round": "AutoRound",
-    "bitsandbytes": "bitsandbytes",
-    "bitsandbytes_4bit": "bitsandbytes",
-    "bitsandbytes_8bit": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors",
-    "fp8": "FP8",
-    "fbgemm_fp8": "FP8",
-    "exl2": "EXL2",
-    "exl3": "EXL3",
-    "hqq": "HQQ",
-    "mlx": "MLX",
-    "modelopt": "ModelOpt",
-    "bitnet": "BitNet",
-    "torchao": "torchao",
-    "quanto": "Quanto",
+    "gptq": "GPTQ", "awq": "AWQ", "auto-round": "AutoRound", "intel/auto-round": "AutoRound",
+    "bitsandbytes": "bitsandbytes", "bitsandbytes_4bit": "bitsandbytes", "bitsandbytes_8bit": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors", "fp8": "FP8", "fbgemm_fp8": "FP8", "exl2": "EXL2", "exl3": "EXL3",
+    "hqq": "HQQ", "mlx": "MLX", "modelopt": "ModelOpt", "bitnet": "BitNet", "torchao": "torchao", "quanto": "Quanto",
     "aqlm": "AQLM",
-}
+}  # fmt: skip
 """Values of ``quant_method`` → the name of the method."""
 FILES: Mapping[str, str] = {
     "quantize_config.json": "GPTQ",
@@ -139,8 +121,7 @@ TENSORS: Mapping[str, str] = {
 def refuse_quantized(checkpoint: Checkpoint) -> None:
     """Refuse safetensors with quantized weights, except MXFP4, which is read.
 
-    Raises:
-        UnsupportedModel: the weights are quantized. The message names the method and the place that states it.
+    Raises UnsupportedModel: the weights are quantized. The message names the method and the place that states it.
     """
     found = None if checkpoint.kind == "gguf" else _stated(checkpoint) or _packed(checkpoint)
     if found:

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
 from pellucid.util.paths import is_file_name
-from pellucid.weights.checkpoint import Checkpoint, FileCheckpoint, ModelFile, Tensor
+from pellucid.weights.checkpoint import FileCheckpoint, ModelFile, Tensor
 from pellucid.weights.json_files import MAX_JSON, parse_json, read_json, read_modules
 from pellucid.weights.refusals import ADAPTER_FILES, MXFP4
 
@@ -39,39 +39,20 @@ SINGLE_NAME = "model.safetensors"
 MAX_TENSORS = 1 << 20
 MAX_RANK = 32  # NumPy allows 64; no model has more than 5
 
-# dtype → bits of one value. Names that GGUF also has are spelled the same.
 DTYPE_BITS: dict[str, int] = {
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "I64": 64,
-    "U64": 64,
-    "F64": 64,
-    "C64": 64,
-}
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+"""dtype → bits of one value. Names that GGUF also has are spelled the same."""
 
 
-class SafetensorsCheckpoint(FileCheckpoint):
-    """A `Checkpoint` of kind "safetensors". ``path`` is the folder, ``metadata`` its config.json."""
-
-
-def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
+def open_safetensors(path: str | Path) -> FileCheckpoint:
     """Open a .safetensors file, its index, or the folder that contains them with ``config.json``.
 
-    Raises `FileFormatError`, with the field and its byte offset if known, if a file is invalid.
+    ``path`` of the checkpoint is the folder, ``metadata`` its config.json. Raises `FileFormatError`, with the field and
+    its byte offset if known, if a file is invalid.
     """
     path = Path(path)
     # Unlike Path's tests, os.path's tests never raise: they return False for a folder without permission.
@@ -94,7 +75,7 @@ def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
         for file in files.values():
             file.close()
         raise
-    return SafetensorsCheckpoint("safetensors", folder, metadata, tensors, files)
+    return FileCheckpoint("safetensors", folder, metadata, tensors, files)
 
 
 def _weights_of(folder: Path) -> Path:
@@ -123,8 +104,7 @@ def _single(path: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
 def read_table(path: Path, file: ModelFile) -> tuple[dict[str, Tensor], Any]:
     """The tensors of one open file, and the value of ``__metadata__`` in its header (None: missing).
 
-    Raises:
-        FileFormatError: the file is damaged.
+    Raises FileFormatError: the file is damaged.
     """
     if file.size < 8:
         raise FileFormatError(path, "header length", f"needs 8 bytes but the file has {file.size}", 0)
@@ -149,7 +129,7 @@ def header_of(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mappin
 
     ``tensors`` maps the name of each tensor to its dtype and shape.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in tensors.items():
         span = [offset, offset + math.prod(shape) * DTYPE_BITS[dtype] // 8]
@@ -232,8 +212,7 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
 def _of_modules(folder: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
     """The tensors of sentence-transformers' modules, named FOLDER/TENSOR.
 
-    Raises:
-        FileFormatError: a module has pickled weights only, or a file is damaged.
+    Raises FileFormatError: a module has pickled weights only, or a file is damaged.
     """
     tensors: dict[str, Tensor] = {}
     for module in read_modules(folder) or ():
@@ -268,11 +247,10 @@ BLOCKS, SCALES = "_blocks", "_scales"
 VALUES, PACKED = 32, 16  # values of a block, and their bytes
 
 
-def with_joined_blocks(checkpoint: Checkpoint) -> Checkpoint:
+def with_joined_blocks(checkpoint: FileCheckpoint) -> FileCheckpoint:
     """Return the checkpoint, or a `MXFP4Checkpoint` over it if its ``config.json`` declares MXFP4 weights.
 
-    Raises:
-        FileFormatError: the shapes or types of blocks and scales do not match. The checkpoint is closed.
+    Raises FileFormatError: the shapes or types of blocks and scales do not match. The checkpoint is closed.
     """
     stated = checkpoint.metadata.get("quantization_config")
     if not isinstance(stated, Mapping) or stated.get("quant_method") != MXFP4:
@@ -284,38 +262,23 @@ def with_joined_blocks(checkpoint: Checkpoint) -> Checkpoint:
         raise
 
 
-class MXFP4Checkpoint:
+class MXFP4Checkpoint(FileCheckpoint):
     """A `Checkpoint` over another checkpoint that presents each pair of blocks and scales as one tensor."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.kind: str = checkpoint.kind
-        self.path: Path = checkpoint.path
-        self.metadata: Mapping[str, Any] = checkpoint.metadata
-        self._stored = checkpoint
+    def __init__(self, stored: FileCheckpoint) -> None:
+        self._stored = stored
         self._scales: dict[str, str] = {}  # name of blocks → name of their scales
-        tensors = dict(checkpoint.tensors)
-        for name, blocks in checkpoint.tensors.items():
+        tensors = dict(stored.tensors)
+        for name, blocks in stored.tensors.items():
             other = name.removesuffix(BLOCKS) + SCALES
-            if name.endswith(BLOCKS) and other in checkpoint.tensors:
+            if name.endswith(BLOCKS) and other in stored.tensors:
                 tensors[name] = _pair(blocks, tensors.pop(other))
                 self._scales[name] = other
-        self.tensors: Mapping[str, Tensor] = tensors
-
-    def data(self, name: str) -> NDArray[np.uint8]:
-        """As in ``Checkpoint``."""
-        import numpy as np
-
-        if name not in self._scales:
-            return self._stored.data(name)
-        data = np.empty(self.tensors[name].nbytes, np.uint8)
-        self.read(name, 0, data)
-        data.flags.writeable = False
-        return data
+        super().__init__(stored.kind, stored.path, stored.metadata, tensors, stored.files)
 
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
-        """As in ``Checkpoint``."""
         if name not in self._scales:
-            self._stored.read(name, start, out)
+            super().read(name, start, out)
             return
         import numpy as np
 
@@ -333,18 +296,6 @@ class MXFP4Checkpoint:
         blocks[:, 2::2] = high[:, 0] | high[:, 1] << 4
         skipped = start - first * size
         out[:] = blocks.reshape(-1)[skipped : skipped + len(out)]
-
-    def file_facts(self) -> list[tuple[str, int, int, int]]:
-        """As in ``Checkpoint``."""
-        return self._stored.file_facts()
-
-    def check_unchanged(self) -> None:
-        """As in ``Checkpoint``."""
-        self._stored.check_unchanged()
-
-    def close(self) -> None:
-        """As in ``Checkpoint``."""
-        self._stored.close()
 
 
 def _pair(blocks: Tensor, scales: Tensor) -> Tensor:

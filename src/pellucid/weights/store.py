@@ -269,7 +269,6 @@ def _pull_into(
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files of a model except the manifest."""
     return sorted(path for path in folder.rglob("*") if os.path.isfile(path) and path.name != MANIFEST)
 
 

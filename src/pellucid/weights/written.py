@@ -6,7 +6,6 @@ https://github.com/huggingface/safetensors#format.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid.weights.gguf_values import ARRAY, BOOL, NUMBER_TYPES, STRING, TENSOR_TYPES
 from pellucid.weights.quant.format import Format, lookup
+from pellucid.weights.safetensors import header_of
 
 ALIGNMENT = 32
 SAFETENSORS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -47,7 +47,9 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Wr
     """Write a GGUF file of version 3."""
     codes = {kind.name: code for code, kind in TENSOR_TYPES.items()}
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
-    head += b"".join(_string(key) + _typed(value) for key, value in metadata.items())
+    for key, value in metadata.items():
+        code, raw = _value(value)
+        head += _string(key) + struct.pack("<I", code) + raw
     offset = 0
     for name, tensor in tensors.items():
         dims = tensor.shape[::-1]
@@ -62,19 +64,9 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Wr
 
 def write_safetensors(path: Path, tensors: Mapping[str, Written], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file. ``metadata`` is the ``__metadata__`` of its header."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for name, tensor in tensors.items():
-        header[name] = {
-            "dtype": SAFETENSORS[tensor.form.name],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
+    table = {name: (SAFETENSORS[tensor.form.name], tensor.shape) for name, tensor in tensors.items()}
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(raw)) + raw)
+        file.write(header_of(table, metadata or {}))
         for tensor in tensors.values():
             file.write(tensor.data().data)
 
@@ -86,12 +78,6 @@ def _padding(size: int) -> int:
 def _string(text: str) -> bytes:
     raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
-
-
-def _typed(value: Any) -> bytes:
-    """A metadata value, preceded by its type code."""
-    code, raw = _value(value)
-    return struct.pack("<I", code) + raw
 
 
 def _value(value: Any) -> tuple[int, bytes]:

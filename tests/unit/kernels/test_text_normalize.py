@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from support.letters import CHANGED
 
 from pellucid.kernels.text.normalize import MAX_PARTS
-from pellucid.tokenize.compiled.compiled_pipeline import NormalizeStage
-from pellucid.tokenize.compiled.rewrite_table import form_table
+from pellucid.tokenize.compiled.rewrite_table import NormalizeStage, form_table
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.stages.aligned import AlignedText
 from pellucid.tokenize.stages.normalize import Form, Normalize

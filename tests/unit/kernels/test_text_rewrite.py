@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.compiled.compiled_pipeline import ReplaceStage
-from pellucid.tokenize.compiled.rewrite_table import MAX_TARGET_BYTES, rewrite_tables
+from pellucid.tokenize.compiled.rewrite_table import MAX_TARGET_BYTES, RewriteStage, rewrite_stages
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.stages.normalize import Bert, Lowercase, Nmt, Normalizer, Prepend, Replace, StripAccents
 from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, PrecompiledNormalizer, SentencePieceNormalizer
@@ -47,18 +46,18 @@ some_rules = st.dictionaries(marked.filter(bool).map(lambda key: key[:4]), targe
 
 
 @cache
-def named(name: str) -> list[ReplaceStage]:
+def named(name: str) -> list[RewriteStage]:
     return compiled(STAGES[name])
 
 
-def compiled(stages: Stages) -> list[ReplaceStage]:
-    maps = rewrite_tables(stages)
-    assert maps is not None
-    return list(map(ReplaceStage, maps))
+def compiled(stages: Stages) -> list[RewriteStage]:
+    found = rewrite_stages(stages)
+    assert found is not None
+    return found
 
 
 def rewritten(
-    stages: Sequence[ReplaceStage],
+    stages: Sequence[RewriteStage],
     texts: Sequence[str],
     pieces: Sequence[Span] | None = None,
     workspace: Workspace = WORKSPACE,
@@ -85,7 +84,7 @@ def expected(stages: Stages, text: str, first: bool = True) -> str:
     return text
 
 
-def check(stages: Stages, rewriting: Sequence[ReplaceStage], texts: Sequence[str]) -> None:
+def check(stages: Stages, rewriting: Sequence[RewriteStage], texts: Sequence[str]) -> None:
     """Texts, alone and together, become the same as in Python; only unusual characters may be left to Python."""
     wanted = [[made] if (made := expected(stages, text)) else [] for text in texts]
     for text, parts in zip(texts, wanted):

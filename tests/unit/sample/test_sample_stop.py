@@ -93,4 +93,4 @@ def test_what_was_held_back_comes_out_at_every_end_but_a_stop_string() -> None:
     assert endings(["ab", "cX"], 2, stops=("XYZ",)) == ("abcX", "length")
     assert endings(["aX"], 9, stops=("XYZ",), max_time=1e-9) == ("aX", "time")
     ending = StopCriteria(("XYZ",))
-    assert (ending.push("aX", last=False), ending.held, ending.flush("Y")) == (("a", None), "X", "XY")
+    assert (ending.push("aX", last=False), ending.strings.held, ending.flush("Y")) == (("a", None), "X", "XY")

@@ -15,6 +15,7 @@ from tokenizer_cases import tokenizer
 
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize.chat.conversation import conversation, guard, template_variables
+from pellucid.tokenize.chat.template import RenderLimits
 
 LLAMA3 = "{% for m in messages %}{{ m['role'] + ':' + m['content'] | trim }};{% endfor %}"
 CALL = {"function": {"name": "f", "arguments": {"x": None}}}
@@ -155,7 +156,9 @@ def test_too_long_a_conversation() -> None:
 
 def test_ten_million_characters_outside_ascii_fit() -> None:
     content = "\U0001f600" * 9_999_000
-    assert chat("{% for m in messages %}{{ m.content | trim }}{% endfor %}", [{"content": content}]) == content
+    limits = RenderLimits(seconds=60)  # a busy machine takes longer than the usual limit
+    source = "{% for m in messages %}{{ m.content | trim }}{% endfor %}"
+    assert chat(source, [{"content": content}], limits=limits) == content
 
 
 def test_the_mark_is_no_character_of_the_messages() -> None:

@@ -18,6 +18,7 @@ from support.systems import posix
 
 from pellucid.errors import FileFormatError
 from pellucid.weights import gguf as reader
+from pellucid.weights import gguf_values
 from pellucid.weights.gguf import open_gguf
 from pellucid.weights.gguf_values import TENSOR_TYPES
 
@@ -127,8 +128,8 @@ def test_string_arrays_are_what_was_written(
 def test_short_arrays_cost_no_window(save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may have 10^5 short arrays."""
     looked_at = []
-    look = reader.string_ends
-    monkeypatch.setattr(reader, "string_ends", lambda *given: looked_at.append(1) or look(*given))
+    look = gguf_values.string_ends
+    monkeypatch.setattr(gguf_values, "string_ends", lambda *given: looked_at.append(1) or look(*given))
     values = {f"k{i}": ["a"] for i in range(50)} | {"nested": [["a", "b"]] * 50, "some": ["b"] * 1000}
     assert dict(open_gguf(save(gguf(values, {}))).metadata) == values
     assert not looked_at

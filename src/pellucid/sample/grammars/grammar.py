@@ -34,10 +34,9 @@ if TYPE_CHECKING:
 
     from llguidance import LLExecutor, LLMatcher
 
-# The length of forced text: text that is the only continuation that a grammar allows.
-#
-# llguidance finds a forced text in one call, byte by byte, and holds the GIL during this call. Worker threads therefore
-# match a grammar that may force a long text (``matching.py``). The estimates of the length are upper bounds.
+# The length of forced text: text that is the only continuation that a grammar allows. llguidance finds a forced text in
+# one call, byte by byte, and holds the GIL during this call. Worker threads therefore match a grammar that may force a
+# long text (``matching.py``). The estimates of the length are upper bounds.
 
 LONG_RUN = 1 << 14  # characters
 _ATOM = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(?P<count>\d+)[^}]*\}|.", re.DOTALL)
@@ -118,8 +117,7 @@ class Grammar:
 def compiled(kind: str, value: Any) -> Grammar:
     """The checked grammar of an option's value.
 
-    Raises:
-        InvalidRequest: the value is invalid, too deep, too large, or uses a feature that is not implemented.
+    Raises InvalidRequest: the value is invalid, too deep, too large, or uses a feature that is not implemented.
     """
     return _checked(kind, _READERS[kind](kind, value))
 
@@ -160,7 +158,6 @@ def _validated(source: str) -> str:
 
 
 def _source(kind: str, text: str) -> str:
-    """An option's value in llguidance's form."""
     from llguidance import LLMatcher
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
@@ -224,7 +221,6 @@ _READERS = {"json_schema": schema.read, "regex": _read_text, "choices": _read_ch
 
 
 # Threads that compile grammars and compute masks, so that no step of the model waits for one request's grammar.
-#
 # llguidance releases the GIL while it compiles a grammar and while it computes a mask. Its method that consumes a token
 # holds the GIL; ``consume`` in this file releases the GIL.
 
@@ -269,8 +265,6 @@ def _start_thread(nice: int) -> None:
 
 
 class _Local(threading.local):
-    """Thread-local objects."""
-
     @functools.cached_property
     def executor(self) -> LLExecutor:
         from llguidance import LLExecutor

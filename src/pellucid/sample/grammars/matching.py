@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from llguidance import LLMatcher, LLTokenizer
 
-# A vocabulary in the form that llguidance reads.
-
 MAX_TREES = 4  # cached for one vocabulary
 MAX_FORCED_BYTES, UNCERTAIN_TOKENS = 1 << 13, 16
 """A long forced text is tokenized in parts of ``MAX_FORCED_BYTES``. The last ``UNCERTAIN_TOKENS`` tokens of a part are
@@ -152,10 +150,7 @@ class Matching:
     If the grammar allows only one continuation, the parser is ahead of the text. ``forced`` are the tokens that must
     come next. If all masks so far were quick, ``accept`` lets the parser consume the token in the calling thread. This
     is quick too, because the computation of the mask has already parsed the token's bytes. If a mask was slow, a worker
-    thread consumes the token.
-
-    Raises:
-        InvalidRequest: the grammar cannot be matched, or takes too long.
+    thread consumes the token. Raises InvalidRequest: the grammar cannot be matched, or takes too long.
     """
 
     def __init__(self, grammar: Grammar, context: RequestContext) -> None:
@@ -195,11 +190,7 @@ class Matching:
 
     @property
     def complete(self) -> bool:
-        """True if no token can follow.
-
-        Raises:
-            InvalidRequest: the last token made the grammar too complex.
-        """
+        """True if no token can follow. Raises InvalidRequest: the last token made the grammar too complex."""
         self._advanced.result()
         stopped, forced = self._state
         if stopped:
@@ -233,8 +224,7 @@ class Matching:
     def restrict(self, candidates: Candidates) -> Candidates:
         """The candidates that the grammar allows as the next token.
 
-        Raises:
-            InvalidRequest: the grammar has become too complex to match, or has taken too long.
+        Raises InvalidRequest: the grammar has become too complex to match, or has taken too long.
         """
         if not self.forced:
             self._prepared.result()
@@ -296,7 +286,6 @@ class Matching:
 
     @staticmethod
     def _take_forced(matcher: LLMatcher) -> list[int]:
-        """Consume the forced tokens, and return them."""
         if matcher.is_stopped():
             return []
         forced = matcher.compute_ff_tokens()[:MAX_FORCED_TOKENS]
@@ -315,7 +304,6 @@ class Matching:
         self._state = stopped, forced
 
     def _compute_mask(self) -> None:
-        """Compute the mask without the GIL."""
         # llguidance gets only the address of the array, so the variable ``mask`` keeps the array alive.
         matcher, mask = self._matcher, self._mask
         if matcher is None:

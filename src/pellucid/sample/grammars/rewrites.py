@@ -11,12 +11,11 @@ from pellucid.errors.messages import brief
 from pellucid.sample.grammars.problems import refused
 from pellucid.sample.grammars.subschemas import is_number, list_in, number_in, shown_path, subschemas, target
 
-# Removes the parts of a schema that no finite text satisfies, and limits the decimals of numbers between two bounds.
-#
-# No finite text satisfies a schema if every text of the schema must contain another text of the same schema. Examples
-# are a required property that refers to the schema of its own object, and a required list item that refers to the
-# schema of its own list. A text that begins such a part can never end, so a schema that allows no text replaces the
-# part. If the whole schema has no finite text, it is refused.
+# Removes the parts of a schema that no finite text satisfies, and limits the decimals of numbers between two bounds. No
+# finite text satisfies a schema if every text of the schema must contain another text of the same schema. Examples are
+# a required property that refers to the schema of its own object, and a required list item that refers to the schema of
+# its own list. A text that begins such a part can never end, so a schema that allows no text replaces the part. If the
+# whole schema has no finite text, it is refused.
 
 NOTHING: dict[str, Any] = {"anyOf": []}
 """A schema that no text satisfies. llguidance accepts it as an alternative and as an optional property."""
@@ -98,8 +97,7 @@ class _Finite:
 def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
     """Replace the parts of a schema that no finite text satisfies by parts that allow no text. Return all parts.
 
-    Raises:
-        InvalidRequest: the whole schema has no finite text, or the two bounds of a number are too close.
+    Raises InvalidRequest: the whole schema has no finite text, or the two bounds of a number are too close.
     """
     parts = _Finite(root)
     if not parts.has_end(root):
@@ -120,7 +118,9 @@ def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
 
 def _bound_decimals(kind: str, path: str, node: dict[str, Any]) -> None:
     """Limit the decimals of a number between two bounds. Without the limit the number might never end."""
-    if {"multipleOf", "const", "enum"} & node.keys() or not _may_be_fraction(node.get("type", "number")):
+    kinds = node.get("type", "number")
+    may_be_fraction = kinds == "number" or (isinstance(kinds, list) and "number" in kinds)
+    if {"multipleOf", "const", "enum"} & node.keys() or not may_be_fraction:
         return
     low = [node[key] for key in ("minimum", "exclusiveMinimum") if is_number(node.get(key))]
     high = [node[key] for key in ("maximum", "exclusiveMaximum") if is_number(node.get(key))]
@@ -136,18 +136,13 @@ def _bound_decimals(kind: str, path: str, node: dict[str, Any]) -> None:
     node["multipleOf"] = 10.0**-DECIMALS
 
 
-def _may_be_fraction(kinds: Any) -> bool:
-    return kinds == "number" or (isinstance(kinds, list) and "number" in kinds)
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-# Replaces ``oneOf`` by ``anyOf`` in a schema if no value can satisfy two of its alternatives.
-#
-# In this case ``oneOf`` and ``anyOf`` have the same meaning. llguidance can prove this only for some schemas, and
-# refuses all other schemas with ``oneOf``.
+# Replaces ``oneOf`` by ``anyOf`` in a schema if no value can satisfy two of its alternatives. In this case ``oneOf``
+# and ``anyOf`` have the same meaning. llguidance can prove this only for some schemas, and refuses all other schemas
+# with ``oneOf``.
 
 MAX_OPTIONS, MAX_DEPTH, MAX_PAIRS = 64, 16, 50_000
 KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})

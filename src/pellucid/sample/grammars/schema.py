@@ -45,8 +45,7 @@ ANY_NAME: tuple[Any, ...] = (True, {}, {"type": "string"})
 def read(kind: str, value: Any) -> str:
     """Convert a schema to JSON text for llguidance. ``value`` is JSON text, a mapping, True, False or a pydantic class.
 
-    Raises:
-        InvalidRequest: the value is not a schema, is too large or too deep, or has a part that cannot be enforced.
+    Raises InvalidRequest: the value is not a schema, is too large or too deep, or has a part that cannot be enforced.
     """
     if hasattr(value, "model_json_schema"):
         try:

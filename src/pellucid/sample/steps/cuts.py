@@ -13,8 +13,6 @@ from pellucid.sample.checking import real, whole
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 from pellucid.util.probabilities import exponentials
 
-# Steps that keep some of the likely tokens: top-k, top-p, min-p, typical, epsilon, eta, top-h, top-n-sigma, XTC.
-
 
 @dataclass(frozen=True)
 class TopK(SamplerStep):

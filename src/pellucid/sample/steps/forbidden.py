@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pellucid.sample.grammars.grammar import Grammar
     from pellucid.sample.grammars.matching import Matching
 
-# Steps that forbid tokens: allowed and banned tokens, a minimum length, forced tokens.
-
 MAX_ALLOWED = 65_536
 
 
@@ -177,11 +175,7 @@ class Forced(SamplerStep):
 
 
 def _token_of(context: RequestContext, language: str) -> int:
-    """The token of a language.
-
-    Raises:
-        InvalidRequest: the tokenizer has no such token.
-    """
+    """The token of a language. Raises InvalidRequest: the tokenizer has no such token."""
     for name in (language, f"__{language}__"):
         # The name itself is looked up: encoding an unknown name can give the unknown token, which is special, too.
         token = context.tokenizer.id_of(name)

@@ -34,9 +34,8 @@ Message = dict[str, Any]
 def conversation(messages: Any) -> list[Message]:
     """Convert the messages to the form that templates receive.
 
-    Raises:
-        InvalidRequest: ``messages`` is not a list, is empty, or has an item that is not a mapping or a value that is
-            not a text, number, list or mapping. The error message names the path of the value.
+    Raises InvalidRequest: ``messages`` is not a list, is empty, or has an item that is not a mapping or a value that is
+    not a text, number, list or mapping. The error message names the path of the value.
     """
     converted = _mappings("messages", messages, 'such as {"role": "user", "content": "Hi"}')
     if not converted:
@@ -88,10 +87,8 @@ def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[l
 
     With the mark inside, the tokenizer does not recognize the control token, so a user cannot inject one. The mark is a
     noncharacter that no message contains. It is inserted after the first character of the control token. The
-    assistant's messages stay unchanged. The encoder removes the mark before the pre-tokenizer runs.
-
-    Raises:
-        InvalidRequest: the messages contain all noncharacters that can be a mark.
+    assistant's messages stay unchanged. The encoder removes the mark before the pre-tokenizer runs. Raises
+    InvalidRequest: the messages contain all noncharacters that can be a mark.
     """
     broken, mark = _breaker(_texts(messages), control_tokens)
 
@@ -137,8 +134,7 @@ def _breaker(texts: Iterable[str], control_tokens: Iterable[str]) -> tuple[Calla
 def with_end_mark(messages: Sequence[Message]) -> tuple[list[Message], str]:
     """Append a mark to the content of the last message. Return the messages and the mark.
 
-    Raises:
-        InvalidRequest: the content of the last message is not a text, or as ``guard``.
+    Raises InvalidRequest: the content of the last message is not a text, or as ``guard``.
     """
     last = messages[-1]
     if not isinstance(content := last.get("content"), str):
@@ -150,11 +146,7 @@ def with_end_mark(messages: Sequence[Message]) -> tuple[list[Message], str]:
 
 
 def text_before(end: str, text: str) -> str:
-    """The text before the mark ``end``.
-
-    Raises:
-        TemplateError: the text does not contain the mark.
-    """
+    """The text before the mark ``end``. Raises TemplateError: the text does not contain the mark."""
     before, separator, _ = text.rpartition(end)
     if not separator:
         raise TemplateError("the chat template leaves out the last message, so the message cannot be continued")

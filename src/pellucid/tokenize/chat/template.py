@@ -1,4 +1,14 @@
-"""Renders a conversation to one text with the model's Jinja template, in worker processes with limits."""
+"""Renders a conversation to one text with the model's Jinja template, in worker processes with limits.
+
+A template is an untrusted program. A single call in it can use unlimited time and memory, and no check inside the same
+process can stop it. So it runs in a worker: a separate Python process (``template_worker.py``) with a memory limit,
+which is killed at its timeout. A worker is started when it is first needed, or earlier by ``start_ahead``, and kept for
+the next rendering. Threads that render at the same time use one worker each, up to ``MAX_WORKERS``.
+
+Workers run in their own session, on Windows with their own console, so Ctrl-C does not reach them. It reaches only the
+process that waits for a worker, and this process kills the worker. Workers exit when their input ends, so they outlive
+this process by at most one rendering.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +33,6 @@ from pellucid.errors.messages import reason, shown
 from pellucid.tokenize.chat.template_pipes import PIPE_BYTES, TimedOut, TooMuchMemory, WorkerEnded, memory_of, pipes_of
 from pellucid.util.windows import OWN_CONSOLE
 
-# Manages the worker processes that render chat templates, and kills workers that exceed a limit.
-#
-# A template is an untrusted program. A single call in it can use unlimited time and memory, and no check inside the
-# same process can stop it. So it runs in a worker: a separate Python process (``template_worker.py``) with a memory
-# limit, which is killed at its timeout. A worker is started when it is first needed, or earlier by ``start_ahead``, and
-# kept for the next rendering. Threads that render at the same time use one worker each, up to ``MAX_WORKERS``.
-#
-# Workers run in their own session, on Windows with their own console, so Ctrl-C does not reach them. It reaches only
-# the process that waits for a worker, and this process kills the worker. Workers exit when their input ends, so they
-# outlive this process by at most one rendering.
-
 MAX_WORKERS = 4
 """Maximum number of renderings at a time, over all threads. Further renderings wait."""
 
@@ -55,23 +54,9 @@ Reply = Mapping[str, Any]
 """{"text": str} or {"error": str, "line": int | None}."""
 
 
-def ask(request: bytes, seconds: float, megabytes: int) -> Reply:
-    """Send an ``encoded`` request to a worker and return its reply (``template_worker.py`` documents both).
-
-    The reply is also an "error" if the worker takes more than ``seconds`` or ``megabytes``, or crashes. Raises
-    :class:`TemplateError` if no worker can be started.
-    """
-    return _workers.ask(request, seconds, megabytes)
-
-
 def start_ahead() -> None:
     """Start a worker if there is none; do not wait for it. Raises :class:`TemplateError` if the start fails."""
     _workers.start_ahead()
-
-
-def encoded(request: Mapping[str, Any]) -> bytes:
-    """Encode a request in the form that a worker reads."""
-    return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 class _Worker:
@@ -147,7 +132,6 @@ class _Worker:
         return reply
 
     def _exit_reason(self, seconds: float) -> str:
-        """Return the reason for the end of the process."""
         try:
             code = self.process.wait(1)
         except subprocess.TimeoutExpired:
@@ -167,7 +151,6 @@ class _Worker:
         return self.process.poll() is None
 
     def close(self) -> None:
-        """Kill the process."""
         self.process.kill()
         self._pipes.close()
         self.process.wait()
@@ -191,6 +174,11 @@ class _Workers:
         self._all, self._idle = set[_Worker](), list[_Worker]()
 
     def ask(self, request: bytes, seconds: float, megabytes: int) -> Reply:
+        """Send a request to a worker and return its reply (``template_worker.py`` documents both).
+
+        The reply is also an "error" if the worker takes more than ``seconds`` or ``megabytes``, or crashes. Raises
+        :class:`TemplateError` if no worker can be started.
+        """
         with self._free:
             worker = self._take()
             last = True
@@ -284,12 +272,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_workers.forget)
 
 
-# Renders a conversation to one text with the model's Jinja template.
-#
-# In: the template's variables, which ``conversation.py`` has checked. Out: the text that the model was trained to
-# continue. The template is an untrusted program, so it runs in a separate process (``template.py``) within
-# ``RenderLimits``.
-
 SOURCE_CHARACTERS = 1_000_000
 # Maximum size of the source and all variables as JSON, in UTF-8.
 REQUEST_BYTES = 40_000_000
@@ -310,21 +292,21 @@ LIMITS = RenderLimits()
 def render(source: str | None, variables: Mapping[str, Any], limits: RenderLimits = LIMITS) -> str:
     """Render the template with the variables.
 
-    Raises:
-        TemplateError: the template is missing, cannot be parsed, fails, calls ``raise_exception`` or exceeds a limit,
-            or no worker process can be started. The message is one line, with the template's line number if known.
-        InvalidRequest: the variables are too long.
+    Raises TemplateError: the template is missing, cannot be parsed, fails, calls ``raise_exception`` or exceeds a
+    limit, or no worker process can be started. The message is one line, with the template's line number if known.
+    Raises InvalidRequest: the variables are too long.
     """
     if source is None:
         raise TemplateError("this model has no chat template; give the prompt as one text instead")
     if len(source) > SOURCE_CHARACTERS:
         raise TemplateError(f"the chat template has {len(source):,} characters; {SOURCE_CHARACTERS:,} are allowed")
-    request = encoded({"source": source, "variables": variables, **asdict(limits)})
+    values = {"source": source, "variables": variables, **asdict(limits)}
+    request = json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")
     if len(request) > REQUEST_BYTES:
         raise InvalidRequest(
             f"the conversation has {len(request):,} bytes as JSON; {REQUEST_BYTES:,} are allowed: shorten it"
         )
-    reply = ask(request, limits.seconds, limits.megabytes)
+    reply = _workers.ask(request, limits.seconds, limits.megabytes)
     if isinstance(text := reply.get("text"), str):
         return text
     line = reply.get("line")

@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# The memory of a worker process, as its parent limits and measures it.
-#
-# On Linux the worker limits itself. On Windows the parent puts it into a job object with a limit, so that allocations
-# fail in the worker. macOS enforces no such limit: the parent measures the worker's memory while it waits.
-# ``memory_of`` makes the object for this system. The module of each system is imported on this system only, because it
-# takes milliseconds.
+# The memory of a worker process, as its parent limits and measures it. On Linux the worker limits itself. On Windows
+# the parent puts it into a job object with a limit, so that allocations fail in the worker. macOS enforces no such
+# limit: the parent measures the worker's memory while it waits. ``memory_of`` makes the object for this system. The
+# module of each system is imported on this system only, because it takes milliseconds.
 
 RETIRED_BYTES = 128 << 20
 """A worker that has more memory after a rendering is replaced."""
@@ -71,8 +69,7 @@ class MeasuredMemory(WorkerMemory):
 class JobMemory(WorkerMemory):
     """The memory of a worker on Windows. The worker ends with its parent, because the job does.
 
-    Raises:
-        OSError: the worker cannot be limited.
+    Raises OSError: the worker cannot be limited.
     """
 
     def __init__(self, process: int) -> None:
@@ -98,11 +95,9 @@ def memory_of(process: int) -> WorkerMemory:
     return MeasuredMemory(process) if sys.platform == "darwin" else WorkerMemory()
 
 
-# The two pipes to a worker process, with a deadline for each exchange.
-#
-# ``PolledPipes`` wait with poll(2). Windows has no such call for pipes: with ``WatchedPipes`` the calling thread
-# blocks, and a timer kills the worker at the deadline, which ends the block. ``pipes_of`` makes the pipes for this
-# system.
+# The two pipes to a worker process, with a deadline for each exchange. ``PolledPipes`` wait with poll(2). Windows has
+# no such call for pipes: with ``WatchedPipes`` the calling thread blocks, and a timer kills the worker at the deadline,
+# which ends the block. ``pipes_of`` makes the pipes for this system.
 
 # Capacity of a pipe, if the system allows it. With a smaller pipe, the two processes wait for each other in turns.
 PIPE_BYTES = 1 << 20
@@ -204,7 +199,6 @@ else:
 
         @contextmanager
         def until(self, deadline: float) -> Iterator[None]:
-            """Write and read in this context, at the latest at ``deadline``, in seconds of ``time.monotonic``."""
             self._deadline = deadline
             yield
 

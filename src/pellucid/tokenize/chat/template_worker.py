@@ -69,7 +69,6 @@ def main() -> None:
 
 
 def read(stream: BinaryIO) -> bytes | None:
-    """The next frame, or None at the end."""
     size = stream.read(4)
     return stream.read(int.from_bytes(size, "big")) if len(size) == 4 else None
 
@@ -253,14 +252,12 @@ else:
         """
 
         def prepare(self) -> None:
-            """Prepare for renderings. Called in the main thread."""
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core file if a template crashes the process
             signal.signal(signal.SIGALRM, _ring)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGXCPU})
             signal.signal(signal.SIGXCPU, signal.SIG_DFL)
 
         def start(self, seconds: float, megabytes: int) -> None:
-            """Begin to limit a rendering: `OutOfTime` is raised after ``seconds``."""
             if sys.platform == "linux":  # macOS has this limit but does not enforce it: the parent does
                 self._set_limit(resource.RLIMIT_AS, megabytes << 20)
             used = resource.getrusage(resource.RUSAGE_SELF)
@@ -268,12 +265,10 @@ else:
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
         def stop(self) -> None:
-            """End the limits."""
             signal.setitimer(signal.ITIMER_REAL, 0)
             self._set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)  # the reply may need memory
 
         def _set_limit(self, kind: int, value: int) -> None:
-            """Set a resource limit of this process, within its hard limit."""
             most = resource.getrlimit(kind)[1]
             if most != resource.RLIM_INFINITY:
                 value = most if value == resource.RLIM_INFINITY else min(value, most)
@@ -291,7 +286,6 @@ def _is_large() -> bool:
 
 
 def _description(error: Exception) -> str:
-    """A short description of an error."""
     what = error.msg if isinstance(error, SyntaxError) else str(error)
     if isinstance(error, RecursionError) or (
         isinstance(error, SyntaxError) and ("nested" in what or "indentation" in what)

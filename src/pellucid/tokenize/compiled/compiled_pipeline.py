@@ -1,9 +1,14 @@
-"""Encoding by compiled code: texts to ids through all stages of a tokenizer, without the GIL."""
+"""Encoding by compiled code: texts to ids through all stages of a tokenizer, without the GIL.
+
+In: texts. Out: their ids, equal to the ids from the Python stages in ``stages/`` and ``kinds/``, but faster. Many texts
+are concatenated and pass through a stage together, which turns spans of texts (``pieces``) into other spans. A call
+changes only its workspace (``workspace.py``): buffers, and caches of the ids of pre-tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from msgspec import Struct, field
@@ -13,29 +18,20 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import Record
 from pellucid.kernels.text import cut as text_cut
 from pellucid.kernels.text import merge as text_merge
-from pellucid.kernels.text import normalize as text_normalize
 from pellucid.kernels.text import pieces as text_pieces
-from pellucid.kernels.text import rewrite as text_rewrite
 from pellucid.kernels.text import split as text_split
 from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 from pellucid.tokenize.compiled import tables
-from pellucid.tokenize.compiled.rewrite_table import FormTable, RewriteTable
-from pellucid.tokenize.compiled.workspace import MAX_BYTES, MAX_KEPT_BYTES, TextBatch, Workspace, WorkspacePool
+from pellucid.tokenize.compiled.workspace import MAX_BYTES, MAX_KEPT_BYTES, TextBatch, WorkspacePool
 from pellucid.tokenize.patterns.automaton import Automaton
 from pellucid.tokenize.patterns.matcher import too_slow
-from pellucid.tokenize.stages.aligned import GROWTH_EXTRA
 
-# The stages of a tokenizer as compiled code: each stage cuts spans of texts into smaller spans, or changes the texts.
-#
-# The results equal the results of ``stages/normalize.py`` and ``stages/pretokenize.py``,
-# which run in Python. A stage is a kernel with the fields of its record.
+# The stages of a tokenizer as compiled code: each stage cuts spans of texts into smaller spans, or changes the texts
+# (``rewrite_table.py``). A stage is a kernel with the fields of its record.
 
-
-class CompiledStage(Protocol):
-    """Runs a stage on texts, in place; returns False if it gave up and Python must run the stage."""
-
-    def __call__(self, batch: TextBatch) -> bool: ...
+CompiledStage = Callable[[TextBatch], bool]
+"""Runs a stage on texts, in place; returns False if it gave up and Python must run the stage."""
 
 
 class CutStage:
@@ -114,104 +110,6 @@ class SeparateStage(CutStage):
         self._kernel = Call(KernelKey("text.apart", everywhere=neighbours.everywhere), text_cut.ApartRecord, **fields)
 
 
-# Maximum growth of a span in a compiled stage: output bytes for each input byte. If a span grows more, Python runs the
-# stage.
-MAX_GROWTH = 4
-
-
-class RewriteStage:
-    """Changes texts with ``_kernel``.
-
-    A byte becomes at most ``_growth`` bytes, and each span gets at most ``_prefix_length`` more. The stage gives up if
-    a span may exceed the limit of ``aligned.check_growth``.
-    """
-
-    _kernel: Call
-    _growth: int
-    _prefix_length = 0
-
-    def __call__(self, batch: TextBatch) -> bool:
-        workspace, side, text_side = batch.workspace, 1 - batch.side, 1 - batch.text_side
-        length = self._growth * batch.length + (self._prefix_length + 1) * batch.piece_count
-        if length >= text_pieces.PART or self._prefix_length > GROWTH_EXTRA:
-            return False
-        text = workspace.array("text", text_side, length + text_pieces.PADDING, np.uint8)
-        pieces = workspace.array("pieces", side, 2 * batch.piece_count, np.int32)
-        ends = workspace.array("ends", text_side, batch.text_count, np.int32)
-        self._kernel(
-            text=batch.text.address,
-            pieces=batch.pieces.address,
-            count=batch.piece_count,
-            ends=batch.ends.address,
-            texts=batch.text_count,
-            out=text.address,
-            out_pieces=pieces.address,
-            out_ends=ends.address,
-            status=workspace.result.address,
-            **self._fields(workspace),
-        )
-        if int(workspace.result.array[0]) != text_rewrite.DONE:
-            return False
-        before = batch.sizes()
-        batch.text, batch.pieces, batch.ends = text, pieces, ends
-        batch.side, batch.text_side = side, text_side
-        batch.length = int(ends.array[batch.text_count - 1])
-        return not np.any(batch.sizes() > MAX_GROWTH * before + GROWTH_EXTRA)
-
-    def _fields(self, workspace: Workspace) -> dict[str, int]:
-        """Further fields for each call of the kernel."""
-        return {}
-
-
-class ReplaceStage(RewriteStage):
-    """Replaces characters."""
-
-    def __init__(self, change: RewriteTable) -> None:
-        self._growth, self._prefix_length = change.growth, len(change.prefix)
-        rules, rule_fields = change.rules, dict[str, Any]()
-        if rules is not None:
-            tree = tables.PieceTree.of([key.encode() for key in rules.replaced])
-            ends = np.where(tree.ids >= 0, np.append(rules.places, 0)[tree.ids], -1).astype(np.int32)
-            rule_fields = {"flags": rules.flags, "slots": tree.slots, "rules": ends}
-        self._kernel = Call(
-            KernelKey("text.rewrite", rules="none" if rules is None else rules.which),
-            text_rewrite.RewriteRecord,
-            **rule_fields,
-            targets=change.targets,
-            written=change.written,
-            collapse=int(change.collapse),
-            trim=int(change.trim),
-            prefix=np.frombuffer(change.prefix or b"\0", np.uint8),
-            prefix_length=len(change.prefix),
-            when=change.when,
-            unless_there=int(change.unless_there),
-            plain=int(change.plain),
-        )
-
-
-class NormalizeStage(RewriteStage):
-    """Converts texts to a Unicode normalization form."""
-
-    def __init__(self, table: FormTable) -> None:
-        self._growth = table.growth
-        self._kernel = Call(
-            KernelKey("text.normalize"),
-            text_normalize.NormalizeRecord,
-            properties=table.properties,
-            places=table.places,
-            written=table.written,
-            composes=int(table.composes),
-            pairs=table.pairs.slots,
-            pairs_mask=table.pairs.mask,
-        )
-
-    def _fields(self, workspace: Workspace) -> dict[str, int]:
-        return {"scratch": workspace.array("parts", 0, text_normalize.MAX_PARTS, np.int32).address}
-
-
-# The model stage as compiled code: a kernel that turns pre-tokens into ids, and the fields of its record.
-
-
 class CompiledModel(Struct, frozen=True):
     """A kernel that turns pre-tokens into ids.
 
@@ -257,14 +155,6 @@ def merging(
         stages,
     )
 
-
-# Encoding by compiled code: texts to ids through all stages of a tokenizer, without the GIL.
-#
-# In: texts. Out: their ids, equal to the ids from the Python stages in ``stages/`` and ``kinds/``, but faster. A stage
-# is a kernel with the fields of its record. It turns spans of texts (``pieces``) into other spans. Many texts are
-# concatenated and pass through a stage together.
-#
-# A call changes only its workspace (``workspace.py``): buffers, and caches of the ids of pre-tokens.
 
 T = TypeVar("T")
 

@@ -120,7 +120,6 @@ class WorkspacePool:
 
 
 def _zeros(nbytes: int) -> WorkArray:
-    """Zeroed bytes."""
     array = aligned(nbytes)
     array[:] = 0
     return WorkArray(array, address(array))

@@ -1,4 +1,4 @@
-"""The components of a ``tokenizer.json``: the stage for each ``type`` of normalizer, pre-tokenizer, …
+"""The components of a ``tokenizer.json``: the stage for each ``type`` of normalizer, pre-tokenizer, decoder, …
 
 In: a component's JSON, checked field by field by :class:`TokenizerJson`. Out: the stage. A type that is not implemented
 raises :class:`UnsupportedModel` with the list of implemented types.
@@ -18,11 +18,13 @@ from pellucid.tokenize.patterns.matcher import matcher
 from pellucid.tokenize.patterns.oniguruma_sets import PatternError, quoted
 from pellucid.tokenize.patterns.published import GPT2
 from pellucid.tokenize.patterns.tree import sets
-from pellucid.tokenize.stages import normalize, pretokenize
+from pellucid.tokenize.stages import decode_steps, normalize, pretokenize
+from pellucid.tokenize.stages.decode import Decoder
 from pellucid.tokenize.stages.normalize import Normalizer
 from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
 from pellucid.tokenize.stages.pretokenize import NormalizeStep, Split, Stage
 from pellucid.tokenize.unicode import union
+from pellucid.tokenize.vocabulary import TokenType
 
 MAX_IDS, MAX_TYPE_ID = 1 << 31, (1 << 32) - 1  # ids per text; greatest type id, u32 in ``tokenizers``
 MAX_FILLED = 1 << 20  # ids of a padded text
@@ -33,7 +35,7 @@ def normalizers(parts: TokenizerJson, spec: Json | None) -> list[Normalizer]:
     return read_steps(parts, spec, "normalizer", "normalizers", _NORMALIZERS)
 
 
-def _replace(parts: TokenizerJson, spec: Json) -> Normalizer:
+def _replace(parts: TokenizerJson, spec: Json) -> normalize.Replace:
     old, is_pattern = pattern(parts, spec["pattern"])
     return normalize.Replace(old, parts.text(spec, "content"), is_pattern)
 
@@ -216,6 +218,49 @@ def _template(parts: TokenizerJson, spec: Json, name: str) -> tuple[tuple[int, i
         type_id = parts.whole(item["SpecialToken"], "type_id", 0, MAX_TYPE_ID)
         out.extend((index, type_id) for index in ids)
     return tuple(out)
+
+
+def decoder(parts: TokenizerJson, spec: Json | None) -> Decoder:
+    """The decoder; without ``spec``, it joins tokens with spaces."""
+    steps = (
+        read_steps(parts, spec, "decoder", "decoders", _DECODERS) if spec is not None else [decode_steps.JoinStep(" ")]
+    )
+    return decode_steps.StepDecoder(parts.spoken, steps, absent=parts.vocabulary.of_type(TokenType.UNUSED))
+
+
+def _suffix(parts: TokenizerJson, spec: Json) -> decode_steps.Step:
+    suffix = parts.text(spec, "suffix")
+    if not suffix:
+        raise parts.wrong("decoder.suffix", "is empty")
+    return decode_steps.SuffixStep(suffix)
+
+
+def _strip(parts: TokenizerJson, spec: Json) -> decode_steps.Step:
+    if len(content := parts.text(spec, "content")) != 1:
+        raise parts.wrong("decoder.content", f"{brief(content)} is not one character")
+    return decode_steps.StripStep(content, *(parts.whole(spec, name, 0, MAX_IDS) for name in ("start", "stop")))
+
+
+_DECODERS: dict[str, ComponentReader[decode_steps.Step]] = {
+    "ByteLevel": ComponentReader(lambda *_: decode_steps.ByteLevelStep(), BYTE_LEVEL_FIELDS),
+    "Metaspace": ComponentReader(
+        lambda parts, spec: decode_steps.MetaspaceStep(
+            parts.text(spec, "replacement"), prepend_scheme(spec) != "never"
+        ),
+        METASPACE_FIELDS,
+    ),
+    "WordPiece": ComponentReader(
+        lambda parts, spec: decode_steps.WordPieceStep(parts.text(spec, "prefix"), bool(spec["cleanup"])),
+        ("prefix", "cleanup"),
+    ),
+    "BPEDecoder": ComponentReader(_suffix, ("suffix",)),
+    "Replace": ComponentReader(
+        lambda parts, spec: decode_steps.ReplaceStep(_replace(parts, spec)), ("pattern", "content")
+    ),
+    "Strip": ComponentReader(_strip, ("content", "start", "stop")),
+    "ByteFallback": ComponentReader(lambda *_: decode_steps.ByteFallbackStep()),
+    "Fuse": ComponentReader(lambda *_: decode_steps.FuseStep()),
+}
 
 
 def truncation(parts: TokenizerJson, spec: Json | None) -> Truncation | None:

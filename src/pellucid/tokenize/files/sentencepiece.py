@@ -112,7 +112,6 @@ def from_file(
 
 
 def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
-    """Append the added tokens of a folder to the pieces of its file."""
     own = {piece: at for at, piece in enumerate(spec.pieces)} if sidecar.added else {}
     for token in sorted(sidecar.added, key=lambda token: token["id"]):
         if (at := own.get(token["content"])) is not None:
@@ -168,15 +167,22 @@ def from_spec(
         raise FileFormatError(path, "pieces", f"{len(unknown)} pieces are of type UNKNOWN; there must be one")
     normal, user = spec.normalizer, vocabulary.of_type(TokenType.USER_DEFINED)
     kind = spec.trainer.get("model_type", UNIGRAM)
-    suffix = bool(spec.trainer.get("treat_whitespace_as_suffix", 0))
     if spec.denormalizer.get("precompiled_charsmap"):
         raise UnsupportedModel(f"{path.name}: denormalizer_spec with a character map is not implemented")
     dummy_prefix, remove_extra = (bool(normal.get(key, 1)) for key in ("add_dummy_prefix", "remove_extra_whitespaces"))
-    protected = [vocabulary.tokens[index] for index in user]
     values = vocabulary.byte_pieces(path, "pieces")
     byte_ids = {byte: index for index, byte in values.items()}
     model = build(SentencePieceParts(spec, vocabulary, unknown[0], byte_ids, path))
     surface = spec.trainer.get("unk_surface", b" \xe2\x81\x87 ").decode("utf-8", "replace")
+    charsmap = normal.get("precompiled_charsmap", b"")
+    own = SentencePieceNormalizer(
+        CharsMap.from_bytes(charsmap, path, "normalizer_spec.precompiled_charsmap"),
+        dummy_prefix=dummy_prefix,
+        remove_extra=remove_extra,
+        escape=bool(normal.get("escape_whitespaces", 1)),
+        suffix=bool(spec.trainer.get("treat_whitespace_as_suffix", 0)),
+        protected=[vocabulary.tokens[index] for index in user],
+    )
     return Tokenizer(
         vocabulary=vocabulary,
         added=AddedTokens(_control_tokens(vocabulary, described or {})),
@@ -185,21 +191,7 @@ def from_spec(
         normalized_added=AddedTokens(
             AddedToken(index, vocabulary.tokens[index]) for index in (user if kind in (BPE, CHAR) else ())
         ),
-        normalizer=sequence(
-            [
-                *normalizers,
-                SentencePieceNormalizer(
-                    CharsMap.from_bytes(
-                        normal.get("precompiled_charsmap", b""), path, "normalizer_spec.precompiled_charsmap"
-                    ),
-                    dummy_prefix=dummy_prefix,
-                    remove_extra=remove_extra,
-                    escape=bool(normal.get("escape_whitespaces", 1)),
-                    suffix=suffix,
-                    protected=protected,
-                ),
-            ]
-        ),
+        normalizer=sequence([*normalizers, own]),
         pre_tokenizer=PreTokenizer(),
         model=model,
         decoder=SentencePieceDecoder(
@@ -233,7 +225,6 @@ def read(data: bytes, path: Path) -> SentencePieceFile:
 
 
 def _to_cache(spec: SentencePieceFile) -> parsed_cache.Arrays:
-    """The fields as arrays."""
     specs = [
         {name: value if isinstance(value, int) else [base64.b64encode(value).decode()] for name, value in one.items()}
         for one in (spec.trainer, spec.normalizer, spec.denormalizer)
@@ -247,7 +238,6 @@ def _to_cache(spec: SentencePieceFile) -> parsed_cache.Arrays:
 
 
 def _from_cache(arrays: parsed_cache.Arrays) -> SentencePieceFile:
-    """The fields that ``_to_cache`` stored."""
     specs = [
         {name: value if isinstance(value, int) else base64.b64decode(value[0]) for name, value in one.items()}
         for one in json.loads(parsed_cache.text_of(arrays["specs"]))

@@ -57,7 +57,6 @@ def _type(piece: str, unknown: str | None) -> int:
 
 
 def _joins_comma(piece: str) -> bool:
-    """True if a piece ends with a digit and a comma."""
     return piece.endswith(",") and piece[-2:-1].isdigit()
 
 
@@ -92,12 +91,10 @@ class KnownPieces(TokenizerModel):
         self._model, self._size, self._unknown = model, size, unknown
 
     def spans(self, pre_token: str) -> list[Span]:
-        """The ids with the characters that they cover; a piece without an id becomes the unknown token."""
         spans = self._model.spans(pre_token)
         return [(index if index < self._size else self._unknown, start, end) for index, start, end in spans]
 
     def explain(self, pre_token: str) -> Mapping[str, Any]:
-        """As the model stage explains it, with the pieces that have no id."""
         return self._model.explain(pre_token)
 
 

@@ -140,11 +140,7 @@ class Sidecar(Struct, frozen=True):
         return {} if known is None or known.languages is None else known.languages.tokens(self.config)
 
     def _source(self, tokens: Mapping[str, str]) -> str:
-        """The source language of the config, a key of ``tokens``.
-
-        Raises:
-            FileFormatError: it is not known.
-        """
+        """The source language of the config, a key of ``tokens``. Raises FileFormatError: it is not known."""
         assert self.known is not None
         assert self.known.languages is not None
         source = self.config.get("src_lang") or self.known.languages.default

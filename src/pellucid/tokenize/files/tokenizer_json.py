@@ -78,7 +78,6 @@ class TokenizerJson:
         return cached if self.pairs is None else cached | self.pairs.to_cache()
 
     def _without_large_parts(self) -> Json:
-        """The file without its large parts."""
         small = {key: value for key, value in self._spec.items() if key not in ("type", "model")}
         emptied = {key: None for key in ("vocab", "merges") if key in self.model}
         return {**small, "model": {**self.model, **emptied}}
@@ -100,7 +99,6 @@ class TokenizerJson:
         return pieces
 
     def wrong(self, where: str, problem: str) -> FileFormatError:
-        """The error for a problem at a place of the file."""
         return FileFormatError(self.path, where, problem)
 
     def of(self, name: str) -> Json | None:

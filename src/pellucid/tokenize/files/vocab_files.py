@@ -1,5 +1,12 @@
-"""Vocabularies without a ``tokenizer.json``: ``vocab.txt``, ``vocab.json`` with ``merges.txt``, and tiktoken's
-ranks."""
+"""Vocabularies without a ``tokenizer.json``: ``vocab.txt``, ``vocab.json`` with ``merges.txt``, and byte-level
+vocabularies whose pieces have ranks instead of merges (tiktoken's files and Mistral's ``tekken.json``).
+
+The first two have only pieces and merges; the other components follow from the tokenizer class
+(``files/tokenizer_classes.py``). The rank of a pair is the rank of its concatenation. A ``tekken.json`` has a pattern
+and special tokens. A tiktoken file has only ranks: its pattern and special tokens are looked up by the digest of the
+ranks, by the model folder, and by the name of the file. The functions of this file return the contents of a
+``tokenizer.json``, so that one reader builds every tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +27,6 @@ from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.stages.decode import byte_letters
 from pellucid.tokenize.vocabulary import distinct_ids
-
-# Vocabularies without a ``tokenizer.json``: ``vocab.txt``, and ``vocab.json`` with ``merges.txt``.
-#
-# These files have only pieces and merges. The other components follow from the tokenizer class
-# (``files/tokenizer_classes.py``). The functions of this file return them in the format of ``tokenizer.json``, so that
-# one reader builds every tokenizer.
 
 
 def read_vocab_txt(path: Path, sidecar: Sidecar) -> Json:
@@ -53,12 +54,12 @@ def read_vocab_txt(path: Path, sidecar: Sidecar) -> Json:
     }
 
 
-def read_vocab_json(folder: Path, sidecar: Sidecar) -> Json:
+def read_vocab_json(path: Path, sidecar: Sidecar) -> Json:
     """Reads ``vocab.json`` and ``merges.txt``: byte-level BPE with the stages of a known class."""
     known = sidecar.known
     assert known is not None
-    vocab = read_ids(folder / "vocab.json")
-    lines = _text(folder / "merges.txt").split("\n")
+    vocab = read_ids(path)
+    lines = _text(path.with_name("merges.txt")).split("\n")
     pairs = [line for line in lines if line and not line.startswith("#version")]
     space = bool(sidecar.config.get("add_prefix_space", known.adds_space))
     level = {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": known.trims_offsets}
@@ -93,12 +94,6 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as bad:
         raise FileFormatError(path, "text", "not UTF-8", bad.start) from None
 
-
-# Byte-level vocabularies whose pieces have ranks instead of merges: tiktoken's files and Mistral's ``tekken.json``.
-#
-# The rank of a pair is the rank of its concatenation. The functions of this file return the contents of a
-# ``tokenizer.json``. A ``tekken.json`` has a pattern and special tokens. A tiktoken file has only ranks: its pattern
-# and special tokens are looked up by the digest of the ranks, by the model folder, and by the name of the file.
 
 # Number of bytes at the start of a file that identify its format.
 HEAD = 1 << 16

@@ -113,11 +113,9 @@ class ByteBPE(TokenizerModel):
 
     @property
     def kernel(self) -> KernelKey:
-        """The kernel of the compiled form."""
         return KernelKey("text.merge", symbols="bytes", whole=self._ignore_merges)
 
     def compiled(self) -> CompiledModel:
-        """The compiled form."""
         from pellucid.tokenize.compiled.compiled_pipeline import merging
         from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
 

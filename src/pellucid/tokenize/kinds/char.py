@@ -20,8 +20,6 @@ from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
-# Characters, SentencePiece's CHAR: a character becomes its piece, the pieces of its bytes, or the unknown token.
-
 
 class Affixes(Struct, frozen=True):
     """Texts added to a pre-token's characters: ``prefix`` before each except the first, ``suffix`` after the last."""
@@ -68,7 +66,6 @@ class Chars(TokenizerModel):
         return self._unknown is None and len(self._byte_ids) < 256
 
     def spans(self, pre_token: str) -> list[Span]:
-        """The ids with the characters that they cover."""
         return self.symbols(pre_token)
 
     def symbols(self, pre_token: str) -> list[Span]:
@@ -123,7 +120,6 @@ class Chars(TokenizerModel):
         return moved
 
     def explain(self, pre_token: str) -> dict[str, Any]:
-        """The pieces of the characters."""
         return {"symbols": [self._names[index] for index, _, _ in self.symbols(pre_token)]}
 
 
@@ -154,7 +150,6 @@ class Bytes(TokenizerModel):
         return [(self._shift + byte, at, at + 1) for at, letter in enumerate(pre_token) for byte in letter.encode()]
 
     def explain(self, pre_token: str) -> dict[str, Any]:
-        """The bytes in hexadecimal."""
         return {"bytes": pre_token.encode().hex(" ")}
 
 

@@ -100,7 +100,6 @@ class CharBPE(Chars):
         return KernelKey("text.merge", symbols="characters", whole=self._ignore_merges)
 
     def compiled(self) -> CompiledModel:
-        """The compiled form."""
         import numpy as np
 
         from pellucid.tokenize.compiled.compiled_pipeline import merging

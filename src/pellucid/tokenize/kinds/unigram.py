@@ -85,7 +85,6 @@ class Unigram(TokenizerModel):
         return lengths
 
     def spans(self, pre_token: str) -> list[Span]:
-        """The ids with the characters that they cover."""
         fused: list[Span] = []
         for index, start, stop in self._best(pre_token):
             known = index != self._unknown
@@ -163,7 +162,6 @@ class Unigram(TokenizerModel):
         return KernelKey("text.unigram", single=self._exactly)
 
     def compiled(self) -> CompiledModel:
-        """The compiled form."""
         import numpy as np
 
         from pellucid.kernels.text import segment

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from pellucid.tokenize.compiled.compiled_pipeline import CompiledModel
     from pellucid.tokenize.files.tokenizer_json import TokenizerJson
 
-# WordPiece: cuts words greedily into the longest pieces (Devlin et al. 2019, BERT; Schuster & Nakajima 2012).
-#
-# A piece inside a word has the prefix ``##``, such as ``##ing``. A word without a segmentation becomes one unknown
-# token.
+# WordPiece: cuts words greedily into the longest pieces (Devlin et al. 2019, BERT; Schuster & Nakajima 2012). A piece
+# inside a word has the prefix ``##``, such as ``##ing``. A word without a segmentation becomes one unknown token.
 
 
 class WordPiece(TokenizerModel):
@@ -38,7 +36,6 @@ class WordPiece(TokenizerModel):
         self._reach = max(map(len, ids), default=0)
 
     def spans(self, pre_token: str) -> list[Span]:
-        """The ids with the characters that they cover."""
         if len(pre_token) > self._longest:
             return [(self._unknown, 0, len(pre_token))]
         spans: list[Span] = []
@@ -82,7 +79,6 @@ class WordPiece(TokenizerModel):
     kernel = KernelKey("text.wordpiece")
 
     def compiled(self) -> CompiledModel:
-        """The compiled form."""
         import numpy as np
 
         from pellucid.kernels.text import segment
@@ -159,9 +155,8 @@ def _spelled(token: str, kind: int) -> str:
 KIND = Kind("wordpiece", gguf={"bert": from_gguf}, json=JsonModelReader("WordPiece", from_json))
 
 
-# Whole words: each word is a piece or unknown.
-#
-# Hugging Face calls this kind WordLevel. SentencePiece's model type WORD also splits the text into words.
+# Whole words: each word is a piece or unknown. Hugging Face calls this kind WordLevel. SentencePiece's model type WORD
+# also splits the text into words.
 
 
 class WordLevel(TokenizerModel):
@@ -176,7 +171,6 @@ class WordLevel(TokenizerModel):
         self._ids, self._unknown, self._words = ids, unknown, words
 
     def spans(self, pre_token: str) -> list[Span]:
-        """The ids with the characters that they cover."""
         spans: list[Span] = []
         for start, stop in [(0, len(pre_token))] if self._words is None else self._words.spans(pre_token):
             index = self._ids.get(pre_token[start:stop], self._unknown)
@@ -189,7 +183,6 @@ class WordLevel(TokenizerModel):
         return spans
 
     def explain(self, pre_token: str) -> dict[str, Any]:
-        """The words that are not in the vocabulary."""
         words = [pre_token] if self._words is None else self._words(pre_token)
         unknown = [word for word in words if word not in self._ids]
         return {"unknown": f"not in the vocabulary: {', '.join(map(repr, unknown))}"} if unknown else {}

@@ -22,22 +22,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.kernels.text.split import START
+from pellucid.tokenize.patterns import tree as nodes
 from pellucid.tokenize.patterns.oniguruma import parse
-from pellucid.tokenize.patterns.tree import (
-    NEWLINE,
-    Atomic,
-    Classes,
-    Concat,
-    Edge,
-    Either,
-    Look,
-    Node,
-    Repeat,
-    Set,
-    first_characters,
-    length,
-    may_be_empty,
-)
 from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union
 
 MAX_PLACES, MAX_STATES = 4_000, 2_000
@@ -80,7 +66,6 @@ class Automaton(Struct, frozen=True, dict=True):
 
     @property
     def end_of_text(self) -> int:
-        """The column for the end of the text."""
         return int(self.table.shape[1]) - 1
 
     def kinds(self, text: str) -> list[int]:
@@ -96,7 +81,7 @@ def automaton(pattern: str) -> Automaton | None:
     try:
         tree, places = parse(pattern), _Places()
         # An empty match also cuts the text, but the table cannot distinguish it from no match.
-        if may_be_empty(tree):
+        if nodes.may_be_empty(tree):
             return None
         return _table(places, places.add(tree, places.matched))
     except NotATable:
@@ -109,7 +94,7 @@ def automaton(pattern: str) -> Automaton | None:
 class _Test(Struct, frozen=True):
     """A place before a node that consumes a character or looks at it."""
 
-    node: Set | _Lookahead
+    node: nodes.Set | _Lookahead
     then: int
 
 
@@ -134,21 +119,21 @@ class _Places:
         self.matched = 0
         self.visits = 0  # counted by ``_step``
 
-    def add(self, node: Node, then: int) -> int:
+    def add(self, node: nodes.Node, then: int) -> int:
         """Add ``node`` with the place ``then`` after it; returns the place before it."""
         if len(self.steps) > MAX_PLACES:
             raise NotATable
-        if isinstance(node, Set):
+        if isinstance(node, nodes.Set):
             return self._new(_Test(node, then))
-        if isinstance(node, Concat):
+        if isinstance(node, nodes.Concat):
             for part in reversed(node.parts):
                 then = self.add(part, then)
             return then
-        if isinstance(node, Either):
+        if isinstance(node, nodes.Either):
             return self._new(_Fork(tuple(self.add(branch, then) for branch in node.branches)))
-        if isinstance(node, Repeat):
+        if isinstance(node, nodes.Repeat):
             return self._repeat(node, then)
-        if isinstance(node, Atomic):
+        if isinstance(node, nodes.Atomic):
             return self._atomic(node.part, then)
         return self._new(_Test(_ahead(node), then))
 
@@ -156,28 +141,28 @@ class _Places:
         self.steps.append(step)
         return len(self.steps) - 1
 
-    def _atomic(self, node: Node, then: int) -> int:
+    def _atomic(self, node: nodes.Node, then: int) -> int:
         """Add an atomic group. Raises :class:`NotATable` if only its first match, and none of its parts, is known."""
-        if then == self.matched or length(node) is not None:  # no other match of the group can matter
+        if then == self.matched or nodes.length(node) is not None:  # no other match of the group can matter
             return self.add(node, then)
-        if isinstance(node, Atomic):
+        if isinstance(node, nodes.Atomic):
             return self._atomic(node.part, then)
-        if isinstance(node, Repeat) and isinstance(node.part, Set):
+        if isinstance(node, nodes.Repeat) and isinstance(node.part, nodes.Set):
             if not node.greedy:
-                return self.add(Repeat(node.part, node.least, node.least), then)
+                return self.add(nodes.Repeat(node.part, node.least, node.least), then)
             # The repeat ends early only before a character that is not in the set.
             ahead = _Lookahead(complement(node.part.members), at_end=True)
             return self._repeat(node, then, self._new(_Test(ahead, then)))
-        if isinstance(node, Concat) and all(map(_has_one_match, node.parts[:-1])):
-            return self.add(Concat(node.parts[:-1]), self._atomic(node.parts[-1], then))
-        if isinstance(node, Either) and _differ_in_the_first_character(node.branches):
+        if isinstance(node, nodes.Concat) and all(map(_has_one_match, node.parts[:-1])):
+            return self.add(nodes.Concat(node.parts[:-1]), self._atomic(node.parts[-1], then))
+        if isinstance(node, nodes.Either) and _differ_in_the_first_character(node.branches):
             return self._new(_Fork(tuple(self._atomic(branch, then) for branch in node.branches)))
         raise NotATable
 
-    def _repeat(self, node: Repeat, then: int, early: int | None = None) -> int:
+    def _repeat(self, node: nodes.Repeat, then: int, early: int | None = None) -> int:
         """Add a repeat; ``early`` is the place after fewer repeats than the most, by default ``then``."""
         early = then if early is None else early
-        if may_be_empty(node.part):  # a table cannot express the end of this repeat
+        if nodes.may_be_empty(node.part):  # a table cannot express the end of this repeat
             raise NotATable
         if node.most is None:
             around = self._new(_Fork(()))
@@ -193,41 +178,40 @@ class _Places:
         return then
 
     def sets(self) -> Iterator[Ranges]:
-        """The sets of all places, in order."""
         for step in self.steps:
             if isinstance(step, _Test):
                 yield step.node.members
 
 
-def _ahead(node: Node) -> _Lookahead:
+def _ahead(node: nodes.Node) -> _Lookahead:
     """An assertion about the next character or the end of the text. Raises :class:`NotATable` for other nodes."""
-    if isinstance(node, Edge) and node.kind == "text end":
+    if isinstance(node, nodes.Edge) and node.kind == "text end":
         return _Lookahead((), at_end=True)
-    if isinstance(node, Edge) and node.kind == "line end":
-        return _Lookahead(NEWLINE, at_end=True)
-    if not isinstance(node, Look) or not node.ahead:
+    if isinstance(node, nodes.Edge) and node.kind == "line end":
+        return _Lookahead(nodes.NEWLINE, at_end=True)
+    if not isinstance(node, nodes.Look) or not node.ahead:
         raise NotATable
-    branches = node.part.branches if isinstance(node.part, Either) else (node.part,)
-    if not all(isinstance(branch, Set) for branch in branches):
+    branches = node.part.branches if isinstance(node.part, nodes.Either) else (node.part,)
+    if not all(isinstance(branch, nodes.Set) for branch in branches):
         raise NotATable
-    members = union(branch.members for branch in branches if isinstance(branch, Set))
+    members = union(branch.members for branch in branches if isinstance(branch, nodes.Set))
     return _Lookahead(complement(members) if node.negative else members, at_end=node.negative)
 
 
-def _has_one_match(node: Node) -> bool:
+def _has_one_match(node: nodes.Node) -> bool:
     """True if all matches of a node at a position end at the same position."""
-    return isinstance(node, Atomic) or length(node) is not None
+    return isinstance(node, nodes.Atomic) or nodes.length(node) is not None
 
 
-def _differ_in_the_first_character(branches: tuple[Node, ...]) -> bool:
+def _differ_in_the_first_character(branches: tuple[nodes.Node, ...]) -> bool:
     """True if at most one of the branches can match at any position."""
-    firsts = [first_characters(branch) for branch in branches]
+    firsts = [nodes.first_characters(branch) for branch in branches]
     pairs = combinations(firsts, 2)
     return all(one and other and not intersection(one, other) for one, other in pairs)
 
 
 def _table(places: _Places, first: int) -> Automaton:
-    sets = Classes(list(dict.fromkeys(places.sets())))
+    sets = nodes.Classes(list(dict.fromkeys(places.sets())))
     kinds = sets.count
     if kinds > MAX_CLASSES:
         raise NotATable
@@ -271,7 +255,7 @@ def _step(
             return tuple(following), True  # places with a lower priority than the match are dropped
         if isinstance(step, _Fork):
             stack.extend(reversed(step.ways))
-        elif isinstance(step.node, Set):
+        elif isinstance(step.node, nodes.Set):
             if not ended and kind in within[step.node.members]:
                 following[step.then] = None
         elif step.node.at_end if ended else kind in within[step.node.members]:

@@ -26,26 +26,9 @@ from typing import TYPE_CHECKING
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
+from pellucid.tokenize.patterns import tree as nodes
 from pellucid.tokenize.patterns.oniguruma import PatternError, parse
 from pellucid.tokenize.patterns.published import LINEAR
-from pellucid.tokenize.patterns.tree import (
-    NEWLINE,
-    Atomic,
-    Back,
-    Classes,
-    Concat,
-    Edge,
-    Either,
-    Group,
-    Look,
-    Node,
-    Repeat,
-    Set,
-    may_be_empty,
-    sets,
-    size,
-    walk,
-)
 from pellucid.tokenize.unicode import CODES, Ranges
 
 if TYPE_CHECKING:
@@ -65,8 +48,7 @@ MAX_CLASSES = 0xD000
 def matcher(pattern: str, is_linear: bool = False) -> Matcher:
     """The matcher of a pattern, cached. ``is_linear`` states that the pattern takes linear time.
 
-    Raises:
-        PatternError: the pattern is invalid, or has a construct that is not implemented.
+    Raises PatternError: the pattern is invalid, or has a construct that is not implemented.
     """
     return _matcher(pattern, is_linear)
 
@@ -88,9 +70,11 @@ class Matcher:
 
     def __init__(self, pattern: str, is_linear: bool = False) -> None:
         self.pattern, self.tree = pattern, parse(pattern)
-        self.may_be_empty = may_be_empty(self.tree)
+        self.may_be_empty = nodes.may_be_empty(self.tree)
         self._is_linear = is_linear or pattern in LINEAR or (not self.may_be_empty and _reads_once(self.tree))
-        self._classes = None if _compares(self.tree) else _classes(self.tree)
+        # A back reference compares characters, not only their classes.
+        compares = any(isinstance(node, nodes.Back) for node in nodes.walk(self.tree))
+        self._classes = None if compares else _classes(self.tree)
         self._copy = None if self._classes is None else _ClassLetters(self._classes)
         engine = _engine(self.tree, self._is_linear)
         try:
@@ -118,8 +102,7 @@ class Matcher:
     def spans(self, text: str, budget: Budget | None = None) -> list[tuple[int, int]]:
         """The spans of the matches. An empty match right after another match is skipped. An empty text has no matches.
 
-        Raises:
-            InvalidRequest: matching exceeds the budget (None: the budget of a text of this length).
+        Raises InvalidRequest: matching exceeds the budget (None: the budget of a text of this length).
         """
         if not text:
             return []
@@ -193,12 +176,12 @@ class Matcher:
         return spans
 
 
-def _engine(tree: Node, is_linear: bool) -> ModuleType:
+def _engine(tree: nodes.Node, is_linear: bool) -> ModuleType:
     """The module that runs a tree: ``re`` or ``regex``.
 
     ``re`` is twice as fast. ``regex`` has all constructs and timeouts, but importing it takes 12 ms.
     """
-    has_atomic = any(isinstance(node, Atomic) for node in walk(tree))
+    has_atomic = any(isinstance(node, nodes.Atomic) for node in nodes.walk(tree))
     if is_linear and (sys.version_info >= (3, 11) or not has_atomic):
         return re
     import regex
@@ -223,29 +206,24 @@ def too_slow(pattern: str, limit: str) -> InvalidRequest:
     )
 
 
-def _reads_once(tree: Node) -> bool:
+def _reads_once(tree: nodes.Node) -> bool:
     """True if each branch is a few sets and only the last set may be repeated, so characters are rarely read twice."""
-    if size(tree) > 4 * MAX_SETS:
+    if nodes.size(tree) > 4 * MAX_SETS:
         return False
-    for branch in tree.branches if isinstance(tree, Either) else (tree,):
-        *before, last = branch.parts if isinstance(branch, Concat) and branch.parts else (branch,)
-        last = last.part if isinstance(last, Repeat) else last
-        if not all(isinstance(part, Set) for part in (*before, last)):
+    for branch in tree.branches if isinstance(tree, nodes.Either) else (tree,):
+        *before, last = branch.parts if isinstance(branch, nodes.Concat) and branch.parts else (branch,)
+        last = last.part if isinstance(last, nodes.Repeat) else last
+        if not all(isinstance(part, nodes.Set) for part in (*before, last)):
             return False
     return True
 
 
-def _is_small(tree: Node) -> bool:
-    return sum(isinstance(node, Set) for node in walk(tree)) <= MAX_SETS
+def _is_small(tree: nodes.Node) -> bool:
+    return sum(isinstance(node, nodes.Set) for node in nodes.walk(tree)) <= MAX_SETS
 
 
-def _compares(tree: Node) -> bool:
-    """True if the pattern has a back reference, which compares characters and not only their classes."""
-    return any(isinstance(node, Back) for node in walk(tree))
-
-
-def _classes(tree: Node) -> Classes | None:
-    classes = Classes(sets(tree))
+def _classes(tree: nodes.Node) -> nodes.Classes | None:
+    classes = nodes.Classes(nodes.sets(tree))
     return classes if classes.count <= MAX_CLASSES else None
 
 
@@ -254,7 +232,7 @@ class _ClassLetters(dict[int, str]):
 
     ENTRIES = 1 << 14
 
-    def __init__(self, classes: Classes) -> None:
+    def __init__(self, classes: nodes.Classes) -> None:
         super().__init__()
         self._classes = classes
 
@@ -272,27 +250,26 @@ class _Writer:
     ``small`` is written without strings: each set also has a surrogate, which no text contains.
     """
 
-    def __init__(self, classes: Classes | None, small: bool) -> None:
+    def __init__(self, classes: nodes.Classes | None, small: bool) -> None:
         self._classes, self._filler = classes, "" if small else "\\uDFFF"
 
-    def written(self, node: Node) -> str:
-        """The pattern."""
-        if isinstance(node, Set):
+    def written(self, node: nodes.Node) -> str:
+        if isinstance(node, nodes.Set):
             return self._set(node.members)
-        if isinstance(node, Concat):
+        if isinstance(node, nodes.Concat):
             return "".join(map(self.written, node.parts))
-        if isinstance(node, Either):
+        if isinstance(node, nodes.Either):
             return f"(?:{'|'.join(map(self.written, node.branches))})"
-        if isinstance(node, Repeat):
+        if isinstance(node, nodes.Repeat):
             most = "" if node.most is None else str(node.most)
             return f"(?:{self.written(node.part)}){{{node.least},{most}}}{'' if node.greedy else '?'}"
-        if isinstance(node, Atomic):
+        if isinstance(node, nodes.Atomic):
             return f"(?>{self.written(node.part)})"
-        if isinstance(node, Look):
+        if isinstance(node, nodes.Look):
             return self._look(self.written(node.part), node.ahead, node.negative)
-        if isinstance(node, Group):
+        if isinstance(node, nodes.Group):
             return f"(?P<g{node.number}>{self.written(node.part)})"
-        if isinstance(node, Back):
+        if isinstance(node, nodes.Back):
             return f"(?P=g{node.number})"
         return self._edge(node)
 
@@ -300,7 +277,7 @@ class _Writer:
     def _look(part: str, ahead: bool, negative: bool) -> str:
         return f"(?{'' if ahead else '<'}{'!' if negative else '='}{part})"
 
-    def _edge(self, edge: Edge) -> str:
+    def _edge(self, edge: nodes.Edge) -> str:
         if edge.kind == "text start":
             return r"\A"
         if edge.kind == "text end":
@@ -312,7 +289,7 @@ class _Writer:
             inside, outside = f"(?<={word})", f"(?<!{word})"
             then, otherwise = ("!", "=") if edge.kind == "border" else ("=", "!")
             return f"(?:{inside}(?{then}{word})|{outside}(?{otherwise}{word}))"
-        newline = self._set(NEWLINE)
+        newline = self._set(nodes.NEWLINE)
         if edge.kind == "line start":  # no line begins after a newline at the end of the text
             return rf"(?:\A|(?<={newline})(?!\Z))"
         return rf"(?=\Z|{newline})" if edge.kind == "line end" else rf"(?={newline}?\Z)"

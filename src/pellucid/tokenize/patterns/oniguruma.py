@@ -16,34 +16,9 @@ from msgspec.structs import replace
 
 from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode
-from pellucid.tokenize.patterns.oniguruma_rules import (
-    MAX_TIMES,
-    cannot_repeat,
-    looks_anchored,
-    nested,
-    refused_in_look_behind,
-    without_case,
-    without_groups,
-)
+from pellucid.tokenize.patterns import oniguruma_rules as rules
+from pellucid.tokenize.patterns import tree as nodes
 from pellucid.tokenize.patterns.oniguruma_sets import ANY, ASCII, PatternError, Scanner, checked
-from pellucid.tokenize.patterns.tree import (
-    NEWLINE,
-    Atomic,
-    Back,
-    Concat,
-    Edge,
-    Either,
-    Group,
-    Letter,
-    Look,
-    Node,
-    Repeat,
-    Set,
-    depth,
-    may_be_empty,
-    size,
-    walk,
-)
 from pellucid.tokenize.unicode import complement, intersection
 
 __all__ = ["PatternError", "parse"]
@@ -56,29 +31,28 @@ MAX_GROUPS, MAX_DEPTH = 50, 100
 MAX_NODES = 300_000
 # Oniguruma's own limit of group numbers in back references.
 MAX_REFERENCE = 1000
-NO_NEWLINE = complement(NEWLINE)
+NO_NEWLINE = complement(nodes.NEWLINE)
 REFUSED = {
     "K": "\\K (keep)", "X": "\\X (a cluster)", "y": "\\y (a border of clusters)", "Y": "\\Y (no border of clusters)",
 }  # fmt: skip
 
 
 @lru_cache(maxsize=64)  # the matcher and the automaton of a pattern share the tree
-def parse(pattern: str) -> Node:
+def parse(pattern: str) -> nodes.Node:
     """The tree of a pattern.
 
-    Raises:
-        PatternError: Oniguruma refuses the pattern, or it has a construct that is not implemented.
+    Raises PatternError: Oniguruma refuses the pattern, or it has a construct that is not implemented.
     """
     if len(pattern) > MAX_CHARACTERS:
         raise PatternError(f"it has {len(pattern):,} characters; {MAX_CHARACTERS:,} are allowed")
     parser = _Parser(pattern)
     node = parser.pattern()
-    if depth(node) > MAX_DEPTH:
+    if nodes.depth(node) > MAX_DEPTH:
         raise PatternError(f"it is nested more than {MAX_DEPTH} deep")
-    tree: Node = without_groups(without_case(node, single=False), parser.groups())
-    if looks_anchored(tree):
+    tree: nodes.Node = rules.without_groups(rules.without_case(node, single=False), parser.groups())
+    if rules.looks_anchored(tree):
         raise PatternError("an anchor or a look-around before \\O+ at the beginning of the pattern is not implemented")
-    if size(tree) > MAX_NODES:
+    if nodes.size(tree) > MAX_NODES:
         raise PatternError(f"it has more than {MAX_NODES:,} nodes with its repeats expanded")
     return tree
 
@@ -100,7 +74,6 @@ class _Parser(Scanner):
         return node
 
     def groups(self) -> set[int]:
-        """The numbers of the capturing groups."""
         named = {at + 1 for at, name in enumerate(self._names) if name is not None}
         if named and self._numbers:
             raise PatternError("a back reference has a number, but the pattern has named groups")
@@ -112,7 +85,7 @@ class _Parser(Scanner):
         branches = [self._chain()]
         while self.take("|"):
             branches.append(self._chain())
-        return branches[0] if len(branches) == 1 else Either(tuple(branches))
+        return branches[0] if len(branches) == 1 else nodes.Either(tuple(branches))
 
     def _chain(self) -> Any:
         parts: list[Any] = []
@@ -126,7 +99,7 @@ class _Parser(Scanner):
                 parts.append(node)
                 break
             parts.append(self._repeated(node))
-        return parts[0] if len(parts) == 1 else Concat(tuple(parts))
+        return parts[0] if len(parts) == 1 else nodes.Concat(tuple(parts))
 
     def _skip(self) -> None:
         """Skip comments, and white space in extended mode."""
@@ -156,14 +129,14 @@ class _Parser(Scanner):
             return self._group()
         if letter == "[":
             node = self.bracket()
-            self._count(len(node.branches) if isinstance(node, Either) else 0)
+            self._count(len(node.branches) if isinstance(node, nodes.Either) else 0)
             return node
         if letter == "\\":
             return self._escape()
         if letter == ".":
-            return Set(ANY if self.options.dot_all else NO_NEWLINE)
+            return nodes.Set(ANY if self.options.dot_all else NO_NEWLINE)
         if letter in "^$":
-            return Edge("line start" if letter == "^" else "line end")
+            return nodes.Edge("line start" if letter == "^" else "line end")
         if letter in "*+?":
             raise PatternError(f"there is nothing to repeat before {letter!r}")
         if letter == "{":
@@ -175,7 +148,7 @@ class _Parser(Scanner):
 
     def _letter(self, code: int) -> Any:
         checked(code)
-        return Letter(code) if self.options.any_case else Set(((code, code),))
+        return nodes.Letter(code) if self.options.any_case else nodes.Set(((code, code),))
 
     def _escape(self) -> Any:
         letter = self.next()
@@ -185,12 +158,12 @@ class _Parser(Scanner):
             "A": "text start", "z": "text end", "Z": "last line end", "G": "search start",
         }  # fmt: skip
         if letter in edges:
-            return Edge(edges[letter])
+            return nodes.Edge(edges[letter])
         if letter in "NO":
-            return Set(ANY if letter == "O" else NO_NEWLINE)
+            return nodes.Set(ANY if letter == "O" else NO_NEWLINE)
         if letter == "R":
-            pair = Concat((Set(((13, 13),)), Set(NEWLINE)))
-            return Atomic(Either((pair, Set(((10, 13), (0x85, 0x85), (0x2028, 0x2029))))))
+            pair = nodes.Concat((nodes.Set(((13, 13),)), nodes.Set(nodes.NEWLINE)))
+            return nodes.Atomic(nodes.Either((pair, nodes.Set(((10, 13), (0x85, 0x85), (0x2028, 0x2029))))))
         if letter in REFUSED:
             raise PatternError(f"{REFUSED[letter]} is not implemented")
         if letter in "gk" and (self.peek("<") or self.peek("'")):
@@ -200,15 +173,15 @@ class _Parser(Scanner):
         if letter in "123456789" and (number := self._back_number()) is not None:
             return self._back(number)
         members = self.escaped_set(letter)
-        return self._letter(self.escaped_code(letter)) if members is None else Set(members)
+        return self._letter(self.escaped_code(letter)) if members is None else nodes.Set(members)
 
-    def _word(self, letter: str) -> Node:
+    def _word(self, letter: str) -> nodes.Node:
         members = unicode.members("text.word") or ()
         if self.options.is_ascii("word"):
             members = intersection(members, ASCII)
         if letter in "bB":
-            return Edge("border" if letter == "b" else "no border", members)
-        return Set(complement(members) if letter == "W" else members)
+            return nodes.Edge("border" if letter == "b" else "no border", members)
+        return nodes.Set(complement(members) if letter == "W" else members)
 
     # ------------------------------------------------------------ references
 
@@ -239,13 +212,13 @@ class _Parser(Scanner):
         self._refuse_any_case()
         numbers = [at + 1 for at, known in enumerate(self._names) if known == name]
         self._count(len(numbers))
-        backs = tuple(Back(number) for number in reversed(numbers))
-        return backs[0] if len(backs) == 1 else Either(backs)
+        backs = tuple(nodes.Back(number) for number in reversed(numbers))
+        return backs[0] if len(backs) == 1 else nodes.Either(backs)
 
-    def _back(self, number: int) -> Back:
+    def _back(self, number: int) -> nodes.Back:
         self._refuse_any_case()
         self._numbers.append(number)
-        return Back(number)
+        return nodes.Back(number)
 
     def _refuse_any_case(self) -> None:
         if self.options.any_case:
@@ -272,7 +245,7 @@ class _Parser(Scanner):
         if self.take("?:"):
             return self._closed()
         if self.take("?>"):
-            return Atomic(self._closed())
+            return nodes.Atomic(self._closed())
         if self.take("?<") or self.take("?'"):
             return self._named_group()
         refused = {
@@ -287,7 +260,7 @@ class _Parser(Scanner):
         return self._captured(len(self._names))
 
     def _captured(self, number: int) -> Any:
-        return Group(self._closed(), number)
+        return nodes.Group(self._closed(), number)
 
     def _closed(self) -> Any:
         node = self._either()
@@ -296,12 +269,14 @@ class _Parser(Scanner):
         self._ends_here = False
         return node
 
-    def _look(self, ahead: bool, negative: bool) -> Look:
+    def _look(self, ahead: bool, negative: bool) -> nodes.Look:
         node = self._closed()
         # Oniguruma ignores a look-behind that may be empty, including any border in it.
-        if not ahead and (may_be_empty(node) or any(refused_in_look_behind(part, negative) for part in walk(node))):
+        if not ahead and (
+            nodes.may_be_empty(node) or any(rules.refused_in_look_behind(part, negative) for part in nodes.walk(node))
+        ):
             raise PatternError("the contents of this look-behind are not implemented")
-        return Look(node, ahead, negative)
+        return nodes.Look(node, ahead, negative)
 
     def _named_group(self) -> Any:
         name = self.until(">" if self.text[self.at - 1] == "<" else "'") or ""
@@ -333,7 +308,7 @@ class _Parser(Scanner):
                 raise PatternError(f"(?{shown(letter)} is not known, or not implemented")
         self.options = options
         if letter == ":":
-            return Concat((self._closed(),))  # unlike (?:...), it may be repeated with any contents
+            return nodes.Concat((self._closed(),))  # unlike (?:...), it may be repeated with any contents
         node = self._either()
         self._ends_here = True
         return node
@@ -346,13 +321,13 @@ class _Parser(Scanner):
             quantifier = None if self.codes else self._times()
             if quantifier is None:
                 return node
-            if cannot_repeat(node):
+            if rules.cannot_repeat(node):
                 raise PatternError("an anchor or a look-around cannot be repeated")
             least, most, greedy, possessive = quantifier
             if (least, most) != (1, 1):
-                node = nested(node, Repeat(node, least, most, greedy))
+                node = rules.nested(node, nodes.Repeat(node, least, most, greedy))
             if possessive:
-                node = Atomic(node)
+                node = nodes.Atomic(node)
         raise PatternError(f"repeats are nested {MAX_DEPTH} deep")
 
     def _times(self) -> tuple[int, int | None, bool, bool] | None:
@@ -376,8 +351,8 @@ class _Parser(Scanner):
         low = self.digits("0123456789", len(self.text))
         comma = self.take(",")
         high = self.digits("0123456789", len(self.text)) if comma else low
-        if any(len(number.lstrip("0")) > 6 or int(number or 0) > MAX_TIMES for number in (low, high)):
-            raise PatternError(f"a repeat of more than {MAX_TIMES:,} times")
+        if any(len(number.lstrip("0")) > 6 or int(number or 0) > rules.MAX_TIMES for number in (low, high)):
+            raise PatternError(f"a repeat of more than {rules.MAX_TIMES:,} times")
         if not self.take("}") or not (low or (comma and high)):
             self.at = start
             return None

@@ -151,7 +151,6 @@ class Scanner:
         return codes[0] or 0
 
     def _byte(self, kind: str) -> int:
-        """Read the digits of a byte."""
         digits = self.digits(hexdigits, 2) if kind == "x" else self.digits(octdigits, 3)
         if not digits:
             raise PatternError("\\x without digits")

@@ -88,37 +88,30 @@ class Splitting(Struct, frozen=True):
     mask_lstrip: bool = False
 
 
-def _named(names: str, splitting: Splitting) -> dict[str, Splitting]:
-    return dict.fromkeys(names.split(), splitting)
-
-
-GGUF_PRE: dict[str, Splitting] = {
-    **_named("default", Splitting((PUNCTUATION_RUN, GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))),
-    **_named(
-        "gpt-2 gpt2 phi-2 mpt olmo jais trillion gigachat mellum a.x-4.0 exaone4 granite-docling", Splitting((GPT2,))
-    ),
-    **_named("jina-es jina-de jina-v2-es jina-v2-de modern-bert", Splitting((GPT2,), mask_lstrip=True)),
-    **_named("roberta-bpe jina-v1-en jina-v2-code", Splitting((GPT2,), add_sep=True, mask_lstrip=True)),
-    **_named("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", Splitting((DIGIT, GPT2))),
-    **_named(
-        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 midm-2.0 jina-v5-nano",
-        Splitting((LLAMA3,), True, True),
-    ),
-    **_named("chatglm-bpe", Splitting((LLAMA3,))),
-    **_named("glm4 glm5", Splitting((LLAMA3,), ignore_merges=True)),
-    **_named("deepseek-llm", Splitting(DEEPSEEK)),
-    **_named("deepseek-coder", Splitting(DEEPSEEK_CODER)),
-    **_named("deepseek-v3 hunyuan-dense joyai-llm hy_v4", Splitting((r"\p{N}{1,3}", DEEPSEEK_HAN, DEEPSEEK3))),
-    **_named("falcon", Splitting(FALCON)),
-    **_named("bloom poro-chat gpt3-finnish", Splitting((BLOOM,))),
-    **_named("viking", Splitting((BLOOM, DIGIT))),
-    **_named("seed-coder", Splitting((SEED,))),
-    **_named("dbrx smaug-bpe", Splitting((LLAMA3,))),
-    **_named("qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez kormo f2llmv2 solar-open grok-2", Splitting((QWEN2,))),
-    **_named("qwen35", Splitting((QWEN35,))),
-    **_named("gpt-4o llama4 kanana2 talkie minimax-m2", Splitting((O200K,))),
-    **_named("tekken", Splitting((TEKKEN,), ignore_merges=True)),
+_SPLITTINGS = {
+    "default": Splitting((PUNCTUATION_RUN, GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "gpt-2 gpt2 phi-2 mpt olmo jais trillion gigachat mellum a.x-4.0 exaone4 granite-docling": Splitting((GPT2,)),
+    "jina-es jina-de jina-v2-es jina-v2-de modern-bert": Splitting((GPT2,), mask_lstrip=True),
+    "roberta-bpe jina-v1-en jina-v2-code": Splitting((GPT2,), add_sep=True, mask_lstrip=True),
+    "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2": Splitting((DIGIT, GPT2)),
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 midm-2.0 jina-v5-nano": Splitting((LLAMA3,), True, True),
+    "chatglm-bpe": Splitting((LLAMA3,)),
+    "glm4 glm5": Splitting((LLAMA3,), ignore_merges=True),
+    "deepseek-llm": Splitting(DEEPSEEK),
+    "deepseek-coder": Splitting(DEEPSEEK_CODER),
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": Splitting((r"\p{N}{1,3}", DEEPSEEK_HAN, DEEPSEEK3)),
+    "falcon": Splitting(FALCON),
+    "bloom poro-chat gpt3-finnish": Splitting((BLOOM,)),
+    "viking": Splitting((BLOOM, DIGIT)),
+    "seed-coder": Splitting((SEED,)),
+    "dbrx smaug-bpe": Splitting((LLAMA3,)),
+    "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez kormo f2llmv2 solar-open grok-2": Splitting((QWEN2,)),
+    "qwen35": Splitting((QWEN35,)),
+    "gpt-4o llama4 kanana2 talkie minimax-m2": Splitting((O200K,)),
+    "tekken": Splitting((TEKKEN,), ignore_merges=True),
 }
+GGUF_PRE = {name: splitting for names, splitting in _SPLITTINGS.items() for name in names.split()}
+"""The pre-tokenizers by the values of ``tokenizer.ggml.pre``."""
 
 
 class TiktokenRanks(Struct, frozen=True):
@@ -142,19 +135,12 @@ class TiktokenRanks(Struct, frozen=True):
 _END = "<|endoftext|>"
 _FILL = {"<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260}
 _HARMONY = {
-    "<|startoftext|>": 199998,
-    _END: 199999,
-    "<|return|>": 200002,
-    "<|constrain|>": 200003,
-    "<|channel|>": 200005,
-    "<|start|>": 200006,
-    "<|end|>": 200007,
-    "<|message|>": 200008,
-    "<|call|>": 200012,
+    "<|startoftext|>": 199998, _END: 199999, "<|return|>": 200002, "<|constrain|>": 200003, "<|channel|>": 200005,
+    "<|start|>": 200006, "<|end|>": 200007, "<|message|>": 200008, "<|call|>": 200012,
     **{f"<|reserved_{index}|>": index for index in (200000, 200001, 200004, 200009, 200010, 200011)},
     **{f"<|reserved_{index}|>": index for index in range(200013, 201088) if index != 200018},
     "<|endofprompt|>": 200018,
-}
+}  # fmt: skip
 _LLAMA3 = (
     *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
     *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>"),

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# The most common step of a normalizer: it replaces single characters, regardless of their neighbours.
-
 SHORT = 256
 """Maximum characters of a text whose origins Python moves one by one. Arrays are faster only for longer texts."""
 UTF32 = f"utf-32-{sys.byteorder[0]}e"
@@ -44,7 +42,6 @@ class CharacterMap:
         return new
 
     def aligned(self, text: AlignedText) -> AlignedText:
-        """The text with its characters replaced."""
         old = text.text
         if old.isascii() and not self._touches_ascii:
             return text
@@ -80,7 +77,6 @@ class CharacterMap:
 
 
 def codes_of(text: str) -> NDArray[np.uint32]:
-    """The code points of a text."""
     import numpy as np
 
     return np.frombuffer(text.encode(UTF32), np.uint32)
@@ -96,15 +92,13 @@ def places_of(places: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _repeated(places: Sequence[int], counts: Sequence[int]) -> list[int]:
-    """Each place, repeated by its count."""
     return [place for place, count in zip(places, counts, strict=True) for _ in range(count)]
 
 
-# Unicode decomposition (NFD, NFKD; UAX #15) of long texts that keep their offsets, by arrays.
-#
-# The result equals `normalize.Normalize`, which uses patterns and is faster for short texts. Each character is
-# decomposed by itself, then adjacent marks are put in canonical order. As in ``tokenizers``, an origin does not move
-# with its mark. After the marks are in order, the origins are assigned in order.
+# Unicode decomposition (NFD, NFKD; UAX #15) of long texts that keep their offsets, by arrays. The result equals
+# `normalize.Normalize`, which uses patterns and is faster for short texts. Each character is decomposed by itself, then
+# adjacent marks are put in canonical order. As in ``tokenizers``, an origin does not move with its mark. After the
+# marks are in order, the origins are assigned in order.
 
 Decomposed = Literal["NFD", "NFKD"]
 
@@ -140,7 +134,6 @@ def _classes() -> NDArray[np.uint8]:
 
 
 def decomposed(text: AlignedText, form: Decomposed) -> AlignedText:
-    """The decomposed text."""
     import numpy as np
 
     lengths = _map(form).lengths(text.text)

@@ -1,4 +1,10 @@
-"""Detokenization: ids to text, all at once or as a stream of whole characters."""
+"""Detokenization: ids to text, all at once or as a stream of whole characters.
+
+The decoder of a kind returns the bytes of each id. The text is the bytes decoded as UTF-8, with U+FFFD for invalid
+bytes, as by ``bytes.decode("utf-8", errors="replace")``. The stream holds back the bytes of an incomplete character
+(at most three), and text that later steps hold back (``decode_steps.py``). So its joined output equals the result of
+decoding all ids at once.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +13,9 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pellucid.tokenize.vocabulary import checked_id
-
-# Detokenization: ids to text, all at once or as a stream.
-#
-# The decoder of a kind returns the bytes of each id. The text is the bytes decoded as UTF-8, with U+FFFD for invalid
-# bytes, as by ``bytes.decode("utf-8", errors="replace")``. The stream holds back the bytes of an incomplete character
-# (at most three), and text that later steps hold back (``decode_steps.py``). So its joined output equals the result of
-# decoding all ids at once.
 
 SPACE = "▁"
 """The character that SentencePiece writes for a space."""
@@ -40,28 +39,16 @@ def byte_letters() -> list[str]:
     return sorted(byte_alphabet(), key=byte_alphabet().__getitem__)
 
 
-class TextStream(Protocol):
+class TextStream:
     """Changes a text that arrives in parts."""
 
     def push(self, part: str) -> str:
         """Add ``part`` and return the text that later parts cannot change."""
-        ...
+        raise NotImplementedError
 
     def flush(self) -> str:
         """The rest of the text."""
-        ...
-
-
-class IdStream(Protocol):
-    """The text of ids that arrive one at a time."""
-
-    def push(self, token_id: int) -> str:
-        """Add an id and return the text that later ids cannot change."""
-        ...
-
-    def flush(self) -> str:
-        """The rest of the text."""
-        ...
+        return ""
 
 
 class Decoder(ABC):
@@ -86,7 +73,7 @@ class Decoder(ABC):
         """New steps that change the text after the bytes are decoded."""
         return []
 
-    def stream(self) -> IdStream:
+    def stream(self) -> ByteStream:
         """A new stream of ids."""
         return ByteStream(self)
 
@@ -199,21 +186,22 @@ class ByteStream:
         """Add an id and return the text that later ids cannot change."""
         data = self._decoder.piece(token_id, self._first)
         self._first = self._first and not self._decoder.begins_text(data)
-        text = self._utf8.push(data)
+        return self._changed(self._utf8.push(data))
+
+    def _changed(self, text: str) -> str:
         for step in self._steps:
             text = step.push(text)
         return text
 
     def flush(self) -> str:
         """The rest of the text."""
-        return flushed(self._utf8.flush(), self._steps)
+        return self._flushed(self._utf8.flush())
 
-
-def flushed(text: str, steps: Sequence[TextStream]) -> str:
-    """The rest of a text after all steps; ``text`` is the last part of their input."""
-    for step in steps:
-        text = step.push(text) + step.flush()
-    return text
+    def _flushed(self, text: str) -> str:
+        """The rest of the text after all steps; ``text`` is the last part of their input."""
+        for step in self._steps:
+            text = step.push(text) + step.flush()
+        return text
 
 
 class StreamDecoder:
@@ -235,11 +223,9 @@ class StreamDecoder:
         return rest
 
 
-# Groups a sequence of ids into characters. Adjacent ids that are parts of one character form a group.
-#
-# A piece of a byte-level vocabulary may be a part of a character. For example, two ids of SmolLM2's vocabulary form one
-# Chinese character. Only this module groups ids into characters. A byte that is no character is written in
-# SentencePiece's spelling, ``<0xE4>``.
+# Groups a sequence of ids into characters. A piece of a byte-level vocabulary may be a part of a character: two ids of
+# SmolLM2's vocabulary form one Chinese character. Adjacent ids that are parts of one character form a group. A byte
+# that is no character is written in SentencePiece's spelling, ``<0xE4>``.
 
 SPELLED = "pellucid.spelled"
 """The name of the error handler that writes bytes that are not UTF-8 as ``<0xE4>``."""
@@ -275,10 +261,7 @@ class CharacterGrouper:
         self._started = False
 
     def push(self, token: int) -> CharacterGroup:
-        """Add an id and return its group so far.
-
-        Raises :class:`InvalidRequest` for an id outside the vocabulary.
-        """
+        """Add an id and return its group so far. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
         data = self._decoder.piece(checked_id(token, self._size), not self._started)
         self._started = self._started or self._decoder.begins_text(data)
         if not _continues(self._open, data):

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import Struct
 
-from pellucid.tokenize.stages.decode import Decoder, IdStream, TextStream, UTF8Stream, byte_alphabet, flushed
+from pellucid.tokenize.stages.decode import ByteStream, Decoder, TextStream, UTF8Stream, byte_alphabet
 
 if TYPE_CHECKING:
     from pellucid.tokenize.stages.normalize import Replace
 
-# The steps of a ``tokenizer.json``'s decoder. ``decode_steps.py`` runs them in any order.
-#
 # A step turns a list of tokens into another list. A token step changes each token by itself. Its result may depend on
 # whether the token is the first or the last. A group step joins tokens. ``Fuse`` and ``ByteLevel`` join all tokens into
 # one token, which is the text. This token arrives in parts if the ids arrive one at a time. The semantics follow
@@ -25,26 +23,16 @@ _BYTE = re.compile("<0x([0-9A-Fa-f]{2}|\\+[0-9A-Fa-f])>")  # Rust also reads "+A
 
 
 class TokenStep(Struct, frozen=True):
-    """Changes each token by itself.
+    """Changes each token by itself. ``looks_ahead`` is True if the step depends on ``last``."""
 
-    ``looks_ahead`` is True if the step depends on ``last``, ``by_letters`` if the parts of a text may be changed one by
-    one.
-    """
-
-    @property
-    def looks_ahead(self) -> bool:
-        return False
-
-    @property
-    def by_letters(self) -> bool:
-        return False
+    looks_ahead: ClassVar[bool] = False
 
     def __call__(self, token: str, first: bool, last: bool) -> str:
         raise NotImplementedError
 
     def of_text(self) -> TextStream:
         """A new step for a text that is one token and arrives in parts."""
-        return _ByLetters(self) if self.by_letters else _AtTheEnd(lambda text: self(text, True, True))
+        return _AtTheEnd(lambda text: self(text, True, True))
 
 
 class ReplaceStep(TokenStep, frozen=True):
@@ -52,9 +40,9 @@ class ReplaceStep(TokenStep, frozen=True):
 
     change: Replace
 
-    @property
-    def by_letters(self) -> bool:
-        return not self.change.is_pattern and len(self.change.old) == 1
+    def of_text(self) -> TextStream:
+        letter = not self.change.is_pattern and len(self.change.old) == 1
+        return _ByLetters(self) if letter else super().of_text()
 
     def __call__(self, token: str, first: bool, last: bool) -> str:
         change = self.change
@@ -84,9 +72,8 @@ class MetaspaceStep(TokenStep, frozen=True):
     space: str
     prefixed: bool
 
-    @property
-    def by_letters(self) -> bool:
-        return True
+    def of_text(self) -> TextStream:
+        return _ByLetters(self)
 
     def __call__(self, token: str, first: bool, last: bool) -> str:
         return token.replace(self.space, "" if first and self.prefixed else " ")
@@ -102,15 +89,9 @@ class JoinStep(TokenStep, frozen=True):
 
 
 CLEANED = (
-    *((f" {mark}", mark) for mark in ".?!,"),
-    (" ' ", "'"),
-    (" n't", "n't"),
-    (" 'm", "'m"),
-    (" do not", " don't"),
-    (" 's", "'s"),
-    (" 've", "'ve"),
-    (" 're", "'re"),
-)
+    *((f" {mark}", mark) for mark in ".?!,"), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" do not", " don't"),
+    (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
 """The replacements of the clean-up: spaces before punctuation and English contractions (``decoders/wordpiece.rs``)."""
 
 
@@ -136,10 +117,7 @@ class SuffixStep(TokenStep, frozen=True):
     """Replaces ``suffix``, the end of a word, by a space, and removes it from the last token (``BPEDecoder``)."""
 
     suffix: str
-
-    @property
-    def looks_ahead(self) -> bool:
-        return True
+    looks_ahead: ClassVar[bool] = True
 
     def __call__(self, token: str, first: bool, last: bool) -> str:
         return token.replace(self.suffix, "" if last else " ")
@@ -222,18 +200,15 @@ def alphabet_bytes(token: str) -> bytes:
 Step = TokenStep | GroupStep
 
 
-class _ByLetters:
+class _ByLetters(TextStream):
     def __init__(self, step: TokenStep) -> None:
         self._step = step
 
     def push(self, part: str) -> str:
         return self._step(part, True, True)
 
-    def flush(self) -> str:
-        return ""
 
-
-class _AtTheEnd:
+class _AtTheEnd(TextStream):
     def __init__(self, change: Callable[[str], str]) -> None:
         self._change, self._parts = change, list[str]()
 
@@ -245,7 +220,7 @@ class _AtTheEnd:
         return self._change("".join(self._parts))
 
 
-class _Strip:
+class _Strip(TextStream):
     """Removes characters at the start of a text; holds back characters at its end that may have to be removed."""
 
     def __init__(self, step: StripStep) -> None:
@@ -264,9 +239,6 @@ class _Strip:
         run = min(len(text) - len(text.rstrip(self._content)), self._stop)
         text, self._held = text[: len(text) - run], text[len(text) - run :]
         return text
-
-    def flush(self) -> str:
-        return ""
 
 
 # The decoder that runs the steps of a ``tokenizer.json``, in the order of the file.
@@ -304,7 +276,7 @@ class _Tokens:
         return tokens
 
 
-class _StepStream:
+class _StepStream(ByteStream):
     """Runs all steps of a decoder on ids that arrive one at a time."""
 
     def __init__(self, names: Sequence[str], steps: Sequence[Step]) -> None:
@@ -312,22 +284,19 @@ class _StepStream:
         join = next(joins, len(steps))
         self._names, self._tokens = names, [_Tokens(step) for step in steps[:join]]
         self._bytes = join < len(steps) and isinstance(steps[join], ByteLevelStep)
-        self._utf8, self._text = UTF8Stream(), [step.of_text() for step in steps[join + 1 :]]
+        self._utf8, self._steps = UTF8Stream(), [step.of_text() for step in steps[join + 1 :]]
 
     def push(self, token_id: int) -> str:
         tokens = [self._names[token_id]]
         for step in self._tokens:
             tokens = step.push(tokens)
-        text = self._joined(tokens)
-        for change in self._text:
-            text = change.push(text)
-        return text
+        return self._changed(self._joined(tokens))
 
     def flush(self) -> str:
         tokens = list[str]()
         for step in self._tokens:
             tokens = [*step.push(tokens), *step.flush()]
-        return flushed(self._joined(tokens) + self._utf8.flush(), self._text)
+        return self._flushed(self._joined(tokens) + self._utf8.flush())
 
     def _joined(self, tokens: Sequence[str]) -> str:
         return self._utf8.push(b"".join(map(alphabet_bytes, tokens))) if self._bytes else "".join(tokens)
@@ -344,7 +313,8 @@ class StepDecoder(Decoder):
     ) -> None:
         self._names, self._steps, self._verbatim = names, tuple(steps), verbatim
         self.absent = frozenset(absent)
-        self._by_token = [step for step in takewhile(_is_alone, steps) if isinstance(step, TokenStep)]
+        single = takewhile(lambda step: isinstance(step, TokenStep) and not step.looks_ahead, steps)
+        self._by_token = [step for step in single if isinstance(step, TokenStep)]
         rest = [*steps[len(self._by_token) :]]
         self._has_bytes = rest[:1] == [ByteFallbackStep()] and rest[1:2] in ([], [FuseStep()])
         rest = rest[self._has_bytes :]
@@ -384,10 +354,5 @@ class StepDecoder(Decoder):
     def steps(self) -> list[TextStream]:
         return [step.of_text() for step in self._by_text]
 
-    def stream(self) -> IdStream:
+    def stream(self) -> ByteStream:
         return super().stream() if self.is_table else _StepStream(self._names, self._steps)
-
-
-def _is_alone(step: Step) -> bool:
-    """True if a step changes each token by itself and does not depend on the next token."""
-    return isinstance(step, TokenStep) and not step.looks_ahead

@@ -182,12 +182,10 @@ class Normalize(Normalizer):
 
     @property
     def _decomposed_form(self) -> Decomposed:
-        """The decomposed form: NFKD or NFD."""
         return "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"
 
     @property
     def _decomposes(self) -> bool:
-        """True if the form is NFD or NFKD."""
         return self._decomposed_form == self.form
 
     def _change(self, run: str) -> list[tuple[str, int]]:

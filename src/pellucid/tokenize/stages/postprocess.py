@@ -128,7 +128,7 @@ class Trim(Struct, frozen=True):
         for at, text in enumerate(tokens.column("text")):
             trim = trims.get(text)
             if trim is None:
-                trim = trims[text] = _white_space(text, space)
+                trim = trims[text] = len(text) - len(text.lstrip(space)), len(text) - len(text.rstrip(space))
             if any(trim):
                 starts[at], ends[at] = self._trimmed(at, starts[at], ends[at], *trim)
         return tokens.changed(start=starts, end=ends)
@@ -141,11 +141,6 @@ class Trim(Struct, frozen=True):
         if trailing and end >= trailing:
             end = max(end - trailing, start)
         return start, end
-
-
-def _white_space(text: str, space: str) -> tuple[int, int]:
-    """Number of white-space characters at the start and the end of a text."""
-    return len(text) - len(text.lstrip(space)), len(text) - len(text.rstrip(space))
 
 
 @cache

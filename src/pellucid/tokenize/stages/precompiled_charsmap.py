@@ -240,7 +240,7 @@ class SentencePieceNormalizer(Normalizer):
     protected: Sequence[str] = ()
 
     def steps(self) -> list[Rewrite]:
-        return [Rewrite(matches(r"(?s).+"), self._change)]
+        return [Rewrite(matches(r"(?s).+"), lambda text: self._placed(text)[0])]
 
     def __call__(self, text: str) -> str:
         return "".join([new for new, _ in self._placed(text)[0]])
@@ -250,9 +250,6 @@ class SentencePieceNormalizer(Normalizer):
         starts = [text.starts[at] if at < len(text) else text.ends[-1] for _, at in made]
         last = text.starts[end] if end < len(text) else text.ends[-1] if len(text) else 0
         return AlignedText("".join([new for new, _ in made]), starts, [*starts[1:], last][: len(starts)], text.origin)
-
-    def _change(self, text: str) -> list[tuple[str, int]]:
-        return self._placed(text)[0]
 
     @cached_property
     def rules(self) -> CharsMap:

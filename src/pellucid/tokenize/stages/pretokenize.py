@@ -114,10 +114,9 @@ def _is_word(text: str, start: int, stop: int) -> bool:
     return not before and not after
 
 
-# Pre-tokenizers: split normalized text into the pre-tokens that the model stage sees.
-#
-# In: text. Out: its pre-tokens in order. Each step cuts or changes the parts from the step before it. The semantics
-# follow Hugging Face ``tokenizers``, ``pre_tokenizers``.
+# Pre-tokenizers: split normalized text into the pre-tokens that the model stage sees. In: text. Out: its pre-tokens in
+# order. Each step cuts or changes the parts from the step before it. The semantics follow Hugging Face ``tokenizers``,
+# ``pre_tokenizers``.
 
 Spans = list[tuple[int, int]]
 
@@ -141,7 +140,6 @@ class Split(Struct, frozen=True, dict=True):
         return matcher(self.pattern, self.is_linear)
 
     def __call__(self, text: str) -> list[str]:
-        """The parts of a text."""
         return self.cut(text)
 
     def cut(self, text: str, budget: Budget | None = None) -> list[str]:
@@ -192,11 +190,9 @@ class Chunks(Struct, frozen=True):
     length: int
 
     def cut(self, text: str, budget: Budget | None = None) -> list[str]:
-        """The parts of a text."""
         return [text[start:stop] for start, stop in self.spans(text)]
 
     def spans(self, text: str, budget: Budget | None = None) -> Spans:
-        """The spans of the parts."""
         return [(at, min(at + self.length, len(text))) for at in range(0, len(text), self.length)]
 
 

@@ -109,24 +109,16 @@ class Format(Struct, frozen=True):
         return scale_fields
 
 
-# The known block formats, which ``formats.py`` and all other modules of this folder declare.
-
-
 @functools.cache
 def formats() -> Mapping[str, Format]:
-    """Every format, by its name in GGUF.
-
-    Raises:
-        TypeError: two files declare the same format.
-    """
+    """Every format, by its name in GGUF. Raises TypeError: two files declare the same format."""
     return discover("pellucid.weights.quant", Format, lambda form: (form.name,))
 
 
 def lookup(name: str, what: str) -> Format:
     """The format called ``name``.
 
-    Raises:
-        UnsupportedModel: the format is not implemented. The message lists the implemented formats.
+    Raises UnsupportedModel: the format is not implemented. The message lists the implemented formats.
     """
     try:
         return formats()[name]

@@ -12,66 +12,54 @@ from pellucid.weights.quant.format import Format
 #
 # | 0..1   | 2..17                                                |
 # | d: f16 | 16 bytes: low nibbles q0..q15, high nibbles q16..q31 |
-
 Q4_0 = Format("Q4_0", PackedLayout("int", 4, zero_point=8), FileLayout(32, 18, (BitPlane(2, 4, 16),), (half(0),)))
-
 
 # Q4_1: value = d q + m.
 #
 # | 0..1   | 2..3   | 4..19                                                |
 # | d: f16 | m: f16 | 16 bytes: low nibbles q0..q15, high nibbles q16..q31 |
-
 Q4_1 = Format(
     "Q4_1", PackedLayout("int", 4, minimum=True), FileLayout(32, 20, (BitPlane(4, 4, 16),), (half(0), half(2)))
 )
-
 
 # Q5_0: value = d (q - 16).
 #
 # | 0..1   | 2..5                         | 6..21                                                |
 # | d: f16 | 32 fifth bits, little-endian | 16 bytes: low nibbles q0..q15, high nibbles q16..q31 |
-
 Q5_0 = Format(
     "Q5_0",
     PackedLayout("int", 5, zero_point=16),
     FileLayout(32, 22, (BitPlane(6, 4, 16), BitPlane(2, 1, 1)), (half(0),)),
 )
 
-
 # Q5_1: value = d q + m.
 #
 # | 0..1   | 2..3   | 4..7                         | 8..23                                                |
 # | d: f16 | m: f16 | 32 fifth bits, little-endian | 16 bytes: low nibbles q0..q15, high nibbles q16..q31 |
-
 Q5_1 = Format(
     "Q5_1",
     PackedLayout("int", 5, minimum=True),
     FileLayout(32, 24, (BitPlane(8, 4, 16), BitPlane(4, 1, 1)), (half(0), half(2))),
 )
 
-
 # Q8_0: value = d q, q signed; packed as q + 128, unsigned, with a zero point of 128.
 #
 # | 0..1   | 2..33       |
 # | d: f16 | 32 x int8 q |
-
 Q8_0 = Format(
     "Q8_0", PackedLayout("int", 8, zero_point=128), FileLayout(32, 34, (BitPlane(2, 8, 32),), (half(0),), flip=0x80)
 )
-
 
 # Q2_K: 256 values in 16 sub-blocks of 16; value = d sc q - dmin m, sc and m of 4 bits.
 #
 # | 0..15                         | 16..79                                  | 80..81 | 82..83    |
 # | sc, m: low and high nibbles   | 2 x 32 bytes: value 32 i + l of each    | d: f16 | dmin: f16 |
 # |                               | half of 128 is in byte l, at bit 2 i    |        |           |
-
 Q2_K = Format(
     "Q2_K",
     PackedLayout("int", 2, sub=16, minimum=True, minimum_sign=-1, super_scales=True, joined_scales=True),
     FileLayout(256, 84, (BitPlane(16, 2, 32),), (whole(0, 16), half(80), half(82))),
 )
-
 
 # Q3_K: 256 values in 16 sub-blocks of 16; value = d (sc - 32) (q - 4), sc of 6 bits.
 #
@@ -81,7 +69,6 @@ Q2_K = Format(
 #
 # The lower four bits of scale j are a nibble of s[j mod 8] (the high nibble for j >= 8). The upper two bits are in
 # s[8 + j mod 4] at bit 2 (j div 4).
-
 Q3_K_SCALES = ScaleField(
     tuple((BitField(96 + j % 8, j // 8 * 4, 4), BitField(104 + j % 4, j // 4 * 2, 2)) for j in range(16)), minus=32
 )
@@ -91,7 +78,6 @@ Q3_K = Format(
     PackedLayout("int", 3, zero_point=4, sub=16, super_scales=True, signed_scales=True),
     FileLayout(256, 110, (BitPlane(32, 2, 32), BitPlane(0, 1, 32)), (Q3_K_SCALES, half(108))),
 )
-
 
 # Q4_K, Q5_K: 256 values in 8 sub-blocks of 32; value = d sc q - dmin m, sc and m of 6 bits.
 #
@@ -104,7 +90,6 @@ Q3_K = Format(
 # The twelve bytes s hold sc and m of sub-block j: for j < 4, sc = s[j] & 63 and m = s[j+4] & 63. For j >= 4, the low
 # four bits are the nibbles of s[j+4] (sc low, m high), and the upper two bits are bits 6 and 7 of s[j-4] (sc) and s[j]
 # (m).
-
 K_SCALES = ScaleField(
     tuple((BitField(4 + j, 0, 6),) for j in range(4))
     + tuple((BitField(8 + j, 0, 4), BitField(j, 6, 2)) for j in range(4, 8))
@@ -126,7 +111,6 @@ Q5_K = Format(
     FileLayout(256, 176, (BitPlane(48, 4, 32), BitPlane(16, 1, 32)), K_SCALE_FIELDS),
 )
 
-
 # Q6_K: 256 values in 16 sub-blocks of 16; value = d sc (q - 32), sc a signed byte.
 #
 #     | 0..127        | 128..191        | 192..207     | 208..209 |
@@ -134,20 +118,16 @@ Q5_K = Format(
 #
 # In each half of 128 values, value 32 i + l (i < 4, l < 32) has its lower bits in byte 64 half + 32 (i mod 2) + l (the
 # low nibble for i < 2, else the high nibble), and its upper bits in byte 32 half + l at bit 2 i.
-
 Q6_K = Format(
     "Q6_K",
     PackedLayout("int", 6, zero_point=32, sub=16, super_scales=True, signed_scales=True),
     FileLayout(256, 210, (BitPlane(0, 4, 64), BitPlane(128, 2, 32)), (whole(192, 16), half(208))),
 )
 
-
 # F32, F16, BF16: plain floating point, one value per block.
-
 F32 = Format("F32", PackedLayout("f32", 32), FileLayout(1, 4))
 F16 = Format("F16", PackedLayout("f16", 16), FileLayout(1, 2))
 BF16 = Format("BF16", PackedLayout("bf16", 16), FileLayout(1, 2))
-
 
 # IQ4_NL: value = d t[q]. IQ4_XS: 256 values in 8 sub-blocks of 32; value = d (sc - 32) t[q], sc of 6 bits.
 #
@@ -158,7 +138,6 @@ BF16 = Format("BF16", PackedLayout("bf16", 16), FileLayout(1, 2))
 #
 # The entries of the table t are denser around zero, like weights. ``TABLE`` is t + 128, so its entries are unsigned
 # bytes.
-
 TABLE = tuple(128 + t for t in (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))
 IQ4_XS_SCALES = ScaleField(
     tuple((BitField(4 + j // 2, j % 2 * 4, 4), BitField(2 + j // 4, j % 4 * 2, 2)) for j in range(8)), minus=32
@@ -173,7 +152,6 @@ IQ4_XS = Format(
     FileLayout(256, 136, (BitPlane(8, 4, 16),), (IQ4_XS_SCALES, half(0))),
 )
 
-
 # MXFP4 (OCP Microscaling 1.0): floating-point numbers of 4 bits (E2M1); value = 2^(e - 128) t[q].
 #
 # | 0          | 1..16                                                |
@@ -182,7 +160,6 @@ IQ4_XS = Format(
 # The entries of the table t are the E2M1 values multiplied by 2, as in ggml: 0, 1, 2, 3, 4, 6, 8, 12 and their
 # negatives. ``TABLE`` is t + 16. In the specification, e = 255 means NaN. Here it makes the scale infinite: the values
 # of the block are infinite, or NaN where t[q] = 0.
-
 MXFP4_TABLE = tuple(16 + t for t in (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12))
 
 MXFP4 = Format(

@@ -41,9 +41,7 @@ def damages() -> tuple[type[Exception], ...]:
 def copy_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, report: Callable[[int], None]) -> None:
     """Copy an entry whose stated size the caller has checked. ``report`` gets the bytes so far.
 
-    Raises:
-        OSError: the target cannot be written.
-        Exception: the archive is damaged (`damages`).
+    Raises OSError: the target cannot be written. Raises Exception: the archive is damaged (`damages`).
     """
     copied = 0
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,10 +53,9 @@ def copy_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, r
             report(copied)
 
 
-# Reads pages and downloads files over HTTP, with certificates and proxies of the user.
-#
-# A download that breaks off continues where it stopped, in the same process or in a later one: its bytes are in
-# ``NAME.part`` until the file is complete and its hash is checked.
+# Reads pages and downloads files over HTTP, with certificates and proxies of the user. A download that breaks off
+# continues where it stopped, in the same process or in a later one: its bytes are in ``NAME.part`` until the file is
+# complete and its hash is checked.
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 TRIES = 3  # consecutive tries of a download that bring no byte
@@ -66,7 +63,7 @@ PAUSE = 1.0  # seconds before a second try, twice this before a third
 PART = ".part"
 GIT = "git-sha1"
 """The kind of hash of a file in Git: the SHA-1 of "blob", its size and its bytes."""
-HTTP_DOWNLOAD__CHUNK = 1 << 16
+_HTTP_CHUNK = 1 << 16
 _REPORT = 1 << 26  # bytes of a hashed file between two reports
 _ADDRESS = re.compile(r"https?://\S+")
 _BUSY = {408, 425, 429, 500, 502, 503, 504}  # statuses after which a later try may succeed
@@ -90,8 +87,7 @@ class HTTP:
         certificate_settings, folder_settings: the variables that errors name: of certificates, of the target folder.
         part: the suffix of a file that is not complete.
 
-    Raises:
-        SourceError: the certificates cannot be read.
+    Raises SourceError: the certificates cannot be read.
     """
 
     peer: ClassVar[str] = "the package index"
@@ -120,9 +116,7 @@ class HTTP:
     def page(self, address: str, accept: str, limit: int) -> Page | None:
         """Read a page of at most ``limit`` bytes; None if it does not exist.
 
-        Raises:
-            DownloadInterrupted: the server cannot be reached.
-            SourceError: the page is too long.
+        Raises DownloadInterrupted: the server cannot be reached. Raises SourceError: the page is too long.
         """
         for last in (False, True):
             try:
@@ -131,7 +125,7 @@ class HTTP:
                         return None
                     self._refuse_status(response)
                     content = bytearray()
-                    for chunk in response.iter_bytes(HTTP_DOWNLOAD__CHUNK):
+                    for chunk in response.iter_bytes(_HTTP_CHUNK):
                         content += chunk
                         if len(content) > limit:
                             raise SourceError(f"a page of {self.peer} has more than {limit:,} bytes")
@@ -154,9 +148,8 @@ class HTTP:
     ) -> None:
         """Download a file to ``target``, and check its size and its hash if they are known.
 
-        Raises:
-            DownloadInterrupted: the download broke off. The bytes so far remain in ``target`` + ``part``.
-            SourceError: the file has another size or hash, or does not fit on the disk.
+        Raises DownloadInterrupted: the download broke off. The bytes so far remain in ``target`` + ``part``. Raises
+        SourceError: the file has another size or hash, or does not fit on the disk.
         """
         part, failures = target.with_name(target.name + self.part), 0
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +203,7 @@ class HTTP:
             if hash[0] == GIT:
                 digest.update(b"blob %d\0" % length)
             with open(part, "rb") as file:
-                while chunk := file.read(HTTP_DOWNLOAD__CHUNK):
+                while chunk := file.read(_HTTP_CHUNK):
                     digest.update(chunk)
                     if file.tell() % _REPORT == 0:
                         progress.update(file.tell(), length, CHECKING + label)
@@ -245,7 +238,6 @@ class HTTP:
         return f"{self.peer} answers HTTP {status}{remedy}"
 
     def _refuse_status(self, response: httpx.Response) -> None:
-        """Raises an error unless the status of a response is 200 or 206."""
         if response.status_code in (200, 206):
             return
         raise (DownloadInterrupted if response.status_code in _BUSY else SourceError)(self.refusal(response))
@@ -261,8 +253,7 @@ class HTTP:
 def refuse_full_disk(folder: Path, need: int, what: str, variable: str = HTTP.folder_settings) -> None:
     """Refuse a file that the disk of a folder has no space for. ``variable`` selects the folder.
 
-    Raises:
-        SourceError: the disk has fewer than ``need`` free bytes.
+    Raises SourceError: the disk has fewer than ``need`` free bytes.
     """
     free = shutil.disk_usage(folder).free
     if need > free:

@@ -77,8 +77,7 @@ class HubRevision(Struct, frozen=True):
 class Hub(HTTP):
     """A client for one repository, "owner/name".
 
-    Raises:
-        SourceError: the user wants no network, or a variable is not valid.
+    Raises SourceError: the user wants no network, or a variable is not valid.
     """
 
     peer: ClassVar[str] = "the hub"
@@ -96,9 +95,8 @@ class Hub(HTTP):
     def revision(self) -> HubRevision:
         """The newest commit of the branch main.
 
-        Raises:
-            DownloadInterrupted: the hub cannot be reached, or refuses more requests for now.
-            SourceError: there is no such repository, or the token may not read it.
+        Raises DownloadInterrupted: the hub cannot be reached, or refuses more requests for now. Raises SourceError:
+        there is no such repository, or the token may not read it.
         """
         import msgspec
 
@@ -114,9 +112,8 @@ class Hub(HTTP):
     def fetch(self, commit: str, file: HubFile, progress: DownloadProgress) -> Path:
         """The path of a file in the cache. Downloads the file if the cache does not have it.
 
-        Raises:
-            DownloadInterrupted: the download broke off. The next call continues it.
-            SourceError: the file has another size or hash, cannot be read with the token, or cannot be written.
+        Raises DownloadInterrupted: the download broke off. The next call continues it. Raises SourceError: the file has
+        another size or hash, cannot be read with the token, or cannot be written.
         """
         name = file.name
         if not is_file_name(name):
@@ -199,8 +196,7 @@ def snapshot(repo: str) -> Path | None:
 def set_snapshot(repo: str, commit: str) -> None:
     """Make a commit the last one in the cache. Its files are complete.
 
-    Raises:
-        SourceError: the cache cannot be written.
+    Raises SourceError: the cache cannot be written.
     """
     path = repository_folder(repo) / "refs" / "main"
     if snapshot(repo) == repository_folder(repo) / "snapshots" / commit:

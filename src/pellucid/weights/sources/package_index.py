@@ -6,13 +6,15 @@ import configparser
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.errors import DownloadInterrupted, SourceError
 from pellucid.errors.messages import reason, shown
@@ -56,8 +58,7 @@ class IndexSettings(Struct, frozen=True):
 def refuse_unprotected(address: str, hash: object, trusted_hosts: Iterable[str]) -> None:
     """Refuse a file without a hash from a plain HTTP address of another machine: anyone between may change the file.
 
-    Raises:
-        SourceError: neither ``hash`` nor TLS protects the file, and its host is not one of ``trusted_hosts``.
+    Raises SourceError: neither ``hash`` nor TLS protects the file, and its host is not one of ``trusted_hosts``.
     """
     at = urlsplit(address)
     host = at.hostname or ""
@@ -80,17 +81,13 @@ def index_settings(environment: Mapping[str, str] = os.environ) -> IndexSettings
     def uv(name: str) -> str:
         return environment.get(f"UV_{name}", "")
 
-    main = [*_words(uv("DEFAULT_INDEX")), *_words(uv("INDEX_URL")), *_words(pip.get("index-url", "")), PYPI]
-    more = [*_words(uv("INDEX")), *_words(uv("EXTRA_INDEX_URL")), *_words(pip.get("extra-index-url", ""))]
-    links = [*_words(uv("FIND_LINKS").replace(",", " ")), *_words(pip.get("find-links", ""))]
+    main = [*uv("DEFAULT_INDEX").split(), *uv("INDEX_URL").split(), *pip.get("index-url", "").split(), PYPI]
+    more = [*uv("INDEX").split(), *uv("EXTRA_INDEX_URL").split(), *pip.get("extra-index-url", "").split()]
+    links = [*uv("FIND_LINKS").replace(",", " ").split(), *pip.get("find-links", "").split()]
     no_index = any(map(_is_on, (uv("NO_INDEX"), pip.get("no-index", ""))))
     indexes = [] if no_index else list(dict.fromkeys(map(_address, [main[0], *more])))
-    trusted = [*_words(uv("INSECURE_HOST").replace(",", " ")), *_words(pip.get("trusted-host", ""))]
+    trusted = [*uv("INSECURE_HOST").replace(",", " ").split(), *pip.get("trusted-host", "").split()]
     return IndexSettings(tuple(indexes), tuple(dict.fromkeys(links)), pip.get("cert"), tuple(trusted))
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
 
 
 def _address(text: str) -> str:
@@ -141,11 +138,10 @@ def _paths(environment: Mapping[str, str]) -> Iterator[Path]:
         yield Path(chosen)
 
 
-# Finds the wheel of a package: in folders and pages with links, then in package indexes.
-#
-# In: a package and optionally its version. Out: a `WheelFile`, an address or a path. The pages of an index are HTML
-# (PEP 503) or JSON (PEP 691). The first place that has a suitable wheel is used. Pages are not trusted: their sizes and
-# the schemes of their links are checked.
+# Finds the wheel of a package: in folders and pages with links, then in package indexes. In: a package and optionally
+# its version. Out: a `WheelFile`, an address or a path. The pages of an index are HTML (PEP 503) or JSON (PEP 691). The
+# first place that has a suitable wheel is used. Pages are not trusted: their sizes and the schemes of their links are
+# checked.
 
 JSON = "application/vnd.pypi.simple.v1+json"
 ACCEPT = f"{JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
@@ -172,9 +168,8 @@ class WheelFile(Struct, frozen=True):
 def find_wheel(name: str, version: str | None, settings: IndexSettings, http: HTTP) -> WheelFile:
     """The wheel of a version (None: the newest) of a package. No code runs, so the version of Python does not matter.
 
-    Raises:
-        SourceError: no place has a suitable wheel.
-        DownloadInterrupted: a place cannot be reached, and no other place has the wheel.
+    Raises SourceError: no place has a suitable wheel. Raises DownloadInterrupted: a place cannot be reached, and no
+    other place has the wheel.
     """
     from packaging.utils import canonicalize_name
 
@@ -200,10 +195,8 @@ def find_wheel(name: str, version: str | None, settings: IndexSettings, http: HT
 def choose(wheels: Iterable[WheelFile], name: str, version: str | None) -> WheelFile | None:
     """The wheel of a package and version that suits this machine best; None if there is no suitable wheel.
 
-    Without a version: the newest version that is neither yanked nor a pre-release, unless all are pre-releases.
-
-    Raises:
-        SourceError: the version is not valid (PEP 440).
+    Without a version: the newest version that is neither yanked nor a pre-release, unless all are pre-releases. Raises
+    SourceError: the version is not valid (PEP 440).
     """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
     from packaging.tags import sys_tags
@@ -231,15 +224,10 @@ def choose(wheels: Iterable[WheelFile], name: str, version: str | None) -> Wheel
 def _places(name: str, settings: IndexSettings, http: HTTP) -> Iterator[Callable[[], Iterable[WheelFile]]]:
     """Functions that list the wheels of a place. Folders come first, because they need no network."""
     for place in sorted(settings.find_links, key=lambda one: one.startswith(("http:", "https:"))):
-        if place.startswith(("http:", "https:")):
-            yield lambda place=place: page_of(place, http)  # type: ignore[misc]
-        else:
-            yield lambda place=place: _folder(place)  # type: ignore[misc]
+        yield partial(page_of, place, http) if place.startswith(("http:", "https:")) else partial(_folder, place)
     for index in settings.indexes:
-        if index.startswith("file:"):
-            yield lambda index=index: _folder(f"{index}/{name}")  # type: ignore[misc]
-        else:
-            yield lambda index=index: page_of(f"{index}/{name}/", http)  # type: ignore[misc]
+        address = f"{index}/{name}"
+        yield partial(_folder, address) if index.startswith("file:") else partial(page_of, f"{address}/", http)
 
 
 def _folder(place: str) -> Iterator[WheelFile]:
@@ -252,9 +240,7 @@ def _folder(place: str) -> Iterator[WheelFile]:
 def page_of(address: str, http: HTTP) -> list[WheelFile]:
     """The wheels on a page; none if the page does not exist.
 
-    Raises:
-        SourceError: the page is not a page of an index.
-        DownloadInterrupted: the page cannot be read.
+    Raises SourceError: the page is not a page of an index. Raises DownloadInterrupted: the page cannot be read.
     """
     page = http.page(address, ACCEPT, MAX_PAGE)
     if page is None:
@@ -302,13 +288,7 @@ def _html_links(text: str) -> Iterator[WheelFile]:
     parser = _Links()
     parser.feed(text)
     for link in parser.links:
-        yield _with(link, address=urljoin(parser.base, link.address))
-
-
-def _with(wheel: WheelFile, **changes: Any) -> WheelFile:
-    from msgspec.structs import replace
-
-    return replace(wheel, **changes)
+        yield replace(link, address=urljoin(parser.base, link.address))
 
 
 def _absolute(wheel: WheelFile, page: str) -> WheelFile | None:
@@ -325,7 +305,7 @@ def _absolute(wheel: WheelFile, page: str) -> WheelFile | None:
     at = source.netloc.rpartition("@")
     if at[0] and address.netloc == at[2] and address.scheme == source.scheme:
         address = address._replace(netloc=source.netloc)
-    return _with(wheel, address=address.geturl())
+    return replace(wheel, address=address.geturl())
 
 
 def _absent(name: str, version: str | None, others: Iterable[WheelFile]) -> str:

@@ -67,11 +67,7 @@ class Source(ABC):
 
 @functools.cache
 def sources() -> Mapping[str, Source]:
-    """Every source, by its scheme.
-
-    Raises:
-        TypeError: two files declare the same scheme.
-    """
+    """Every source, by its scheme. Raises TypeError: two files declare the same scheme."""
     return discover("pellucid.weights.sources.schemes", Source, lambda source: (source.scheme,))  # type: ignore[type-abstract]
 
 
