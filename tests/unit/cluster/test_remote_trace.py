@@ -28,6 +28,7 @@ from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
 from pellucid.loading import open_model
+from pellucid.serve.live_requests import Viewer
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.testing import random_model
 from pellucid.trace import ablate, add, replace, scale
@@ -465,7 +466,7 @@ def events_of(served: Served, number: str, body: dict[str, Any], **query: Any) -
 
     viewer = threading.Thread(target=look)
     viewer.start()
-    while number not in served.app.state.live._expected:
+    while number not in served.awaited:
         time.sleep(0.01)
     answer = httpx.post(f"{served.url}/v1/completions", json=body, headers={"X-Request-Id": number}, timeout=60)
     assert answer.status_code == 200, answer.text
@@ -500,7 +501,7 @@ def test_one_at_a_time(servers: tuple[Served, Served]) -> None:
     with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
         answers = answer.iter_lines()  # dropping the iterator closes the answer
         next(answers)
-        (request,) = served.app.state.live._running.values()
+        (request,) = served.app.state.live.visible_to(Viewer(""))
         for _ in range(2):
             with httpx.stream("GET", asked, timeout=20) as looked:
                 lines = looked.iter_lines()
