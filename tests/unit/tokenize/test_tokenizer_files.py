@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fresh import fresh
 from tokenizer_cases import GOLDENS, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, UnsupportedModel
@@ -300,6 +301,6 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / folder / "tokenizers").write_text("a file, no folder")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(trusted_files, "_warned", False)
+    monkeypatch.setattr(parsed_cache, "TrustedFolder", fresh(trusted_files).TrustedFolder)
     with pytest.warns(RuntimeWarning, match="is not a folder"):
         assert gpt2_json(tmp_path).encode("the")

@@ -69,6 +69,11 @@ def start_ahead() -> None:
     _workers.start_ahead()
 
 
+def end_workers() -> None:
+    """End all workers. The next rendering starts another."""
+    _workers.close()
+
+
 def encoded(request: Mapping[str, Any]) -> bytes:
     """Encode a request in the form that a worker reads."""
     return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -279,7 +284,7 @@ def _failure(what: str) -> dict[str, Any]:
 
 
 _workers = _Workers()
-atexit.register(_workers.close)
+atexit.register(end_workers)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_workers.forget)
 
