@@ -805,9 +805,11 @@ def test_escapes_of_four_digits_in_gbnf(llm: LLM) -> None:
 
 
 def test_trees_of_a_vocabulary_do_not_pile_up(llm: LLM) -> None:
-    for token in range(100, 140):
-        llm.generate(PROMPT, choices=["a"], stop_token_ids=[token])
-    assert len(trees._trees[llm.tokenizer]) <= 8
+    first = trees.tree_of(llm.tokenizer, frozenset({100}))
+    assert trees.tree_of(llm.tokenizer, frozenset({100})) is first
+    for token in range(101, 101 + trees.MAX_TREES):
+        trees.tree_of(llm.tokenizer, frozenset({token}))
+    assert trees.tree_of(llm.tokenizer, frozenset({100})) is not first, "the oldest has made way"
 
 
 # A real model
