@@ -275,8 +275,7 @@ def test_which_snapshot_is_missed_least() -> None:
     cache, table = KVCache([STATE], [40]), BlockTable()
     wanted = list[int]()
     for end in range(PAGE, 40 * PAGE, PAGE):
-        cache.reserve(table, PAGE)
-        cache.commit(table, PAGE)
+        run(cache, table, PAGE)
         wanted.append(end)
         if len(wanted) > MAX_SNAPSHOTS:
             around = zip([0, *wanted], wanted, wanted[1:])

@@ -87,7 +87,7 @@ def test_a_source_language_keeps_the_compiled_code(tmp_path: Path, monkeypatch: 
     german = ours.with_source_language("fr_XX")
     calls.clear()
     assert german.encode_batch([LONG]) == [german.post_processor.ids(ours.encode(LONG, add_special=False))]
-    assert calls == ["lists"] * 2
+    assert calls.count("lists") == 2
 
 
 def test_marian_reads_the_language_at_the_start(tmp_path: Path) -> None:

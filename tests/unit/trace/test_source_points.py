@@ -16,9 +16,10 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
-from pellucid.trace import Trace, ablate, call, replace, rollout, scale
+from pellucid.trace import ablate, call, replace, rollout, scale
 from pellucid.trace.frames import TraceFrame
 from pellucid.trace.lenses.attribution import attribute
+from pellucid.trace.trace import Trace
 
 SOURCE, OTHER = "".join(LETTERS[10:40]), "".join(LETTERS[60:64])
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0, "logprobs": 0, "ignore_eos": True}
