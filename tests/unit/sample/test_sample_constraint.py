@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +23,7 @@ import pytest
 from support import processes
 from support.command import Command
 from support.constraints import ALL, BAD, CHOICES, LATE, SCHEMAS, Case, closed, valid, whole
+from support.endless import never_endless
 from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
@@ -556,11 +556,9 @@ def test_a_space_in_front_is_part_of_the_text(name: str) -> None:
 
 def refusal(case: Case, call: Callable[[], Any]) -> str:
     option, _, part = case
-    start = time.process_time()
-    with pytest.raises(InvalidRequest) as caught:
+    with never_endless(), pytest.raises(InvalidRequest) as caught:
         call()
     message = str(caught.value)
-    assert time.process_time() - start < 5
     assert message.isprintable(), message  # hence a single line
     assert len(message) < 400
     assert option in message
