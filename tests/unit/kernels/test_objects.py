@@ -121,10 +121,10 @@ def test_equal_objects_make_equal_files(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(st.dictionaries(st.from_regex(r"[ab]-[a-z]{3}", fullmatch=True), st.binary(max_size=60), max_size=12))
 def test_objects_of_any_size_and_number_are_found(contents: dict[str, bytes]) -> None:
-    contents = {name: 4000 * content for name, content in contents.items()}  # several groups
+    contents = {name: 1000 * content for name, content in contents.items()}  # several groups
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         objects.write(path, contents)
