@@ -181,7 +181,7 @@ def test_a_source_that_loses_its_pages_is_recorded_once(llm: LLM, monkeypatch: p
         llm.samples(SOURCE, 4, **OPTIONS)
     assert encoded == [31]
     values = [sequence["encoder.blocks.0.residual"] for sequence in trace.sequences]
-    assert all(np.shares_memory(values[0], other) for other in values)
+    assert all(np.array_equal(values[0], other) for other in values)
     with llm.trace("blocks.0.residual"):  # the prefix cache has the source
         llm.generate(SOURCE, **OPTIONS)
     assert encoded == [31]
