@@ -8,11 +8,13 @@ Without ``tokenizers`` the two matching engines are compared: the backtracking e
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from random import Random
 
+from support.patterns import searched, tabled
+
 from pellucid.errors import InvalidRequest
+from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.patterns.matcher import Matcher
 from pellucid.tokenize.patterns.oniguruma import PatternError
 from pellucid.tokenize.stages.pretokenize import Split
@@ -87,12 +89,10 @@ def _theirs(pattern: str):  # type: ignore[no-untyped-def]
 def _compared(pattern: str, matcher: Matcher, theirs, text: str) -> str | None:  # type: ignore[no-untyped-def]
     try:
         if theirs is None:
-            if matcher._table is None or matcher._copy is None:
+            if automaton(pattern) is None:
                 matcher.spans(text)
                 return None
-            until = time.thread_time() + SECONDS
-            plain = list(matcher._searched(text.translate(matcher._copy), until))
-            walked = matcher._walked(matcher._table, text, until)
+            plain, walked = searched(pattern).spans(text), tabled(pattern).spans(text)
             return None if plain == walked else f"{pattern!r} {text!r}: {plain} by regex, {walked} by the table"
         ours = [Split(pattern)(text), Split(pattern, "Removed", True)(text)]
     except (InvalidRequest, TimeoutError):

@@ -79,7 +79,7 @@ def compared(source: str, messages: Any) -> str | None:
 def is_repeatable(source: str, messages: Any, text: str) -> bool:
     """True if other processes render the same text. Texts differ if they depend on the digits of an address."""
     for _ in range(4):
-        template._workers.close()
+        template.end_workers()
         if templates.chat(source, messages, [templates.TOOL]) != text:
             return False
     return True

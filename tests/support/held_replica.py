@@ -16,16 +16,17 @@ from pellucid.cluster.secret import ClusterSecret
 from pellucid.engine.state import EngineState
 from pellucid.llm import LLM
 from pellucid.loading import open_model
+from support.links import Hear, links_made_by
 
 
 class HeldLink:
     """Replaces a ``ReplicaLink``: runs a part on ``llm`` to its end, then delivers its messages, ``size`` per frame."""
 
-    def __init__(self, fleet: Fleet, llm: LLM, size: int) -> None:
+    def __init__(self, hear: Hear, llm: LLM, size: int) -> None:
         self.address, self.load = "held", ReplicaLoad("held")
         self.up, self.draining, self.slots = True, False, 64
         self.state: EngineState | None = llm.state()
-        self._fleet, self._llm, self._size = fleet, llm, size
+        self._hear, self._llm, self._size = hear, llm, size
         self._running: dict[int, asyncio.Task[None]] = {}
 
     def send(self, kind: str, *fields: Any) -> None:
@@ -45,7 +46,7 @@ class HeldLink:
         await TASKS[what](self._llm, body, tell, RequestWatch(self._llm, tell))
         for first in range(0, len(messages), self._size):
             for message in wire.unpack(wire.pack(messages[first : first + self._size])):
-                self._fleet._hear(self, message)  # type: ignore[arg-type]
+                self._hear(self, message)
             await asyncio.sleep(0)
 
     async def close(self) -> None:
@@ -58,7 +59,8 @@ def held(llm: LLM, path: Any, size: int) -> Callable[[str], Coroutine[Any, Any, 
 
     async def load(name: str) -> RemoteModel:
         fleet = Fleet(ClusterSecret.drawn())
-        fleet._links["held"] = HeldLink(fleet, llm, size)  # type: ignore[assignment]
+        with links_made_by(lambda address, hear, changed: HeldLink(hear, llm, size)):
+            fleet.add("held")
         return RemoteModel(open_model(path), fleet)
 
     return load

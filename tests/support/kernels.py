@@ -6,8 +6,9 @@ share that no thread computes, or that two threads compute, shows too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
-from pellucid.kernels.core.definitions import KernelKey, definition
+from pellucid.kernels.core.definitions import KernelKey, definition, kernel
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
 
@@ -196,3 +197,13 @@ def fma32(x: Any, y: Any, z: Any) -> NDArray[np.float32]:
     away = np.atleast_1d(np.signbit(error) == np.signbit(total))
     bits = bits + np.where(even, np.where(away, 1, -1), 0)
     return bits.view(np.float64).astype(np.float32).reshape(np.shape(total))
+
+
+_names = count()
+
+
+def declared(build: Callable[..., Any]) -> str:
+    """Declare a kernel that only this process knows. Returns its name."""
+    name = f"test.{build.__name__}.{next(_names)}"
+    kernel(name)(build)
+    return name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pellucid
+from pellucid.llm import LLM
 from pellucid.serve.guard import AccessRules
 from pellucid.testing import random_model
 from support.served import Served
@@ -31,13 +33,21 @@ def page_models(folder: Path) -> Path:
 
 
 class PageServer(Served):
-    """A server of the page's models, real ones and those of a folder."""
+    """A server of the page's models, real ones and models of a folder. Other ``names`` come from ``load``."""
 
-    def __init__(self, folder: Path, rules: AccessRules | None = None) -> None:
-        super().__init__(folder, rules or AccessRules())
+    def __init__(
+        self,
+        folder: Path,
+        rules: AccessRules | None = None,
+        *,
+        names: Sequence[str] = (*MODELS, *OTHERS),
+        load: Callable[[str], Any] | None = None,
+    ) -> None:
         self.folder = folder
-        self.models.names[:] = (*MODELS, *OTHERS)
-        self.models._load = lambda name: pellucid.load(self.file(name), threads=2)
+        super().__init__(folder, rules or AccessRules(), names=names, load=load or self.load)
+
+    def load(self, name: str) -> LLM:
+        return pellucid.load(self.file(name), threads=2)
 
     def file(self, name: str) -> Path | str:
         """What ``pellucid.load`` takes for a model's name."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from pellucid.kernels.attention.kv_layout import PAGE
@@ -28,9 +30,20 @@ def in_use(llm: LLM) -> int:
     return llm.runner.cache.kv.pages - llm.runner.cache.kv.free_pages
 
 
+def lose_pages_between_steps(llm: LLM) -> None:
+    """Preempt all requests before the next step, and wait until this is done."""
+    done = threading.Event()
+
+    def preempt() -> None:
+        llm.engine.preempt()
+        done.set()
+
+    assert llm.engine.between_steps(preempt)
+    assert done.wait(60)
+
+
 def lose_pages(llm: LLM) -> None:
     """Preempt all requests, which frees their pages, and clear the prefix cache."""
     llm.engine.settle()
-    for job in llm.engine._scheduler:
-        llm.engine._scheduler._preempt(job)
+    llm.engine.preempt()
     llm.runner.cache.clear_prefixes()

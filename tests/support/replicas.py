@@ -16,6 +16,7 @@ import pellucid
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.remote_request import RemoteRequest
+from pellucid.cluster.replica_link import ReplicaLink
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.loading import open_model
 
@@ -82,7 +83,7 @@ class Replicas:
     """Replicas of a model, and the fleet that connects to them."""
 
     def __init__(self, path: Path, count: int) -> None:
-        self.path, self.count = path, count
+        self.path, self.count, self.opened = path, count, open_model(path)
         self.processes: dict[str, ReplicaProcess] = {}
         self.made = 0
 
@@ -95,11 +96,14 @@ class Replicas:
         self.processes[one.address] = one
         self.fleet.loop.call_soon_threadsafe(self.fleet.add, one.address)
 
-    async def kill(self, task: RemoteRequest | None = None) -> None:
-        """Kill the replica that runs a request (by default any request)."""
-        found = [link for link, own in self.fleet._running.values() if task is None or own is task._task]
-        addresses = [found[0].address] if found else list(self.processes)[:1]
-        for address in addresses:
+    @property
+    def busy(self) -> list[ReplicaLink]:
+        """Links to the replicas that run requests."""
+        return [link for link in self.fleet.links if link.load.running]
+
+    async def kill(self) -> None:
+        """Kill a replica, if possible a replica that runs a request."""
+        for address in [link.address for link in self.busy][:1] or list(self.processes)[:1]:
             self.processes.pop(address).close()
             await self.fleet.remove(address)
 
@@ -112,14 +116,13 @@ class Replicas:
 async def replicas(path: Path, count: int = 2) -> AsyncIterator[tuple[Replicas, RemoteModel]]:
     made = Replicas(path, count)
     made.fleet = Fleet(ClusterSecret(SECRET))
-    opened = open_model(path)
     try:
         await asyncio.gather(*(asyncio.to_thread(made.add_later) for _ in range(count)))
         await asyncio.wait_for(made.up(count), SECONDS)
-        yield made, RemoteModel(opened, made.fleet)
+        yield made, RemoteModel(made.opened, made.fleet)
     finally:
         await made.fleet.close()
-        opened.checkpoint.close()
+        made.opened.checkpoint.close()
         said = "".join(one.close() for one in made.processes.values())
     assert said == ""
 

@@ -19,7 +19,7 @@ from msgspec import structs
 import pellucid
 from pellucid.llm import LLM
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.pool import ModelPool
+from pellucid.serve.pool import ModelPool, Pull
 from pellucid.serve.request_spans import RequestSpans
 from pellucid.serve.server import create_app
 from pellucid.testing import random_model
@@ -60,7 +60,10 @@ def with_control_tokens(path: Path, texts: tuple[str, ...] | list[str]) -> None:
 
 
 class Served:
-    """A server in a thread. ``loads`` lists the models that it has loaded."""
+    """A server in a thread.
+
+    ``loads`` lists the models that it has loaded. ``awaited`` lists the requests whose traces viewers wait for.
+    """
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Served:
         *,
         tools: bool = False,
         load: Callable[[str], Any] | None = None,
+        pull: Pull | None = None,
         spans: RequestSpans | None = None,
         names: Sequence[str] = NAMES,
     ) -> None:
@@ -83,10 +87,21 @@ class Served:
                 llm.inputs = structs.replace(llm.inputs, tokenizer=llm.tokenizer)
             return llm
 
-        self.models = ModelPool(names, load or load_here, limit)
+        self.models = ModelPool(names, load or load_here, limit, pull=pull)
         listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         self.app = create_app(self.models, rules, spans=spans)
+        self.awaited = list[str]()
+        when_running = self.app.state.live.when_running
+
+        async def counted(number: str, *arguments: Any) -> Any:
+            self.awaited.append(number)
+            try:
+                return await when_running(number, *arguments)
+            finally:
+                self.awaited.remove(number)
+
+        self.app.state.live.when_running = counted
         config = uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=5)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
@@ -94,8 +109,15 @@ class Served:
         while not self.server.started:
             time.sleep(0.01)
 
-    def llm(self, name: str = "one") -> LLM:
-        return self.models._loaded[name].llm
+    def llm(self, name: str = "one") -> Any:
+        """The loaded model: an `LLM`, unless ``load`` has made another."""
+        made = self.models.llm(name)
+        assert made is not None
+        return made
+
+    def unused(self, name: str = "one") -> bool:
+        """True if the model is loaded and no request uses it."""
+        return name in self.models.by_last_use(idle=1e-9)
 
     def pages_in_use(self) -> int:
         return in_use(self.llm())
@@ -112,11 +134,12 @@ def serving(
     *,
     tools: bool = False,
     load: Callable[[str], Any] | None = None,
+    pull: Pull | None = None,
     spans: RequestSpans | None = None,
     names: Sequence[str] = NAMES,
 ) -> Iterator[Served]:
     """Run a server until the block ends. Its models come from the folder, or from ``load`` by name."""
-    made = Served(folder, rules or AccessRules(), tools=tools, load=load, spans=spans, names=names)
+    made = Served(folder, rules or AccessRules(), tools=tools, load=load, pull=pull, spans=spans, names=names)
     try:
         yield made
     finally:

@@ -22,7 +22,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 def expected(served: Served, number: str) -> None:
     """Wait until a viewer waits for the request."""
-    wait_until(lambda: number in served.app.state.live._expected)
+    wait_until(lambda: number in served.awaited)
 
 
 def events_of(url: str, number: str, headers: dict[str, str] | None = None, **query: Any) -> list[tuple[str, Any]]:

@@ -13,10 +13,10 @@ from support.tiny import TINY
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.measure.cost import Rates, attention_costs, state_bytes
-from pellucid.measure.paper import _active, on_paper, paper_model, paper_shapes
+from pellucid.measure.paper import on_paper, paper_model, paper_shapes
 from pellucid.model.read import read_model
 from pellucid.model.shapes import expected_shapes
-from pellucid.testing import planned_model
+from pellucid.testing import random_model
 from pellucid.weights.open import open_checkpoint
 
 PUBLISHED = {  # parameters and active parameters per token, in millions
@@ -87,11 +87,11 @@ def test_a_token_reads_and_multiplies_what_it_uses() -> None:
     assert made.decode(Rates(read=1e30, multiply=made.multiply_adds * 7.0)) == pytest.approx(7)
 
 
-def test_of_a_table_of_layers_a_token_uses_a_row() -> None:
-    spec = planned_model("gemma3n").spec
-    shape = expected_shapes(spec)["per_layer.embed.weight"]
-    assert _active(spec, "per_layer.embed.weight", shape) == shape[1]
-    assert _active(spec, "embed.weight", (1000, 64)) == 64_000  # it is the output projection too
+def test_of_a_table_of_layers_a_token_uses_a_row(tmp_path: Path) -> None:
+    random_model("gemma3n", tmp_path / "model", kind="safetensors")
+    made = paper_model(str(tmp_path / "model" / "config.json"))
+    rows, width = expected_shapes(made.spec)["per_layer.embed.weight"]
+    assert made.parameters - made.active == (rows - 1) * width  # ``embed.weight`` is the output projection too
 
 
 def test_keys_and_values_by_hand() -> None:

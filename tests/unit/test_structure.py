@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -147,3 +148,44 @@ def test_files_that_are_named_exist() -> None:
         for name in re.findall(r"`([\w/]+\.py)`", path.read_text()):
             if name not in OTHERS:
                 assert any(one == name or one.endswith(f"/{name}") for one in known), f"{path} names {name}"
+
+
+PRIVATE_IN_TESTS = {"unit/kernels/test_elf.py": "where the linker puts sections, and instructions of another machine"}
+"""Test modules that use private names, and what no public name shows."""
+
+
+def test_tests_use_public_names() -> None:
+    """Tests read, replace and import no private name of the package. Oracles may, because they run other libraries."""
+    known = {name for path in FILES for name in re.findall(r"\b_[a-zA-Z]\w*\b", path.read_text()) if name[-1] != "_"}
+    known -= {"_replace", "_asdict", "_fields", "_obj", "_exit"}  # of namedtuple, ctypes and os
+    found = dict[str, list[str]]()
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        name = path.relative_to(ROOT / "tests").as_posix()
+        if not name.startswith("oracles/"):
+            tree = ast.parse(path.read_text())
+            if private := [f"{line}: {one}" for line, one in _private_names(tree) if one in known]:
+                found[name] = private
+    assert found.keys() == PRIVATE_IN_TESTS.keys(), {name: found[name] for name in found.keys() - PRIVATE_IN_TESTS}
+
+
+def _private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """The private names that a module uses and does not define: attributes, imports, and names in strings for
+    ``setattr`` and its kind.
+    """
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    own |= {one.attr for one in attributes if isinstance(one.ctx, ast.Store) and _is_self(one.value)}
+    yield from ((one.lineno, one.attr) for one in attributes if one.attr not in own or not _is_self(one.value))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pellucid"):
+            yield from ((node.lineno, one.name) for one in node.names)
+        elif isinstance(node, ast.Call):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if function in ("setattr", "delattr", "getattr", "hasattr", "setitem", "patch", "object"):
+                texts = [one.value for one in node.args[:2] if isinstance(one, ast.Constant)]
+                yield from ((node.lineno, one.rpartition(".")[2]) for one in texts if isinstance(one, str))
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")

@@ -33,9 +33,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
     for name, (family, metadata) in MODELS.items():
         path = random_model(family, folder / name, kind="safetensors", layers=3, metadata=metadata)
         (path / "special_tokens_map.json").write_text(json.dumps({"mask_token": "_"}))
-    served = PageServer(folder)
-    served.models.names[:] = [*MODELS]
-    served.models._load = lambda name: pellucid.load(folder / name, threads=2)
+    served = PageServer(folder, names=[*MODELS], load=lambda name: pellucid.load(folder / name, threads=2))
     yield served
     served.close()
 

@@ -27,9 +27,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
     folder = tmp_path_factory.mktemp("sources")
     for name in MODELS:
         random_model(name, folder / name, kind="safetensors", layers=3)
-    served = PageServer(folder)
-    served.models.names[:] = MODELS
-    served.models._load = lambda name: pellucid.load(folder / name, threads=2)
+    served = PageServer(folder, names=MODELS, load=lambda name: pellucid.load(folder / name, threads=2))
     yield served
     served.close()
 

@@ -44,8 +44,7 @@ def test_every_stage_opens_on_replicas(browser: Any, folder: Path) -> None:
 
     name = "mixture.gguf"
     with ReplicaProcess(folder / name, "one") as replica:
-        served = PageServer(folder)
-        served.models.names[:], served.models._load = [name], loads_from(folder, {name: [replica.address]})
+        served = PageServer(folder, names=[name], load=loads_from(folder, {name: [replica.address]}))
         visit = Visit(browser, served.url)
         visit.write("The capital of France is")
         for stage in visit.stages():
@@ -66,8 +65,7 @@ def test_the_page_opens_where_values_cannot_be_watched(browser: Any, folder: Pat
         llm.runner.stage = Stage(llm.plan, 0, range(3), (), ())
         return llm
 
-    served = PageServer(folder)
-    served.models.names[:], served.models._load = ["mixture.gguf"], load
+    served = PageServer(folder, names=["mixture.gguf"], load=load)
     visit = Visit(browser, served.url)
     assert "several machines" in visit.page.locator(".stages > .note").inner_text()
     visit.write("The capital of France is")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 from urllib.parse import quote
@@ -108,7 +109,8 @@ def test_an_address_starts_nothing_without_a_click(browser: Any, server: PageSer
     at = {"form": {"text": "some words"}, "stage": "beams", "made": made, "leaf": 1}
     Visit(browser, server.url).close()  # the first model is in memory
     for model, is_loaded in (("smollm2", True), ("learned", False)):
-        server.models._loaded.pop(model if not is_loaded else "", None)
+        if not is_loaded:
+            asyncio.run(server.models.unload(model))
         visit = Visit(browser, "about:blank", wait="html")
         context, site, asked = visit.context, visit.page, list[tuple[str, str]]()
         context.on("request", lambda one, asked=asked: asked.append((one.method, one.url.removeprefix(server.url))))

@@ -170,6 +170,10 @@ class Engine:
             self._inbox.put(Settle(done))
         done.wait()
 
+    def preempt(self) -> None:
+        """Take the pages of all tasks, which compute their tokens again. Call it ``between_steps``, or once settled."""
+        self._scheduler.preempt_all()
+
     def close(self) -> None:
         """End all tasks with an error, and stop the thread. Does nothing in a forked child."""
         if os.getpid() != self._process:

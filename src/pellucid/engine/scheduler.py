@@ -76,6 +76,12 @@ class Scheduler:
         for other in self._jobs:
             other.preempted = False
 
+    def preempt_all(self) -> None:
+        """Preempt all jobs that have pages."""
+        for job in self._jobs:
+            if job.has_pages:
+                self._preempt(job)
+
     def charge(self, seconds: float) -> None:
         """Charge the ``seconds`` of the last planned step to its clients, in proportion to their tokens.
 

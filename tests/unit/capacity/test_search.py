@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pellucid.capacity.search import DAYS, MAX_EXCESS, MAX_SLICE, MIN_SLOW_REQUESTS, Goals, Search
@@ -116,13 +118,18 @@ def test_conversations_come_at_the_rate_that_was_asked_for() -> None:
 class Counted(Search):
     """Counts the requests of simulations."""
 
-    requests = 0
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.outcomes: dict[int, Outcome] = {}
 
     def outcome(self, rate: float, replicas: int) -> Outcome:
-        known = (rate, replicas) in self._known
         found = super().outcome(rate, replicas)
-        self.requests += 0 if known else found.requests
+        self.outcomes[id(found)] = found
         return found
+
+    @property
+    def requests(self) -> int:
+        return sum(found.requests for found in self.outcomes.values())
 
 
 def counted(prompt: int, rate: float, goals: Goals, costs: StepCosts = COSTS) -> Counted:

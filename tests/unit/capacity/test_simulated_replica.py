@@ -18,7 +18,6 @@ from pellucid.capacity.layouts import ModelSize
 from pellucid.capacity.simulate import Outcome, Simulation, Traffic
 from pellucid.capacity.simulated_replica import ReplicaCapacity, SimulatedReplica, SimulatedRequest
 from pellucid.capacity.step_costs import StepCosts
-from pellucid.engine.job import Job
 from pellucid.engine.state import StepTimes
 from pellucid.llm import LLM
 from pellucid.measure.server_load import Lengths
@@ -73,15 +72,14 @@ def simulated_steps(room: ReplicaCapacity, rounds: Sequence[Asked], monkeypatch:
         real(self, scheduled, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(replica_module.SimulatedStep, "__init__", watched)
-    monkeypatch.setattr(SimulatedReplica, "_equal_steps", lambda self, scheduled: 1)
+    monkeypatch.setattr(replica_module, "PAGE", 1)  # each step by itself
     replica, number = SimulatedReplica(room, EVEN), 0
     for asked in rounds:
-        *others, last = asked
-        for ids, count in others:
+        replica.add(SimulatedRequest(0, [1], 1, 0.0), 0.0)  # the others begin together after its step
+        assert steps.pop() == [1]
+        for ids, count in asked:
             number += 1
-            replica._scheduler.add(Job(SimulatedRequest(number, list(ids), count, 0.0)))
-        number += 1
-        replica.add(SimulatedRequest(number, list(last[0]), last[1], 0.0), 0.0)
+            replica.add(SimulatedRequest(number, list(ids), count, 0.0), 0.0)
         while replica.time is not None:
             replica.end_step()
     return steps
@@ -112,7 +110,7 @@ def test_steps_are_those_of_an_engine(family: str, tmp_path: Path, monkeypatch: 
 def run(traffic: Traffic, replicas: int, ahead: bool, room: ReplicaCapacity = ROOM, **how: float) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         if not ahead:
-            patch.setattr(SimulatedReplica, "_equal_steps", lambda self, scheduled: 1)
+            patch.setattr(replica_module, "PAGE", 1)
         return Simulation(traffic, replicas, room, EVEN).run(**how)  # type: ignore[arg-type]
 
 

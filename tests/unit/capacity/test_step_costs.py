@@ -206,10 +206,8 @@ def test_steps_are_measured(llama_steps: tuple[StepCosts, list[str]]) -> None:
     assert set(costs.rows) == {1, 2, 4, 8, 16, 32, 64}
     assert 1 in costs.prompts
     assert 256 in costs.prompts
-    assert costs.prompts[256] > costs.prompts[8] > 0
-    assert costs.rows[64] > costs.rows[1] > 0
+    assert min(*costs.prompts.values(), *costs.rows.values(), *costs.noise) > 0
     assert len(said) == ROUNDS * (7 + 7 + 2) + 1
-    assert 0.5 < min(costs.noise) <= max(costs.noise)
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +237,31 @@ def test_a_busy_machine_is_noticed(share: float, busy: bool, monkeypatch: pytest
     assert (found.busy, found.spread) == (busy, 0.0)
 
 
+def test_the_spread_of_the_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half the range of the times of three rounds, relative to their median."""
+    from pellucid.testing import random_model
+
+    rate, now = 1.0, 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += rate
+        return now
+
+    def progress(done: int, total: int, what: str) -> None:
+        nonlocal rate
+        rate = (1.0, 1.1, 0.9, 1.0)[3 * done // (total - 1)]
+
+    monkeypatch.setattr(step_costs, "time", SimpleNamespace(perf_counter=clock, process_time=clock))
+    monkeypatch.setattr(step_costs, "ROUNDS", 3)
+    random_model("llama", tmp_path / "llama.gguf", context=512)
+    with pellucid.load(tmp_path / "llama.gguf", threads=1) as llm:
+        found = measure_steps(llm, progress).measurement
+    assert found is not None
+    assert found.spread == pytest.approx(0.1)
+
+
 def test_the_certainty_of_step_times() -> None:
-    assert step_costs._spread([1.0, 1.1, 0.9]) == pytest.approx(0.1)
     assert certainty(COSTS) == "Step times are assumed, not measured: the numbers are a first estimate."
     quiet, busy = (replace(COSTS, measurement=Measurement(0.08, share)) for share in (0.95, 0.4))
     assert certainty(quiet) == "Step times differ by ±8% between rounds of the measurement."

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.command import Command, pellucid
+from support.fresh import fresh
 from support.model_files import gguf, gguf_tensor
 from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, write_llama_gguf
 
@@ -269,13 +271,13 @@ def test_a_user_without_a_home_folder(
     assert "no model is called 'x'" in command("run", "x", "hi").refusal
     assert command("pull", tiny).answer == f"{tiny}\n"
     assert command("list").code == command("verify").code == 0
-    monkeypatch.setattr(trusted_files, "_warned", False)
     with pytest.warns(RuntimeWarning, match=f"{remedy}; until then no file is kept, and compiled kernels and voc"):
-        folder = trusted_files.TrustedFolder("kernels/x")
+        folder = fresh(trusted_files).TrustedFolder("kernels/x")
     assert (folder.path, folder.keeps, folder.has("a"), folder.read("a")) == (None, False, False, None)
     folder.write("a", b"content")
-    monkeypatch.setattr(trusted_files, "_warned", True)
-    assert command("run", tiny, "to", "--max-new-tokens", "2").code == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert command("run", tiny, "to", "--max-new-tokens", "2").code == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")

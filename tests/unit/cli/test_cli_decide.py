@@ -14,8 +14,7 @@ from support.marked_options import marked_model
 from support.option_models import ARCHITECTURES, option_model
 
 import pellucid
-from pellucid.cli.commands.decide import _asked
-from pellucid.errors import InvalidRequest
+from pellucid.llm import LLM
 
 
 def test_decide(command: Command, tmp_path: Path, encoder: str, mute: str) -> None:
@@ -60,10 +59,6 @@ def test_decide(command: Command, tmp_path: Path, encoder: str, mute: str) -> No
     )
 
 
-def question_of(text: str) -> Any:
-    return _asked([text], None)[text]
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -72,28 +67,43 @@ def question_of(text: str) -> Any:
         "Which [a | b]]", "Which [a < b] [c | d]",
     ],
 )  # fmt: skip
-def test_options_in_incomplete_brackets_are_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="its options are not in complete brackets at the end: write it"):
-        question_of(text)
+def test_options_in_incomplete_brackets_are_refused(command: Command, text: str) -> None:
+    said = command("decide", "model", "--question", text, given="s").refusal
+    assert "its options are not in complete brackets at the end: write it" in said
 
 
 @pytest.mark.parametrize(
     "text", ["Which []", "Which [a]", "Which [a | a]", "Which [a | | b]", "How [a < a]", "How [<]"]
 )
-def test_other_options_than_two_or_more_are_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="must have two or more different options"):
-        question_of(text)
+def test_other_options_than_two_or_more_are_refused(command: Command, text: str) -> None:
+    said = command("decide", "model", "--question", text, given="s").refusal
+    assert "must have two or more different options" in said
 
 
-def test_the_type_of_a_question_follows_from_its_brackets() -> None:
-    for text in ("Is it late?", "Is x < 5?", "Is items[0] empty?", "Is it [sic] late?"):
-        assert question_of(f" {text} ") == {"type": "noul", "instructions": text}
+def test_the_type_of_a_question_follows_from_its_brackets(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: dict[str, Any] = {
+        f" {text} ": {"type": "noul", "instructions": text}
+        for text in ("Is it late?", "Is x < 5?", "Is items[0] empty?", "Is it [sic] late?")
+    }
     for text, words, names in (
         ("Which? [a | b: x < 5]", "Which?", {"a": None, "b": "x < 5"}),
         ("Which [of x]? [a [1] | b [2]] ", "Which [of x]?", {"a [1]": None, "b [2]": None}),
     ):
-        assert question_of(text) == {"type": "choice", "instructions": words, "criteria": names}
-    assert question_of("How? [a: 1 < b]")["criteria"] == ["a: 1", "b"]
+        wanted[text] = {"type": "choice", "instructions": words, "criteria": names}
+    wanted["How? [a: 1 < b]"] = {"type": "score", "instructions": "How?", "criteria": ["a: 1", "b"]}
+    asked, decide = list[Any](), LLM.decide
+
+    def recorded(llm: LLM, state: Any, questions: Any, **how: Any) -> Any:
+        asked.append(questions)
+        return decide(llm, state, questions, **how)
+
+    monkeypatch.setattr(LLM, "decide", recorded)
+    model = str(decision_model(tmp_path / "decision.gguf", "openjev"))
+    questions = [part for text in wanted for part in ("--question", text)]
+    assert command("decide", model, *questions, given="s").code == 0
+    assert asked == [wanted]
 
 
 def test_decision_models_with_heads_of_their_own(command: Command, tmp_path: Path) -> None:

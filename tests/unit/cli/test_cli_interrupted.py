@@ -59,7 +59,10 @@ def test_when_it_has_ended() -> None:
 
 
 def test_in_the_first_lines_of_the_command_line() -> None:
-    change = "import pellucid.cli.main\npellucid.cli.main._mend_streams = interrupt"
+    change = (
+        "import io\nclass Input(io.TextIOWrapper):\n    def reconfigure(self, **_):\n        interrupt()\n"
+        "sys.stdin = Input(io.BytesIO())"
+    )
     assert run(f"{START}\n{change}\nsys.exit(main())") == (130, "")
 
 

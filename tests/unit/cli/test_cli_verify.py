@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -109,17 +108,15 @@ def test_a_damaged_model_is_not_used(command: Command, store: Path, name: str) -
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_while_it_hashes(store: Path) -> None:
     path = store / "mine" / "model.gguf"
-    os.truncate(path, 40 << 30)  # sparse: it takes no disk space, but time to hash
-    manifest = {"source": "hf:me/mine", "files": {"model.gguf": 40 << 30}}
+    os.truncate(path, 2 << 40)  # sparse: it takes no disk space, but more time to hash than the test waits
+    manifest = {"source": "hf:me/mine", "files": {"model.gguf": 2 << 40}}
     (path.parent / ".pellucid.json").write_text(json.dumps(manifest))
     with subprocess.Popen([*PROGRAM, "verify"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == b"checking mine/model.gguf\n"
         process.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"")
-    assert time.monotonic() - began < 15
 
 
 def test_the_real_program(store: Path) -> None:

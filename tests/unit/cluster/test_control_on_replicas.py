@@ -35,7 +35,7 @@ def test_they_travel_with_a_request_that_moves(llama_file: Path, alone: LLM, n: 
         async with replicas(llama_file) as (made, model):
             model.vectors = VECTORS  # the replicas have none
             group = model.request(PROMPT, n, probes=["toxic"], **HOW)
-            await finished(group, lambda count: made.kill(group) if count == 60 else None)
+            await finished(group, lambda count: made.kill() if count == 60 else None)
             assert made.fleet.moved == 1
             for one, other in zip(group.results(), wanted, strict=True):
                 assert one.ids == other.ids

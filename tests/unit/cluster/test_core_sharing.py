@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,23 +47,54 @@ class Replicas:
 
 
 def shared(models: dict[str, Replicas], cores: float = 0.0, rounds: int = 1) -> ModelPool:
-    """The pool of models, in the order of their last use, after some checks."""
+    """The pool of models, in the order of their last use, after some checks. ``cores`` are free at the first answer.
+
+    Ray has placed a replica on the cores of an ended replica before each round but the first.
+    """
+    seconds, answers, over = 0.0, 0, threading.Event()
+
+    def free() -> float:
+        nonlocal answers
+        answers += 1
+        if answers > 1:
+            over.wait(60)
+        return cores
 
     async def main() -> ModelPool:
+        nonlocal seconds
         pool = ModelPool(list(models), lambda name: pytest.fail(name), 1 << 62, local=False)
         for name in models:
             if not models[name].waits:
                 pool.put(name, SimpleNamespace(weight_bytes=1, close=lambda: None))  # type: ignore[arg-type]
-        sharing = CoreSharing(pool)
+        may_check, checked = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+        class Sharing(CoreSharing):
+            async def share(self) -> None:
+                await may_check.acquire()
+                await super().share()
+                checked.release()
+
+        sharing = Sharing(pool, free)
         sharing.supervisors.update(models)  # type: ignore[arg-type]
-        sharing._cores = cores
-        for _ in range(rounds):
-            await sharing.share()
-            await sharing.share()  # Ray still places the replica
-            sharing._until = 0.0
+        running = asyncio.ensure_future(sharing.run())
+        for number in range(rounds):
+            seconds = number * (core_sharing.PLACES + 1)
+            checks = 2
+            while checks:
+                may_check.release()
+                await checked.acquire()
+                checks -= answers > 1  # the first answer is known
+        running.cancel()
         return pool
 
-    return asyncio.run(main())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_sharing, "time", SimpleNamespace(monotonic=lambda: seconds))
+        patch.setattr(core_sharing, "LOOKS", 0.001)
+        patch.setattr(core_sharing, "HEAD_LATE", math.inf)
+        try:
+            return asyncio.run(asyncio.wait_for(main(), 30))
+        finally:
+            over.set()
 
 
 def test_the_least_recently_used_model_gives_its_idle_replicas() -> None:

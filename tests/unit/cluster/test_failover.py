@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.decisions import QUESTIONS, STATES, decision_model
+from support.links import messages_changed_by
 from support.marked_options import marked_model
 from support.option_models import ARCHITECTURES, option_model
 from support.replicas import SECONDS, SECRET, finished, replicas, run
@@ -75,8 +76,8 @@ def test_a_request_outlives_its_replica(llama_file: Path, alone: LLM, case: str,
         async with replicas(llama_file) as (made, model):
             group = model.request(PROMPT, **options)
             if not after:
-                asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(made.kill(group)))
-            await finished(group, lambda count: made.kill(group) if count == after else None)
+                asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(made.kill()))
+            await finished(group, lambda count: made.kill() if count == after else None)
             assert made.fleet.moved == 1 or short
             same(group.results()[0], wanted)
 
@@ -92,7 +93,7 @@ def test_a_long_prompt_is_read_again(llama_file: Path, alone: LLM) -> None:
             group = model.request(prompt, max_new_tokens=10, seed=3)
             group.start()
             await asyncio.sleep(0.004)  # during prefill
-            await made.kill(group)
+            await made.kill()
             await group.finished()
             same(group.results()[0], wanted)
 
@@ -106,7 +107,7 @@ def test_speculation_goes_on(llama_file: Path, alone: LLM) -> None:
     async def work() -> None:
         async with replicas(llama_file) as (made, model):
             group = model.request(prompt, **options)
-            await finished(group, lambda count: made.kill(group) if count == 50 else None)
+            await finished(group, lambda count: made.kill() if count == 50 else None)
             same(group.results()[0], wanted)
 
     run(work())
@@ -119,7 +120,7 @@ def test_several_answers_each_go_on_from_where_they_are(llama_file: Path, alone:
     async def work() -> None:
         async with replicas(llama_file, 3) as (made, model):
             group = model.request(PROMPT, 4, **options)
-            await finished(group, lambda count: made.kill(group) if count in (6, 20) else None)
+            await finished(group, lambda count: made.kill() if count in (6, 20) else None)
             for one, other in zip(group.results(), wanted):
                 same(one, other)
 
@@ -282,7 +283,7 @@ def test_what_runs_is_handed_over(llama_file: Path, alone: LLM) -> None:
             group = model.request(PROMPT, max_new_tokens=200, seed=1, ignore_eos=True)
 
             async def drain() -> None:
-                (link,) = {link for link, _ in made.fleet._running.values()}
+                (link,) = made.busy
                 link.send("drain")
 
             await finished(group, lambda count: drain() if count == 20 else None)
@@ -297,19 +298,16 @@ def test_a_replica_goes_after_the_last_token(llama_file: Path, alone: LLM, gone:
     """All tokens have arrived, but not the end message. No other replica has to generate anything."""
     wanted = alone.generate(PROMPT, max_new_tokens=20, seed=1, ignore_eos=True)
 
+    def change(link: ReplicaLink, message: Sequence[Any]) -> Sequence[Any]:
+        return [gone if message[0] == "end" else message[0], *message[1:]]
+
     async def work() -> None:
-        async with replicas(llama_file) as (made, model):
-            fleet = made.fleet
-
-            def hear(link: ReplicaLink, message: Sequence[Any]) -> None:
-                fleet._hear(link, [gone if message[0] == "end" else message[0], *message[1:]])
-
-            for link in fleet.links:
-                link._hear = hear
-            group = model.request(PROMPT, max_new_tokens=20, seed=1, ignore_eos=True)
-            await asyncio.wait_for(finished(group, lambda _: None), SECONDS)
-            assert fleet.moved == 1
-            same(group.results()[0], wanted)
+        with messages_changed_by(change):
+            async with replicas(llama_file) as (made, model):
+                group = model.request(PROMPT, max_new_tokens=20, seed=1, ignore_eos=True)
+                await asyncio.wait_for(finished(group, lambda _: None), SECONDS)
+                assert made.fleet.moved == 1
+                same(group.results()[0], wanted)
 
     run(work())
 
@@ -346,25 +344,39 @@ def test_errors_are_those_of_the_model(llama_file: Path) -> None:
             ):
                 with pytest.raises(InvalidRequest, match=said):
                     model.request(PROMPT, **options)
-            made.fleet._queue = -made.fleet.links[0].slots
+            full = Fleet(ClusterSecret(SECRET), queue=0)  # without a replica
             with pytest.raises(QueueFull, match="the queue is full"):
-                model.request(PROMPT).start()
+                RemoteModel(made.opened, full).request(PROMPT).start()
+            await full.close()
 
     run(work())
 
 
 def test_a_request_that_ends_replicas_is_given_up(llama_file: Path) -> None:
+    began, lost = set[str](), list[str]()
+
+    def change(link: ReplicaLink, message: Sequence[Any]) -> Sequence[Any] | None:
+        if message[0] == "token":
+            began.add(link.address)
+            return ["values", message[1]] if lost else message  # the replica has begun, and its token is lost
+        return message
+
     async def work() -> None:
-        async with replicas(llama_file, 3) as (made, model):
-            group = model.request(PROMPT, max_new_tokens=1500, ignore_eos=True)
+        with messages_changed_by(change):
+            async with replicas(llama_file, 3) as (made, model):
+                group = model.request(PROMPT, max_new_tokens=1500, ignore_eos=True)
 
-            async def kill() -> None:
-                for _ in range(3):  # each replica has started the request and made no token
-                    group._task.began = True
-                    await made.kill(group)
+                async def kill() -> None:
+                    for _ in range(3):
+                        (link,) = made.busy
+                        lost.append(link.address)
+                        while link.address not in began:
+                            await asyncio.sleep(0.01)
+                        await made.kill()
 
-            with pytest.raises(KernelError, match="3 replicas were lost while they ran this request"):
-                await finished(group, lambda count: kill() if count == 5 else None)
+                with pytest.raises(KernelError, match="3 replicas were lost while they ran this request"):
+                    await finished(group, lambda count: kill() if count == 5 else None)
+                assert len(set(lost)) == 3
 
     run(work())
 
@@ -375,7 +387,7 @@ def test_a_request_that_gets_on_may_lose_many_replicas(llama_file: Path, alone: 
     async def work() -> None:
         async with replicas(llama_file, 5) as (made, model):
             group = model.request(PROMPT, max_new_tokens=1900, seed=1, ignore_eos=True)
-            await finished(group, lambda count: made.kill(group) if count in (10, 300, 600, 900) else None)
+            await finished(group, lambda count: made.kill() if count in (10, 300, 600, 900) else None)
             same(group.results()[0], wanted)
 
     run(work())
@@ -388,7 +400,7 @@ def test_a_request_waits_for_a_replica(llama_file: Path, alone: LLM) -> None:
         async with replicas(llama_file, 1) as (made, model):
             group = model.request(PROMPT, max_new_tokens=20, seed=2)
             group.start()
-            await made.kill(group)
+            await made.kill()
             assert made.fleet.waiting == 1
             await asyncio.to_thread(made.add_later)
             await group.finished()
@@ -413,7 +425,7 @@ def test_an_ingress_that_is_started_again_gets_what_runs(llama_file: Path, alone
                 await asyncio.sleep(0.01)
             for link in made.fleet.links:
                 link.up = False  # the ingress disappears without a message
-            made.fleet._context.destroy(linger=0)
+                await link.close()
             again = Fleet(ClusterSecret(SECRET))
             for address in made.processes:
                 again.add(address)
@@ -421,14 +433,14 @@ def test_an_ingress_that_is_started_again_gets_what_runs(llama_file: Path, alone
                 await again.ready(SECONDS)
                 while sum(link.up for link in again.links) < 2:
                     await asyncio.sleep(0.01)
-                group = RemoteModel(model.opened, again).request(PROMPT, **options)
+                group = RemoteModel(made.opened, again).request(PROMPT, **options)
                 group.set_name("the name of a request", True)
                 await finished(group, lambda count: None)
                 same(group.results()[0], wanted)
                 await asyncio.sleep(0.3)
                 steps = sum(link.state.steps for link in again.links if link.state)
                 assert steps < 800, "it was not made twice"
-                other = RemoteModel(model.opened, again).request(PROMPT, **options)
+                other = RemoteModel(made.opened, again).request(PROMPT, **options)
                 other.set_name("a name that nobody knows", True)
                 await finished(other, lambda count: None)
                 same(other.results()[0], wanted)

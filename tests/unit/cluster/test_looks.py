@@ -219,7 +219,7 @@ def test_what_is_wrong_is_named_alike(servers: Servers) -> None:
 
 
 def test_work_ends_when_its_client_goes(servers: Servers) -> None:
-    fleet = servers.there.models._loaded["one"].llm.fleet
+    fleet = servers.there.llm().fleet
     body = {"model": "one", "prompt": PROMPT, "points": ["**"], "max_tokens": 900, "ignore_eos": True}
     for _ in range(8):
         with pytest.raises(httpx.ReadTimeout):
@@ -231,4 +231,4 @@ def test_work_ends_when_its_client_goes(servers: Servers) -> None:
             break
         time.sleep(0.05)
     assert (fleet.running, state.running, state.pages_in_use) == (0, 0, 0)
-    assert not servers.there.models._loaded["one"].users
+    assert servers.there.unused()

@@ -12,19 +12,26 @@ import pytest
 
 pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
-from pellucid.cluster import actors, supervisor
+from pellucid import loading
+from pellucid.cluster import actors
 from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.load_options import LoadOptions
 
 ORPHANED = 0.3
+SETTINGS = ReplicaSettings("a model")
 
 
 class Serving:
     """A replica that runs until it is closed, or fails."""
 
-    def __init__(self, fails: bool = False) -> None:
-        self.last_heard, self.fails, self.closing = 0.0, fails, asyncio.Event()
+    fails = False
+
+    def __init__(self, *_: Any) -> None:
+        self.last_heard, self.closing = time.monotonic(), asyncio.Event()
+
+    async def listen(self, host: str) -> str:
+        return f"tcp://{host}:1"
 
     async def serve(self) -> None:
         if self.fails:
@@ -35,23 +42,45 @@ class Serving:
         self.closing.set()
 
 
-def run(work: Callable[[ReplicaActor, asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+class Failing(Serving):
+    fails = True
+
+
+def run(
+    work: Callable[[ReplicaActor, asyncio.Event], Coroutine[Any, Any, None]],
+    kind: type[Serving] = Serving,
+    settings: ReplicaSettings = SETTINGS,
+) -> list[LoadOptions]:
+    """Run ``work`` with an actor whose replica is of a kind. Returns the options of each load."""
+    loads = list[LoadOptions]()
+
+    def load(source: str, options: LoadOptions, make: Any) -> None:
+        loads.append(options)
+
     async def main() -> None:
-        made = ReplicaActor(ReplicaSettings("a model"), ClusterSecret.drawn().text, "replica", ORPHANED)
         ended = asyncio.Event()
-        made._end = ended.set  # type: ignore[method-assign]
-        await asyncio.wait_for(work(made, ended), 20)
-        made._watching.cancel()
+        context = SimpleNamespace(current_actor="this actor")
+        ray = SimpleNamespace(
+            kill=lambda actor: ended.set(),
+            get_runtime_context=lambda: context,
+            util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"),
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(actors, "ray", ray)
+            patch.setattr(actors, "Replica", kind)
+            patch.setattr(loading, "load_model", load)
+            made = ReplicaActor(settings, ClusterSecret.drawn().text, "replica", ORPHANED)
+            await asyncio.wait_for(work(made, ended), 20)
 
     asyncio.run(main())
+    return loads
 
 
 def test_a_replica_that_was_started_again_and_nobody_asks_ends() -> None:
     async def work(made: ReplicaActor, ended: asyncio.Event) -> None:
         await ended.wait()
-        assert made._replica is None
 
-    run(work)
+    assert run(work) == []
 
 
 def test_a_replica_that_is_waited_for_may_load_for_long() -> None:
@@ -66,45 +95,38 @@ def test_a_replica_that_is_waited_for_may_load_for_long() -> None:
 
 
 def test_a_replica_that_is_asked_runs_on_and_ends_without_a_server() -> None:
+    replicas = list[Serving]()
+
+    class Listed(Serving):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            replicas.append(self)
+
     async def work(made: ReplicaActor, ended: asyncio.Event) -> None:
-        serving: Any = Serving()
-        made._replica, made._serving = serving, asyncio.ensure_future(made._serve(serving))
+        await made.listen()
         for _ in range(20):
-            serving.last_heard = time.monotonic()
+            replicas[0].last_heard = time.monotonic()
             await asyncio.sleep(ORPHANED / 6)
             assert not ended.is_set()
         await ended.wait()
         await made.served()
 
-    run(work)
+    assert len(run(work, Listed)) == len(replicas) == 1
 
 
 def test_a_replica_that_fails_ends(capsys: pytest.CaptureFixture[str]) -> None:
     async def work(made: ReplicaActor, ended: asyncio.Event) -> None:
-        await made._serve(Serving(fails=True))  # type: ignore[arg-type]
-        assert ended.is_set()
+        await made.listen()
+        await ended.wait()
 
-    run(work)
+    run(work, Failing)
     assert capsys.readouterr().err == "replica: RuntimeError: it cannot go on\n"
 
 
-def test_a_server_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "WAITS", 0.02)
-    said = list[str]()
-
-    async def listen() -> tuple[str, str, str]:
-        while len(said) < 3:
-            await asyncio.sleep(0.001)
-        return "tcp://127.0.0.1:1", "a secret", "here"
-
-    actor = SimpleNamespace(
-        listen=SimpleNamespace(remote=listen), waited_for=SimpleNamespace(remote=lambda: said.append("waits"))
-    )
-    assert asyncio.run(supervisor._listens(actor)) == ("tcp://127.0.0.1:1", "a secret", "here")
-    assert len(said) == 3
-
-
 def test_a_replica_has_a_thread_for_each_of_its_cores() -> None:
+    async def work(made: ReplicaActor, ended: asyncio.Event) -> None:
+        assert (await made.listen())[0] == "tcp://127.0.0.1:1"
+
     for given, wanted in (({}, 3), ({"threads": None}, 3), ({"threads": 2}, 2)):
         settings = ReplicaSettings("some.gguf", LoadOptions(**given, precise=True), cpus=3)
-        assert actors._options(settings) == LoadOptions(threads=wanted, precise=True)
+        assert run(work, settings=settings) == [LoadOptions(threads=wanted, precise=True)]

@@ -60,9 +60,7 @@ def test_requests_go_on_without_the_head_of_ray(nodes: Any, llama_file: Path, al
         assert server.streamed(PROMPT, 900, 4, server.kill) == wanted
         until(lambda: server.up() == 1)
         for _ in range(20):  # requests do not wait for the head
-            began = time.monotonic()
-            assert httpx.get(server.url + "/ready", timeout=SECONDS).status_code == 200
-            assert time.monotonic() - began < 20
+            assert httpx.get(server.url + "/ready", timeout=20).status_code == 200
             time.sleep(0.1)
         until(lambda: httpx.get(server.url + "/ready").json().get("problem") == HEAD_DOWN)
         assert "pellucid:cluster_head_up 0.0" in httpx.get(server.url + "/metrics").text

@@ -22,7 +22,7 @@ def test_a_receipt_outlives_its_replica(llama_file: Path, alone: LLM, n: int) ->
     async def work() -> None:
         async with replicas(llama_file) as (made, model):
             group = model.request(PROMPT, n, **options)
-            await finished(group, lambda count: made.kill(group) if count == 20 else None)
+            await finished(group, lambda count: made.kill() if count == 20 else None)
             assert made.fleet.moved >= 1
             assert [one.receipt for one in group.results()] == wanted
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from support.links import messages_changed_by
 from support.replicas import SECONDS, SECRET, ReplicaProcess, finished, loads_from, replicas, run
 from support.served import Served, models_folder, serving
 
@@ -23,11 +24,13 @@ from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.remote_request import called
 from pellucid.cluster.remote_trace import RemoteTraceStream
+from pellucid.cluster.replica_link import ReplicaLink
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
 from pellucid.loading import open_model
+from pellucid.serve.live_requests import Viewer
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.testing import random_model
 from pellucid.trace import ablate, add, replace, scale
@@ -121,9 +124,9 @@ def test_the_watching_goes_where_the_request_goes(llama_file: Path, alone: LLM, 
             async def move(count: int) -> None:
                 if count in (30, 150):
                     if how == "killed":
-                        await made.kill(group)
+                        await made.kill()
                     else:
-                        (link,) = {link for link, _ in made.fleet._running.values()}
+                        (link,) = made.busy
                         link.send("drain")
                         before = made.fleet.moved
                         while made.fleet.moved == before:  # a slow reader may have many tokens yet to read
@@ -158,7 +161,7 @@ def test_values_of_a_source_come_once_also_after_the_loss_of_a_replica(own: bool
                 frames.extend(stream.frames())
                 count += 1
                 if count == 10:
-                    await made.kill(group)
+                    await made.kill()
             frames.extend(stream.frames())
             stream.close()
             assert made.fleet.moved == 1
@@ -188,7 +191,7 @@ def test_the_values_of_a_clients_own_request(llama_file: Path, alone: LLM, edits
             count, last = count + 1, max(frame.positions.stop for frame in frames)
             assert last >= len(group.prompt) + count - 1
             if work and count in (30, 150):
-                await work(group)
+                await work()
         frames.extend(stream.frames())
         stream.close()
         assert stream.dropped == 0
@@ -218,7 +221,7 @@ def test_what_is_read_ahead_comes_again(llama_file: Path, alone: LLM) -> None:
 
             async def kill(count: int) -> None:
                 if count == 60:
-                    await made.kill(group)
+                    await made.kill()
 
             frames = await heard(model, group, kill, ["blocks.*.residual"])
             assert group.results()[0].ids == ids
@@ -269,9 +272,7 @@ def test_who_reads_slowly_loses_frames_and_nobody_waits(llama_file: Path) -> Non
             read_while_running = 0
             async for _ in group.stream():
                 # After the last token, the replica sends all frames that waited.
-                if not group.outputs[0].ended:
-                    assert len(stream._here) <= together
-                    read_while_running += 1
+                read_while_running += not group.outputs[0].ended
             assert read_while_running > 0
             rest = list(stream.frames())
             assert stream.dropped > 1000
@@ -284,7 +285,7 @@ def test_who_reads_slowly_loses_frames_and_nobody_waits(llama_file: Path) -> Non
 
 def test_names_are_checked_here(llama_file: Path) -> None:
     async def work() -> None:
-        async with replicas(llama_file, 1) as (_, model):
+        async with replicas(llama_file, 1) as (made, model):
             group = model.request(PROMPT, **HOW)
             for names, limit, said in (
                 (["blocks.0.residul"], 8, "the nearest are"),
@@ -293,7 +294,7 @@ def test_names_are_checked_here(llama_file: Path) -> None:
             ):
                 with pytest.raises(InvalidRequest, match=said):
                     model.watch(group, names, limit, lambda: None)
-            divided = RemoteModel(model.opened, model.fleet, stages=2)
+            divided = RemoteModel(made.opened, made.fleet, stages=2)
             with pytest.raises(InvalidRequest, match="on several machines"):
                 divided.watch(group, ["embed"], 8, lambda: None)
             with pytest.raises(InvalidRequest, match="on several machines"):
@@ -321,8 +322,8 @@ def test_edits_outlive_a_replica(llama_file: Path, alone: LLM, after: int) -> No
         async with replicas(llama_file) as (made, model):
             group = model.request(PROMPT, 2, edits=edits, **how)
             if not after:
-                asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(made.kill(group)))
-            await finished(group, lambda count: made.kill(group) if count == after else None)
+                asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(made.kill()))
+            await finished(group, lambda count: made.kill() if count == after else None)
             for one, other in zip(group.results(), wanted, strict=True):
                 assert one.ids == other.ids
                 assert np.array_equal(one.logprobs.chosen, other.logprobs.chosen)
@@ -364,7 +365,7 @@ def test_an_ingress_that_is_started_again_watches_what_runs(llama_file: Path, al
             again.add(next(iter(made.processes)))
             try:
                 await again.ready(SECONDS)
-                other = RemoteModel(model.opened, again)
+                other = RemoteModel(made.opened, again)
                 group = other.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 1900})
                 group.set_name("a name", True)
                 frames = await heard(other, group)
@@ -382,9 +383,15 @@ def test_an_ingress_that_is_started_again_watches_what_runs(llama_file: Path, al
 
 def test_what_fits_nothing_is_refused(llama_file: Path) -> None:
     """The replica refuses an invalid watch with one line, and the request continues. The ingress ends the request."""
+    numbers, frame = list[int](), list[Any]()
+
+    def change(link: ReplicaLink, message: Sequence[Any]) -> Sequence[Any]:
+        kind, number, *_ = message
+        numbers.append(number)
+        return ["values", number, *frame, False] if frame and kind == "token" else message
 
     async def work() -> None:
-        with ReplicaProcess(llama_file, "one") as replica:
+        with ReplicaProcess(llama_file, "one") as replica, messages_changed_by(change):
             fleet = Fleet(ClusterSecret(SECRET))
             fleet.add(replica.address)
             opened = open_model(llama_file)
@@ -400,7 +407,7 @@ def test_what_fits_nothing_is_refused(llama_file: Path) -> None:
                 async def send(count: int) -> None:
                     if count == 5:
                         for fields in bad:
-                            fleet.tell(group._task, "watch", *fields)
+                            fleet.links[0].send("watch", numbers[-1], *fields)
 
                 await finished(group, send)  # type: ignore[arg-type]
                 assert len(group.results()[0].ids) == 900
@@ -414,10 +421,8 @@ def test_what_fits_nothing_is_refused(llama_file: Path) -> None:
                     group = model.request(PROMPT, **HOW)
                     stream = model.watch(group, ["embed"], 8, lambda: None)
                     assert isinstance(stream, RemoteTraceStream)
+                    frame[:] = [stream.number, wire.pack([["frames", 0, [wrong]]])]
                     group.start()
-                    (number,) = fleet._numbers.values()
-                    frame = wire.pack([["frames", 0, [wrong]]])
-                    fleet._hear(fleet.links[0], ["values", number, stream.number, frame, False])
                     with pytest.raises(KernelError, match="sent an invalid message"):
                         await group.finished()
             finally:
@@ -465,7 +470,7 @@ def events_of(served: Served, number: str, body: dict[str, Any], **query: Any) -
 
     viewer = threading.Thread(target=look)
     viewer.start()
-    while number not in served.app.state.live._expected:
+    while number not in served.awaited:
         time.sleep(0.01)
     answer = httpx.post(f"{served.url}/v1/completions", json=body, headers={"X-Request-Id": number}, timeout=60)
     assert answer.status_code == 200, answer.text
@@ -500,7 +505,7 @@ def test_one_at_a_time(servers: tuple[Served, Served]) -> None:
     with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
         answers = answer.iter_lines()  # dropping the iterator closes the answer
         next(answers)
-        (request,) = served.app.state.live._running.values()
+        (request,) = served.app.state.live.visible_to(Viewer(""))
         for _ in range(2):
             with httpx.stream("GET", asked, timeout=20) as looked:
                 lines = looked.iter_lines()

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.links import messages_changed_by
 
-from pellucid.cluster import request_log, wire
+from pellucid.cluster import replica as replica_module
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.replica import Replica
+from pellucid.cluster.replica_link import ReplicaLink
 from pellucid.cluster.request_log import ReplicaRequest, RequestLog
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.llm import LLM
+from pellucid.loading import open_model
 
 
 def request(name: str, complete: bool = True) -> ReplicaRequest:
@@ -22,6 +30,14 @@ def request(name: str, complete: bool = True) -> ReplicaRequest:
 
 def text(size: int) -> list[Any]:
     return ["token", 1, b"x" * size]
+
+
+def size(message: list[Any]) -> int:
+    """The bytes that a log counts for a message."""
+    requests, one = RequestLog(), request("a")
+    requests.add(one)
+    requests.keep(one, message)
+    return requests.bytes
 
 
 def test_the_oldest_that_have_ended_go_first() -> None:
@@ -96,34 +112,48 @@ def test_the_sum_is_that_of_the_requests(steps: list[tuple[int, str, int]]) -> N
 def test_sizes_are_about_what_python_takes() -> None:
     """The size of a token includes its arrays of log-probabilities."""
     plain = ["token", 1, 0, 17, 5, " text", 0.01, None, None, "", 3, 0.5, None, None]
-    assert 400 < request_log._size(plain) < 1200
-    assert request_log._size([*plain, [1, -0.5, 1, b"x" * 8000, b"y" * 8000]]) > 16_000
-    assert request_log._size({0: [3, 4]}) > 100
+    assert 400 < size(plain) < 1200
+    assert size([*plain, [1, -0.5, 1, b"x" * 8000, b"y" * 8000]]) > 16_000
+    assert size(["end", 1, {0: [3, 4]}]) > size(["end", 1, {}]) + 100
 
 
-def test_a_replica_answers_that_it_has_forgotten_a_request(alone: LLM, llama_file: Path) -> None:
-    """The ingress then requests the request again, from the beginning."""
+def test_a_request_that_a_replica_has_forgotten_begins_again(
+    alone: LLM, llama_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module, "RequestLog", lambda: RequestLog(max_bytes=50_000))
+    opened, kinds = open_model(llama_file), Counter[str]()
+
+    def change(link: ReplicaLink, message: Sequence[Any]) -> Sequence[Any]:
+        kinds[message[0]] += 1
+        return message
+
+    async def ingress(address: str, resumes: bool) -> list[list[int]]:
+        """The ids of two requests of a fleet; the second request is larger than the log."""
+        fleet, made = Fleet(secret), list[list[int]]()
+        fleet.add(address)
+        await fleet.ready(60)
+        for tokens in (5, 300):
+            group = RemoteModel(opened, fleet).request("a", max_new_tokens=tokens, seed=1, ignore_eos=True)
+            group.set_name(f"{tokens} tokens", resumes)
+            group.start()
+            await group.finished()
+            made.append(group.results()[0].ids)
+        await fleet.close()
+        return made
 
     async def work() -> None:
-        replica = Replica(alone, ClusterSecret.drawn(), "replica")
-        replica._loop = asyncio.get_running_loop()
-        replica._log = RequestLog(max_bytes=50_000)
-        replica._flush = lambda: None  # type: ignore[method-assign]
-        body = {
-            "prompt": [5, 6, 7], "options": {"max_new_tokens": 300, "seed": 1, "ignore_eos": True}, "numbers": [0],
-            "begun": {}, "read": 3, "edits": [], "probes": [], "watch": [], "priority": 0, "deadline": None,
-            "client": "",
-        }  # fmt: skip
-        replica._act(b"a", ["hello", wire.VERSION, "session a"])
-        for number, tokens in enumerate((5, 300)):
-            options = {**body["options"], "max_new_tokens": tokens}  # type: ignore[dict-item]
-            replica._act(b"a", ["run", number, "generate", f"name {number}", {**body, "options": options}])
-        while replica._requests:
-            await asyncio.sleep(0.01)
-        replica._outbox.clear()
-        for number in range(2):
-            replica._act(b"b", ["resume", number, f"name {number}"])
-        sent = [message for to, message in replica._outbox if to == b"b"]
-        assert sent == [["unknown", 0], ["unknown", 1]]
+        replica = Replica(alone, secret, "replica")
+        address = await replica.listen()
+        serving = asyncio.ensure_future(replica.serve())
+        with messages_changed_by(change):
+            first = await ingress(address, False)
+            assert not kinds["unknown"]
+            assert await ingress(address, True) == first
+            assert kinds["unknown"] == 2
+        assert kinds["token"] == 2 * 305
+        replica.close()
+        await serving
 
-    asyncio.run(work())
+    secret = ClusterSecret.drawn()
+    asyncio.run(asyncio.wait_for(work(), 120))
+    opened.checkpoint.close()

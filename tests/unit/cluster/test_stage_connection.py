@@ -115,10 +115,8 @@ def test_changed_frames_end_the_session(
         assert isinstance(llm.runner, StagedRunner)
         assert llm.generate(PROMPT, max_new_tokens=20, seed=1).ids == expected
         between.direction, between.change = direction, CHANGES[name]()
-        start = time.monotonic()
         with pytest.raises(StageLost, match="is gone"):
             llm.generate(PROMPT, max_new_tokens=20, seed=1)
-        assert time.monotonic() - start < 10
         between.change = lambda frame: [frame]
         llm.runner.begin_all([between.address])
         assert llm.generate(PROMPT, max_new_tokens=20, seed=1).ids == expected
@@ -146,10 +144,8 @@ def test_changed_vectors_between_stages_end_the_session(three_blocks: Path, capf
         with staged(three_blocks, [first.address, between.address]) as llm:
             llm.generate(PROMPT * 8, max_new_tokens=2)
             between.change = lambda frame: flipped(frame) if len(frame) > 4096 else [frame]  # not the commands
-            start = time.monotonic()
             with pytest.raises(StageLost, match="has failed"):
                 llm.generate("other " + PROMPT * 8, max_new_tokens=2)
-            assert time.monotonic() - start < 10
         between.close()
     assert "is gone" in capfd.readouterr().err
 

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.pages import in_use
+from support.matchers import matchers_called_by
+from support.pages import in_use, lose_pages_between_steps
 from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
@@ -22,7 +23,9 @@ from pellucid.engine.task import ReadingTask
 from pellucid.errors import DeadlinePassed, InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.grammars import matching
-from pellucid.sample.grammars.matching import Matching
+from pellucid.sample.grammars.grammar import Grammar
+from pellucid.sample.grammars.matching import MAX_FORCED_TOKENS, Matching
+from pellucid.sample.step import RequestContext
 
 PROMPT = "to see that it rains in the east"
 SLOW_MASK = r"\{[a-z]{3}[,.;]{30}\}"
@@ -54,17 +57,17 @@ class Gate:
 @pytest.fixture(params=[False, True], ids=["quick", "apart"])
 def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gate for all masks. Matchings accept tokens in the engine's thread ("quick") or in another ("apart")."""
-    made, fill, advance = Gate(4), Matching._compute_mask, Matching.__init__
+    made, begin = Gate(4), Matching.__init__
 
-    def filled(self: Matching) -> None:
-        made.wait()
-        fill(self)
+    def called(name: str, method: Callable[..., Any], *given: Any) -> Any:
+        if name == "unsafe_compute_mask_ptr":
+            made.wait()
+        return method(*given)
 
-    def begun(self: Matching, *arguments: Any) -> None:
-        advance(self, *arguments)
-        self._cost.apart = request.param
+    def begun(self: Matching, grammar: Grammar, context: RequestContext) -> None:
+        begin(self, replace(grammar, long_runs=request.param), context)
 
-    monkeypatch.setattr(Matching, "_compute_mask", filled)
+    matchers_called_by(monkeypatch, called)
     monkeypatch.setattr(Matching, "__init__", begun)
     yield made
     made.open.set()
@@ -119,15 +122,7 @@ def test_logits_are_the_same_wherever_a_text_has_waited_and_lost_its_pages(llm: 
         gate.free, gate.open, gate.held = free, threading.Event(), threading.Event()
         slow = in_thread(lambda: llm.generate(PROMPT, **options))
         assert gate.held.wait(60)
-        done = threading.Event()
-
-        def preempt(done: threading.Event = done) -> None:
-            for job in llm.engine._scheduler:
-                llm.engine._scheduler._preempt(job)
-            done.set()
-
-        llm.engine.between_steps(preempt)
-        assert done.wait(60)
+        lose_pages_between_steps(llm)
         llm.runner.cache.clear_prefixes()
         gate.open.set()
         made = ended(slow)
@@ -172,6 +167,7 @@ def test_a_request_ends_while_its_mask_is_computed(llm: LLM, gate: Gate) -> None
     llm.engine.between_steps(lambda: None)  # the engine hears messages
     other = in_thread(lambda: llm.generate(PROMPT, **FREE))
     assert len(ended(other).ids) == 60
+    gate.free = 1  # a request with slow masks waits for its first mask before it starts
     with pytest.raises(DeadlinePassed, match=r"0\.3 s"):
         llm.generate(PROMPT, **DRAWN, deadline=0.3)
     gate.open.set()
@@ -220,44 +216,22 @@ BOMBS: list[dict[str, Any]] = [
 ]
 
 
-class Calls:
-    """An LLMatcher that counts the processor's seconds of the longest call with the interpreter's lock."""
-
-    longest = 0.0
-    released = ("unsafe_compute_mask_ptr",)
-
-    def __init__(self, matcher: Any) -> None:
-        self.matcher = matcher
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.matcher, name)
-
-        def call(*arguments: Any) -> Any:
-            begun = time.thread_time()
-            result = method(*arguments)
-            if name not in self.released:
-                Calls.longest = max(Calls.longest, time.thread_time() - begun)
-            return result
-
-        return call
-
-
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: str(bomb)[:40])
-def test_no_grammar_holds_the_interpreters_lock_for_long(
+def test_no_call_with_the_interpreters_lock_consumes_many_tokens(
     llm: LLM, bomb: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled, consume = Matching._compile, matching.consume
+    """Computing a mask releases the lock; consuming forced tokens holds it. bench/constraints.py measures the time."""
+    forced = list[int]()
 
-    def wrapped(self: Matching, *arguments: Any) -> None:
-        compiled(self, *arguments)
-        self._matcher = Calls(self._matcher)  # type: ignore[assignment]
+    def called(name: str, method: Callable[..., Any], *given: Any) -> Any:
+        if name == "try_consume_tokens":
+            forced.append(len(given[0]))
+        return method(*given)
 
-    monkeypatch.setattr(Matching, "_compile", wrapped)
-    monkeypatch.setattr(matching, "consume", lambda matcher, token, spare: consume(matcher.matcher, token, spare))
-    Calls.longest = 0.0
+    matchers_called_by(monkeypatch, called)
     for temperature in (1.0, 30.0):
         try:
             llm.generate(PROMPT, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=60, **bomb)
         except InvalidRequest:
             continue
-    assert Calls.longest < 0.1, "a second without limits"
+    assert all(count <= MAX_FORCED_TOKENS for count in forced), "thousands without limits"

@@ -53,7 +53,7 @@ def test_the_bytes_of_a_model(path: Path) -> None:
     """The estimate equals what a loaded model takes: its weights, its pages and its buffers."""
     with pellucid.load(path, context=STATED, threads=2) as llm:
         own = ModelMemory(llm.checkpoint, llm.plan, llm.runner.limits, 2)
-        kv, arrays = llm.runner.cache.kv, llm.runner._arrays.by_name.values()
+        kv, arrays = llm.runner.cache.kv, [llm.runner.array(buffer) for buffer in llm.plan.buffers]
         page = sum(group.page_bytes for group in kv.groups)
         assert own.weights >= llm.weight_bytes
         assert own.fixed - own.weights >= sum(array.nbytes for array in arrays)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -62,8 +63,8 @@ def test_outputs_are_the_outputs_of_one_thread(runners: Pair, lengths: list[int]
 
 
 def test_threads_get_sequences_of_about_the_same_length_in_all(runners: Pair) -> None:
-    parallel = runners[1]._parallel
-    assert isinstance(parallel, DataParallel)
+    runner, none = runners[1], cast(Any, None)
+    parallel = DataParallel(runner.plan, runners[0].limits, runner.executor, none, none, none)
 
     def divided(lengths: Sequence[int]) -> list[list[int]] | None:
         parts = parallel.divide(chunks_of(runners[1], lengths, 0))
@@ -76,8 +77,9 @@ def test_threads_get_sequences_of_about_the_same_length_in_all(runners: Pair) ->
     assert 1 < UNEVEN < 1.5
 
 
-def test_one_thread_has_no_division(runners: Pair) -> None:
-    assert runners[0]._parallel is None
+def test_one_thread_has_no_division(runners: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DataParallel, "divide", lambda *_: pytest.fail("it divides the sequences"))
+    assert len(outputs(runners[0], chunks_of(runners[0], [5, 5, 5], 0)))
 
 
 def test_a_step_has_room_for_all_threads(runners: Pair) -> None:

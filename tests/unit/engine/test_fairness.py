@@ -30,7 +30,7 @@ def test_a_client_whose_last_job_failed_in_a_step_pays_for_it() -> None:
     shares.leave("a")
     shares.leave("b")
     shares.charge({"b": 1}, 8.0)
-    assert not shares._seconds, "nobody is left who would have to wait"
+    assert shares.used("a") == shares.used("b") == 0.0, "nobody is left who would have to wait"
 
 
 def test_a_client_that_comes_back_keeps_its_debt() -> None:
@@ -71,5 +71,5 @@ def test_counters_of_absent_clients_do_not_pile_up(events: list[tuple[str, str]]
         assert all(shares.used(one) >= before[one] for one in present & before.keys())
         if what == "leave":
             floor = min((shares.used(one) for one in present), default=0.0)
-            assert all(shares.used(one) > floor for one in shares._seconds.keys() - present)
+            assert all(shares.used(one) == 0.0 or shares.used(one) > floor for one in jobs.keys() - present)
         assert shares.contended == (len(present) > 1)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+from support.fresh import fresh
 
 from pellucid.errors import KernelError
 from pellucid.kernels.core import definitions as definitions_module
 from pellucid.kernels.core.definitions import PACKAGE, definition, definitions
-from pellucid.util.registry import modules
 
 
 @pytest.mark.parametrize("name", sorted(definitions()))
@@ -24,13 +25,14 @@ def test_kernel_is_tested_in_the_module_of_its_name(name: str) -> None:
 
 
 def test_the_sources_say_what_the_modules_declare() -> None:
-    for folder in (one.name for one in definitions_module.ROOT.iterdir() if one.is_dir()):
-        if folder not in (*definitions_module._NO_KERNELS, "__pycache__"):
-            modules(f"{PACKAGE}.{folder}")
-    declared = definitions_module._definitions
-    assert {name: one.module for name, one in declared.items() if one.module.startswith(PACKAGE)} == (
-        definitions_module._modules()
-    )
+    declared = dict[str, str]()
+    for file in definitions_module.ROOT.rglob("*.py"):
+        module = ".".join((PACKAGE, *file.relative_to(definitions_module.ROOT).with_suffix("").parts))
+        functions = (node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.FunctionDef))
+        for call in (call for function in functions for call in function.decorator_list if isinstance(call, ast.Call)):
+            if isinstance(call.func, ast.Name) and call.func.id == "kernel":
+                declared[ast.literal_eval(call.args[0])] = module
+    assert {name: one.module for name, one in definitions().items()} == declared
 
 
 def test_an_unknown_kernel() -> None:
@@ -42,7 +44,8 @@ def test_two_modules_that_declare_one_kernel(tmp_path: Path, monkeypatch: pytest
     for name in ("one", "two"):
         (tmp_path / "ops").mkdir(exist_ok=True)
         (tmp_path / "ops" / f"{name}.py").write_text('@kernel("add", AddRecord)\ndef build(simd): ...\n')
-    monkeypatch.setattr(definitions_module, "ROOT", tmp_path)
+    found = fresh(definitions_module)
+    monkeypatch.setattr(found, "ROOT", tmp_path)
     first, second = (f"{PACKAGE}.ops.{name}" for name in ("one", "two"))
     with pytest.raises(KernelError, match=re.escape(f"two kernels are called add: in {first} and {second}")):
-        definitions_module._modules.__wrapped__()
+        found.definitions()

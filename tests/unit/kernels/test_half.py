@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.kernels import declared
 
-from pellucid.kernels.core import definitions, library
+from pellucid.kernels.core import library
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.simd import emitter
 
@@ -53,11 +54,9 @@ def run(
     build: Callable[[Any], Any], home: Path, patch: pytest.MonkeyPatch, x: np.ndarray, out: np.ndarray
 ) -> np.ndarray:
     """Compile a kernel, call it on all numbers of ``x``, and return ``out``."""
-    name = build.__name__
     patch.setenv("PELLUCID_HOME", str(home))
-    patch.setitem(definitions._definitions, name, definitions.Definition(name, None, build))
     kernels = library.Library()
-    kernels.function(KernelKey(name))(x.ctypes.data, out.ctypes.data, x.size, 0)
+    kernels.function(KernelKey(declared(build)))(x.ctypes.data, out.ctypes.data, x.size, 0)
     return out
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pellucid.kernels.core import host as module
-from pellucid.kernels.core.host import describe, host
+from pellucid.kernels.core.host import Host, describe, host
 from pellucid.util import macos
 
 EVERYTHING = 0xFFFFFFFF
@@ -65,14 +65,14 @@ def test_zen_is_known_by_its_vendor_and_family(vendor: bytes, family: int, zen: 
 def test_registers_that_the_system_does_not_save_are_not_used(
     saved: int, has: set[str], lacks: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_may_use_tiles", lambda _: True)
+    monkeypatch.setattr(module, "function", lambda *_: lambda *_: 0)
     features = describe(FakeProcessor(b"GenuineIntel", 6, saved), "linux").features
     assert has <= features
     assert not lacks & features
 
 
 def test_tiles_need_permission(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_may_use_tiles", lambda _: False)
+    monkeypatch.setattr(module, "function", lambda *_: lambda *_: -1)
     features = describe(FakeProcessor(b"GenuineIntel", 6, TILES), "linux").features
     assert "avx512vnni" in features
     assert not [name for name in features if name.startswith("amx")]
@@ -85,11 +85,20 @@ def test_what_the_processor_says_is_what_linux_says() -> None:
     names |= {"amx-tile": "amx_tile", "amx-int8": "amx_int8", "amx-bf16": "amx_bf16"}
     text = Path("/proc/cpuinfo").read_text()
     flags = set(next(line for line in text.splitlines() if line.startswith("flags")).split())
-    for feature in module._CPUID:
+    for feature in describe(FakeProcessor(b"GenuineIntel", 6, TILES), "another").features:
         if not feature.startswith("amx"):
             assert (feature in host().features) == (names.get(feature, feature) in flags), feature
     assert (f": {host().name}" in text) or not host().name
     assert host().zen == ("AuthenticAMD" in text and int(text.split("cpu family\t: ")[1].split()[0]) >= 0x17)
+
+
+def arm(system: str, monkeypatch: pytest.MonkeyPatch) -> frozenset[str]:
+    """The features of a processor of Arm on a system."""
+    monkeypatch.setattr(sys, "platform", {"windows": "win32"}.get(system, system))
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    here: Host = host.__wrapped__()
+    assert (here.system, here.machine) == (system, "aarch64")
+    return here.features
 
 
 @pytest.mark.parametrize(
@@ -106,10 +115,10 @@ def test_arm_processors_are_described_by_the_system(
     system: str, words: dict[int, int], features: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "function", lambda name, *types: lambda word: words.get(word, 0))
-    assert module._arm_features(system) == features
+    assert arm(system, monkeypatch) == features
 
 
 def test_macos_names_the_features_of_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     present = {"hw.optional.neon", "hw.optional.arm.FEAT_DotProd"}
     monkeypatch.setattr(macos, "sysctl_number", lambda name: int(name in present))
-    assert module._arm_features("darwin") == {"neon", "dotprod"}
+    assert arm("darwin", monkeypatch) == {"neon", "dotprod"}

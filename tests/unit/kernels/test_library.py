@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -13,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from support.kernels import Batch
+from support.fresh import fresh
+from support.kernels import Batch, declared
 from support.processes import environment, python
 
 from pellucid.errors import KernelError
-from pellucid.kernels.core import background, isa, library, linker, objects
+from pellucid.kernels.core import background, isa, library, objects
 from pellucid.kernels.core import definitions as definitions_module
 from pellucid.kernels.core.background import BackgroundCompiler
-from pellucid.kernels.core.definitions import Definition, KernelKey, definition
+from pellucid.kernels.core.definitions import PACKAGE, KernelKey, definition
 from pellucid.kernels.core.definitions import kernel as declare
 from pellucid.kernels.core.library import Library
 from pellucid.kernels.core.objects import environment as environment_hash
@@ -104,10 +106,13 @@ def test_what_cannot_be_linked_is_compiled_again(content: bytes, empty_home: Pat
 
 def test_an_object_that_the_linker_does_not_know_is_an_error(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulates an object of a newer LLVM with unknown relocations."""
-    machine = isa.target().machine
-    number, _ = linker._MACHINES[machine]
-    monkeypatch.setitem(linker._MACHINES, machine, (number, frozenset()))
     key = KernelKey("pick")  # has relocations
+    code = bytearray(library.compile_kernel(key))
+    (start,), (count,) = struct.unpack_from("<Q", code, 40), struct.unpack_from("<H", code, 60)
+    (table, *_) = (at for at in range(start, start + 64 * count, 64) if struct.unpack_from("<I", code, at + 4) == (4,))
+    (first,) = struct.unpack_from("<Q", code, table + 24)
+    struct.pack_into("<I", code, first + 8, 250)
+    monkeypatch.setattr(library, "compile_kernel", lambda key: bytes(code))
     with pytest.raises(KernelError, match="pick: the compiled object cannot be linked: relocations of type"):
         Library().load([key])
     assert not list(empty_home.rglob("*.o"))
@@ -136,11 +141,9 @@ def test_processes_that_compile_at_once_do_no_harm(empty_home: Path) -> None:
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the kernels' sources; the hashes are computed from the copy."""
     folder = tmp_path / "kernels"
-    shutil.copytree(objects.ROOT, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(objects, "ROOT", folder)
-    objects._source.cache_clear()
-    yield folder
-    objects._source.cache_clear()
+    shutil.copytree(definitions_module.ROOT, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(definitions_module, "ROOT", folder)
+    return folder
 
 
 def module_of(name: str) -> str:
@@ -148,8 +151,25 @@ def module_of(name: str) -> str:
 
 
 def sources(name: str) -> str:
-    objects._source.cache_clear()
-    return objects.sources.__wrapped__(module_of(name))
+    """The hash of a kernel's sources, which are read now."""
+    module = module_of(name)
+    return str(fresh(objects).sources(module))
+
+
+def files_of(name: str) -> set[str]:
+    """The modules whose files the hash of a kernel's sources reads."""
+    read, actual = set[str](), Path.read_bytes
+
+    def watched(path: Path) -> bytes:
+        content = actual(path)
+        parts = path.relative_to(definitions_module.ROOT).with_suffix("").parts
+        read.add(".".join((PACKAGE, *parts)).removesuffix(".__init__"))
+        return content
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", watched)
+        sources(name)
+    return read
 
 
 def environment_now() -> str:
@@ -207,7 +227,7 @@ importlib.import_module({module_of(name)!r})
 print(*[name for name in sys.modules if name.startswith("pellucid.kernels.")])
 """
     loaded = set(subprocess.run(python(code), env=environment(), capture_output=True, text=True).stdout.split())
-    read = objects._closure((module_of(name), *objects.COMPILER))
+    read = files_of(name)
     assert module_of(name) in loaded
     assert loaded <= read | {one.rpartition(".")[0] for one in read}
 
@@ -228,9 +248,9 @@ def test_the_environment_counts_the_target(change: dict[str, Any], monkeypatch: 
 
 
 def test_what_links_and_what_asks_the_machine_is_no_source_of_a_kernel() -> None:
-    read = objects._closure(objects.COMPILER)
-    assert f"{objects.PACKAGE}.core.isa" in read
-    assert not read & {f"{objects.PACKAGE}.core.{name}" for name in ("host", "linker", "elf", "library")}
+    read = files_of("add")
+    assert f"{PACKAGE}.core.isa" in read
+    assert not read & {f"{PACKAGE}.core.{name}" for name in ("host", "linker", "elf", "library")}
 
 
 def test_an_object_is_the_same_whatever_was_compiled_before(empty_home: Path) -> None:
@@ -271,11 +291,10 @@ def test_a_kernel_that_does_not_compile_says_which(monkeypatch: pytest.MonkeyPat
 
         return body
 
-    known = definitions_module._definitions
-    monkeypatch.setitem(known, "broken", Definition("broken", None, build))
-    with pytest.raises(KernelError, match="broken 7 did not compile"):
-        Library().load([KernelKey("broken", nonsense=7)])
-    assert not list(empty_home.rglob("broken*"))
+    name = declared(build)
+    with pytest.raises(KernelError, match=f"{name} 7 did not compile"):
+        Library().load([KernelKey(name, nonsense=7)])
+    assert not list(empty_home.rglob(f"{name}*"))
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
@@ -286,7 +305,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
         (tmp_path / folder / "kernels").write_text("a file where the folder should be")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(trusted_files, "_warned", False)
+    monkeypatch.setattr(library, "TrustedFolder", fresh(trusted_files).TrustedFolder)
     keys = [KernelKey("pick"), KernelKey("loop.lead"), KernelKey("loop.work")]
     with pytest.warns(RuntimeWarning, match="made for this process only") as warned:
         assert all(Library().load(keys).values())
@@ -309,7 +328,7 @@ def test_kernels_are_compiled_in_the_background(empty_home: Path, monkeypatch: p
     thread.join(120)
     assert compiler.ready([ADD], compiles=True)
     assert stored().exists() == keeps
-    assert (ADD in shelf._addresses) != keeps
+    monkeypatch.setattr(library, "compile_kernel", lambda key: pytest.fail("it is compiled again"))
     assert adds(shelf)
 
 
@@ -398,8 +417,7 @@ def test_a_process_that_ends_leaves_the_rest_to_the_others(
     team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process gets a kernel that only the test process knows, and ends with an error."""
-    monkeypatch.setitem(definitions_module._definitions, "unknown", definition("roof.read"))
-    unknown = KernelKey("unknown")
+    unknown = KernelKey(declared(definition("roof.read").build))
     background.compile_in_parallel([unknown, *KEYS], 2, None)
     shelf = Library()
     assert shelf.is_cached(KEYS)
@@ -429,6 +447,8 @@ def test_processes_that_compile_nothing_are_soon_given_up(
 
 @pytest.mark.parametrize("at", [0, 1])
 def test_an_interrupt_ends_the_processes(at: int, team: list[subprocess.Popen[bytes]]) -> None:
+    before = threading.enumerate()
+
     def interrupt(done: int, total: int, label: str) -> None:
         if done == at:
             raise KeyboardInterrupt
@@ -437,6 +457,6 @@ def test_an_interrupt_ends_the_processes(at: int, team: list[subprocess.Popen[by
         background.compile_in_parallel(KEYS, 2, None, interrupt)
     assert None not in [one.returncode for one in team]
     for thread in threading.enumerate():
-        if "_feed" in thread.name:
+        if thread not in before:
             thread.join(10)
             assert not thread.is_alive()

@@ -32,9 +32,14 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: byte
     monkeypatch.setattr(library, "can_compile", lambda: False)
     path = objects.path_of(isa.target().name)
     objects.write(path, {library.file_name(PICK): compiled, "another": b"content"})
-    objects._objects.cache_clear()
-    yield path
-    objects._objects.cache_clear()
+    return path
+
+
+def installed(content: bytes, patch: pytest.MonkeyPatch) -> None:
+    """Change the installation to one that has not been read, with an object file of this content."""
+    folder = Path(tempfile.mkdtemp(dir=objects.FOLDER))
+    patch.setattr(objects, "FOLDER", folder)
+    objects.path_of(isa.target().name).write_bytes(content)
 
 
 def test_what_was_written_is_read(installation: Path, compiled: bytes) -> None:
@@ -47,12 +52,11 @@ def test_what_was_written_is_read(installation: Path, compiled: bytes) -> None:
     assert found.read("a third") is None
 
 
-def test_a_kernel_of_the_installation_needs_no_compiler(installation: Path) -> None:
+def test_a_kernel_of_the_installation_needs_no_compiler(installation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Library()
     assert shelf.is_cached([PICK])
     assert shelf.load([PICK])
-    installation.unlink()
-    objects._objects.cache_clear()
+    monkeypatch.setattr(objects, "FOLDER", installation.parent / "nothing")
     assert Library().load([PICK]), "it is in the cache now, for a faster start"
 
 
@@ -64,17 +68,17 @@ def test_another_kernel_names_the_remedy(installation: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"other", b"pellucid objects\xff\xff"])
-def test_a_damaged_installation_is_not_called_absent(installation: Path, content: bytes) -> None:
-    installation.write_bytes(content)
-    objects._objects.cache_clear()
+def test_a_damaged_installation_is_not_called_absent(
+    installation: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(content, monkeypatch)
     with pytest.raises(KernelError, match=r"the installed kernels for .* are damaged .*: pip install --force-re"):
         Library().load([PICK])
 
 
-def test_a_damaged_group_is_not_called_absent(installation: Path) -> None:
+def test_a_damaged_group_is_not_called_absent(installation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = installation.read_bytes()
-    installation.write_bytes(content[: len(content) - 200])
-    objects._objects.cache_clear()
+    installed(content[: len(content) - 200], monkeypatch)
     assert Library().is_cached([PICK])  # the index is whole
     with pytest.raises(KernelError, match=r"are damaged \(pick\)"):
         Library().load([PICK])
@@ -117,11 +121,11 @@ def test_equal_objects_make_equal_files(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(st.dictionaries(st.from_regex(r"[ab]-[a-z]{3}", fullmatch=True), st.binary(max_size=60), max_size=12))
 def test_objects_of_any_size_and_number_are_found(contents: dict[str, bytes]) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects, "_GROUP_BYTES", 50)
+    contents = {name: 1000 * content for name, content in contents.items()}  # several groups
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         objects.write(path, contents)
         found = Objects(path)

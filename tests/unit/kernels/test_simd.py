@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.kernels import VEXP
+from support.kernels import VEXP, declared
 
-from pellucid.kernels.core import definitions, library
+from pellucid.kernels.core import library
 from pellucid.kernels.core.definitions import KernelKey
 
 
@@ -36,9 +36,8 @@ def native(operation: str, home: Path) -> Iterator[Callable[[np.ndarray], np.nda
     """A function that applies an operation to an array."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PELLUCID_HOME", str(home))
-        patch.setitem(definitions._definitions, operation, definitions.Definition(operation, None, builder(operation)))
         kernels = library.Library()
-        function = kernels.function(KernelKey(operation))
+        function = kernels.function(KernelKey(declared(builder(operation))))
 
     def call(x: np.ndarray) -> np.ndarray:
         x = np.ascontiguousarray(x, np.float32)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.kernels import assert_guards, guarded, seeds
+from support.kernels import assert_guards, declared, guarded, seeds
 
-from pellucid.kernels.core import definitions, library
+from pellucid.kernels.core import library
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import Address, Record
 
@@ -62,9 +62,8 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The kernel for each length of rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PELLUCID_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setitem(definitions._definitions, "tiles", definitions.Definition("tiles", None, build))
-        kernels = library.Library()
-        yield {nbytes: kernels.function(KernelKey("tiles", nbytes=nbytes)) for nbytes in K}
+        kernels, name = library.Library(), declared(build)
+        yield {nbytes: kernels.function(KernelKey(name, nbytes=nbytes)) for nbytes in K}
         del kernels  # frees the code, which must live until the last test
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,10 @@ from support.in_memory import InMemory, random_model, running
 from support.reference import Reference
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.model.config import Config
-from pellucid.model.family import Family
+from pellucid.model import read as reading
 from pellucid.model.outputs import Head
 from pellucid.model.positions import RelativeBuckets, Rotary, RotaryScaling
-from pellucid.model.read import _check_tensors, _check_unused
+from pellucid.model.read import read_model
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slot_reader import SlotReader
 from pellucid.model.spec import (
@@ -278,9 +277,21 @@ def fused(spec: ModelSpec) -> tuple[InMemory, Model, Model]:
     return plain, model, Model(spec, slots, "layers"), InMemory(arrays)  # type: ignore[return-value]
 
 
+def read(checkpoint: InMemory, parts: Model) -> Model:
+    """The checked model of a checkpoint whose family makes ``parts`` of it."""
+    family = SimpleNamespace(
+        name="test", readers=lambda kind: {"test": lambda checkpoint, config: parts}, unused=(), skipped=()
+    )
+    checkpoint.kind, checkpoint.metadata = "gguf", {"general.architecture": "test"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "family_of", lambda architecture, kind: family)
+        return read_model(checkpoint)  # type: ignore[arg-type]
+
+
 def test_slots_that_are_parts_of_tensors_have_the_bits_of_whole_ones() -> None:
     plain, model, parts, checkpoint = fused(spec(ATTENTION))  # type: ignore[misc]
-    _check_tensors(checkpoint, parts)
+    ignored = [Slot(f"blocks.{i}.ups", rows=(0, 96)) for i in range(len(parts.spec.blocks))]
+    assert read(checkpoint, replace(parts, ignored=ignored)).slots == parts.slots
     with running(plain, model) as runner:
         wanted = runner.forward([Chunk(BlockTable(), IDS, outputs=len(IDS))])
     with running(checkpoint, parts) as runner:
@@ -291,14 +302,14 @@ def test_slots_that_are_parts_of_tensors_have_the_bits_of_whole_ones() -> None:
 def test_rows_that_no_slot_takes_are_refused() -> None:
     _, _, parts, checkpoint = fused(spec(ATTENTION))  # type: ignore[misc]
     with pytest.raises(UnsupportedModel, match=r"blocks\.0\.ups: rows 0 to 96 are not used"):
-        _check_unused(checkpoint, parts, Family("test"), Config({}, Path("test")))
+        read(checkpoint, parts)
 
 
 def test_rows_that_a_tensor_lacks_are_refused() -> None:
     _, _, parts, checkpoint = fused(spec(ATTENTION))  # type: ignore[misc]
     slots = {**parts.slots, "blocks.0.attention.q.weight": Slot("blocks.0.qkv", rows=(200, 300))}
     with pytest.raises(FileFormatError, match="tensor has 256 rows; the model needs rows 200 to 300"):
-        _check_tensors(checkpoint, Model(parts.spec, slots, "layers"))
+        read(checkpoint, Model(parts.spec, slots, "layers"))
 
 
 def test_parts_that_make_another_shape_are_refused() -> None:
@@ -307,7 +318,7 @@ def test_parts_that_make_another_shape_are_refused() -> None:
     with pytest.raises(
         FileFormatError, match=r"its tensors together have shape \(64, 64\); the model needs \(96, 64\)"
     ):
-        _check_tensors(checkpoint, Model(parts.spec, slots, "layers"))
+        read(checkpoint, Model(parts.spec, slots, "layers"))
 
 
 def test_what_is_added_is_added_to_each_part() -> None:

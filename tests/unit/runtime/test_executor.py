@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,11 +43,23 @@ def team(threads: int) -> Iterator[Executor]:
 
 
 def parked(executor: Executor) -> bool:
-    """Wait until all workers sleep. Returns False after a timeout."""
-    end = time.monotonic() + 5
-    while len(executor._team.parked) < executor.threads - 1 and time.monotonic() < end:
-        time.sleep(0.002)
-    return len(executor._team.parked) == executor.threads - 1
+    """Wait until all workers have not run for a while. Returns False after a timeout."""
+    workers = [one.native_id for one in threading.enumerate() if re.fullmatch(r"pellucid-\d+", one.name)]
+    end, seen = time.monotonic() + 5, list[int]()
+    while len(workers) == executor.threads - 1 and time.monotonic() < end:
+        before, seen = seen, [switches(number) for number in workers if number]
+        if before == seen:
+            return True
+        time.sleep(0.05)
+    return not workers
+
+
+def switches(thread: int) -> int:
+    """The number of times that the system has let a thread run."""
+    try:
+        return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[2])
+    except OSError:  # not Linux
+        return 0
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])

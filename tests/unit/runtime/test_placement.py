@@ -162,14 +162,17 @@ def test_workers_are_bound_and_the_caller_is_not() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="a kernel without NUMA")
-def test_the_systems_call_places_pages() -> None:
-    """Uses this machine's node twice. The system call has the arguments of its manual for any nodes."""
+def test_the_systems_call_places_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first half of an array goes to this machine's node. The other node may not exist."""
     node = processors().nodes[0]
-    made = Placement(2, None, TWO_SOCKETS)
-    made._nodes = (node, node + 1)
-    memory = aligned(64 * PAGE)
-    made._place(memory, module._PREFERRED, [node])
-    memory[:] = 1
+    cores = tuple(Core(node + cpu, frozenset({cpu})) for cpu in range(2))
+    monkeypatch.setattr(module, "MIN_NODE_BYTES", 0)
+    monkeypatch.setattr(module, "may_place", lambda: True)
+    made = Placement(2, "nodes", Processors(cores))
+    assert made.nodes == (node, node + 1)
+    memory = aligned(128 * PAGE)
+    made.divide(memory, [64 * PAGE, 128 * PAGE])
+    memory[: 64 * PAGE] = 1
     begin = -(-address(memory) // PAGE) * PAGE
     lines = Path("/proc/self/numa_maps").read_text(encoding="utf-8").splitlines()
     policies = {int(line.split()[0], 16): line.split()[1] for line in lines}

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from support.fresh import fresh
 
 from pellucid.runtime.processors import Processors
 from pellucid.runtime.resources import macos as macos_resources
@@ -65,15 +67,16 @@ class Darwin:
 
 
 @pytest.fixture
-def on_macos(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def begin(values: Mapping[str, int | str], pages: bytes = b"") -> None:
+def on_macos(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Begins a process on a described machine. Returns the module of its resources."""
+
+    def begin(values: Mapping[str, int | str], pages: bytes = b"") -> Any:
         library = Darwin(values, pages)
         monkeypatch.setattr(macos, "library", lambda: library)
-        macos_resources._cores.cache_clear()
+        return fresh(macos_resources)
 
     monkeypatch.setattr(macos_resources.mmap, "PAGESIZE", 16384)
-    yield begin
-    macos_resources._cores.cache_clear()
+    return begin
 
 
 @pytest.mark.parametrize(
@@ -81,29 +84,29 @@ def on_macos(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     [(M1_MAX, 8, 10, 10), (M3_PRO, 5, 11, 11), (M5_PRO, 18, 18, 18), (INTEL_MAC, 6, 6, 12)],
 )
 def test_macs(on_macos: Any, values: dict[str, int | str], threads: int, cores: int, usable: int) -> None:
-    on_macos(values)
-    machine = Processors(macos_resources.cores(), macos_resources.quota())
-    assert (machine.threads, macos_resources.core_count(), machine.usable) == (threads, cores, usable)
+    here = on_macos(values)
+    machine = Processors(here.cores(), here.quota())
+    assert (machine.threads, here.core_count(), machine.usable) == (threads, cores, usable)
     assert len(machine.cores) == cores
     cpus = [cpu for core in machine.cores for cpu in core.cpus]
     assert len(set(cpus)) == len(cpus)
-    assert macos_resources.machine_bytes() == values["hw.memsize"]
+    assert here.machine_bytes() == values["hw.memsize"]
 
 
 def test_free_memory_of_a_mac(on_macos: Any) -> None:
     # vm_statistics64 of revision 0, as in `vm_stat`: free, active, inactive, wired; counters; purgeable, speculative.
     pages = struct.pack("<4I9Q2I", 7_000, 300_000, 290_000, 120_000, *range(9), 5_000, 3_000)
-    on_macos(M1_MAX, pages)
-    assert macos_resources.free_bytes() == 297_000 * 16384
+    here = on_macos(M1_MAX, pages)
+    assert here.free_bytes() == 297_000 * 16384
 
 
 def test_a_mac_that_reports_nothing_has_a_core_for_each_processor(
     on_macos: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_macos({}, b"\0" * 400)  # statistics of a kernel that wants a larger structure
-    monkeypatch.setattr(macos_resources.os, "cpu_count", lambda: 3)
-    assert len(macos_resources.cores()) == 3
-    assert (macos_resources.machine_bytes(), macos_resources.free_bytes()) == (0, None)
+    here = on_macos({}, b"\0" * 400)  # statistics of a kernel that wants a larger structure
+    monkeypatch.setattr(here.os, "cpu_count", lambda: 3)
+    assert len(here.cores()) == 3
+    assert (here.machine_bytes(), here.free_bytes()) == (0, None)
 
 
 def core_record(efficiency: int, mask: int, group: int = 0) -> bytes:
@@ -183,15 +186,16 @@ def limits(flags: int, process: int = 0, job: int = 0, peak: int = 0) -> bytes:
 
 
 @pytest.fixture
-def on_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def begin(*arguments: Any, **more: Any) -> None:
+def on_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Begins a process on a described machine. Returns the module of its resources."""
+
+    def begin(*arguments: Any, **more: Any) -> Any:
         system = Kernel32(*arguments, **more)
         monkeypatch.setattr(windows, "library", lambda name: {"kernel32": system}[name])
-        windows_resources._relations.cache_clear()
+        return fresh(windows_resources)
 
     monkeypatch.setattr(windows_resources.os, "cpu_count", lambda: 20)
-    yield begin
-    windows_resources._relations.cache_clear()
+    return begin
 
 
 def test_structures_have_the_sizes_of_64_bit_windows() -> None:
@@ -202,41 +206,41 @@ def test_structures_have_the_sizes_of_64_bit_windows() -> None:
 
 
 def test_recorded_answers_of_windows(on_windows: Any) -> None:
-    on_windows(bytes.fromhex(RECORDED), bytes.fromhex(RECORDED_NODE))
-    assert windows_resources.cores() == (Core(0, frozenset({0})), Core(0, frozenset({1})))
+    here = on_windows(bytes.fromhex(RECORDED), bytes.fromhex(RECORDED_NODE))
+    assert here.cores() == (Core(0, frozenset({0})), Core(0, frozenset({1})))
 
 
 @pytest.mark.parametrize(("cores", "threads", "usable"), [(I7_12700, 8, 20), (LUNAR_LAKE, 4, 8)])
 def test_cores_of_the_highest_efficiency_class(on_windows: Any, cores: bytes, threads: int, usable: int) -> None:
-    on_windows(cores)
-    machine = Processors(windows_resources.cores(), windows_resources.quota())
+    here = on_windows(cores)
+    machine = Processors(here.cores(), here.quota())
     assert (machine.threads, machine.usable) == (threads, usable)
-    assert windows_resources.core_count() == len(machine.cores)
+    assert here.core_count() == len(machine.cores)
 
 
 def test_a_process_that_may_use_efficiency_cores_only(on_windows: Any) -> None:
-    on_windows(I7_12700, mask=0xF0000)
-    assert [core.cpus for core in windows_resources.cores()] == [{16}, {17}, {18}, {19}]
-    assert Processors(windows_resources.cores()).threads == 4
-    assert windows_resources.core_count() == 12
+    here = on_windows(I7_12700, mask=0xF0000)
+    assert [core.cpus for core in here.cores()] == [{16}, {17}, {18}, {19}]
+    assert Processors(here.cores()).threads == 4
+    assert here.core_count() == 12
 
 
 def test_processor_groups_and_nodes(on_windows: Any) -> None:
     # Two sockets of 64 cores: Windows puts 64 logical processors into a group.
     cores = b"".join(core_record(0, 1 << n, group) for group in (0, 1) for n in range(64))
     nodes = b"".join(node_record(group, (1 << 64) - 1, group) for group in (0, 1))
-    on_windows(cores, nodes, groups=(0, 1), mask=0)  # the mask says nothing about several groups
-    machine = Processors(windows_resources.cores())
+    here = on_windows(cores, nodes, groups=(0, 1), mask=0)  # the mask says nothing about several groups
+    machine = Processors(here.cores())
     assert (machine.usable, machine.nodes) == (128, (0, 1))
-    on_windows(cores, nodes, groups=(1,))  # before Windows 11, a process runs in one group
-    machine = Processors(windows_resources.cores())
+    here = on_windows(cores, nodes, groups=(1,))  # before Windows 11, a process runs in one group
+    machine = Processors(here.cores())
     assert (machine.usable, machine.nodes, min(machine.cores[0].cpus)) == (64, (1,), 64)
 
 
 def test_windows_that_reports_nothing_has_a_core_for_each_processor(on_windows: Any) -> None:
-    on_windows(b"")
-    assert len(windows_resources.cores()) == 20
-    assert windows_resources.core_count() == 0
+    here = on_windows(b"")
+    assert len(here.cores()) == 20
+    assert here.core_count() == 0
 
 
 @pytest.mark.parametrize(
@@ -251,8 +255,8 @@ def test_windows_that_reports_nothing_has_a_core_for_each_processor(on_windows: 
     ],
 )  # fmt: skip
 def test_memory_of_windows(on_windows: Any, job: dict[int, bytes], total: int, free: int) -> None:
-    on_windows(I7_12700, job=job)
-    assert (windows_resources.machine_bytes(), windows_resources.free_bytes()) == (total * GB, free * GB)
+    here = on_windows(I7_12700, job=job)
+    assert (here.machine_bytes(), here.free_bytes()) == (total * GB, free * GB)
 
 
 @pytest.mark.parametrize(
@@ -266,15 +270,16 @@ def test_memory_of_windows(on_windows: Any, job: dict[int, bytes], total: int, f
     ],
 )
 def test_quota_of_windows(on_windows: Any, rate: bytes | None, quota: float | None) -> None:
-    on_windows(I7_12700, job={} if rate is None else {15: rate})
-    assert windows_resources.quota() == quota
+    here = on_windows(I7_12700, job={} if rate is None else {15: rate})
+    assert here.quota() == quota
 
 
 def test_the_module_of_the_system_is_asked(on_windows: Any, on_macos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from pellucid.runtime import processors as module
 
-    on_windows(I7_12700)
-    on_macos(M1_MAX)
+    for name, here in (("windows", on_windows(I7_12700)), ("macos", on_macos(M1_MAX))):
+        monkeypatch.setattr(f"pellucid.runtime.resources.{name}", here)
+        monkeypatch.setitem(sys.modules, f"pellucid.runtime.resources.{name}", here)
     for platform, threads, memory in (("win32", 8, 32 * GB), ("darwin", 8, 32 * GB)):
         monkeypatch.setattr(module.sys, "platform", platform)
         assert (module.processors().threads, module.machine_bytes()) == (threads, memory)

@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -61,6 +63,15 @@ def write_all(target: Path, rng: random.Random, ended: Callable[[str], object] =
     return missing
 
 
+def appends_to(patch: pytest.MonkeyPatch, kind: type[FileIO]) -> None:
+    """Open the files that answers are appended to as ``kind``."""
+
+    def opened(path: Path, mode: str, **options: Any) -> Any:
+        return kind(path, "ab+") if mode == "a+b" else open(path, mode, **options)
+
+    patch.setattr(batch_output, "open", opened, raising=False)
+
+
 def test_answers_are_in_the_order_of_the_requests(tmp_path: Path) -> None:
     for seed in range(20):
         target = tmp_path / f"{seed}.jsonl"
@@ -93,16 +104,19 @@ def test_a_kill_at_any_moment_loses_nothing(
     for kill in kills:
         left, before = kill, set(told)
 
-        def append(file: object, raw: bytes) -> None:
-            nonlocal left
-            for piece in (raw[: len(raw) // 3], raw[len(raw) // 3 :]):
+        class Dying(FileIO):
+            """Each write of a whole line stops after a third of it."""
+
+            def write(self, raw: Any) -> int:
+                nonlocal left
                 if not left:
                     raise Killed
                 left -= 1
-                file.write(piece)  # type: ignore[attr-defined]
+                piece = bytes(raw)
+                return super().write(piece[: len(piece) // 3] if piece.startswith(b"{") else piece)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(batch_output, "_append", append)
+            appends_to(patch, Dying)
             with suppress(Killed):
                 assert not write_all(target, rng, told.add) & before
     assert not write_all(target, rng) & told, "nothing is made twice"
@@ -212,12 +226,13 @@ def test_an_empty_output_of_a_failed_run_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    class Full(FileIO):
+        def write(self, raw: Any) -> int:
+            raise OSError(28, "No space left on device")
 
     target = tmp_path / "out.jsonl"
     output = BatchOutput(target, REQUESTS)
-    monkeypatch.setattr(batch_output, "_append", full)
+    appends_to(monkeypatch, Full)
     for name, path in ((NAMES[0], target), (NAMES[5], early(target))):
         with pytest.raises(InvalidRequest, match=f"{path.name}: cannot be written: No space left"), output.opened():
             output.write({name: answer(name)})

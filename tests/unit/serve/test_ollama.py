@@ -236,9 +236,7 @@ class Pulls:
 
 def test_a_model_is_pulled_and_served(folder: Path) -> None:
     pulls = Pulls()
-    with serving(folder) as made:
-        made.models._pull = pulls
-        made.models.names.remove("two")
+    with serving(folder, pull=pulls, names=["one", "encoder"]) as made:
         client = ollama.Client(host=made.url)
         lines = client.pull("two", stream=True)
         told = [next(lines)]
@@ -259,8 +257,7 @@ def test_a_model_is_pulled_and_served(folder: Path) -> None:
 
 def test_a_client_that_goes_leaves_no_download_in_the_way(folder: Path) -> None:
     pulls = Pulls()
-    with serving(folder) as made:
-        made.models._pull = pulls
+    with serving(folder, pull=pulls) as made:
         for _ in range(8):
             with (
                 pytest.raises(httpx.ReadTimeout),
@@ -273,7 +270,7 @@ def test_a_client_that_goes_leaves_no_download_in_the_way(folder: Path) -> None:
         assert httpx.post(made.url + "/tokenize", json={"prompt": "a"}).status_code == 200
         assert pulls.names == ["two"]
         pulls.let.set()
-        wait_until(lambda: made.models._pulls == 0)
+        wait_until(lambda: httpx.post(made.url + "/api/pull", json={"model": "two"}).status_code == 200)
 
 
 def test_clients_may_pull_what_the_catalogue_has() -> None:

@@ -18,8 +18,10 @@ from support.held_replica import held
 from support.served import models_folder, serving
 
 import pellucid
+from pellucid.cluster.remote_model import RemoteModel
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.loading import open_model
 from pellucid.receipts.receipt import ModelIdentity
 
 pytestmark = pytest.mark.slow
@@ -103,9 +105,10 @@ def test_stages_and_continued_requests_have_no_receipt(llm: LLM, folder: Path) -
         model = await held(llm, folder / "one", 7)("one")
         with pytest.raises(InvalidRequest, match="receipt=True: the request continues an earlier answer"):
             model.request("Hi", resumed=[5], receipt=True)
-        model._stages = 2
+        staged = RemoteModel(open_model(folder / "one"), model.fleet, stages=2)
         with pytest.raises(InvalidRequest, match="receipt=True: the model runs in stages on several machines"):
-            model.request("Hi", receipt=True)
+            staged.request("Hi", receipt=True)
+        staged.checkpoint.close()
         await model.fleet.close()
 
     asyncio.run(work())

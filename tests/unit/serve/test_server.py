@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.served import Served, models_folder, serving
+from support.viewer import wait_until
 
 import pellucid
 from pellucid.llm import LLM
@@ -336,11 +337,9 @@ def test_a_client_that_goes_costs_nothing_more(served: Served, client: openai.Op
     stream.close()
     with pytest.raises(openai.APITimeoutError):
         client.completions.create(model="one", prompt="a", n=32, timeout=0.1, **LONG)
-    end = time.monotonic() + 10
-    while len(served.llm().engine._jobs) and time.monotonic() < end:
-        time.sleep(0.01)
+    engine = served.llm().engine
+    wait_until(lambda: not engine.running and not engine.waiting and served.unused())
     assert served.pages_in_use() == 0
-    assert served.models._loaded["one"].users == 0
 
 
 def test_many_clients_at_once_get_what_each_would_alone(served: Served, llm: LLM) -> None:
@@ -400,14 +399,13 @@ def test_models_are_loaded_when_they_are_asked_for_and_make_way(folder: Path) ->
 
 
 def test_nobody_waits_for_a_model_of_others(folder: Path) -> None:
-    served = Served(folder, AccessRules())
-    load, go = served.models._load, threading.Event()
+    go = threading.Event()
 
     def slow(name: str) -> LLM:
         assert name == "one" or go.wait(20)
-        return load(name)
+        return pellucid.load(folder / name, threads=2)
 
-    served.models._load = slow
+    served = Served(folder, AccessRules(), load=slow)
     ask = {"prompt": "a", "max_tokens": 1}
     try:
         other = threading.Thread(

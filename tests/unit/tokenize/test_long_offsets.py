@@ -14,6 +14,7 @@ from pellucid.tokenize.stages import character_map, normalize
 from pellucid.tokenize.stages.aligned import AlignedText
 from pellucid.tokenize.stages.character_map import CharacterMap
 from pellucid.tokenize.stages.normalize import Bert, Lowercase, Nmt, Normalize, Normalizer, Rewrite, matches
+from pellucid.tokenize.unicode import bracket
 
 # Letters with marks, marks of several classes and in the wrong order, jamo, ligatures, capitals that become two
 # characters, ideographs, characters that are dropped, and a character newer than Unicode 9.
@@ -38,9 +39,10 @@ def by_runs(stage: Normalize, text: AlignedText) -> AlignedText:
     def change(run: str) -> list[tuple[str, int]]:
         if unicodedata.is_normalized(stage.form, run):
             return [(letter, at) for at, letter in enumerate(run)]
-        return stage._change(run)
+        return rewrite.change(run)
 
-    return Rewrite(matches(normalize._normalized()), change).aligned(text)
+    (rewrite,) = stage.steps()
+    return Rewrite(matches(f"[{bracket('text.normalized')}]+"), change).aligned(text)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: repr(stage)[:30])

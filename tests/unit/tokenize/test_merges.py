@@ -51,16 +51,28 @@ def test_scored_merges(text: str, scores: list[float]) -> None:
 def check(ids: list[int], pairs: Ranks) -> None:
     expected = by_definition(ids, pairs)
     assert merges.merge(list(ids), pairs) == expected
-    assert merges._merge_long(list(ids), pairs, None) == expected
     spans = merges.merge_spans([(index, at, at + 1) for at, index in enumerate(ids)], pairs)
     assert [index for index, _, _ in spans] == expected
     spelled = "".join(PIECES[index] for index in ids)
     assert [spelled[start:stop] for _, start, stop in spans] == [PIECES[index] for index in expected]
 
 
+LONG = st.text("abc", min_size=97, max_size=140)
+"""Ids that are merged with a heap."""
+
+
+@given(LONG, st.permutations(splits()), st.lists(st.floats(-9, 9, width=32), min_size=12, max_size=12))
+def test_merges_of_long_words(text: str, order: list[tuple[str, str]], scores: list[float]) -> None:
+    for pairs in (pair_ranks(order, IDS), ScoreRanks(PIECES, IDS, scores)):
+        check([IDS[character] for character in text], pairs)
+
+
 @given(st.floats(width=32, allow_nan=False), st.floats(width=32, allow_nan=False))
 def test_scores_order_like_numbers(a: float, b: float) -> None:
-    assert (merges._descending(a) < merges._descending(b)) == (a > b)
+    """A pair of a higher score comes first; of equal scores, the pair of longer parts."""
+    pairs = ScoreRanks(PIECES, IDS, [a if piece == "ab" else b for piece in PIECES])
+    ab, aaa = (pairs[IDS[left] * pairs.size + IDS[right]] for left, right in (("a", "b"), ("aa", "a")))
+    assert (ab < aaa) == (a > b)
 
 
 def test_merges_into_forbidden_ids_do_not_count() -> None:

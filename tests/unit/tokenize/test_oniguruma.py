@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from support.endless import never_endless
 from tokenizer_cases import GOLDENS
 
 from pellucid.errors import InvalidRequest
@@ -84,36 +85,30 @@ def test_what_is_not_implemented_is_named(pattern: str) -> None:
     ],
 )
 def test_hostile_patterns_are_refused_at_once(pattern: str) -> None:
-    began = time.process_time()
-    with pytest.raises(PatternError) as refused:
+    with never_endless(), pytest.raises(PatternError) as refused:
         matcher(pattern)
     assert len(str(refused.value)) < 300
-    assert time.process_time() - began < 5
 
 
 def test_large_patterns_are_ready_at_once() -> None:
-    began = time.process_time()
-    assert matcher("|".join(["(?=a)"] * 3) + "|" + "(" * 40 + ")" * 40).spans("ba") == [(0, 0), (1, 1), (2, 2)]
-    assert matcher("a" * 2_000).spans("a" * 2_001) == [(0, 2_000)]
-    assert matcher("(?i)" + r"[\p{L}]" * 15).spans("é" * 16) == [(0, 15)]
-    assert time.process_time() - began < 5
+    with never_endless():
+        assert matcher("|".join(["(?=a)"] * 3) + "|" + "(" * 40 + ")" * 40).spans("ba") == [(0, 0), (1, 1), (2, 2)]
+        assert matcher("a" * 2_000).spans("a" * 2_001) == [(0, 2_000)]
+        assert matcher("(?i)" + r"[\p{L}]" * 15).spans("é" * 16) == [(0, 15)]
 
 
 @pytest.mark.parametrize("pattern", ["(a|aa)+$", "(?:a|a)*b", "^(([a-z])+.)+[A-Z]([a-z])+$"])
 def test_patterns_of_exponential_time_have_tables_that_take_linear_time(pattern: str) -> None:
-    began = time.process_time()
-    found = Matcher(pattern).spans("a" * 60 + "b" * ("b" in pattern))
+    with never_endless():
+        found = Matcher(pattern).spans("a" * 60 + "b" * ("b" in pattern))
     assert found == ([] if "^" in pattern else [(0, 60 + ("b" in pattern))])
-    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("pattern", [r"(a|aa)+(?<=b)", r"\b(?:a|a)+\b(?<=b)"])
 def test_patterns_without_a_table_end_with_a_message(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matchers, "MIN_SECONDS", 0.1)
-    began = time.process_time()
-    with pytest.raises(InvalidRequest, match=r"takes more than 0\.101 s; shorten the text"):
+    with never_endless(), pytest.raises(InvalidRequest, match=r"takes more than 0\.101 s; shorten the text"):
         Matcher(pattern).spans("a" * 60)
-    assert time.process_time() - began < 5
 
 
 def test_a_budget_is_that_of_one_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -16,9 +17,9 @@ from support.strings import string_array
 
 from pellucid.errors import FileFormatError
 from pellucid.tokenize import Tokenizer, load_tokenizer, vocabulary
-from pellucid.tokenize.kinds.sentencepiece_bpe import _before_spaces
 from pellucid.tokenize.stages.decode import byte_alphabet
 from pellucid.tokenize.vocabulary import PieceIds
+from pellucid.weights.gguf_values import StringArray
 
 COLLIDING = ["plumless", "buckeroo"]
 PIECES = st.lists(st.text(max_size=3) | st.sampled_from(COLLIDING), unique=True, min_size=1, max_size=40)
@@ -66,11 +67,21 @@ def test_it_is_the_dictionary(tokens: list[str], data: st.DataObject) -> None:
 
 def test_many_lookups_make_the_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "MAX_LOOKUPS", 10)
-    found = ids_of([f"p{i}" for i in range(100)])
+    read = list[int]()
+
+    class Tokens(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            read.append(len(self))
+            return super().__iter__()
+
+    found, tokens = ids_of([f"p{i}" for i in range(100)]), Tokens(f"p{i}" for i in range(100))
+    found = PieceIds(tokens, PieceIds.to_cache([*tokens]) or {})
+    read.clear()
     assert [found.get(f"p{i % 10}") for i in range(30)] == [*range(10)] * 3
-    assert found._all is None
+    assert not read
     assert found["p99"] == 99
-    assert found._all is not None
+    assert [found.get(f"p{i}") for i in range(100)] == [*range(100)]
+    assert read == [100]
 
 
 # ---------------------------------------------------------------- large vocabularies of GGUF files
@@ -190,23 +201,22 @@ def test_what_is_cached_is_of_these_very_merges_and_kinds(load: Callable[[dict[s
 def test_a_short_text_makes_no_dictionary(load: Callable[[dict[str, Any]], Tokenizer]) -> None:
     for fields in (byte_bpe(), sentencepiece()):
         load(fields)
-        tokenizer = load(fields)
-        assert tokenizer.decode(tokenizer.encode("w1 w2>w3"))
-        pieces = tokenizer.model._ids if "_ids" in vars(tokenizer.model) else tokenizer.model._pieces
-        for ids in (pieces, tokenizer.vocabulary.ids):
-            assert isinstance(ids, PieceIds)
-            assert ids._all is None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StringArray, "__iter__", lambda strings: pytest.fail("all pieces are made"))
+            tokenizer = load(fields)
+            assert isinstance(tokenizer.vocabulary.ids, PieceIds)
+            assert tokenizer.decode(tokenizer.encode("w1 w2>w3"))
 
 
 @given(st.lists(st.text("a>▁é\0\n", max_size=5), unique=True, max_size=20))
 def test_characters_before_spaces(tokens: list[str]) -> None:
-    pieces = {token: index for index, token in enumerate(tokens)}
-    assert _before_spaces(string_array(tokens), pieces) == _before_spaces(tokens, pieces)
+    wanted = {one for token in tokens for one, after in pairwise(token) if after == "▁"}
+    assert string_array(tokens).before("▁") == wanted
 
 
 def test_a_length_that_looks_like_a_space_is_none() -> None:
     long = "a" * int.from_bytes("▁".encode(), "little")
-    assert _before_spaces(string_array([long, "b▁", long]), {}) == {"b"}
+    assert string_array([long, "b▁", long]).before("▁") == {"b"}
     assert string_array(["", "▁", "c▁", ""]).before("▁") == {"c"}
 
 
@@ -215,4 +225,5 @@ def test_scores_of_whole_numbers_stay_whole(load: Callable[[dict[str, Any]], Tok
     scores = -np.arange(len(metadata["tokenizer.ggml.scores"]), dtype=np.int32)
     tokenizer = load({**metadata, "tokenizer.ggml.scores": scores})
     assert tokenizer.encode("w12 wab") == load(metadata).encode("w12 wab")
-    assert all(type(one) is int for one in tokenizer.model.pairs._scores)
+    pairs = tokenizer.model.pairs
+    assert all(type(pairs.rank(index)) is int for index in range(pairs.size))

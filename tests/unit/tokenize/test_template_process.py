@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from support.processes import environment, python
 from support.systems import BOOT_OF_WINDOWS, posix
+from support.workers import Workers, own_workers
 
 from pellucid.errors import TemplateError
 from pellucid.tokenize.chat import template
@@ -32,30 +33,21 @@ CRASH = (
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def pool_of_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template._Workers]:
-    made = template._Workers()
-    monkeypatch.setattr(template, "_workers", made)
-    yield made
-    made.close()
-
-
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template._Workers]:
-    """An empty pool of workers."""
-    yield from pool_of_workers(monkeypatch)
+def workers() -> Iterator[Workers]:
+    """The workers of a test."""
+    with own_workers() as made:
+        yield made
 
 
 @pytest.fixture(params=["polled pipes", "watched pipes, as on Windows"])
-def any_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[template._Workers]:
-    """An empty pool of workers, with each way to enforce a deadline."""
-    if "Windows" in request.param:
-        monkeypatch.setattr(template, "pipes_of", WatchedPipes)
+def any_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    """The workers of a test, with each way to enforce a deadline."""
+    watched = "Windows" in request.param
+    if watched:
         monkeypatch.setattr(template, "BOOT", BOOT_OF_WINDOWS)
-    yield from pool_of_workers(monkeypatch)
-
-
-def pids(workers: template._Workers) -> list[int]:
-    return [worker.process.pid for worker in workers._all]
+    with own_workers(WatchedPipes if watched else None) as made:
+        yield made
 
 
 def is_there(pid: int) -> bool:
@@ -77,7 +69,10 @@ def start(code: str, **options: object) -> subprocess.Popen[str]:
         "from pellucid.errors import TemplateError\n"
         "from pellucid.tokenize.chat import template\n"
         "from pellucid.tokenize.chat.template import RenderLimits, render\n"
-        "def pid(): return next(iter(template._workers._all)).process.pid\n"
+        "started, pipes_of = [], template.pipes_of\n"
+        "def recorded(process, check):\n    started.append(process)\n    return pipes_of(process, check)\n"
+        "template.pipes_of = recorded\n"
+        "def pid(): return next(one.pid for one in started if one.returncode is None)\n"
         f"SPIN, SPIN_IN_C = {SPIN!r}, {SPIN_IN_C!r}\n"
     )
     command = python(prelude + code)
@@ -94,34 +89,32 @@ def finished(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_a_worker_is_kept(any_workers: template._Workers) -> None:
+def test_a_worker_is_kept(any_workers: Workers) -> None:
     assert [render("{{ x }}", {"x": x}) for x in range(3)] == ["0", "1", "2"]
-    assert len(pids(any_workers)) == 1
+    assert len(any_workers.pids) == 1
 
 
-def test_a_worker_may_be_started_ahead(workers: template._Workers) -> None:
+def test_a_worker_may_be_started_ahead(workers: Workers) -> None:
     start_ahead()
     start_ahead()
-    before = pids(workers)
+    before = workers.pids
     assert len(before) == 1
     assert render("{{ 1 }}", {}) == "1"
-    assert pids(workers) == before
+    assert workers.pids == before
 
 
 @linux
 @pytest.mark.parametrize("source", [SPIN, SPIN_IN_C])
-def test_a_worker_past_its_time_is_gone(source: str, any_workers: template._Workers) -> None:
+def test_a_worker_past_its_time_is_gone(source: str, any_workers: Workers) -> None:
     start_ahead()
-    (pid,) = pids(any_workers)
+    (pid,) = any_workers.pids
     with pytest.raises(TemplateError, match=r"it ran for more than 0.1 seconds$"):
         render(source, {}, RenderLimits(seconds=0.1))
     assert not is_there(pid)
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_the_line_is_said_of_a_template_past_its_time(
-    any_workers: template._Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_line_is_said_of_a_template_past_its_time(any_workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template, "GRACE_SECONDS", 5.0)  # for a busy machine
     assert render("{{ 1 }}", {}) == "1"
     with pytest.raises(TemplateError, match=r"^chat template, line 3: it ran for more than 0.2 seconds$"):
@@ -129,22 +122,22 @@ def test_the_line_is_said_of_a_template_past_its_time(
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_a_large_request_and_a_large_reply(any_workers: template._Workers) -> None:
+def test_a_large_request_and_a_large_reply(any_workers: Workers) -> None:
     text = "x\U0001f600" * 1_500_000
     assert render("{{ x }}", {"x": text}) == text
 
 
 @posix
-def test_a_deadline_while_a_worker_does_not_read(any_workers: template._Workers) -> None:
+def test_a_deadline_while_a_worker_does_not_read(any_workers: Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
-    os.kill(pids(any_workers)[0], signal.SIGSTOP)
+    os.kill(any_workers.pids[0], signal.SIGSTOP)
     with pytest.raises(TemplateError, match=r"it ran for more than 0.3 seconds$"):
         render("{{ x }}", {"x": "x" * 5_000_000}, RenderLimits(seconds=0.3))
 
 
 @posix
 def test_memory_is_measured_where_the_system_does_not_limit_it(
-    workers: template._Workers, monkeypatch: pytest.MonkeyPatch
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -158,14 +151,14 @@ def test_memory_is_measured_where_the_system_does_not_limit_it(
         render("{% set n = namespace(x=[1] * 10**6) %}{% for i in range(9999) %}{% set n.x = n.x + n.x %}{% endfor %}",
                {}, RenderLimits(megabytes=200))  # fmt: skip
     assert render("{{ 1 }}", {}) == "1"
-    (pid,) = pids(workers)
+    (pid,) = workers.pids
     assert render("{{ x | length }}", {"x": "x" * 30_000_000}) == "30000000"
     monkeypatch.setattr("pellucid.tokenize.chat.template_pipes.RETIRED_BYTES", 10 << 20)
     assert render("{{ 1 }}", {}) == "1"
-    assert pids(workers) != [pid]  # replaced, because it was large
+    assert workers.pids != [pid]  # replaced, because it was large
 
 
-def test_a_crash_is_said(any_workers: template._Workers) -> None:
+def test_a_crash_is_said(any_workers: Workers) -> None:
     with pytest.raises(
         TemplateError, match=r"its process crashed \(SIG\w+\); the template may be nested too deeply$|nested too"
     ):
@@ -174,13 +167,13 @@ def test_a_crash_is_said(any_workers: template._Workers) -> None:
 
 
 @posix
-def test_killed_from_outside_between_renderings(any_workers: template._Workers) -> None:
+def test_killed_from_outside_between_renderings(any_workers: Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
-    (worker,) = any_workers._all
-    os.kill(worker.process.pid, signal.SIGKILL)
-    wait_until(lambda: not worker.is_alive(), 5)
+    (worker,) = any_workers.running
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_until(lambda: worker.poll() is not None, 5)
     assert render("{{ 2 }}", {}) == "2"
-    assert pids(any_workers) != [worker.process.pid]
+    assert any_workers.pids != [worker.pid]
 
 
 @posix
@@ -188,9 +181,9 @@ def test_killed_from_outside_between_renderings(any_workers: template._Workers) 
     ("kill", "problem"),
     [("SIGKILL", "its process was ended by SIGKILL: try again$"), ("SIGSTOP", "it ran for more than 1 seconds$")],
 )
-def test_killed_from_outside_while_it_renders(kill: str, problem: str, any_workers: template._Workers) -> None:
+def test_killed_from_outside_while_it_renders(kill: str, problem: str, any_workers: Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
-    timer = threading.Timer(0.3, os.kill, (pids(any_workers)[0], getattr(signal, kill)))
+    timer = threading.Timer(0.3, os.kill, (any_workers.pids[0], getattr(signal, kill)))
     timer.start()
     with pytest.raises(TemplateError, match=problem):
         render(SPIN, {}, RenderLimits(seconds=1.0))
@@ -198,16 +191,16 @@ def test_killed_from_outside_while_it_renders(kill: str, problem: str, any_worke
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_threads_share_a_few_workers(any_workers: template._Workers) -> None:
+def test_threads_share_a_few_workers(any_workers: Workers) -> None:
     def one(number: int) -> str:
         return render("{% for i in range(2000) %}{% endfor %}{{ x }}", {"x": number})
 
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(one, range(200))) == [str(number) for number in range(200)]
-    assert 1 <= len(pids(any_workers)) <= MAX_WORKERS
+    assert 1 <= len(any_workers.pids) <= MAX_WORKERS
 
 
-def test_a_hostile_template_does_not_hold_up_others(any_workers: template._Workers) -> None:
+def test_a_hostile_template_does_not_hold_up_others(any_workers: Workers) -> None:
     with ThreadPoolExecutor(1) as pool:
         hostile = pool.submit(render, SPIN, {}, RenderLimits(seconds=2.0))
         assert [render("{{ 1 }}", {}) for _ in range(20)] == ["1"] * 20
@@ -220,7 +213,7 @@ def test_a_hostile_template_does_not_hold_up_others(any_workers: template._Worke
 def test_control_c(source: str) -> None:
     script = start(
         "render('', {})\nold = pid()\nprint('ready', flush=True)\n"
-        f"try: render({source}, {{}}, RenderLimits(seconds=20.0))\n"
+        f"try: render({source}, {{}}, RenderLimits(seconds=120.0))\n"
         "except KeyboardInterrupt: pass\n"
         "print(render('{{ 1 }}', {}), pid() != old)",
         start_new_session=True,
@@ -228,10 +221,8 @@ def test_control_c(source: str) -> None:
     assert script.stdout is not None
     assert script.stdout.readline() == "ready\n"
     time.sleep(0.3)
-    began = time.monotonic()
     os.killpg(script.pid, signal.SIGINT)  # as a terminal does
     assert finished(script) == "1 True\n"
-    assert time.monotonic() - began < 15
 
 
 @posix
@@ -325,13 +316,13 @@ def test_without_standard_streams(tmp_path: Path) -> None:
 
 
 @linux
-def test_a_worker_inherits_little(workers: template._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_inherits_little(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     with open(os.devnull, encoding="utf-8") as file:
         os.set_inheritable(file.fileno(), True)
         assert render("{{ 1 }}", {}) == "1"
-        (pid,) = pids(workers)
+        (pid,) = workers.pids
         assert {os.path.basename(path) for path in os.listdir(f"/proc/{pid}/fd")} == {"0", "1", "2"}
     variables = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8")
     assert "TZ=Asia/Tokyo" in variables
@@ -366,16 +357,16 @@ def test_limits_of_the_administrator_stay() -> None:
     ],
 )
 def test_no_python_to_run(
-    executable: str | None, problem: str, workers: template._Workers, monkeypatch: pytest.MonkeyPatch
+    executable: str | None, problem: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     with pytest.raises(TemplateError, match=problem) as caught:
         render("", {})
     assert "\n" not in str(caught.value)
-    assert not workers._all
+    assert not workers.running
 
 
-def test_a_system_that_starts_no_process(workers: template._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_starts_no_process(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
         raise OSError(24, "Too many open files")
 
@@ -384,7 +375,7 @@ def test_a_system_that_starts_no_process(workers: template._Workers, monkeypatch
         render("", {})
 
 
-def test_jinja_that_does_not_work(workers: template._Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_jinja_that_does_not_work(workers: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "jinja2").mkdir()
     (tmp_path / "jinja2" / "__init__.py").write_text("raise RuntimeError('broken')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -393,7 +384,7 @@ def test_jinja_that_does_not_work(workers: template._Workers, monkeypatch: pytes
         render("", {})
 
 
-def test_a_worker_that_says_nonsense(any_workers: template._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_says_nonsense(any_workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template, "BOOT", "import sys; sys.stdout.write('\\0\\0\\0\\2[]'); sys.stdout.flush()")
     with pytest.raises(TemplateError, match="cannot be started"):
         render("", {})

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from class_cases import CASES, FAST, GOLDEN, check, configured, contents, from_files, of_class
+from tokenizer_cases import compiled_calls
 
 from pellucid.errors import FileFormatError, InvalidRequest, UnsupportedModel
-from pellucid.tokenize import Truncation, load_tokenizer
+from pellucid.tokenize import Truncation, compiled_encoder, load_tokenizer
 
 LONG = 10 * "The debugger is a program. It stops programs. "
 
@@ -78,12 +79,15 @@ def test_the_source_language_is_around_texts(tmp_path: Path) -> None:
         ours.language_id("de")
 
 
-def test_a_source_language_keeps_the_compiled_code(tmp_path: Path) -> None:
+def test_a_source_language_keeps_the_compiled_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = from_files(tmp_path, of_class("MBartTokenizer"))
-    assert ours._compiled is not None
+    calls = compiled_calls(monkeypatch, ours)
+    ours.encode("one")
+    monkeypatch.setattr(compiled_encoder, "compiled_encoder", lambda encoder: pytest.fail("it is made again"))
     german = ours.with_source_language("fr_XX")
-    assert german._compiled is ours._compiled
+    calls.clear()
     assert german.encode_batch([LONG]) == [german.post_processor.ids(ours.encode(LONG, add_special=False))]
+    assert calls.count("lists") == 2
 
 
 def test_marian_reads_the_language_at_the_start(tmp_path: Path) -> None:

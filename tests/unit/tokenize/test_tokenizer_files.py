@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fresh import fresh
 from tokenizer_cases import GOLDENS, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize import Tokenizer, load_tokenizer, parsed_cache
-from pellucid.tokenize.files import sentencepiece
 from pellucid.tokenize.files.sidecar import parse_json
 from pellucid.tokenize.stages.decode import byte_alphabet
-from pellucid.tokenize.stages.precompiled_charsmap import CharsMap
 from pellucid.util import trusted_files
 
 TEXTS = ["the text", "  Hello world's 123\n", "naïve 日本語 👍🏽", "<|endoftext|> a", ""]
@@ -239,7 +238,7 @@ def test_what_is_kept_gives_the_same_tokenizer(keeping: Path, name: str) -> None
 def test_a_character_map_that_is_kept_is_the_same(keeping: Path, name: str) -> None:
     first = from_folder(GOLDENS / name).normalizer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CharsMap, "_read", None)  # fails if the map is parsed again
+        patch.setattr(parsed_cache, "write", lambda *_: pytest.fail("the map is parsed again"))
         second = from_folder(GOLDENS / name).normalizer
     found = [one.map.rules for one in (first, second) for one in getattr(one, "stages", [one]) if hasattr(one, "map")]
     assert len(found) == 2
@@ -250,7 +249,7 @@ def test_a_character_map_that_is_kept_is_the_same(keeping: Path, name: str) -> N
 def test_a_sentencepiece_file_that_is_kept_is_the_same(keeping: Path, name: str) -> None:
     first = from_folder(GOLDENS / name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sentencepiece, "_parse", None)  # fails if the file is parsed again
+        patch.setattr(parsed_cache, "write", lambda *_: pytest.fail("the file is parsed again"))
         second = from_folder(GOLDENS / name)
     assert second.vocabulary.types == first.vocabulary.types
     for text in [*TEXTS, "<s> user <table> ﬁ½"]:
@@ -300,6 +299,6 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / folder / "tokenizers").write_text("a file, no folder")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(trusted_files, "_warned", False)
+    monkeypatch.setattr(parsed_cache, "TrustedFolder", fresh(trusted_files).TrustedFolder)
     with pytest.warns(RuntimeWarning, match="is not a folder"):
         assert gpt2_json(tmp_path).encode("the")

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.processes import environment, python, run
-from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenizer
+from tokenizer_cases import BOTH, GOLDENS, MODELS, compiled_calls, from_folder, golden, tokenizer
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.core.library import Library, shared
+from pellucid.kernels.core.library import Library
 from pellucid.tokenize import text_encoder as base
-from pellucid.tokenize.compiled_encoder import BATCH_CHARACTERS, STAGE_KERNELS, compiled_encoder
+from pellucid.tokenize.compiled_encoder import BATCH_CHARACTERS, STAGE_KERNELS, CompiledPipeline, compiled_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -78,22 +78,24 @@ def test_compiled_code_has_the_same_offsets(name: str, texts: list[str]) -> None
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> None:
+def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     ours = dataclasses.replace(tokenizer(name))
     many = texts * (3 * BATCH_CHARACTERS // sum(map(len, texts)) + 1)
-    assert ours._compiled is not None or ours.model.kernel is None
+    calls = compiled_calls(monkeypatch, ours)
     arrays, lists = ours.encode_arrays(many, threads=2), ours.encode_batch(many, threads=2)
+    assert calls or ours.model.kernel is None
     assert [ids.tolist() for ids in arrays] == lists == list(map(ours.encode, texts)) * (len(many) // len(texts))
     assert {ids.dtype for ids in arrays} == {np.dtype(np.int32)}
 
 
 def test_ctrl_c_can_leave_no_lock_of_the_threads_locked(
-    texts: list[str], conditions_of_main: list[threading.Condition]
+    texts: list[str], conditions_of_main: list[threading.Condition], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = dataclasses.replace(tokenizer("tiny_wordpiece"))
     many = texts * (3 * BATCH_CHARACTERS // sum(map(len, texts)) + 1)
-    assert ours._compiled is not None
+    calls = compiled_calls(monkeypatch, ours)
     ours.encode_batch(many, threads=2)
+    assert calls
     assert not conditions_of_main
 
 
@@ -103,21 +105,32 @@ def test_a_text_that_python_normalizes_does_not_slow_the_others(
     ours = tokenizer("tiny_wordpiece")
     run = compiled_encoder(ours)
     assert run is not None
-    (odd,) = (text for text in texts if run._pipeline.ids([text.encode(errors="replace")], False) is None)
     calls: dict[str, list[int]] = {"ids": [], "ids_of_pieces": []}
     for name, sizes in calls.items():
-        method = getattr(run._pipeline, name)
+        method = getattr(CompiledPipeline, name)
         monkeypatch.setattr(
-            run._pipeline,
+            CompiledPipeline,
             name,
-            lambda data, *rest, _m=method, _s=sizes: _s.append(sum(map(len, data))) or _m(data, *rest),
+            lambda pipeline, data, *rest, _m=method, _s=sizes: (
+                _s.append(sum(map(len, data))) or _m(pipeline, data, *rest)
+            ),
         )
+
+    def is_odd(text: str) -> bool:
+        """True if Python normalizes a text."""
+        calls["ids_of_pieces"].clear()
+        run.lists([text], False)
+        return bool(calls["ids_of_pieces"])
+
+    (odd,) = filter(is_odd, texts)
+    for sizes in calls.values():
+        sizes.clear()
     many = [f"sentence {number}" for number in range(1000)]
     many[700:701] = ["a long sentence " * 1000, odd]
     found = [ours.post_processor.ids(ids) for ids in run.lists(many, False)]
-    assert found == list(map(ours.encode, many))
     assert len(calls["ids"]) < 30, "halves of halves, not each text alone"
     assert sum(calls["ids_of_pieces"]) < 1000, "bytes that Python has normalized"
+    assert found == list(map(ours.encode, many))
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -137,21 +150,31 @@ def test_decoding_equals_sentencepiece(name: str) -> None:
         assert ours.decode(ids, skip_special=False) == text
 
 
-def test_compiled_code_takes_over_once_it_pays() -> None:
+def test_compiled_code_takes_over_once_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     text, ours = "it's 12 naïve words\n", from_folder(GOLDENS / "tiny_byte_level")
-    assert ours.model.kernel is not None
+    calls = compiled_calls(monkeypatch, ours, at_once=False)
     before = ours.encode(text, add_special=False)
-    shared().load([ours.model.kernel, *STAGE_KERNELS])
+    assert not calls
     ours.encode(text * (base.CHARACTERS_BEFORE_CACHED // len(text)))
-    assert "_compiled" in ours.__dict__
+    calls.clear()
     assert ours.encode(text, add_special=False) == before
+    assert "lists" in calls
 
 
 NO_WAIT = """
 import time
 from pellucid.kernels.core import library
 from pellucid.tokenize import text_encoder as base
+from pellucid.tokenize.compiled_encoder import CompiledEncoder
 from tokenizer_cases import GOLDENS, from_folder
+
+calls, lists = [], CompiledEncoder.lists
+
+def counted(self, texts, parse_special):
+    calls.append(texts)
+    return lists(self, texts, parse_special)
+
+CompiledEncoder.lists = counted
 
 def refused(key):
     raise AssertionError(f"{key} is compiled in the middle of a call")
@@ -160,12 +183,12 @@ library.compile_kernel = refused
 text, ours = "it's 12 naïve words\\n", from_folder(GOLDENS / "tiny_byte_level")
 long = text * (base.CHARACTERS_BEFORE_COMPILING // len(text) + 1)
 before = ours.encode(long, add_special=False)
-assert "_compiled" not in ours.__dict__
+assert not calls
 end = time.monotonic() + 300
-while "_compiled" not in ours.__dict__ and time.monotonic() < end:
+while not calls and time.monotonic() < end:
     ours.encode(text)
     time.sleep(0.1)
-assert ours._compiled is not None
+assert calls
 assert ours.encode(long, add_special=False) == before
 """
 

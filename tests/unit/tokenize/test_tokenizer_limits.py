@@ -12,6 +12,7 @@ from tokenizer_cases import BYTE_LEVEL, GOLDENS, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, InvalidRequest, UnsupportedModel
 from pellucid.tokenize import Tokenizer, load_tokenizer
+from pellucid.tokenize.compiled_encoder import compiled_encoder
 
 
 def spec(name: str = "tiny_wordpiece") -> dict[str, Any]:
@@ -38,9 +39,10 @@ def test_what_rules_make_of_a_text_is_bounded(tmp_path: Path) -> None:
     for encode in (tokenizer.encode, tokenizer.encode_with_offsets, lambda text: tokenizer.encode_batch([text])):
         with pytest.raises(InvalidRequest, match=r"rules turn 3,000 characters into at least .*; 97,000 are allowed"):
             encode("a" * 3_000)  # type: ignore[operator]
-    assert tokenizer._compiled is not None
+    run = compiled_encoder(tokenizer)
+    assert run is not None
     with pytest.raises(InvalidRequest, match="rules turn"):
-        tokenizer._compiled.lists(["a" * 3_000], False)
+        run.lists(["a" * 3_000], False)
     added = spec("tiny_byte_level")["added_tokens"][:2]  # they are not normalized
     long = damaged(tmp_path, normalizer={"type": "Prepend", "prepend": "x" * 5_000}, added_tokens=added)
     with pytest.raises(InvalidRequest, match=r"rules turn .* characters into at least 5,001"):
@@ -171,18 +173,20 @@ def test_what_stands_where_the_text_begins_is_prefixed(tmp_path: Path) -> None:
     dropping = {"type": "Replace", "pattern": {"String": "x"}, "content": ""}
     made = damaged(tmp_path, "tiny_unigram_bytes", normalizer=dropping, pre_tokenizer=space)
     ways = [made.encode, lambda text: made.encode_with_offsets(text).ids]
-    assert made._compiled is not None
-    for encode in (*ways, lambda text: made._compiled.lists([text], False)[0]):  # type: ignore[union-attr]
+    run = compiled_encoder(made)
+    assert run is not None
+    for encode in (*ways, lambda text: run.lists([text], False)[0]):
         assert made.token_text(encode("axb")[0]).startswith("▁")
         assert not made.token_text(encode("xab")[0]).startswith("▁")
     texts = ["axb", "xab", "", "é", "!a", "axb"]
-    assert made._compiled.lists(texts, False) == [made.ids(text, False) for text in texts]
+    assert run.lists(texts, False) == [made.ids(text, False) for text in texts]
 
 
 def test_a_text_that_the_pre_tokenizer_makes_much_longer_is_encoded_by_python(tmp_path: Path) -> None:
     """The compiled stages leave only this text of the batch to Python."""
     longer = {"type": "Metaspace", "replacement": "▁" * 8, "prepend_scheme": "never", "split": True}
     made = damaged(tmp_path, "tiny_unigram_bytes", pre_tokenizer=longer)
-    assert made._compiled is not None
+    run = compiled_encoder(made)
+    assert run is not None
     texts = ["a " * 400, "a" * 5000, "b"]
-    assert made._compiled.lists(texts, False) == [made.ids(text, False) for text in texts]
+    assert run.lists(texts, False) == [made.ids(text, False) for text in texts]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
 
 import pytest
+from tokenizer_cases import tokenizer
 
-from pellucid.tokenize.encoder import _IdCache
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.kinds.wordpiece import WordPiece
 from pellucid.tokenize.merges import ScoreRanks
@@ -91,8 +92,19 @@ def test_cuts_only_where_no_piece_could_span() -> None:
 
 
 def test_the_memory_of_pre_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_IdCache, "MAX_ENTRIES", 10)
-    memory = _IdCache(lambda piece: [len(piece)])
-    for n in range(100):
-        assert memory["x" * n] == [n]
-        assert len(memory) <= 10
+    ours, model, asked = tokenizer("tiny_wordpiece"), WordPiece.__call__, list[str]()
+
+    def counted(self: WordPiece, pre_token: str) -> list[int]:
+        asked.append(pre_token)
+        return model(self, pre_token)
+
+    monkeypatch.setattr(WordPiece, "__call__", counted)
+    for text, times in (("once", 1), ("x" * 65, 2)):
+        for _ in range(2):
+            ours.ids(text, False)
+        assert asked.count(text) == times
+    for first in product("abcdefghij", repeat=2):
+        ours.ids(" ".join("".join((*first, *rest)) for rest in product("abcdefghi", repeat=3)), False)
+    assert len(asked) == 3 + 100 * 9**3
+    ours.ids("once", False)
+    assert asked.count("once") == 2, "the memory was full"

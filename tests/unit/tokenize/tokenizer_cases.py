@@ -78,3 +78,23 @@ def pair_ranks(order: Sequence[tuple[str, str]], ids: Mapping[str, int]) -> Pair
     """The table of merges in this order."""
     columns = zip(*((ids[left], ids[right], ids[left + right]) for left, right in order))
     return PairRanks(*(np.array(column, np.int32) for column in columns), size=len(ids))
+
+
+def compiled_calls(patch: pytest.MonkeyPatch, ours: Tokenizer, *, at_once: bool = True) -> list[str]:
+    """Load a tokenizer's kernels, and list the methods of its compiled encoder that are called from now on.
+
+    ``at_once``: the compiled encoder is used from the next text on.
+    """
+    from pellucid.kernels.core.library import shared
+    from pellucid.tokenize import text_encoder
+    from pellucid.tokenize.compiled_encoder import STAGE_KERNELS, CompiledEncoder
+
+    if ours.model.kernel is not None:
+        shared().load([ours.model.kernel, *STAGE_KERNELS])
+    if at_once:
+        patch.setattr(text_encoder, "CHARACTERS_BEFORE_CACHED", 0)
+    calls = list[str]()
+    for name in ("lists", "encode", "spans"):
+        method = getattr(CompiledEncoder, name)
+        patch.setattr(CompiledEncoder, name, lambda *given, _m=method, _n=name: calls.append(_n) or _m(*given))
+    return calls

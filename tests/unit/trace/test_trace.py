@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.endless import never_endless
 from support.pages import lose_pages
 
 import pellucid
@@ -244,11 +244,9 @@ def test_a_trace_is_a_mapping_of_its_names(llm: LLM) -> None:
 
 
 def test_names_with_many_stars_take_no_time(llm: LLM) -> None:
-    start = time.process_time()
     for name in ("blocks.*.attention." + "*" * 900 + "!", "**." * 300 + "x", "*a" * 400):
-        with pytest.raises(InvalidRequest, match="no point has this name"), llm.trace(name):
+        with never_endless(), pytest.raises(InvalidRequest, match="no point has this name"), llm.trace(name):
             pass
-    assert time.process_time() - start < 20
     with llm.trace("bl*ks.*.at*n.*_r*y") as trace:
         pass
     assert len(trace) == 6

@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.fresh import fresh
 
 from pellucid.util import trusted_files, windows
-from pellucid.util.trusted_files import TrustedFolder
 from pellucid.util.windows import CHANGE, REPLACE, others_with, user_sid
 
 if sys.platform != "linux":
@@ -121,7 +122,13 @@ class Windows:
 
 
 @pytest.fixture
-def on_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], Windows]:
+def files() -> Any:
+    """The module, in a process that has read no file."""
+    return fresh(trusted_files)
+
+
+@pytest.fixture
+def on_windows(files: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], Windows]:
     """Lets trusted files be on Windows, with paths of POSIX."""
 
     def begin(lists: Callable[[str], str]) -> Windows:
@@ -130,13 +137,12 @@ def on_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str
         return system
 
     user_sid.cache_clear()
-    monkeypatch.setattr(trusted_files, "sys", type("", (), {"platform": "win32"}))
+    system = SimpleNamespace(**{name: value for name, value in vars(os).items() if name != "geteuid"})
+    monkeypatch.setattr(files, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(files, "os", system)  # without users of POSIX
     monkeypatch.setattr(
         windows, "sddl_of_file", lambda file: windows.sddl_of_path(os.readlink(f"/proc/self/fd/{file}"))
     )
-    monkeypatch.setattr(trusted_files, "_check_permissions", lambda *_, **__: None)
-    monkeypatch.setattr(trusted_files, "_is_exclusive", lambda status: False)
-    monkeypatch.setattr(trusted_files, "_warned", False)
     yield begin
     user_sid.cache_clear()
 
@@ -154,10 +160,10 @@ def usual(path: str) -> str:
     return {0: DRIVE, 1: USERS, 2: PROFILE}.get(len(Path(path).parts) - 1, BELOW)
 
 
-def test_files_below_the_profile_are_trusted(home: Path, on_windows: Any) -> None:
+def test_files_below_the_profile_are_trusted(files: Any, home: Path, on_windows: Any) -> None:
     system = on_windows(usual)
-    TrustedFolder("kernels").write("file", b"content")
-    assert TrustedFolder("kernels").read("file") == b"content"
+    files.TrustedFolder("kernels").write("file", b"content")
+    assert files.TrustedFolder("kernels").read("file") == b"content"
     assert (home / "kernels" / "file").exists()
     assert (system.leaks, system.closed) == (0, 1)
 
@@ -166,40 +172,40 @@ REMEDY = r"\({}\): remove their rights \(icacls\), or set PELLUCID_HOME"
 
 
 @pytest.mark.parametrize("part", ["home", "home/kernels"])
-def test_a_home_that_others_can_change_is_not_used(home: Path, part: str, on_windows: Any) -> None:
+def test_a_home_that_others_can_change_is_not_used(files: Any, home: Path, part: str, on_windows: Any) -> None:
     on_windows(lambda path: DATA_DRIVE if Path(path) == home.parent / part else usual(path))
     with pytest.warns(RuntimeWarning, match=REMEDY.format("AU")):
-        folder = TrustedFolder("kernels")
+        folder = files.TrustedFolder("kernels")
     assert folder.path == home.parent / "cache" / "pellucid" / "kernels"
 
 
-def test_a_folder_above_that_others_can_replace_is_not_used(home: Path, on_windows: Any) -> None:
+def test_a_folder_above_that_others_can_replace_is_not_used(files: Any, home: Path, on_windows: Any) -> None:
     on_windows(lambda path: DATA_DRIVE if Path(path) == home.parent else usual(path))
     (home.parent / "cache" / "pellucid").mkdir(parents=True)  # below the same folder
     with pytest.warns(RuntimeWarning, match=REMEDY.format("AU")):
-        assert TrustedFolder("kernels").path is None
+        assert files.TrustedFolder("kernels").path is None
 
 
-def test_others_may_add_folders_beside_the_home(home: Path, on_windows: Any) -> None:
+def test_others_may_add_folders_beside_the_home(files: Any, home: Path, on_windows: Any) -> None:
     on_windows(lambda path: DRIVE if Path(path) == home.parent else usual(path))
-    TrustedFolder("kernels").write("file", b"content")
-    assert TrustedFolder("kernels").read("file") == b"content"
+    files.TrustedFolder("kernels").write("file", b"content")
+    assert files.TrustedFolder("kernels").read("file") == b"content"
 
 
-def test_a_file_that_others_can_change_is_made_again(home: Path, on_windows: Any) -> None:
+def test_a_file_that_others_can_change_is_made_again(files: Any, home: Path, on_windows: Any) -> None:
     on_windows(usual)
-    TrustedFolder("kernels").write("file", b"content")
+    files.TrustedFolder("kernels").write("file", b"content")
     on_windows(lambda path: PUBLIC if Path(path).name == "file" else usual(path))
-    folder = TrustedFolder("kernels")
+    folder = files.TrustedFolder("kernels")
     with pytest.warns(RuntimeWarning, match=REMEDY.format("IU")):
         assert folder.read("file") is None
 
 
-def test_a_list_that_cannot_be_read_is_not_trusted(home: Path, on_windows: Any) -> None:
+def test_a_list_that_cannot_be_read_is_not_trusted(files: Any, home: Path, on_windows: Any) -> None:
     system = on_windows(lambda path: "")
     (home.parent / "cache" / "pellucid").mkdir(parents=True)
     with pytest.warns(RuntimeWarning, match="Windows error 5"):
-        assert TrustedFolder("kernels").path is None
+        assert files.TrustedFolder("kernels").path is None
     assert system.leaks == 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.systems import BOOT_OF_WINDOWS
+from support.workers import own_workers
 
 from pellucid.errors import TemplateError
 from pellucid.sample.grammars import grammar
@@ -109,23 +110,28 @@ def test_a_job_that_cannot_be_made_leaves_nothing_open(kernel32: Any, failing: s
 
 
 def test_a_worker_runs_in_a_job(kernel32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    system, pool = kernel32(), template._Workers()
-    monkeypatch.setattr(template, "memory_of", template_pipes.JobMemory)
-    monkeypatch.setattr(template, "BOOT", BOOT_OF_WINDOWS)
-    monkeypatch.setattr(template, "_workers", pool)
-    assert render("{{ 1 }}", {}) == "1"
-    (worker,) = pool._all
-    assert system.opened[1] == worker.process.pid
-    assert system.limits[-1] == (0x2500, 512 << 20, 0)
-    system.commit = 200 << 20
-    assert render("{{ 2 }}", {}) == "2"
-    assert not pool._all  # replaced, because it was large
-    assert sorted(system.closed) == [JOB, PROCESS]
-    kernel32("AssignProcessToJobObject")
-    with pytest.raises(TemplateError, match=r"its memory cannot be limited: "):
-        render("{{ 3 }}", {})
-    assert not pool._all
-    pool.close()
+    with own_workers() as workers:
+        system = kernel32()
+        monkeypatch.setattr(template, "memory_of", template_pipes.JobMemory)
+        monkeypatch.setattr(template, "BOOT", BOOT_OF_WINDOWS)
+        assert render("{{ 1 }}", {}) == "1"
+        (pid,) = workers.pids
+        assert system.opened[1] == pid
+        assert system.limits[-1] == (0x2500, 512 << 20, 0)
+        system.commit = 200 << 20
+        assert render("{{ 2 }}", {}) == "2"
+        assert not workers.running  # ended, because it was large
+        assert sorted(system.closed) == [JOB, PROCESS]
+        kernel32("AssignProcessToJobObject")
+        with pytest.raises(TemplateError, match=r"its memory cannot be limited: "):
+            render("{{ 3 }}", {})
+        assert not workers.running
+
+
+def begin_thread(name: str) -> None:
+    """Run a thread of a new pool of grammars to its end."""
+    with grammar.pool.__wrapped__(name) as pool:
+        pool.submit(int).result()
 
 
 def test_a_thread_of_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +146,9 @@ def test_a_thread_of_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(windows, "library", lambda name: Threads())
     monkeypatch.setattr(grammar.sys, "platform", "win32")
-    grammar._start_thread(0)
+    begin_thread("mask")
     assert not asked
-    grammar._start_thread(5)
+    begin_thread("large")
     assert asked == [((1 << 64) - 2, -1)]
 
 
@@ -156,9 +162,9 @@ def test_a_thread_of_low_priority_on_macos(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(macos, "library", Darwin)
     monkeypatch.setattr(grammar.sys, "platform", "darwin")
-    grammar._start_thread(0)
+    begin_thread("mask")
     assert not asked
-    grammar._start_thread(10)
+    begin_thread("slow")
     assert asked == [0x11]
 
 

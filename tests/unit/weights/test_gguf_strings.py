@@ -46,10 +46,11 @@ def test_changes(strings: list[str], data: st.DataObject) -> None:
 
 def test_many_strings_made_alone_make_all() -> None:
     found = string_array([str(i) for i in range(1000)])
-    assert [found[7] for _ in range(125)] == ["7"] * 125
-    assert found._strings is None
-    assert found[8] == "8"
-    assert found._strings is not None
+    alone = [found[700] for _ in range(125)]
+    assert alone == ["700"] * 125
+    assert len({id(one) for one in alone}) == 125
+    assert found[800] == "800"
+    assert found[700] is found[700]
 
 
 def test_a_list_that_is_changed_is_another_one() -> None:

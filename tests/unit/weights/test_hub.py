@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,7 +130,12 @@ def test_place_of_the_cache_is_that_of_huggingface_hub(
     code = "import huggingface_hub.constants as c; print(c.HF_HUB_CACHE); print(c.HF_TOKEN_PATH)"
     command = [sys.executable, "-W", "ignore", "-c", code]
     theirs = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert [str(found), str(module._hub_home("token"))] == theirs
+    assert str(found) == theirs[0]
+    token = Path(theirs[1])
+    token.parent.mkdir(parents=True, exist_ok=True)
+    token.write_text("a token\n")
+    with pytest.raises(SourceError, match=re.escape(f"the token in {token} has other characters")):
+        fetch(f"{REPO}/config.json")
 
 
 def test_without_links_files_are_moved_or_copied(

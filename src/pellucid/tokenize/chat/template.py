@@ -59,6 +59,11 @@ def start_ahead() -> None:
     _workers.start_ahead()
 
 
+def end_workers() -> None:
+    """End all workers. The next rendering starts another."""
+    _workers.close()
+
+
 class _Worker:
     """A worker process, used by one thread at a time."""
 
@@ -267,7 +272,7 @@ def _failure(what: str) -> dict[str, Any]:
 
 
 _workers = _Workers()
-atexit.register(_workers.close)
+atexit.register(end_workers)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_workers.forget)
 
