@@ -166,11 +166,7 @@ class ControlOptions:
 
 
 def steered(options: Mapping[str, Any], vector: ControlVector | None, llm: LLM) -> dict[str, Any]:
-    """Options of a request with the edits of a control vector.
-
-    Raises:
-        InvalidRequest: the vector belongs to another model.
-    """
+    """Options of a request with the edits of a control vector."""
     if vector is None:
         return dict(options)
     try:
@@ -181,11 +177,7 @@ def steered(options: Mapping[str, Any], vector: ControlVector | None, llm: LLM) 
 
 
 def registered(folder: str | None, guards: list[str] | None = None) -> RegisteredVectors:
-    """The control vectors and probes of ``--vectors``, with the limits of ``--guard``.
-
-    Raises:
-        InvalidRequest: a guard names no registered probe, or its limit is no number; and as ``RegisteredVectors.open``.
-    """
+    """The control vectors and probes of ``--vectors``, with the limits of ``--guard``."""
     from pellucid.trace.registered_vectors import NO_VECTORS, RegisteredVectors
 
     known, limits = NO_VECTORS if folder is None else RegisteredVectors.open(folder), dict[str, float]()

@@ -63,11 +63,7 @@ class ServingOptions:
     ] = 20.0
 
     def rules(self) -> AccessRules:
-        """Access rules: keys, hosts, origins.
-
-        Raises:
-            InvalidRequest: a key is empty, or a key, host or origin is one that no request can send.
-        """
+        """Access rules: keys, hosts, origins."""
         from pellucid.serve.guard import LOOPBACK, AccessRules
 
         own = [*(self.key or []), *filter(None, [common.secret("PELLUCID_KEY")])]
@@ -80,9 +76,6 @@ class ServingOptions:
         """Settings of the server. ``first``: load the first model at the start.
 
         ``any_model``: the first model also answers requests with an unknown model name.
-
-        Raises:
-            InvalidRequest: a number is out of range.
         """
         from pellucid.serve.server import Settings
 
@@ -140,11 +133,7 @@ class Replicas:
     def of(
         cls, address: str | None, minimum: int | None, maximum: int | None, cpus: int | None, stages: int | None
     ) -> Replicas | None:
-        """Check the options; None if no cluster is requested.
-
-        Raises:
-            InvalidRequest: a number is out of range, or is given without a cluster.
-        """
+        """Check the options; None if no cluster is requested."""
         from pellucid.runtime.processors import processors
 
         options = {"--replicas": minimum, "--max-replicas": maximum, "--replica-cpus": cpus, "--stages": stages}
@@ -175,9 +164,6 @@ class Replicas:
         """Serve models on the cluster. ``models`` maps names to the source of a model and its options.
 
         ``signer`` signs receipts, in this process.
-
-        Raises:
-            InvalidRequest: a package that clusters need is not installed, or the cluster does not exist.
         """
         _outlive_hangups()
         with _installed():

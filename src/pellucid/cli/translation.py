@@ -45,11 +45,7 @@ SWITCHES = {"on", "off", "auto", "true", "false", "0", "1"}
 
 
 def translated_command(arguments: Sequence[str]) -> list[str]:
-    """A command line with Pellucid's names of commands. Without a command, options of a model mean ``run``.
-
-    Raises:
-        InvalidRequest: the command of another engine has no counterpart here; the message says what to do.
-    """
+    """A command line with Pellucid's names of commands. Without a command, options of a model mean ``run``."""
     first, *rest = arguments or [""]
     if rest == ["--version"] and not first.startswith("-"):
         return rest
@@ -105,11 +101,7 @@ class TranslatingCommand(StrictCommand):
         return super().parse_args(ctx, args if ctx.resilient_parsing else self.translated(args))
 
     def translated(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments with this command's own names: options first, then ``--`` and the values of the arguments.
-
-        Raises:
-            InvalidRequest: an option of another engine is refused; the message says why, and what to do.
-        """
+        """The arguments with this command's own names: options first, then ``--`` and the values of the arguments."""
         return _Line(self, arguments).read()
 
     def option(self, name: str, value: str | None = None) -> OtherOption | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +68,8 @@ class ErrorDetails:
 NO_DETAILS = ErrorDetails()
 
 
-class ErrorForm(Protocol):
-    """Builds error bodies in an API's form."""
-
-    def __call__(self, status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-        """Error body of a response with this status."""
-        ...
+ErrorForm: TypeAlias = "Callable[..., dict[str, Any]]"
+"""Builds the error body of a response in an API's form, from its status, its message and its `ErrorDetails`."""
 
 
 def error_details(error: Exception, schema: Mapping[str, Any] | None) -> ErrorDetails:
@@ -161,16 +157,13 @@ def error_form(path: str) -> ErrorForm:
     return max(matching, key=lambda one: len(one[0]))[1].error
 
 
-def status_of(error: Exception) -> int:
-    """HTTP status of an error. An exception that is not in ``STATUS`` is a bug and is raised."""
-    for kind, status in STATUS:
-        if isinstance(error, kind):
-            return status
-    raise error
-
-
-def _status_or_500(error: BaseException) -> int:
-    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+def status_of(error: BaseException, otherwise: int | None = None) -> int:
+    """HTTP status of an error. An exception that is not in ``STATUS`` is a bug: it has the status ``otherwise``, or is
+    raised."""
+    status = next((status for kind, status in STATUS if isinstance(error, kind)), otherwise)
+    if status is None:
+        raise error
+    return status
 
 
 @dataclass
@@ -210,14 +203,12 @@ class ClientCall:
 
     def span(self, model: str) -> RequestSpan | None:
         """OpenTelemetry span of this request, which ``model`` answers; None if the server makes no spans."""
-        return self.spans.span(self.request, model, _status_or_500) if self.spans else None
+        return self.spans.span(self.request, model, lambda error: status_of(error, 500)) if self.spans else None
 
     def error_body(self, error: Exception) -> tuple[int, dict[str, Any]]:
         """HTTP status and error body in the API's form. Raises as ``status_of``."""
-        status = status_of(error)
-        return status, self.error(
-            status, str(error), error_details(error, None if self.body is None else self.body.schema)
-        )
+        status, schema = status_of(error), None if self.body is None else self.body.schema
+        return status, self.error(status, str(error), error_details(error, schema))
 
     def model(self, name: str) -> str:
         """Name of the model that answers a request for the model ``name``.
@@ -228,7 +219,7 @@ class ClientCall:
 
     def queried_model(self) -> str:
         """Name of the model in the query string; by default the server's first model."""
-        return self.models.known(self.request.query_params.get("model") or self.models.names[0])
+        return self.model(self.request.query_params.get("model", ""))
 
     async def read(self, body: BodyType[F]) -> RequestBody[F]:
         """Receive and decode the body.
@@ -264,7 +255,12 @@ class ClientCall:
         Raises:
             ClientDisconnect: the client disconnected first.
         """
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
+
+        async def disconnected() -> None:
+            while (await self.request.receive())["type"] != "http.disconnect":
+                pass
+
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
@@ -274,10 +270,6 @@ class ClientCall:
             for one in (task, gone):
                 one.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
-
-    async def _gone(self) -> None:
-        while (await self.request.receive())["type"] != "http.disconnect":
-            pass
 
 
 def _no_constant(name: str) -> None:

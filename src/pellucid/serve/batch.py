@@ -38,9 +38,9 @@ from pellucid.serve.batch_output import (
     lines_of,
     title,
 )
-from pellucid.serve.generation_response import Generating
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.routes import Generating
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.interpreter import run_apart
 from pellucid.util.paths import refuse_same
@@ -58,9 +58,7 @@ class EncoderRequest:
     groups: Sequence[Request] = ()  # nothing is generated
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
-        """Response body of the model ``name`` with the id ``number``."""
-        response: dict[str, Any] | list[Any] = self.run(self.body, self.llm, name, number)
-        return response
+        return self.run(self.body, self.llm, name, number)  # type: ignore[no-any-return]
 
 
 ROUTES: Mapping[str, tuple[BodyType[Any], Callable[[RequestBody[Any], ServedModel], Generating]]] = {
@@ -124,12 +122,6 @@ def _line(path: Path, number: int, raw: bytes) -> RequestLine:
             f"{where}: is {brief(parsed.get('method'))} {brief(url)}; it must be POST to {', '.join(ROUTES)}"
         )
     return RequestLine(number, custom, url, parsed.get("body"))
-
-
-def _run(request: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
-    """Run a request and return the response body."""
-    run_together(request.groups)
-    return request.answer(name, number)
 
 
 class Batch:
@@ -232,7 +224,9 @@ class Batch:
             for option in ("stream", "timings_per_token", "return_progress", "verbose"):
                 if getattr(body.fields, option, False):
                     raise InvalidRequest(f"{option}=true: the answers of a batch are complete; leave it out")
-            status, content = 200, _run(read(body, llm), name, number)
+            request = read(body, llm)
+            run_together(request.groups)
+            status, content = 200, request.answer(name, number)
         except PellucidError as error:
             status = status_of(error)
             content = error_body(status, str(error), error_details(error, body_type.schema))

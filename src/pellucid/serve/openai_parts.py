@@ -15,8 +15,6 @@ from pellucid.serve.generation_options import LLAMACPP, OPENAI_DEFAULTS, generat
 from pellucid.serve.request_body import BodyRules, Fields
 from pellucid.tokenize import Tokenizer
 
-# Common fields of OpenAI's requests.
-
 OPENAI_RULES = BodyRules(
     options=generation_options("watch", "prompt_logprobs"),
     renamed={"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"},
@@ -45,8 +43,6 @@ class StreamOptions(Fields, frozen=True):
     include_usage: bool = False
     include_obfuscation: Annotated[Any, ignored("stream_options.include_obfuscation")] = None
 
-
-# Common parts of OpenAI's responses: usage, finish reasons, log-probabilities, errors.
 
 ERRORS: Mapping[int, tuple[str, str | None]] = {
     401: ("invalid_request_error", "invalid_api_key"),
@@ -178,9 +174,6 @@ def _field(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _entry(token: int, scores: Mapping[str, float], stop: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     stopped = {} if stop is None else {"stop": stop}
     return {"token": token_text(token, tokenizer), "scores": dict(scores), **stopped}
-
-
-# The field ``receipt`` in the answers of every API.
 
 
 def receipt_field(generation: Generation | None) -> dict[str, Any]:

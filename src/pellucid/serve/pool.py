@@ -286,22 +286,20 @@ class ModelPool:
     def _uncancelled(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Start a task that survives the cancellation of its caller."""
         task = asyncio.ensure_future(work)
+
+        def forget(_: object) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                # Mark the exception as retrieved. A cancelled caller does not retrieve it, and asyncio would log it.
+                task.exception()
+
         self._tasks.add(task)
-        task.add_done_callback(self._forget_task)
+        task.add_done_callback(forget)
         return task
 
-    def _forget_task(self, task: asyncio.Future[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            # Mark the exception as retrieved. A cancelled caller does not retrieve it, and asyncio would log it.
-            task.exception()
-
-    async def _load_here(self, name: str) -> ServedModel:
-        loaded = await run_in_threadpool(self._load, name)
-        return await loaded if isinstance(loaded, Awaitable) else loaded
-
     async def _load_model(self, name: str) -> Served:
-        llm = await self._load_here(name)
+        loaded = await run_in_threadpool(self._load, name)
+        llm = await loaded if isinstance(loaded, Awaitable) else loaded
         size = llm.weight_bytes
         while self._loaded and size + sum(one.nbytes for one in self._loaded.values()) > self._limit:
             idle = [other for other, one in self._loaded.items() if not one.users]

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import Loading
 from pellucid.cli.planning import (
     MachinesFile,
@@ -38,7 +38,8 @@ MAX_CONVERSATION = 1 << 17
 """Maximum tokens of a conversation, because a simulation of longer conversations takes minutes."""
 
 
-def command(
+@command("capacity")
+def capacity_command(
     model: common.Model,
     rate: Any = common.number("Requests per second in the busiest hour.", ...),
     ttft: str = common.text(
@@ -141,9 +142,6 @@ def _stages(size: ModelSize, kinds: Sequence[Machine]) -> list[int]:
     """Number of machines (stages) of a replica, for each kind of machine: 0 if the model does not fit.
 
     A message tells which kinds of machines are left out.
-
-    Raises:
-        InvalidRequest: the model fits on no kind of machine.
     """
     from pellucid.capacity.layouts import fewest_stages
 
@@ -197,21 +195,14 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic,
             f"{certainty(measured)}"
         )
         return
-    columns = ("requests/s", "machines", "tokens/s", "first token", "per token", "busy", "prefix hits")
-    table = common.table("hours", *columns, right=columns)
+    columns = ("hours", ">requests/s", ">machines", ">tokens/s", ">first token", ">per token", ">busy", ">prefix hits")
+    rows = []
     for hours in result.day:
-        times = hours.outcome
-        table.add_row(
-            _hours(hours.hours),
-            f"{hours.rate:,.4g}",
-            f"{hours.replicas * result.stages:,}",
-            f"{times.tokens_per_second:,.0f}",
-            common.milliseconds(times.first_token),
-            common.milliseconds(times.per_token),
-            f"{times.busy:.0%}",
-            f"{times.hits:.0%}",
-        )
-    common.show(table)
+        times, machines = hours.outcome, hours.replicas * result.stages
+        rates = (f"{hours.rate:,.4g}", f"{machines:,}", f"{times.tokens_per_second:,.0f}")
+        waits = (common.milliseconds(times.first_token), common.milliseconds(times.per_token))
+        rows.append((_hours(hours.hours), *rates, *waits, f"{times.busy:.0%}", f"{times.hits:.0%}"))
+    common.print_table(*columns, rows=rows)
     machine_hours = sum(len(hours.hours) * hours.replicas * result.stages for hours in result.day)
     print(
         f"\n{result.machines:,} machines are enough in the busiest hour. A day takes {machine_hours:,} machine-hours "
@@ -276,6 +267,3 @@ def _document(
             for result in results
         ],
     }
-
-
-COMMAND = Command("capacity", command)

@@ -9,7 +9,7 @@ import typer
 from msgspec import structs
 
 from pellucid.cli import common
-from pellucid.cli.command import Command, CommandGroup
+from pellucid.cli.command import CommandGroup, command
 from pellucid.cli.loading import Loading, load
 from pellucid.errors import ModelNotFound
 from pellucid.errors.messages import brief
@@ -97,6 +97,7 @@ def _read(file: str) -> str:
     return common.file_text(file, "give a text file, or - for standard input")
 
 
+@command("verify-run")
 def verify_run_command(
     file: str = common.argument("FILE", "A receipt, or a server's answer with one receipt, as a JSON file.", ...),
     model: str | None = common.argument(
@@ -171,6 +172,3 @@ def _print(found: ReceiptCheck, json: bool) -> None:
         return
     signed = f", signed by the key {found.public_key}" if found.public_key else ""
     print(found.message + signed)
-
-
-VERIFY_RUN = Command("verify-run", verify_run_command)

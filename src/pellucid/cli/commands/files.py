@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import EncoderLoading, Loading, load
 from pellucid.cli.sampling_options import VectorFolder, registered
 from pellucid.cli.serving_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_CONCURRENCY = 1024
 
 
+@command("batch", renamed={"--together": "--concurrency"})
 def batch_command(
     source: Path = common.argument("IN", "The requests, a JSON object in each line; - for standard input.", ...),
     target: Path = common.argument(
@@ -85,12 +86,10 @@ def _hash(model: str, loading: LoadOptions) -> str:
             opened.checkpoint.close()
 
 
-BATCH = Command("batch", batch_command, renamed={"--together": "--concurrency"})
-
-
 MEGABYTE = 1_000_000
 
 
+@command("record")
 def record_command(
     model: common.Model,
     corpus: str = common.argument(
@@ -184,6 +183,3 @@ def _sentences(made: RecordedDataset, out: str) -> str:
     count = len(index.run["points"])
     points = f"{count:,} point{'' if count == 1 else 's'}"
     return f"{index.rows:,} rows of {points}, {size:,.1f} MB{speed}: {out}\nsha256 {index.sha256}"
-
-
-RECORD = Command("record", record_command)

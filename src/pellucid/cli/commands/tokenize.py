@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_gr
 CONTROL = "bold reverse"
 
 
-def command(
+@command("tokenize")
+def tokenize_command(
     model: str = common.argument(
         "MODEL",
         "A model, as in `pellucid run`, or a tokenizer: a folder or file (tokenizer.json, *.model, *.tiktoken).",
@@ -62,11 +63,11 @@ def _coloured(explanation: Explanation) -> None:
 
 
 def _table(tokens: Sequence[ExplainedToken]) -> None:
-    table = common.table("", "id", "piece", "bytes", "characters", right=("", "id"), no_wrap=("characters",))
+    rows = []
     for at, token in enumerate(tokens):
         where = "" if token.special else f"{token.start}-{token.end}"
-        table.add_row(str(at), str(token.id), one_line(token.piece), token.bytes.hex(" "), where)
-    common.show(table)
+        rows.append((str(at), str(token.id), one_line(token.piece), token.bytes.hex(" "), where))
+    common.print_table(">", ">id", "piece", "bytes", "|characters", rows=rows)
 
 
 def _stages(explanation: Explanation) -> None:
@@ -120,6 +121,3 @@ def _lattice(how: Mapping[str, Any]) -> Iterator[str]:
 
 def _number(value: float) -> str:
     return f"{value:>9,}" if isinstance(value, int) else f"{value:>9.4f}"
-
-
-COMMAND = Command("tokenize", command)

@@ -1,4 +1,7 @@
-"""Cohere's and Jina's API for encoders: vectors and ranking."""
+"""Cohere's and Jina's API for encoders: vectors and ranking.
+
+Sources: https://docs.cohere.com/reference/rerank and https://docs.cohere.com/reference/embed
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ from pellucid.serve.encoder_inputs import (
     check_task,
     encoded_texts,
     formatted,
-    model_route,
     prompt_of_purpose,
     truncating,
 )
@@ -35,11 +37,9 @@ from pellucid.serve.request_body import (
     listed_texts,
     side_of,
 )
+from pellucid.serve.routes import model_route
 from pellucid.serve.served_model import ServedModel
-
-# The part of Cohere's responses that counts tokens, and Cohere's errors.
-#
-# Source: https://docs.cohere.com/reference/rerank and https://docs.cohere.com/reference/embed
+from pellucid.tokenize.encoding import Side
 
 
 def meta(version: int, tokens: int, **units: int) -> dict[str, Any]:
@@ -51,8 +51,6 @@ def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) ->
     """Error body in Cohere's form."""
     return {"message": message}
 
-
-# /v1/embed and /v2/embed: vectors of texts, in several number formats.
 
 InputType = Literal["search_document", "search_query", "classification", "clustering", "image"]
 Formats = Annotated[list[VectorFormat], Meta(min_length=1, max_length=6)]
@@ -89,8 +87,6 @@ class CohereEmbeddingFieldsV2(CohereEmbeddingFields, frozen=True, kw_only=True):
 
 
 RULES = BodyRules(only={"images": []})
-EMBED_V1 = BodyType(CohereEmbeddingFields, RULES)
-EMBED_V2 = BodyType(CohereEmbeddingFieldsV2, RULES, required=("input_type",))
 
 
 def embedded_v1(body: RequestBody[CohereEmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
@@ -124,10 +120,10 @@ def _response(
     if not texts:
         raise InvalidRequest("texts is missing: the request must have at least one text")
     check_task(llm, "embed")
-    model = truncating(llm, limit, "left" if fields.truncate == "START" else "right")
-    prompt = prompt_of_purpose(model, fields.input_type)
-    encoded = encoded_texts(model, listed_texts("texts", texts), fields.truncate != "NONE", prompt)
-    vectors, tokens = embed(model, encoded, width), sum(map(len, encoded))
+    side: Side = "left" if fields.truncate == "START" else "right"
+    prompt, cut = prompt_of_purpose(llm, fields.input_type), fields.truncate != "NONE"
+    encoded = encoded_texts(llm, listed_texts("texts", texts), cut, prompt, limit, side)
+    vectors, tokens = embed(llm, encoded, width), sum(map(len, encoded))
     forms: Sequence[VectorFormat] = fields.embedding_types or ("float",)
     found = {one: formatted(vectors, one) for one in forms}
     by_type = version == 2 or fields.embedding_types is not None
@@ -180,11 +176,7 @@ RANKING = BodyType(RankingFields, BodyRules(ignored=frozenset({"user"}), only={"
 def ranked(
     body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str, version: int = 1
 ) -> dict[str, Any] | list[Any]:
-    """Response body of /rerank and /v1/rerank; of /v2/rerank with ``version`` 2 of Cohere's API.
-
-    Raises:
-        InvalidRequest: a field is wrong, or the model ranks nothing.
-    """
+    """Response body of /rerank and /v1/rerank; of /v2/rerank with ``version`` 2 of Cohere's API."""
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
     documents = _documents(fields)
     field = "documents" if fields.texts is None else "texts"
@@ -200,17 +192,14 @@ def ranked(
         return [
             {"index": at, "score": scores[at], **({"text": texts[at]} if fields.return_text else {})} for at in order
         ]
+    shown = [{"text": one} if isinstance(one, str) else one for one in documents]
     return {
         "id": f"rerank-{number}",
         "model": name,
         "object": "list",
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "results": [
-            {
-                "index": at,
-                "relevance_score": scores[at],
-                **({"document": _object(documents[at])} if fields.return_documents else {}),
-            }
+            {"index": at, "relevance_score": scores[at], **({"document": shown[at]} if fields.return_documents else {})}
             for at in order
         ],
         "meta": meta(version, tokens, search_units=-(-len(pairs) // SEARCH_UNIT)),
@@ -246,23 +235,22 @@ def _text(where: str, document: Document, rank_fields: Sequence[str] | None) -> 
     return "\n".join(f"{one}: {document[one]}" for one in rank_fields)
 
 
-def _object(document: Document) -> Mapping[str, str]:
-    return {"text": document} if isinstance(document, str) else document
-
-
 def _shortened(llm: ServedModel, text: str, limit: int) -> str:
     """The text up to the end of its first ``limit`` tokens."""
     offsets = llm.tokenizer.encode_with_offsets(text, add_special=False).offsets
     return text if len(offsets) <= limit else text[: offsets[limit - 1][1]]
 
 
-# Cohere's API for encoders: vectors and ranking. /v1/rerank is in ``llamacpp.py``, because its server has it too.
-
+# /v1/rerank is in ``llamacpp.py``, because its server has it too.
 COHERE = Api(
     "cohere",
     {
-        "POST /v1/embed": model_route("Vectors of texts.", EMBED_V1, embedded_v1),
-        "POST /v2/embed": model_route("Vectors of texts in several formats.", EMBED_V2, embedded_v2),
+        "POST /v1/embed": model_route("Vectors of texts.", BodyType(CohereEmbeddingFields, RULES), embedded_v1),
+        "POST /v2/embed": model_route(
+            "Vectors of texts in several formats.",
+            BodyType(CohereEmbeddingFieldsV2, RULES, required=("input_type",)),
+            embedded_v2,
+        ),
         "POST /v2/rerank": model_route("Rank documents by a query.", RANKING, partial(ranked, version=2)),
     },
     error_body,

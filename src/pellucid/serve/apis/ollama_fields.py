@@ -1,4 +1,7 @@
-"""Fields of Ollama's bodies: requests, parts of responses, descriptions of models."""
+"""Fields of Ollama's bodies: requests, parts of responses, descriptions of models.
+
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,6 @@ from pellucid.tokenize.infill import infill_tokens
 from pellucid.util.checks import real
 from pellucid.weights.checkpoint import main_format, parameter_count, stored_bytes
 
-# Common parts of Ollama's responses: times, log-probabilities, errors.
-#
-# Source: https://github.com/ollama/ollama/blob/main/docs/api.md
-
 REASONS = {"stop": "stop", "until": "stop", "probe": "stop", "length": "length", "time": "length"}
 
 
@@ -59,20 +58,16 @@ def chunk(name: str, **content: Any) -> dict[str, Any]:
 def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, Any]:
     """Last chunk of a response, or a complete response. Durations are in nanoseconds."""
     times, usage = generation.timings, generation.usage
-
-    def nanoseconds(seconds: float) -> int:
-        return round(1e9 * seconds)
-
     return {
         **chunk(name, **content),
         "done": True,
         "done_reason": REASONS.get(generation.finish_reason or "stop", "stop"),
-        "total_duration": nanoseconds(times.total),
+        "total_duration": round(1e9 * times.total),
         "load_duration": 0,
         "prompt_eval_count": usage.prompt_tokens,
-        "prompt_eval_duration": nanoseconds(times.prefill),
+        "prompt_eval_duration": round(1e9 * times.prefill),
         "eval_count": usage.generated_tokens,
-        "eval_duration": nanoseconds(max(times.total - times.first_token, 0.0)),
+        "eval_duration": round(1e9 * max(times.total - times.first_token, 0.0)),
         **receipt_field(generation),
     }
 
@@ -81,27 +76,22 @@ def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, A
 class ChunkLogprobs:
     """Log-probabilities and scores of probes of the only sequence of ``group``, chunk by chunk.
 
-    ``streamed`` counts the streamed tokens, and ``sent`` the tokens of the chunks so far.
+    ``sent`` counts the tokens of the chunks so far.
     """
 
     group: Request
     tokenizer: Tokenizer
-    streamed: int = 0
     sent: int = 0
 
-    def all(self) -> dict[str, Any]:
-        """Fields of a complete response; empty if neither log-probabilities nor scores were requested."""
-        return self._fields(0, None)
+    def until(self, stop: int | None) -> dict[str, Any]:
+        """Fields of a chunk: the tokens since the last chunk, before token ``stop`` (None: all tokens).
 
-    def next(self) -> dict[str, Any]:
-        """Fields of a chunk: the tokens streamed since the last chunk."""
+        Empty if neither log-probabilities nor scores were requested.
+        """
         # A request on a cluster stores all tokens of a message before it streams the first token. The chunk therefore
         # needs the number of streamed tokens, not the number of stored tokens.
-        first, self.sent = self.sent, self.streamed
-        return self._fields(first, self.streamed)
-
-    def _fields(self, first: int, stop: int | None) -> dict[str, Any]:
-        output, alternatives = self.group.outputs[0], self.group.options.logprobs
+        output, alternatives, first = self.group.outputs[0], self.group.options.logprobs, self.sent
+        self.sent = len(output.ids) if stop is None else stop
         scores = scores_field(output, self.tokenizer, first, stop)
         if alternatives is None:
             return scores
@@ -113,10 +103,6 @@ def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) ->
     """Error body in Ollama's form."""
     return {"error": message}
 
-
-# Fields of Ollama's request bodies.
-#
-# Source: https://github.com/ollama/ollama/blob/main/docs/api.md
 
 GENERATION = generation_options("watch", *LOGPROBS)
 OPTIONS = BodyType(
@@ -176,11 +162,7 @@ class GenerateOptions(OllamaFields, frozen=True, kw_only=True):
         return {"type": "object"} if self.format == "json" else None
 
     def variables(self, llm: ServedModel) -> dict[str, Any]:
-        """Chat template variables for the field ``think``.
-
-        Raises:
-            InvalidRequest: the model's template has no reasoning.
-        """
+        """Chat template variables for the field ``think``."""
         if self.think is None:
             return {}
         if self.think and not chat_style(llm.tokenizer).reasons:
@@ -260,11 +242,7 @@ PULL = BodyType(PullFields, BodyRules(only={"insecure": False}), required=("mode
 
 
 def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
-    """Generation options of a request. They may be in the field ``options`` or at the top level of the body.
-
-    Raises:
-        InvalidRequest: an option is unknown or wrong.
-    """
+    """Generation options of a request. They may be in the field ``options`` or at the top level of the body."""
     fields: GenerateOptions = body.fields
     if repeated := fields.options.keys() & body.given.keys():
         raise InvalidRequest(f"{min(repeated)} is both in options and at the top level: remove one of the two")
@@ -277,9 +255,6 @@ def refuse_options(body: RequestBody[Any], known: tuple[str, ...], what: str) ->
     """For requests that do not generate: reject every generation option, and every other unknown field.
 
     A field is unknown if it is neither in ``known`` nor common to all requests. ``what`` is the end of the error.
-
-    Raises:
-        InvalidRequest: the body has generation options or other fields.
     """
     inner = OPTIONS.decode(body.fields.options, "options")
     extra = [f"options.{name}" for name in inner.given]
@@ -296,9 +271,6 @@ def keep_alive_of(value: str | float) -> float | None:
     """Seconds that a model stays loaded after its last request, from the field ``keep_alive``; None: no limit.
 
     The value is a number of seconds, or a Go duration such as "5m" or "1h30m". A negative value means no limit.
-
-    Raises:
-        InvalidRequest: the value is not a number or a duration, or is too large.
     """
     if isinstance(value, str) and (duration := _DURATION.fullmatch(value)):
         seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(_PART, duration[2]))

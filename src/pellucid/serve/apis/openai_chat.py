@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
-from starlette.responses import Response
 
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.sample.logprobs import joined
-from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve.api import DATA_SSE, Api, ClientCall, Events
 from pellucid.serve.apis.llamacpp_fields import with_telemetry
-from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings, empty_event
+from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields, Tool, ToolChoice, tool_choice, tool_of
-from pellucid.serve.encoder_inputs import model_route
 from pellucid.serve.generation_options import ignored
-from pellucid.serve.generation_response import generating_route
 from pellucid.serve.openai_parts import (
     OPENAI_RULES,
     REASONS,
@@ -35,9 +31,8 @@ from pellucid.serve.openai_parts import (
     usage,
 )
 from pellucid.serve.request_body import BodyType, Choices, Fields, ModelFields, RequestBody, TopLogprobs
+from pellucid.serve.routes import Tokens, generating_route, model_route, plain_route
 from pellucid.serve.served_model import ServedModel
-
-# /v1/chat/completions: answers a conversation with text, reasoning and tool calls.
 
 
 class FunctionName(Fields, frozen=True):
@@ -86,11 +81,7 @@ FlatToolChoiceValue = Annotated[
 def choice_of(
     tools: Sequence[Tool], choice: ToolChoiceValue | FlatToolChoiceValue, parallel: bool
 ) -> tuple[Sequence[Tool], ToolChoice]:
-    """The tools that the model sees, and the tools that it may call, from ``tool_choice``.
-
-    Raises:
-        InvalidRequest: the choice names an unknown tool.
-    """
+    """The tools that the model sees, and the tools that it may call, from ``tool_choice``."""
     if choice == "none":
         return [], ToolChoice()
     if choice is None or isinstance(choice, str):
@@ -175,11 +166,7 @@ class ConversationFields(ModelFields, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
 
     def variables(self) -> dict[str, Any]:
-        """Variables of the chat template.
-
-        Raises:
-            InvalidRequest: the server itself sets a variable with this name.
-        """
+        """Variables of the chat template."""
         variables = dict(self.chat_template_kwargs)
         for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"):
             if name in variables:
@@ -226,7 +213,6 @@ class ChatRequest(ChatRunRequest):
 
     @classmethod
     def of(cls, body: RequestBody[ChatFields], llm: ServedModel) -> ChatRequest:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
         fields, options = body.fields, body.options(llm.recommended)
         if fields.top_logprobs is not None and not fields.logprobs:
             raise InvalidRequest(f"top_logprobs={fields.top_logprobs}: needs logprobs=true")
@@ -251,7 +237,6 @@ class ChatRequest(ChatRunRequest):
         return cls(ChatRun(llm, conversation), logprobs, fields.stream_options.include_usage)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
         generations = self.run.group.results()
         answers = [self.run.answer(one) for one in generations]
         return {
@@ -263,36 +248,36 @@ class ChatRequest(ChatRunRequest):
             "usage": usage(generations, sum(self.run.tokens(one.reasoning) for one in answers)),
         }
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         """Chunks of the response. Each chunk has the text that a token completes."""
-        group, begin = self.run.group, response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
-        called, reasoning = set[int](), [""] * self.run.count
-        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
-        async with aclosing(self.run.stream()) as outputs:
-            for at in range(self.run.count):
-                yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
-            async for token, parts in outputs:
-                at = token.sequence
-                logprobs = None
-                if self.logprobs is not None and token.logprobs is not None:
-                    logprobs = chat_logprobs(joined([token.logprobs], self.logprobs), self.run.tokenizer)
-                deltas = [_part_delta(part) for part in parts]
-                scores = scores_of_token(token, self.run.tokenizer)
-                if (logprobs or scores) and not deltas:
-                    deltas = [{"content": ""}]
-                for number_of_delta, delta in enumerate(deltas):
-                    shown = None if number_of_delta else logprobs
-                    yield {**begin, "choices": [{**_delta(at, delta, shown), **scores}]}
-                    scores = {}
-                reasoning[at] += "".join(part.text for part in parts if isinstance(part, AnswerReasoning))
-                called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
-                if token.finish_reason:
-                    reason = finish_reason(token.finish_reason, at in called)
-                    last = {**_delta(at, {}, None), "finish_reason": reason}
-                    yield {**begin, "choices": [{**last, **receipt_field(group.results()[at])}]}
+        run, begin = self.run, response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
+        called, reasoning = set[int](), [""] * run.count
+        for at in range(run.count):
+            yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
+        async for at, group, token, parts, _ in tokens:
+            logprobs = None
+            if self.logprobs is not None and token.logprobs is not None:
+                logprobs = chat_logprobs(joined([token.logprobs], self.logprobs), run.tokenizer)
+            deltas = [_part_delta(part) for part in parts]
+            scores = scores_of_token(token, run.tokenizer)
+            if (logprobs or scores) and not deltas:
+                deltas = [{"content": ""}]
+            for delta in deltas:
+                yield {**begin, "choices": [{**_delta(at, delta, logprobs), **scores}]}
+                logprobs, scores = None, {}
+            reasoning[at] += "".join(part.text for part in parts if isinstance(part, AnswerReasoning))
+            called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
+            if token.finish_reason:
+                reason = finish_reason(token.finish_reason, at in called)
+                last = {**_delta(at, {}, None), "finish_reason": reason}
+                yield {**begin, "choices": [{**last, **receipt_field(group.results()[at])}]}
         if self.with_usage:
-            used = usage(group.results(), sum(map(self.run.tokens, reasoning)))
+            used = usage(run.group.results(), sum(map(run.tokens, reasoning)))
             yield {**begin, "choices": [], "usage": used}
+
+    def blank(self, name: str, number: str) -> dict[str, Any]:
+        """A chunk without text."""
+        return {**response_head(f"chatcmpl-{number}", "chat.completion.chunk", name), "choices": [_delta(0, {}, None)]}
 
     def _choice(self, at: int, generation: Generation, answer: ChatAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
@@ -317,11 +302,6 @@ def finish_reason(reason: str | None, called: bool) -> str:
     """OpenAI's finish reason."""
     name = REASONS[reason]
     return "tool_calls" if called and name == "stop" else name
-
-
-def empty_chunk(name: str, number: str) -> dict[str, Any]:
-    """A chunk without text."""
-    return {**response_head(f"chatcmpl-{number}", "chat.completion.chunk", name), "choices": [_delta(0, {}, None)]}
 
 
 def _delta(number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
@@ -349,32 +329,26 @@ def offered_tools(
     return choice_of(functions, choice, parallel)
 
 
-# OpenAI's API: models, chat completions, text completions, embeddings.
-
-
 def model(call: ClientCall, name: str) -> dict[str, Any]:
     """Entry of a list of models."""
     return {"id": name, "object": "model", "created": call.models.created, "owned_by": "pellucid"}
 
 
-async def _models(call: ClientCall) -> Response:
-    return json_response({"object": "list", "data": [model(call, name) for name in call.models.names]})
-
-
-async def _one_model(call: ClientCall) -> Response:
-    return json_response(model(call, call.models.known(call.request.path_params["name"])))
-
-
 OPENAI = Api(
     "openai",
     {
-        "GET /v1/models": Route(_models, "The models of this server."),
-        "GET /v1/models/{name:path}": Route(_one_model, "A model of this server."),
+        "GET /v1/models": plain_route(
+            "The models of this server.",
+            lambda call: {"object": "list", "data": [model(call, name) for name in call.models.names]},
+        ),
+        "GET /v1/models/{name:path}": plain_route(
+            "A model of this server.", lambda call: model(call, call.models.known(call.request.path_params["name"]))
+        ),
         "POST /v1/chat/completions": generating_route(
-            "Answer a conversation.", CHAT, with_telemetry(ChatRequest.of, empty_chunk), DATA_SSE
+            "Answer a conversation.", CHAT, with_telemetry(ChatRequest.of), DATA_SSE
         ),
         "POST /v1/completions": generating_route(
-            "Continue a text.", COMPLETION, with_telemetry(CompletionRequest.of, empty_event), DATA_SSE
+            "Continue a text.", COMPLETION, with_telemetry(CompletionRequest.of), DATA_SSE
         ),
         "POST /v1/embeddings": model_route("Vectors of texts.", EMBEDDING, embeddings),
     },

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -11,12 +10,13 @@ import numpy as np
 from msgspec import Meta
 
 from pellucid.encoders.tasks import embed, vector_width
-from pellucid.engine.inputs import PromptInput, several
+from pellucid.engine.inputs import several
 from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
+from pellucid.serve.api import Events
 from pellucid.serve.encoder_inputs import (
     VectorFormat,
     check_task,
@@ -26,7 +26,6 @@ from pellucid.serve.encoder_inputs import (
     of_unit_length,
     prompt_of_name,
     prompt_of_purpose,
-    truncating,
 )
 from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.openai_parts import (
@@ -55,11 +54,10 @@ from pellucid.serve.request_body import (
     TokenLimit,
     TopLogprobs,
 )
+from pellucid.serve.routes import Tokens, Unparsed
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
-
-# /v1/completions: continues prompts, and scores given text by its log-probabilities.
 
 MOST_PROMPTS = 1024
 KIND = "text_completion"
@@ -86,7 +84,7 @@ COMPLETION = BodyType(CompletionFields, OPENAI_RULES)
 
 
 @dataclass(frozen=True)
-class CompletionRequest:
+class CompletionRequest(Unparsed):
     """A completion request. Each prompt has a group of ``best_of`` texts; the best ``choices`` texts are returned.
 
     With ``echo``, each text begins with its prompt. ``logprobs`` is the number of reported alternatives of each token
@@ -105,14 +103,12 @@ class CompletionRequest:
 
     @classmethod
     def of(cls, body: RequestBody[CompletionFields], llm: ServedModel) -> CompletionRequest:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
         fields = body.fields
         prompt: Any = fields.prompt
-        choices, best_of, echo = fields.n, fields.best_of, fields.echo
-        logprobs, suffix = fields.logprobs, fields.suffix
+        choices, best_of, echo, logprobs = fields.n, fields.best_of, fields.echo, fields.logprobs
         if not prompt:
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, token ids, or a list of these")
-        prompts = several(prompt) or [prompt]
+        prompts = [*(several(prompt) or [prompt])]
         if len(prompts) > MOST_PROMPTS:
             raise InvalidRequest(f"prompt has {len(prompts):,} prompts; the limit is {MOST_PROMPTS:,}")
         if best_of is not None and best_of < choices:
@@ -128,14 +124,18 @@ class CompletionRequest:
             options |= {"logprobs": logprobs} | ({"prompt_logprobs": logprobs} if echo else {})
         if best_of is not None:
             options.setdefault("logprobs", 0)
-        if suffix is not None:
-            prompts, ends = _infill(prompts, suffix, llm.tokenizer)
+        if fields.suffix is not None:
+            for at, one in enumerate(prompts):
+                if not isinstance(one, str):
+                    raise InvalidRequest(f"prompt={brief(one)}: must be a text if suffix is given")
+                prompts[at], ends = infill_prompt(llm.tokenizer, one, fields.suffix)
             add_stop_tokens(options, ends)
         groups = [llm.request(prompt, best_of or choices, **options) for prompt in prompts]
+        if fields.stream and best_of is not None:
+            raise InvalidRequest("best_of does not go with stream=true: the texts are compared after they end")
         return cls(groups, choices, best_of, echo, logprobs, scores, llm.tokenizer, fields.stream_options.include_usage)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
         choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
         for group in self.groups:
             generations = self._results(group)
@@ -152,33 +152,29 @@ class CompletionRequest:
                 choices.append({**choice, **scores, **receipt_field(one)})
         return {**response_head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": total_usage(used)}
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         """Chunks of the texts, prompt by prompt."""
-        if self.best_of is not None:
-            raise InvalidRequest("best_of does not go with stream=true: the texts are compared after they end")
         begin = response_head(f"cmpl-{number}", KIND, name)
-        for place, group in enumerate(self.groups):
-            writers, counts = [self._writer(group) for _ in range(self.choices)], [0] * self.choices
-            async with aclosing(group.stream()) as outputs:
-                async for output in outputs:
-                    at, reason, logprobs = output.sequence, output.finish_reason, None
-                    if self.logprobs is not None:
-                        # ``group.outputs`` may already hold later tokens.
-                        token = group.outputs[at].logprobs[counts[at]]
-                        logprobs = joined([] if self.scores else [token], self.logprobs)
-                    counts[at] += 1
-                    text, shown = writers[at].written("" if self.scores else output.text, logprobs)
-                    scores = {} if self.scores else scores_of_token(output, self.tokenizer)
-                    if text or reason or shown or scores:
-                        ended = "length" if self.scores else REASONS[reason] if reason else None
-                        choice = _choice(place * self.choices + at, text, shown, ended)
-                        choice |= scores
-                        if reason:
-                            choice |= receipt_field(self._results(group)[at])
-                        yield {**begin, "choices": [choice]}
+        writers = [self._writer(group) for group in self.groups for _ in range(self.choices)]
+        async for choice, group, output, _, count in tokens:
+            at, reason, logprobs = output.sequence, output.finish_reason, None
+            if self.logprobs is not None:
+                # ``group.outputs`` may already hold later tokens.
+                token = group.outputs[at].logprobs[count - 1]
+                logprobs = joined([] if self.scores else [token], self.logprobs)
+            text, shown = writers[choice].written("" if self.scores else output.text, logprobs)
+            scores = {} if self.scores else scores_of_token(output, self.tokenizer)
+            if text or reason or shown or scores:
+                ended = "length" if self.scores else REASONS[reason] if reason else None
+                receipt = receipt_field(self._results(group)[at]) if reason else {}
+                yield {**begin, "choices": [{**_choice(choice, text, shown, ended), **scores, **receipt}]}
         if self.with_usage:
             used = total_usage([usage(self._results(group)) for group in self.groups])
             yield {**begin, "choices": [], "usage": used}
+
+    def blank(self, name: str, number: str) -> dict[str, Any]:
+        """A chunk without text."""
+        return {**response_head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
 
     def _results(self, group: Request) -> list[Generation]:
         """Generations of a prompt; without text if only the prompt is scored."""
@@ -228,7 +224,14 @@ class ChoiceWriter:
         for part in parts:
             tokens += [token_text(int(token), self._tokenizer) for token in part.ids]
             values += [finite(float(value)) for value in part.chosen]
-            tops += _tops(part, self._tokenizer)
+            tops += [
+                {
+                    token_text(int(token), self._tokenizer): finite(float(value))
+                    for token, value in zip(ids, row)
+                    if token >= 0
+                }
+                for ids, row in zip(part.top_ids, part.top)
+            ]
         starts = np.cumsum([self._offset, *(len(token) for token in tokens)])
         self._offset = int(starts[-1])
         return text, {
@@ -241,29 +244,6 @@ class ChoiceWriter:
 
 def _choice(number: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
     return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
-
-
-def empty_event(name: str, number: str) -> dict[str, Any]:
-    """A chunk without text."""
-    return {**response_head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
-
-
-def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
-    """Infill prompts for the gap between each prompt and the ``suffix``, and their stop tokens."""
-    infill_prompts, ends = list[PromptInput](), list[int]()
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text if suffix is given")
-        ids, ends = infill_prompt(tokenizer, prompt, suffix)
-        infill_prompts.append(ids)
-    return infill_prompts, ends
-
-
-def _tops(part: Logprobs, tokenizer: Tokenizer) -> list[dict[str, float] | None]:
-    return [
-        {token_text(int(token), tokenizer): finite(float(value)) for token, value in zip(ids, row) if token >= 0}
-        for ids, row in zip(part.top_ids, part.top)
-    ]
 
 
 # /v1/embeddings: sentence vectors of texts or token ids.
@@ -305,21 +285,15 @@ EMBEDDING = BodyType(
 
 
 def embeddings(body: RequestBody[EmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /v1/embeddings.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
-        ContextOverflow: a text is too long for the model.
-    """
+    """Response body of /v1/embeddings."""
     check_task(llm, "embed")
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
-    encoded = encoded_texts(
-        truncating(llm, limit),
-        listed_inputs("input", fields.input),
-        fields.truncate or limit is not None,
-        _prompt(llm, fields),
-    )
-    width, form = vector_width(llm, fields.dimensions), _form(fields)
+    texts, cut = listed_inputs("input", fields.input), fields.truncate or None
+    encoded = encoded_texts(llm, texts, cut, _prompt(llm, fields), limit)
+    width = vector_width(llm, fields.dimensions)
+    if fields.encoding_format and fields.embedding_type:
+        raise InvalidRequest("encoding_format and embedding_type are names of one field: remove one of the two")
+    form = fields.embedding_type or fields.encoding_format or "float"
     vectors = of_unit_length(llm, embed(llm, encoded, width), "normalized", fields.normalized)
     tokens = sum(map(len, encoded))
     return {
@@ -331,12 +305,6 @@ def embeddings(body: RequestBody[EmbeddingFields], llm: ServedModel, name: str, 
         ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-
-
-def _form(fields: EmbeddingFields) -> VectorFormat:
-    if fields.encoding_format and fields.embedding_type:
-        raise InvalidRequest("encoding_format and embedding_type are names of one field: remove one of the two")
-    return fields.embedding_type or fields.encoding_format or "float"
 
 
 def _prompt(llm: ServedModel, fields: EmbeddingFields) -> str:

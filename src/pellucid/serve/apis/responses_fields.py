@@ -1,4 +1,7 @@
-"""Fields of the Responses API: its input as a conversation, and truncation to the context."""
+"""Fields of the Responses API: its input as a conversation, and truncation to the context.
+
+Source: https://platform.openai.com/docs/api-reference/responses/create
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,6 @@ from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generat
 from pellucid.serve.request_body import BodyRules, BodyType, Count, Fields, ModelFields, RequestBody
 from pellucid.serve.response_store import OwnResponses
 from pellucid.serve.served_model import ServedModel
-
-# Fields of the Responses API's request bodies.
-#
-# Source: https://platform.openai.com/docs/api-reference/responses/create
 
 
 class Item(Fields, frozen=True, tag_field="type"):
@@ -165,10 +164,6 @@ COUNT = BodyType(
 )
 
 
-# Reads request bodies of OpenAI's Responses API as conversations.
-#
-# Source: https://platform.openai.com/docs/api-reference/responses/create
-
 THOUGHTS = (None, "reasoning_text", "summary_text", "text")
 """Types of reasoning parts."""
 REASONING = {"role", "content", "reasoning_content"}
@@ -176,11 +171,7 @@ REASONING = {"role", "content", "reasoning_content"}
 
 
 def items_of(given: str | list[Mapping[str, Any]], own: OwnResponses) -> list[Mapping[str, Any]]:
-    """Items of the raw field ``input``. Referenced items are looked up in the client's ``own`` responses.
-
-    Raises:
-        NotFound: a referenced item is not stored.
-    """
+    """Items of the raw field ``input``. Referenced items are looked up in the client's ``own`` responses."""
     if isinstance(given, str):
         return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
     return [own.item(one["id"]) if one.get("type") == "item_reference" else one for one in given]
@@ -193,12 +184,7 @@ def conversation_of(
     own: OwnResponses,
     schema: Any = None,
 ) -> Conversation:
-    """Conversation of a body with ``InputFields``: earlier turns, then its ``items``. The answer follows ``schema``.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
-        NotFound: the previous response is not stored.
-    """
+    """Conversation of a body with ``InputFields``: earlier turns, then its ``items``. The answer follows ``schema``."""
     fields: InputFields = body.fields
     before = fields.previous_response_id
     messages = [{"role": "developer", "content": fields.instructions}] if fields.instructions else []
@@ -256,14 +242,11 @@ def truncated(llm: ServedModel, conversation: Conversation) -> Conversation:
 
     The room is the request's limit of tokens (512 without a limit), but at most a quarter of the context. System
     messages at the beginning and the last message stay. A tool message is dropped with its call.
-
-    Raises:
-        ContextOverflow: the messages that must stay do not fit.
-        InvalidRequest: a message is wrong.
     """
     messages = list(conversation.messages)
     fixed = next((at for at, one in enumerate(messages) if one.get("role") not in ("system", "developer")), 0)
-    limit = llm.context - _room(llm, conversation)
+    most = conversation.options.get("max_new_tokens")
+    limit = llm.context - min(most if isinstance(most, int) else USUAL_ROOM, llm.context // 4)
 
     def without(count: int) -> Conversation:
         return replace(conversation, messages=[*messages[:fixed], *messages[fixed + count :]])
@@ -289,21 +272,10 @@ def truncated(llm: ServedModel, conversation: Conversation) -> Conversation:
 
 
 def counted(body: RequestBody[InputFields], llm: ServedModel, own: OwnResponses) -> int:
-    """Number of tokens of a body's input.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
-        NotFound: a referenced item is not stored.
-    """
+    """Number of tokens of a body's input."""
     cuts = body.fields.truncation == "auto"
     conversation = conversation_of(body, items_of(body.raw["input"], own), {}, own)
     return len(prompt_of(llm, truncated(llm, conversation) if cuts else conversation, any_length=True))
-
-
-def _room(llm: ServedModel, conversation: Conversation) -> int:
-    """Number of tokens reserved for the answer."""
-    limit = conversation.options.get("max_new_tokens")
-    return min(limit if isinstance(limit, int) else USUAL_ROOM, llm.context // 4)
 
 
 def _first(starts: Sequence[int], fits: Any) -> int:

@@ -1,4 +1,7 @@
-"""The API of Hugging Face's text-embeddings-inference (TEI). /rerank and /tokenize are shared with other APIs."""
+"""The API of Hugging Face's text-embeddings-inference (TEI). /rerank and /tokenize are shared with other APIs.
+
+A request names no model, so the first model of the server answers, unless the field ``model`` names another one.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from msgspec import Meta
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
 
 import pellucid
 from pellucid.encoders.ranking import similarity_of_rows
@@ -16,12 +17,11 @@ from pellucid.encoders.tasks import Classification, EncoderModel, classify, embe
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.outputs import Labels, Task, scores_of
-from pellucid.serve.api import NO_DETAILS, Api, ClientCall, ErrorDetails, Route, json_response
+from pellucid.serve.api import NO_DETAILS, Api, ErrorDetails, Route
 from pellucid.serve.encoder_inputs import (
     check_task,
     encoded_texts,
     listed_inputs,
-    model_route,
     of_unit_length,
     prompt_of_name,
     truncating,
@@ -39,13 +39,10 @@ from pellucid.serve.request_body import (
     listed_texts,
     side_of,
 )
+from pellucid.serve.routes import facts_route, model_route
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import main_format
-
-# Fields of several requests of text-embeddings-inference.
-#
-# A request names no model, so the first model of the server answers, unless the field ``model`` names another one.
 
 
 class TruncationFields(ModelFields, frozen=True, kw_only=True):
@@ -53,10 +50,6 @@ class TruncationFields(ModelFields, frozen=True, kw_only=True):
 
     truncate: bool = False
     truncation_direction: TruncationSide = "Right"
-
-    def on(self, llm: EncoderModel) -> EncoderModel:
-        """The model that cuts texts at the end that the request names."""
-        return truncating(llm, side=side_of(self.truncation_direction))
 
 
 class VectorInputFields(TruncationFields, frozen=True, kw_only=True):
@@ -80,13 +73,8 @@ class LabelParameters(Fields, frozen=True, kw_only=True):
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 
-# Errors in text-embeddings-inference's form.
-#
-# Source: ``ErrorType`` in text-embeddings-inference's router/src/lib.rs.
-
-
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in text-embeddings-inference's form."""
+    """Error body in text-embeddings-inference's form. Source: ``ErrorType`` in its router/src/lib.rs."""
     kind = "Overloaded" if status in (429, 503) else "Validation" if status < 500 or status == 501 else "Backend"
     return {"error": message, "error_type": kind}
 
@@ -111,9 +99,6 @@ class PredictFields(TruncationFields, frozen=True, kw_only=True):
     parameters: LabelParameters | None = None
 
 
-PREDICT = BodyType(PredictFields)
-
-
 def labels_of(fields: PredictFields, llm: EncoderModel) -> list[Any]:
     """Response body of /predict: the labels of each input with their scores, the highest first."""
     check_task(llm, "classify")
@@ -123,7 +108,8 @@ def labels_of(fields: PredictFields, llm: EncoderModel) -> list[Any]:
     if fields.raw_scores and applied not in (None, "none"):
         raise InvalidRequest(f"parameters.function_to_apply={applied!r} does not go with raw_scores: remove one")
     applied = "none" if fields.raw_scores else applied
-    found = classify(llm, fields.on(llm).inputs.texts(texts, fields.truncate))
+    model = truncating(llm, side=side_of(fields.truncation_direction))
+    found = classify(llm, model.inputs.texts(texts, fields.truncate))
     listed = [_ranked(one, applied)[: parameters.top_k] for one in found]
     return listed[0] if single and fields.parameters is None else listed
 
@@ -151,9 +137,6 @@ def _pair(where: str, one: Any) -> Pair:
     return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
-# /embed, /embed_all, /embed_sparse: vectors of texts. /similarity: the cosines of a text and others.
-
-
 class ComparedTexts(Fields, frozen=True):
     """A text, and the texts that are compared with it."""
 
@@ -174,11 +157,6 @@ class SimilarityFields(ModelFields, frozen=True, kw_only=True):
 
     inputs: ComparedTexts
     parameters: SimilarityParameters = SimilarityParameters()
-
-
-EMBED = BodyType(TeiEmbeddingFields)
-EMBED_OTHERS = BodyType(VectorInputFields)
-SIMILARITY = BodyType(SimilarityFields)
 
 
 def vectors_of(fields: TeiEmbeddingFields, llm: EncoderModel) -> list[Any]:
@@ -203,7 +181,7 @@ def sparse_vectors_of(fields: VectorInputFields, llm: EncoderModel) -> list[Any]
 
 def _encoded(fields: VectorInputFields, llm: EncoderModel) -> list[list[int]]:
     texts, prompt = listed_inputs("inputs", fields.inputs), prompt_of_name(llm, fields.prompt_name)
-    return encoded_texts(fields.on(llm), texts, fields.truncate, prompt)
+    return encoded_texts(llm, texts, fields.truncate, prompt, side=side_of(fields.truncation_direction))
 
 
 def similarities(body: RequestBody[SimilarityFields], llm: ServedModel, name: str, number: str) -> list[Any]:
@@ -211,9 +189,8 @@ def similarities(body: RequestBody[SimilarityFields], llm: ServedModel, name: st
     inputs, parameters = body.fields.inputs, body.fields.parameters
     check_task(llm, "embed")
     texts = [inputs.source_sentence, *listed_texts("inputs.sentences", inputs.sentences)]
-    model = truncating(llm, side=side_of(parameters.truncation_direction))
-    prompt = prompt_of_name(llm, parameters.prompt_name)
-    vectors = embed(llm, encoded_texts(model, texts, parameters.truncate, prompt))
+    prompt, side = prompt_of_name(llm, parameters.prompt_name), side_of(parameters.truncation_direction)
+    vectors = embed(llm, encoded_texts(llm, texts, parameters.truncate, prompt, side=side))
     return similarity_of_rows(np.broadcast_to(vectors[0], vectors[1:].shape), vectors[1:])
 
 
@@ -238,14 +215,19 @@ class AnyTaskFields(TruncationFields, frozen=True, kw_only=True):
     parameters: LabelParameters | None = None
 
 
-ANY_TASK = BodyType(AnyTaskFields)
 BY_TASK: Mapping[Task, tuple[BodyType[Any], Callable[[Any, ServedModel], list[Any]]]] = {
-    "embed": (EMBED, vectors_of),
-    "sparse": (EMBED_OTHERS, sparse_vectors_of),
-    "tokens": (EMBED_OTHERS, token_vectors_of),
-    "classify": (PREDICT, labels_of),
+    "embed": (BodyType(TeiEmbeddingFields), vectors_of),
+    "sparse": (BodyType(VectorInputFields), sparse_vectors_of),
+    "tokens": (BodyType(VectorInputFields), token_vectors_of),
+    "classify": (BodyType(PredictFields), labels_of),
 }
 """The body and the function of its fields and the model."""
+
+
+def _of_task(summary: str, task: Task) -> Route:
+    """The route of a task."""
+    body_type, answer = BY_TASK[task]
+    return model_route(summary, body_type, lambda body, llm, name, number: answer(body.fields, llm))
 
 
 def answered(body: RequestBody[AnyTaskFields], llm: ServedModel, name: str, number: str) -> list[Any]:
@@ -253,9 +235,6 @@ def answered(body: RequestBody[AnyTaskFields], llm: ServedModel, name: str, numb
     check_task(llm, *BY_TASK)
     body_type, answer = BY_TASK[llm.spec.task]
     return answer(body_type.decode(body.raw).fields, llm)
-
-
-# /info: facts about a model, in text-embeddings-inference's form.
 
 
 def information(llm: ServedModel, name: str) -> dict[str, Any]:
@@ -287,8 +266,6 @@ def _model_type(llm: ServedModel) -> dict[str, Any]:
     return {spec.task: {}}
 
 
-# /decode, and /tokenize in text-embeddings-inference's form: texts of token ids, tokens of texts.
-
 IdLists = Annotated[
     list[TokenId | list[TokenId]], Meta(title="token ids, or a list of lists of token ids", min_length=1)
 ]
@@ -299,9 +276,6 @@ class DecodeFields(ModelFields, frozen=True, kw_only=True):
 
     ids: IdLists
     skip_special_tokens: bool = True
-
-
-DECODE = BodyType(DecodeFields)
 
 
 def decoded(body: RequestBody[DecodeFields], llm: ServedModel, name: str, number: str) -> list[Any]:
@@ -338,31 +312,17 @@ def tokens_of(
     ]
 
 
-def of_fields(
-    answer: Callable[[Any, ServedModel], list[Any]],
-) -> Callable[[RequestBody[Any], ServedModel, str, str], list[Any]]:
-    """The response that ``answer`` computes from the fields of a body and the model."""
-    return lambda body, llm, name, number: answer(body.fields, llm)
-
-
-async def _info(call: ClientCall) -> Response:
-    """Facts about the model that the query names; by default the server's first model."""
-    name = call.queried_model()
-    async with call.use(name) as llm:
-        return json_response(await run_in_threadpool(information, llm, name))
-
-
 TEI = Api(
     "text-embeddings-inference",
     {
-        "POST /": model_route("The request of the model's task.", ANY_TASK, answered),
-        "POST /embed": model_route("Vectors of texts.", EMBED, of_fields(vectors_of)),
-        "POST /embed_all": model_route("Vectors of the tokens of texts.", EMBED_OTHERS, of_fields(token_vectors_of)),
-        "POST /embed_sparse": model_route("Sparse vectors of texts.", EMBED_OTHERS, of_fields(sparse_vectors_of)),
-        "POST /predict": model_route("Scores of the labels of texts.", PREDICT, of_fields(labels_of)),
-        "POST /similarity": model_route("Cosines of a text and others.", SIMILARITY, similarities),
-        "POST /decode": model_route("The texts of token ids.", DECODE, decoded),
-        "GET /info": Route(_info, "Facts about a model."),
+        "POST /": model_route("The request of the model's task.", BodyType(AnyTaskFields), answered),
+        "POST /embed": _of_task("Vectors of texts.", "embed"),
+        "POST /embed_all": _of_task("Vectors of the tokens of texts.", "tokens"),
+        "POST /embed_sparse": _of_task("Sparse vectors of texts.", "sparse"),
+        "POST /predict": _of_task("Scores of the labels of texts.", "classify"),
+        "POST /similarity": model_route("Cosines of a text and others.", BodyType(SimilarityFields), similarities),
+        "POST /decode": model_route("The texts of token ids.", BodyType(DecodeFields), decoded),
+        "GET /info": facts_route("Facts about a model.", information),
     },
     error_body,
 )

@@ -13,7 +13,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.model.outputs import Task, scores_of
 from pellucid.serve.api import Api
-from pellucid.serve.encoder_inputs import check_task, encoded_texts, formatted, listed_inputs, model_route, truncating
+from pellucid.serve.encoder_inputs import check_task, encoded_texts, formatted, listed_inputs, truncating
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import (
     PLAIN_RULES,
@@ -26,9 +26,8 @@ from pellucid.serve.request_body import (
     TokenLimit,
     listed_texts,
 )
+from pellucid.serve.routes import model_route
 from pellucid.serve.served_model import ServedModel
-
-# The form of vLLM's responses about encoders.
 
 
 def listed(prefix: str, number: str, name: str, data: Sequence[dict[str, Any]], tokens: int) -> dict[str, Any]:
@@ -43,9 +42,6 @@ def listed(prefix: str, number: str, name: str, data: Sequence[dict[str, Any]], 
     }
 
 
-# /classify: the scores of the labels of texts.
-
-
 class ClassificationFields(ModelFields, frozen=True, kw_only=True):
     """Fields of /classify. Without ``use_activation``, the response has logits."""
 
@@ -54,15 +50,11 @@ class ClassificationFields(ModelFields, frozen=True, kw_only=True):
     use_activation: bool = True
 
 
-CLASSIFICATION = BodyType(ClassificationFields, PLAIN_RULES)
-
-
 def classified(body: RequestBody[ClassificationFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
     """Response body of /classify."""
     fields = body.fields
     check_task(llm, "classify")
-    limit = fields.truncate_prompt_tokens
-    encoded = encoded_texts(truncating(llm, limit), listed_inputs("input", fields.input), limit is not None)
+    encoded = encoded_texts(llm, listed_inputs("input", fields.input), limit=fields.truncate_prompt_tokens)
     data = [
         {
             "label": one.label,
@@ -73,8 +65,6 @@ def classified(body: RequestBody[ClassificationFields], llm: ServedModel, name: 
     ]
     return listed("classify", number, name, data, sum(map(len, encoded)))
 
-
-# /pooling: what a model makes of texts, for every task: vectors, vectors of tokens, scores of labels.
 
 PoolingTask = Literal["embed", "classify", "score", "token_embed", "token_classify"]
 NAMES: Mapping[Task, Sequence[PoolingTask]] = {
@@ -97,9 +87,6 @@ class PoolingFields(ModelFields, frozen=True, kw_only=True):
     use_activation: bool = True
 
 
-POOLING = BodyType(PoolingFields, PLAIN_RULES)
-
-
 def pooled(body: RequestBody[PoolingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
     """Response body of /pooling."""
     fields = body.fields
@@ -109,8 +96,7 @@ def pooled(body: RequestBody[PoolingFields], llm: ServedModel, name: str, number
         raise InvalidRequest(f"task={fields.task!r}: the task of {shown(llm.spec.name)} is {names[0]}: leave it out")
     if fields.dimensions is not None and llm.spec.task != "embed":
         raise InvalidRequest(f"dimensions={fields.dimensions}: only sentence vectors can be cut: leave it out")
-    limit = fields.truncate_prompt_tokens
-    encoded = encoded_texts(truncating(llm, limit), listed_inputs("input", fields.input), limit is not None)
+    encoded = encoded_texts(llm, listed_inputs("input", fields.input), limit=fields.truncate_prompt_tokens)
     data = [{"object": "pooling", "data": one} for one in _outputs(fields, llm, encoded)]
     return listed("pool", number, name, data, sum(map(len, encoded)))
 
@@ -134,9 +120,6 @@ def _outputs(fields: PoolingFields, llm: ServedModel, encoded: Sequence[list[int
     ]
 
 
-# /score: the relevance of texts to a text, or of pairs of texts.
-
-
 class ScoreFields(ModelFields, frozen=True, kw_only=True):
     """Fields of /score. A single ``text_1`` goes with every ``text_2``; else the texts go in pairs."""
 
@@ -151,11 +134,7 @@ SCORE = BodyType(ScoreFields, PLAIN_RULES)
 
 
 def scored(body: RequestBody[ScoreFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /score: the relevance of the second text to the first text of each pair.
-
-    Raises:
-        InvalidRequest: a field is wrong, or the model compares no texts.
-    """
+    """Response body of /score: the relevance of the second text to the first text of each pair."""
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
     first, second = listed_texts("text_1", fields.text_1), listed_texts("text_2", fields.text_2)
     for field, texts in (("text_1", first), ("text_2", second)):
@@ -180,8 +159,10 @@ VLLM = Api(
     {
         "POST /score": SCORES,
         "POST /v1/score": SCORES,
-        "POST /classify": model_route("Scores of the labels of texts.", CLASSIFICATION, classified),
-        "POST /pooling": model_route("What a model makes of texts.", POOLING, pooled),
+        "POST /classify": model_route(
+            "Scores of the labels of texts.", BodyType(ClassificationFields, PLAIN_RULES), classified
+        ),
+        "POST /pooling": model_route("What a model makes of texts.", BodyType(PoolingFields, PLAIN_RULES), pooled),
     },
     error_body,
 )

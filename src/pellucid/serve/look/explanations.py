@@ -150,9 +150,6 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
 
     The ``score`` of a node is the sum of the log-probabilities of its tokens, the score of a text this sum divided by
     the number of tokens to the power of ``length_penalty``.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
     """
     prompt, count = prompt_of(body, llm), body.fields.num_beams
     if prompt.answer:
@@ -293,12 +290,7 @@ def lens(body: RequestBody[LensFields], llm: LLM) -> dict[str, Any]:
 
 
 def _stream_edits(fields: PromptFields, llm: LLM) -> list[Edit]:
-    """The body's edits, for a run that a lens reads.
-
-    Raises:
-        InvalidRequest: an edit is wrong, or is after the residual stream (in the final norm or the head), which a lens
-            computes without edits.
-    """
+    """The body's edits, for a run that a lens reads."""
     edits = edits_of(fields.edits, llm)
     for one in select(llm.points, [edit.where for edit in edits]):
         if one.point.rows == "outputs" and llm.spec.generates:

@@ -63,11 +63,7 @@ FEATURE_FIELDS = ("dictionary", "feature", "layer", "clamp", "steer", "tokens")
 
 
 def edits_of(edits: Sequence[EditFields], llm: ServedModel) -> list[Edit]:
-    """The edits of a request.
-
-    Raises:
-        InvalidRequest: an edit is wrong; the message names it.
-    """
+    """The edits of a request."""
     if len(edits) > MAX_EDITS:
         raise InvalidRequest(f"edits has {len(edits):,} edits; the limit is {MAX_EDITS:,}")
     found = [edit for at, one in enumerate(edits) for edit in _edits(f"edits[{at}]", one, llm)]
@@ -77,11 +73,7 @@ def edits_of(edits: Sequence[EditFields], llm: ServedModel) -> list[Edit]:
 
 
 def dictionary_of(field: str, name: str | None, llm: ServedModel) -> Dictionary:
-    """The dictionary with a name.
-
-    Raises:
-        InvalidRequest: the model has no such dictionary, or runs in other processes.
-    """
+    """The dictionary with a name."""
     if not isinstance(llm, LLM):
         raise InvalidRequest(
             f"{field}={brief(name)}: features can be changed only in the server's own process: serve without replicas"
@@ -181,11 +173,7 @@ class PromptTokens:
 
 
 def prompt_of(body: RequestBody[Any], llm: ServedModel) -> PromptTokens:
-    """Tokens of the prompt or the messages of a body with ``PromptFields``.
-
-    Raises:
-        InvalidRequest: the body has neither or both, or an ``answer`` for a model without a source.
-    """
+    """Tokens of the prompt or the messages of a body with ``PromptFields``."""
     messages, prompt, answer = body.raw.get("messages"), body.fields.prompt, body.fields.answer
     if (messages is None) == (prompt is None):
         raise InvalidRequest("prompt: give either a prompt (a text, or token ids) or messages")

@@ -141,11 +141,7 @@ class TraceReading:
             yield view.title, view.select_from(sequence[view.point])
 
     def _refuse_large(self) -> None:
-        """Refuse a request whose arrays may be too large, before it runs.
-
-        Raises:
-            InvalidRequest: the arrays take more than ``MAX_ANSWER`` bytes if all tokens are generated.
-        """
+        """Refuse a request whose arrays may be too large, before it runs."""
         sizes = {title: VALUE_BYTES * math.prod(shape) for title, shape in self._shapes()}
         if (size := sum(sizes.values())) > MAX_ANSWER:
             largest = max(sizes, key=lambda title: sizes[title])
@@ -185,11 +181,7 @@ class PatternView:
 
     @classmethod
     def of(cls, name: str, fields: ViewFields, llm: LLM) -> PatternView:
-        """Read a view. ``name`` is its place in the request.
-
-        Raises:
-            InvalidRequest: a field is wrong.
-        """
+        """Read a view. ``name`` is its place in the request."""
         point = llm.points.get(fields.point)
         if point is None or point.kind != "pattern":
             raise InvalidRequest(

@@ -46,9 +46,6 @@ def weights(body: RequestBody[WeightsFields], llm: LLM) -> dict[str, Any]:
     input[columns] + bias, with a single weight; "embedding": value = factor * weights, with a single weight of the
     table's ``row``, added to the ``input`` if there is one. ``bias`` is null if there is none. ``columns`` are the
     first component of the input and the end.
-
-    Raises:
-        InvalidRequest: the point is no product of weights, or a field is wrong or missing.
     """
     fields, point = body.fields, _point(llm, body.fields.point)
     optimized = (point.of_source and llm.plan.encoder) or llm.plan
