@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
 from pellucid.cli import common
+from pellucid.cli.command import OptionGroup
 from pellucid.errors import InvalidRequest
 from pellucid.util.checks import real, whole
 
@@ -90,28 +91,6 @@ class ServingOptions:
         )
 
 
-Cluster = Annotated[
-    str | None,
-    common.text(
-        "ADDRESS",
-        "Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
-        "pip install 'pellucid[cluster]'.",
-        ...,
-    ),
-]
-ReplicaCount = Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.", ...)]
-MaxReplicas = Annotated[
-    Any, common.count("Maximum replicas of each model under load, with --cluster. Default: --replicas.", ...)
-]
-ReplicaCpus = Annotated[
-    Any, common.count("Cores of each replica, with --cluster. Default: the cores of this machine.", ...)
-]
-StageCount = Annotated[
-    Any,
-    common.count(
-        "Machines of each replica, with --cluster. Each machine runs a part of the model's blocks. Default: 1.", ...
-    ),
-]
 MAX_REPLICAS, MAX_CPUS, MAX_STAGES = 10_000, 1024, 1000
 SECRET = "PELLUCID_CLUSTER_SECRET"
 
@@ -128,29 +107,6 @@ class Replicas:
     maximum: int
     cpus: int
     stages: int
-
-    @classmethod
-    def of(
-        cls, address: str | None, minimum: int | None, maximum: int | None, cpus: int | None, stages: int | None
-    ) -> Replicas | None:
-        """Check the options; None if no cluster is requested."""
-        from pellucid.runtime.processors import processors
-
-        options = {"--replicas": minimum, "--max-replicas": maximum, "--replica-cpus": cpus, "--stages": stages}
-        if address is None:
-            for name, value in options.items():
-                if value is not None:
-                    raise InvalidRequest(f"{name} {value} is for a cluster: add --cluster auto, or --cluster ADDRESS")
-            return None
-        minimum = 1 if minimum is None else whole("replicas", minimum, 1, MAX_REPLICAS)
-        maximum = minimum if maximum is None else whole("max_replicas", maximum, minimum, MAX_REPLICAS)
-        return cls(
-            address,
-            minimum,
-            maximum,
-            processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MAX_CPUS),
-            1 if stages is None else whole("stages", stages, 1, MAX_STAGES),
-        )
 
     def serve(
         self,
@@ -210,6 +166,60 @@ class Replicas:
                 f"--stages {self.stages}: a model in stages cannot have a draft model: remove --draft or --stages"
             )
         return ReplicaSettings(source, options, self.cpus, self.minimum, self.maximum, self.stages)
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Options of commands that can run models on a cluster. `FixedCluster` has no ``max_replicas``."""
+
+    cluster: Annotated[
+        str | None,
+        common.text(
+            "ADDRESS",
+            "Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
+            "pip install 'pellucid[cluster]'.",
+            ...,
+        ),
+    ] = None
+    replicas: Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.", ...)] = None
+    max_replicas: Annotated[
+        Any, common.count("Maximum replicas of each model under load, with --cluster. Default: --replicas.", ...)
+    ] = None
+    replica_cpus: Annotated[
+        Any, common.count("Cores of each replica, with --cluster. Default: the cores of this machine.", ...)
+    ] = None
+    stages: Annotated[
+        Any,
+        common.count(
+            "Machines of each replica, with --cluster. Each machine runs a part of the model's blocks. Default: 1.", ...
+        ),
+    ] = None
+
+    def checked(self) -> Replicas | None:
+        """The replicas; None if no cluster is requested."""
+        from pellucid.runtime.processors import processors
+
+        if self.cluster is None:
+            for name in ("replicas", "max_replicas", "replica_cpus", "stages"):
+                if (value := getattr(self, name)) is not None:
+                    option = f"--{name.replace('_', '-')} {value}"
+                    raise InvalidRequest(f"{option} is for a cluster: add --cluster auto, or --cluster ADDRESS")
+            return None
+        minimum = 1 if self.replicas is None else whole("replicas", self.replicas, 1, MAX_REPLICAS)
+        most, cpus = self.max_replicas, self.replica_cpus
+        return Replicas(
+            self.cluster,
+            minimum,
+            minimum if most is None else whole("max_replicas", most, minimum, MAX_REPLICAS),
+            processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MAX_CPUS),
+            1 if self.stages is None else whole("stages", self.stages, 1, MAX_STAGES),
+        )
+
+
+CLUSTER = get_type_hints(ClusterOptions, include_extras=True)
+FixedCluster: TypeAlias = Annotated[
+    ClusterOptions, OptionGroup({name: one for name, one in CLUSTER.items() if name != "max_replicas"})
+]
 
 
 def _outlive_hangups() -> None:

@@ -13,17 +13,7 @@ from pellucid.cli import common
 from pellucid.cli.command import command
 from pellucid.cli.loading import Loading, ServerLoading, load, with_template
 from pellucid.cli.sampling_options import Guards, VectorFolder, registered
-from pellucid.cli.serving_options import (
-    Cluster,
-    MaxReplicas,
-    ReplicaCount,
-    ReplicaCpus,
-    Replicas,
-    ServingOptions,
-    StageCount,
-    Texts,
-    repeated,
-)
+from pellucid.cli.serving_options import ClusterOptions, ServingOptions, Texts, repeated
 from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief, one_line, shown
 from pellucid.util.checks import real, whole
@@ -66,11 +56,7 @@ def serve_command(
     *,
     serving: ServingOptions,
     loading: ServerLoading,
-    cluster: Cluster = None,
-    replicas: ReplicaCount = None,
-    max_replicas: MaxReplicas = None,
-    replica_cpus: ReplicaCpus = None,
-    stages: StageCount = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Serve models over HTTP, with the APIs of OpenAI, Anthropic and Ollama.
 
@@ -100,9 +86,9 @@ def serve_command(
         llm.vectors = control
         return llm
 
-    if cluster_replicas := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
+    if replicas := cluster.checked():
         loads = {name: (sources[name], first_options if name == names[0] else options) for name in names}
-        cluster_replicas.serve(loads, waiting, control, rules, settings, signer)
+        replicas.serve(loads, waiting, control, rules, settings, signer)
     else:
         serve(names, load_served, int(limit), rules, settings, pull=pulled if pull else None)
 

@@ -215,10 +215,11 @@ class AnyTaskFields(TruncationFields, frozen=True, kw_only=True):
     parameters: LabelParameters | None = None
 
 
+OTHER_VECTORS = BodyType(VectorInputFields)
 BY_TASK: Mapping[Task, tuple[BodyType[Any], Callable[[Any, ServedModel], list[Any]]]] = {
     "embed": (BodyType(TeiEmbeddingFields), vectors_of),
-    "sparse": (BodyType(VectorInputFields), sparse_vectors_of),
-    "tokens": (BodyType(VectorInputFields), token_vectors_of),
+    "sparse": (OTHER_VECTORS, sparse_vectors_of),
+    "tokens": (OTHER_VECTORS, token_vectors_of),
     "classify": (BodyType(PredictFields), labels_of),
 }
 """The body and the function of its fields and the model."""
