@@ -17,20 +17,7 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from pellucid.errors import (
-    BodyTooLong,
-    CacheFull,
-    ContextOverflow,
-    DeadlinePassed,
-    InvalidRequest,
-    ModelNotFound,
-    NotFound,
-    PellucidError,
-    QueueFull,
-    TemplateError,
-    UnsupportedModel,
-    UnsupportedTask,
-)
+from pellucid import errors
 from pellucid.errors.messages import reason
 from pellucid.serve.live_requests import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
@@ -44,11 +31,11 @@ from pellucid.util.registry import discover
 # Details of an error that programs read besides its HTTP status: a code, and the name of the wrong field.
 
 CODES: Sequence[tuple[type[Exception], str]] = (
-    (ContextOverflow, "context_length_exceeded"),
-    (ModelNotFound, "model_not_found"),
-    (QueueFull, "server_is_overloaded"),
-    (CacheFull, "server_is_overloaded"),
-    (DeadlinePassed, "request_timeout"),
+    (errors.ContextOverflow, "context_length_exceeded"),
+    (errors.ModelNotFound, "model_not_found"),
+    (errors.QueueFull, "server_is_overloaded"),
+    (errors.CacheFull, "server_is_overloaded"),
+    (errors.DeadlinePassed, "request_timeout"),
 )
 """OpenAI's code for each error class. The first class that matches applies."""
 UNKNOWN = re.compile(r"unknown option '([^']+)'")
@@ -76,10 +63,10 @@ def error_details(error: Exception, schema: Mapping[str, Any] | None) -> ErrorDe
     """Code and field of an error, for a request whose body has this schema."""
     code = next((code for kind, code in CODES if isinstance(error, kind)), None)
     schema = schema or {"properties": {}, "required": []}
-    if isinstance(error, ContextOverflow):
+    if isinstance(error, errors.ContextOverflow):
         texts = [name for name in schema["required"] if name != "model"]
         return ErrorDetails(code, texts[0] if texts else None)
-    if not isinstance(error, InvalidRequest):
+    if not isinstance(error, errors.InvalidRequest):
         return ErrorDetails(code)
     message = str(error)
     if match := UNKNOWN.match(message):
@@ -94,17 +81,17 @@ T = TypeVar("T")
 Events: TypeAlias = "AsyncGenerator[dict[str, Any], None]"
 MOST_BODY = 16 << 20  # bytes of a request body
 TOO_LONG = f"the body is longer than {MOST_BODY >> 20} MiB: send less"
-STATUS: Sequence[tuple[type[PellucidError], int]] = (
-    (UnsupportedTask, 501),
-    (BodyTooLong, 413),
-    (InvalidRequest, 400),
-    (TemplateError, 400),
-    (NotFound, 404),
-    (QueueFull, 503),
-    (CacheFull, 503),
-    (DeadlinePassed, 408),
-    (UnsupportedModel, 501),
-    (PellucidError, 500),
+STATUS: Sequence[tuple[type[errors.PellucidError], int]] = (
+    (errors.UnsupportedTask, 501),
+    (errors.BodyTooLong, 413),
+    (errors.InvalidRequest, 400),
+    (errors.TemplateError, 400),
+    (errors.NotFound, 404),
+    (errors.QueueFull, 503),
+    (errors.CacheFull, 503),
+    (errors.DeadlinePassed, 408),
+    (errors.UnsupportedModel, 501),
+    (errors.PellucidError, 500),
 )
 """HTTP status of each error class. The first class that matches applies."""
 
@@ -239,7 +226,7 @@ class ClientCall:
         async for part in self.request.stream():
             size += len(part)
             if size > MOST_BODY:
-                raise BodyTooLong(TOO_LONG)
+                raise errors.BodyTooLong(TOO_LONG)
             parts.append(part)
         body = b"".join(parts)
         identity = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
@@ -247,7 +234,7 @@ class ClientCall:
         try:
             return json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"the body is not JSON: {reason(error)}") from error
+            raise errors.InvalidRequest(f"the body is not JSON: {reason(error)}") from error
 
     async def cancelled_on_disconnect(self, work: Coroutine[Any, Any, T]) -> T:
         """Result of ``work``. Cancels ``work`` when the client disconnects.

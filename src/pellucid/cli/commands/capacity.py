@@ -9,18 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pellucid.cli import common
+from pellucid.cli import common, planning
 from pellucid.cli.command import command
 from pellucid.cli.loading import Loading
-from pellucid.cli.planning import (
-    MachinesFile,
-    certainty,
-    machines_of,
-    model_size,
-    refuse_unused_pin,
-    step_costs,
-    this_machine_once,
-)
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line
 from pellucid.util.checks import real, whole
@@ -59,7 +50,7 @@ def capacity_command(
     turns: Any = common.count("Requests of a conversation; each prompt contains the conversation so far.", 1),
     think: str = common.text("TIME", "Time from an answer to the next request of the conversation.", "20s"),
     day: str = common.text("NAME", "Change of the rate over the day: office (busy in the daytime) or flat.", "office"),
-    machines: MachinesFile = None,
+    machines: planning.MachinesFile = None,
     seed: Any = common.count("Seed of the simulated requests.", 0),
     *,
     loading: Loading,
@@ -93,13 +84,13 @@ def capacity_command(
         raise InvalidRequest(f"day={brief(day)}: must be one of {', '.join(DAYS)}")
     measured = not on_paper(model)
     if not measured:
-        refuse_unused_pin(loading)
-    size = model_size(model, loading)
+        planning.refuse_unused_pin(loading)
+    size = planning.model_size(model, loading)
     _refuse_long(traffic, size.limits.context)
-    here = this_machine_once(loading.threads)
-    kinds = machines_of(machines, here)
+    here = planning.this_machine_once(loading.threads)
+    kinds = planning.machines_of(machines, here)
     stages = _stages(size, kinds.kinds)
-    costs = step_costs(model, size, kinds, here, loading, measured=measured, served=True)
+    costs = planning.step_costs(model, size, kinds, here, loading, measured=measured, served=True)
     results = [
         _capacity(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])
         for kind, of_one, count in zip(kinds.kinds, costs, stages)
@@ -192,7 +183,7 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic,
         print(
             f"these machines cannot reach {goals.first_token:g} s to the first token and "
             f"{goals.per_token * 1e3:g} ms per token, even for a single request\n"
-            f"{certainty(measured)}"
+            f"{planning.certainty(measured)}"
         )
         return
     columns = ("hours", ">requests/s", ">machines", ">tokens/s", ">first token", ">per token", ">busy", ">prefix hits")
@@ -209,7 +200,7 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic,
         f"if the number of machines follows the load, and {24 * result.machines:,} if it does not. Times are in "
         "milliseconds: median, p95, p99."
     )
-    print(certainty(measured) + machine_range(result, measured))
+    print(planning.certainty(measured) + machine_range(result, measured))
     if result.machines > machine.count and machine.source != "measured":
         print(f"there are only {machine.count:,} of {one_line(machine.name)}")
     if failure := result.first_failure:

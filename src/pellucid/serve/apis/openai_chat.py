@@ -11,6 +11,7 @@ from msgspec import Meta, field
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.sample.logprobs import joined
+from pellucid.serve import openai_parts as openai
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Events
 from pellucid.serve.apis.llamacpp_fields import with_telemetry
 from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings
@@ -18,18 +19,6 @@ from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallA
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields, Tool, ToolChoice, tool_choice, tool_of
 from pellucid.serve.generation_options import ignored
-from pellucid.serve.openai_parts import (
-    OPENAI_RULES,
-    REASONS,
-    StreamOptions,
-    chat_logprobs,
-    error_body,
-    receipt_field,
-    response_head,
-    scores_field,
-    scores_of_token,
-    usage,
-)
 from pellucid.serve.request_body import BodyType, Choices, Fields, ModelFields, RequestBody, TopLogprobs
 from pellucid.serve.routes import Tokens, generating_route, model_route, plain_route
 from pellucid.serve.served_model import ServedModel
@@ -185,7 +174,7 @@ class ChatFields(ConversationFields, frozen=True, kw_only=True):
 
     n: Choices = 1
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: openai.StreamOptions = openai.StreamOptions()
     logprobs: bool = False
     top_logprobs: TopLogprobs | None = None
     tools: Annotated[Sequence[FunctionTool], Meta(max_length=MAX_TOOLS)] = ()
@@ -197,7 +186,7 @@ class ChatFields(ConversationFields, frozen=True, kw_only=True):
     verbose: bool = False
 
 
-CHAT = BodyType(ChatFields, OPENAI_RULES)
+CHAT = BodyType(ChatFields, openai.OPENAI_RULES)
 
 
 @dataclass(frozen=True)
@@ -237,29 +226,30 @@ class ChatRequest(ChatRunRequest):
         return cls(ChatRun(llm, conversation), logprobs, fields.stream_options.include_usage)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        generations = self.run.group.results()
+        group, generations = self.run.group, self.run.group.results()
         answers = [self.run.answer(one) for one in generations]
+        scores = [openai.scores_field(output, self.run.tokenizer) for output in group.outputs]
         return {
-            **response_head(f"chatcmpl-{number}", "chat.completion", name),
+            **openai.response_head(f"chatcmpl-{number}", "chat.completion", name),
             "choices": [
-                {**self._choice(at, one, answer), **scores_field(self.run.group.outputs[at], self.run.tokenizer)}
-                for at, (one, answer) in enumerate(zip(generations, answers))
+                {**self._choice(at, one, answer), **own}
+                for at, (one, answer, own) in enumerate(zip(generations, answers, scores))
             ],
-            "usage": usage(generations, sum(self.run.tokens(one.reasoning) for one in answers)),
+            "usage": openai.usage(generations, sum(self.run.tokens(one.reasoning) for one in answers)),
         }
 
     async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         """Chunks of the response. Each chunk has the text that a token completes."""
-        run, begin = self.run, response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
+        run, begin = self.run, self.blank(name, number)
         called, reasoning = set[int](), [""] * run.count
         for at in range(run.count):
             yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
         async for at, group, token, parts, _ in tokens:
             logprobs = None
             if self.logprobs is not None and token.logprobs is not None:
-                logprobs = chat_logprobs(joined([token.logprobs], self.logprobs), run.tokenizer)
+                logprobs = openai.chat_logprobs(joined([token.logprobs], self.logprobs), run.tokenizer)
             deltas = [_part_delta(part) for part in parts]
-            scores = scores_of_token(token, run.tokenizer)
+            scores = openai.scores_of_token(token, run.tokenizer)
             if (logprobs or scores) and not deltas:
                 deltas = [{"content": ""}]
             for delta in deltas:
@@ -270,14 +260,15 @@ class ChatRequest(ChatRunRequest):
             if token.finish_reason:
                 reason = finish_reason(token.finish_reason, at in called)
                 last = {**_delta(at, {}, None), "finish_reason": reason}
-                yield {**begin, "choices": [{**last, **receipt_field(group.results()[at])}]}
+                yield {**begin, "choices": [{**last, **openai.receipt_field(group.results()[at])}]}
         if self.with_usage:
-            used = usage(run.group.results(), sum(map(run.tokens, reasoning)))
+            used = openai.usage(run.group.results(), sum(map(run.tokens, reasoning)))
             yield {**begin, "choices": [], "usage": used}
 
     def blank(self, name: str, number: str) -> dict[str, Any]:
         """A chunk without text."""
-        return {**response_head(f"chatcmpl-{number}", "chat.completion.chunk", name), "choices": [_delta(0, {}, None)]}
+        head = openai.response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
+        return {**head, "choices": [_delta(0, {}, None)]}
 
     def _choice(self, at: int, generation: Generation, answer: ChatAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
@@ -289,18 +280,19 @@ class ChatRequest(ChatRunRequest):
                 {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
                 for one in answer.calls
             ]
+        logprobs = generation.logprobs
         return {
             "index": at,
             "message": message,
-            "logprobs": None if generation.logprobs is None else chat_logprobs(generation.logprobs, self.run.tokenizer),
+            "logprobs": None if logprobs is None else openai.chat_logprobs(logprobs, self.run.tokenizer),
             "finish_reason": finish_reason(generation.finish_reason, bool(answer.calls)),
-            **receipt_field(generation),
+            **openai.receipt_field(generation),
         }
 
 
 def finish_reason(reason: str | None, called: bool) -> str:
     """OpenAI's finish reason."""
-    name = REASONS[reason]
+    name = openai.REASONS[reason]
     return "tool_calls" if called and name == "stop" else name
 
 
@@ -352,6 +344,6 @@ OPENAI = Api(
         ),
         "POST /v1/embeddings": model_route("Vectors of texts.", EMBEDDING, embeddings),
     },
-    error_body,
+    openai.error_body,
     prefixes=("/",),
 )

@@ -16,6 +16,7 @@ from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
+from pellucid.serve import openai_parts as openai
 from pellucid.serve.api import Events
 from pellucid.serve.encoder_inputs import (
     VectorFormat,
@@ -28,19 +29,6 @@ from pellucid.serve.encoder_inputs import (
     prompt_of_purpose,
 )
 from pellucid.serve.generation_options import add_stop_tokens
-from pellucid.serve.openai_parts import (
-    OPENAI_RULES,
-    REASONS,
-    StreamOptions,
-    finite,
-    receipt_field,
-    response_head,
-    scores_field,
-    scores_of_token,
-    token_text,
-    total_usage,
-    usage,
-)
 from pellucid.serve.request_body import (
     BodyRules,
     BodyType,
@@ -60,7 +48,6 @@ from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
 
 MOST_PROMPTS = 1024
-KIND = "text_completion"
 USUAL_TOKENS = 16  # OpenAI's default of max_tokens
 
 
@@ -70,7 +57,7 @@ class CompletionFields(ModelFields, frozen=True, kw_only=True):
     prompt: Prompt
     n: Choices = 1
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: openai.StreamOptions = openai.StreamOptions()
     best_of: Choices | None = None
     echo: bool = False
     logprobs: TopLogprobs | None = None
@@ -80,7 +67,7 @@ class CompletionFields(ModelFields, frozen=True, kw_only=True):
     verbose: bool = False
 
 
-COMPLETION = BodyType(CompletionFields, OPENAI_RULES)
+COMPLETION = BodyType(CompletionFields, openai.OPENAI_RULES)
 
 
 @dataclass(frozen=True)
@@ -139,22 +126,22 @@ class CompletionRequest(Unparsed):
         choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
         for group in self.groups:
             generations = self._results(group)
-            used.append(usage(generations))
+            used.append(openai.usage(generations))
             ranked = list(zip(generations, group.outputs))
             if self.best_of is not None:
                 ranked.sort(key=lambda pair: -pair[0].mean_logprob)
             for one, output in ranked[: self.choices]:
                 writer = self._writer(group)
                 text, logprobs = writer.written(one.text, None if self.logprobs is None else one.logprobs)
-                reason = REASONS[one.finish_reason]
-                scores = {} if self.scores else scores_field(output, self.tokenizer)
+                reason = openai.REASONS[one.finish_reason]
+                scores = {} if self.scores else openai.scores_field(output, self.tokenizer)
                 choice = _choice(len(choices), text, logprobs, reason)
-                choices.append({**choice, **scores, **receipt_field(one)})
-        return {**response_head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": total_usage(used)}
+                choices.append({**choice, **scores, **openai.receipt_field(one)})
+        return {**self.blank(name, number), "choices": choices, "usage": openai.total_usage(used)}
 
     async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         """Chunks of the texts, prompt by prompt."""
-        begin = response_head(f"cmpl-{number}", KIND, name)
+        begin = self.blank(name, number)
         writers = [self._writer(group) for group in self.groups for _ in range(self.choices)]
         async for choice, group, output, _, count in tokens:
             at, reason, logprobs = output.sequence, output.finish_reason, None
@@ -163,18 +150,19 @@ class CompletionRequest(Unparsed):
                 token = group.outputs[at].logprobs[count - 1]
                 logprobs = joined([] if self.scores else [token], self.logprobs)
             text, shown = writers[choice].written("" if self.scores else output.text, logprobs)
-            scores = {} if self.scores else scores_of_token(output, self.tokenizer)
+            scores = {} if self.scores else openai.scores_of_token(output, self.tokenizer)
             if text or reason or shown or scores:
-                ended = "length" if self.scores else REASONS[reason] if reason else None
-                receipt = receipt_field(self._results(group)[at]) if reason else {}
+                ended = "length" if self.scores else openai.REASONS[reason] if reason else None
+                receipt = openai.receipt_field(self._results(group)[at]) if reason else {}
                 yield {**begin, "choices": [{**_choice(choice, text, shown, ended), **scores, **receipt}]}
         if self.with_usage:
-            used = total_usage([usage(self._results(group)) for group in self.groups])
+            used = openai.total_usage([openai.usage(self._results(group)) for group in self.groups])
             yield {**begin, "choices": [], "usage": used}
 
     def blank(self, name: str, number: str) -> dict[str, Any]:
         """A chunk without text."""
-        return {**response_head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
+        head = openai.response_head(f"cmpl-{number}", "text_completion", name)
+        return {**head, "choices": [_choice(0, "", None, None)]}
 
     def _results(self, group: Request) -> list[Generation]:
         """Generations of a prompt; without text if only the prompt is scored."""
@@ -219,14 +207,14 @@ class ChoiceWriter:
         parts = [logprobs]
         tokens, values, tops = list[str](), list[float | None](), list[dict[str, float] | None]()
         if echoed and (before := self._group.prompt_output.logprobs) is not None:
-            tokens, values, tops = [token_text(ids[0], self._tokenizer)], [None], [None]
+            tokens, values, tops = [openai.token_text(ids[0], self._tokenizer)], [None], [None]
             parts.insert(0, before)
         for part in parts:
-            tokens += [token_text(int(token), self._tokenizer) for token in part.ids]
-            values += [finite(float(value)) for value in part.chosen]
+            tokens += [openai.token_text(int(token), self._tokenizer) for token in part.ids]
+            values += [openai.finite(float(value)) for value in part.chosen]
             tops += [
                 {
-                    token_text(int(token), self._tokenizer): finite(float(value))
+                    openai.token_text(int(token), self._tokenizer): openai.finite(float(value))
                     for token, value in zip(ids, row)
                     if token >= 0
                 }

@@ -14,15 +14,6 @@ from pellucid.measure.profile import profile_turns
 from pellucid.plan.points import Point
 from pellucid.sample.step import steps
 from pellucid.serve.look import explanations as explain
-from pellucid.serve.look.explanations import (
-    BeamsFields,
-    FeaturesFields,
-    GraphFields,
-    active_features,
-    beams,
-    described,
-    graph,
-)
 from pellucid.serve.look.weight_rows import WeightsFields, weights
 from pellucid.serve.request_body import BodyType, Count, F, Fields, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
@@ -78,7 +69,7 @@ def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
         "graph": shape["graph"],
         "recommended": llm.recommended,
         "steps": list(steps()),
-        "dictionaries": {name: described(one) for name, one in llm.dictionaries.items()},
+        "dictionaries": {name: explain.described(one) for name, one in llm.dictionaries.items()},
         "vectors": {name: sorted(one.directions) for name, one in llm.vectors.vectors.items()},
         "probes": {
             name: {"point": one.point, "guard": llm.vectors.guards.get(name)}
@@ -178,14 +169,18 @@ QUERIES: Mapping[str, ModelQuery] = {
     "models": _query("The shape of a model, and its hook points.", FactsFields, model_facts),
     "lens": _query("Predictions after each block (logit lens).", explain.LensFields, explain.lens),
     "features": _query(
-        "The active features of a dictionary at each token of a prompt.", FeaturesFields, active_features
+        "The active features of a dictionary at each token of a prompt.",
+        explain.FeaturesFields,
+        explain.active_features,
     ),
-    "beams": _query("A beam search, with the tree of all candidates.", BeamsFields, beams),
+    "beams": _query("A beam search, with the tree of all candidates.", explain.BeamsFields, explain.beams),
     "profile": _query("The times of a step's operations beside the limits of the machine.", ProfileFields, profile),
     "attribution": _query(
         "Contribution of each part to the logit of a token.", explain.AttributionFields, explain.attribution
     ),
-    "graph": _query("Attribution graph of the next token, in Neuronpedia's format.", GraphFields, graph),
+    "graph": _query(
+        "Attribution graph of the next token, in Neuronpedia's format.", explain.GraphFields, explain.graph
+    ),
     "neighbours": _query("The nearest tokens of token ids or words.", explain.NeighboursFields, explain.neighbours),
     "weights": _query(
         "The weights of one number of a point, and the input that they multiply.", WeightsFields, weights
