@@ -62,7 +62,6 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
 
 
 def _simulated(spec: ModelSpec, name: str) -> ModelSpec:
-    """``spec``, if its steps can be simulated. Raises InvalidRequest otherwise."""
     if not spec.generates:
         raise InvalidRequest(f"{shown(name)} generates no text: name a language model")
     if spec.encoder:

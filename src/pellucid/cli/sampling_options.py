@@ -87,19 +87,11 @@ def _parameter(name: str, help: str, parse: Callable[[str], Any] | None, default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _split_names(text: str) -> list[str]:
-    return [name.strip() for name in text.replace(";", ",").split(",") if name.strip()]
-
-
-def _split_ids(text: str) -> list[Any]:
-    return [common.to_int(part) for part in text.split(",") if part.strip()]
-
-
 OWN: Mapping[str, Any] = {
-    "samplers": _split_names,
+    "samplers": lambda text: [name.strip() for name in text.replace(";", ",").split(",") if name.strip()],
     "seed": common.to_int,
     "stop": None,
-    "stop_token_ids": _split_ids,
+    "stop_token_ids": lambda text: [common.to_int(part) for part in text.split(",") if part.strip()],
     "ignore_eos": bool,
     "max_new_tokens": common.to_int,
     "max_time": common.to_float,

@@ -225,7 +225,8 @@ class _Line:
                 self._options += [target, prefix + value]
         else:
             given = f"{name}{'' if value is None else f' {shown(value)}'}"
-            line = f"{given}: {other.why or f'the values are {_listed(other)}'}"
+            known = ", ".join(filter(None, other.words))
+            line = f"{given}: {other.why or f'the values are {known}'}"
             if other.refused or not other.why:
                 raise InvalidRequest(line)
             print(f"pellucid: {line}", file=sys.stderr)
@@ -258,10 +259,6 @@ class _Line:
                 return
             yield from values
         yield from words  # too many, as Typer's error says
-
-
-def _listed(other: OtherOption) -> str:
-    return ", ".join(filter(None, other.words))
 
 
 def _normal(name: str) -> str:

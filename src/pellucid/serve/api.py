@@ -209,19 +209,11 @@ class ClientCall:
         return self.model(self.request.query_params.get("model", ""))
 
     async def read(self, body: BodyType[F]) -> RequestBody[F]:
-        """Receive and decode the body.
-
-        Raises:
-            InvalidRequest: the body is too long or is not JSON, or a field is unknown, missing or wrong.
-        """
+        """Receive and decode the body."""
         return body.decode(await self.json())
 
     async def json(self) -> Any:
-        """Read and parse the body.
-
-        Raises:
-            InvalidRequest: the body is too long or is not JSON.
-        """
+        """Read and parse the body."""
         parts, size = list[bytes](), 0
         async for part in self.request.stream():
             size += len(part)

@@ -125,7 +125,6 @@ class Guard:
         self._app, self._rules, self._seconds = app, rules, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry point."""
         if scope["type"] == "http":
             refused = (
                 _malformed(scope)

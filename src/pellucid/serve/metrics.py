@@ -127,7 +127,6 @@ class Metrics:
                     between.observe(after - before)
 
     def text(self) -> bytes:
-        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 

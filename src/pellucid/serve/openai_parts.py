@@ -77,7 +77,6 @@ def usage(generations: Sequence[Generation], reasoning: int = 0) -> dict[str, An
 
 
 def total_usage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sum of usages."""
     return {
         name: total_usage([part[name] for part in parts])
         if isinstance(value, dict)
@@ -123,7 +122,6 @@ def finite(value: float) -> float:
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in OpenAI's form."""
     kind, code = ERRORS.get(status, ("invalid_request_error" if status < 500 else "server_error", None))
     return {"error": {"message": message, "type": kind, "param": details.param, "code": details.code or code}}
 

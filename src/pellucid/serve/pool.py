@@ -141,7 +141,6 @@ class ModelPool:
 
     @property
     def loaded(self) -> list[str]:
-        """Names of the loaded models."""
         return list(self._loaded)
 
     def llm(self, name: str) -> ServedModel | None:
@@ -314,7 +313,6 @@ class ModelPool:
         return Served(llm, size)
 
     async def close(self) -> None:
-        """Unload all models."""
         for timer in self._unload_timers.values():
             timer.cancel()
         async with self._lock:

@@ -126,7 +126,6 @@ class BodyType(Generic[F]):
 
     @cached_property
     def schema(self) -> Schema:
-        """JSON schema of the body."""
         rules, own = self.rules, schema_of(self.struct)
         renamed = {name: rules.options[option] for name, option in rules.renamed.items() if rules.options}
         only = {name: {"const": value, "description": "No other value."} for name, value in rules.only.items()}

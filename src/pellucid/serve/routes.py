@@ -65,9 +65,7 @@ class Generating(Protocol):
     """A parsed request that generates. The HTTP server and batches run it in the same way."""
 
     @property
-    def groups(self) -> Sequence[Request]:
-        """The engine requests."""
-        ...
+    def groups(self) -> Sequence[Request]: ...
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
         """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
@@ -106,7 +104,6 @@ class Unparsed:
     """Base of requests whose texts have no reasoning and no tool calls."""
 
     def parsers(self) -> Sequence[AnswerParser]:
-        """No parsers."""
         return ()
 
 

@@ -171,7 +171,12 @@ def verify_command(
                 bars.close()
                 print(_line(verified[-1]))
     if json:
-        common.print_json([_document(model) for model in verified])
+        common.print_json(
+            [
+                {"name": one.name, "path": str(one.path), "ok": one.ok, "files": list(map(asdict, one.files))}
+                for one in verified
+            ]
+        )
     for model in verified:
         try:
             model.raise_if_damaged()
@@ -189,7 +194,3 @@ def _line(model: Verified) -> str:
         return f"{model.name}  ok, {size / 1e6:.1f} MB"
     damaged = [f"{one_line(file.name)} {file.problem}" for file in model.files if file.problem]
     return f"{model.name}  damaged: {'; '.join(damaged)}"
-
-
-def _document(model: Verified) -> dict[str, object]:
-    return {"name": model.name, "path": str(model.path), "ok": model.ok, "files": list(map(asdict, model.files))}

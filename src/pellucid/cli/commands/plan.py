@@ -289,7 +289,10 @@ def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line
         blocks.setdefault(_block(op), []).append(index)
     firsts: dict[tuple[object, ...], int] = {}
     like = {
-        block: firsts.setdefault(tuple(_signature(operations[i]) for i in indices), block)
+        block: firsts.setdefault(
+            tuple((op.stage.split(".", 2)[2], op.kernel, op.shape) for op in map(operations.__getitem__, indices)),
+            block,
+        )
         for block, indices in blocks.items()
         if block >= 0
     }
@@ -312,9 +315,4 @@ def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line
 
 
 def _block(op: Operation) -> int:
-    """Number of an operation's block; -1 for an operation outside the blocks."""
     return int(op.stage.split(".")[1]) if op.stage.startswith("blocks.") else -1
-
-
-def _signature(op: Operation) -> tuple[object, ...]:
-    return op.stage.split(".", 2)[2], op.kernel, op.shape

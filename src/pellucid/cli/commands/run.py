@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NOTICE_AFTER = 2.0
 """Seconds without input until a message says that standard input is being read."""
+WAITING = "pellucid: reading standard input until it ends; < /dev/null leaves it out"
 
 
 def prompt_text(words: Sequence[str] | None) -> str | None:
@@ -63,7 +64,7 @@ def _without_last_break(text: str) -> str:
 
 def _standard_input() -> str:
     """The text of standard input. A message explains a long wait, as some programs leave the input of others open."""
-    notice = threading.Timer(NOTICE_AFTER, _say_waiting)
+    notice = threading.Timer(NOTICE_AFTER, print, (WAITING,), {"file": sys.stderr})
     notice.daemon = True
     if not sys.stdin.isatty():
         notice.start()
@@ -71,10 +72,6 @@ def _standard_input() -> str:
         return _without_last_break(common.standard_input())
     finally:
         notice.cancel()
-
-
-def _say_waiting() -> None:
-    print("pellucid: reading standard input until it ends; < /dev/null leaves it out", file=sys.stderr)
 
 
 def with_form(inputs: Inputs, text: str, *, system: str | None, raw: bool | None) -> PromptInput:

@@ -170,7 +170,6 @@ def beams_command(
 
 
 def _tree(result: Beams, tokenizer: Tokenizer) -> None:
-    """Print the search tree, a line for each candidate."""
     rows = []
     for node in result.tree[1:]:
         state = {"extended": "goes on", "finished": f"finished, {node.final_score or 0:.4f}"}.get(node.state, node.why)

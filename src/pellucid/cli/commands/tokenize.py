@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
@@ -10,7 +10,7 @@ from pellucid.cli.command import command
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.explain import ExplainedToken, Explanation, PreToken
+    from pellucid.tokenize.explain import Explanation, PreToken
 
 COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
 CONTROL = "bold reverse"
@@ -43,7 +43,11 @@ def tokenize_command(
         common.print_json(document if explain else {"text": document["text"], "tokens": document["tokens"]})
         return
     _coloured(explanation)
-    _table(explanation.tokens)
+    rows = []
+    for at, token in enumerate(explanation.tokens):
+        where = "" if token.special else f"{token.start}-{token.end}"
+        rows.append((str(at), str(token.id), one_line(token.piece), token.bytes.hex(" "), where))
+    common.print_table(">", ">id", "piece", "bytes", "|characters", rows=rows)
     if explain:
         _stages(explanation)
 
@@ -60,14 +64,6 @@ def _coloured(explanation: Explanation) -> None:
         line.append(shown, CONTROL if token.special else COLOURS[at % len(COLOURS)])
     common.show(line)
     print()
-
-
-def _table(tokens: Sequence[ExplainedToken]) -> None:
-    rows = []
-    for at, token in enumerate(tokens):
-        where = "" if token.special else f"{token.start}-{token.end}"
-        rows.append((str(at), str(token.id), one_line(token.piece), token.bytes.hex(" "), where))
-    common.print_table(">", ">id", "piece", "bytes", "|characters", rows=rows)
 
 
 def _stages(explanation: Explanation) -> None:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 
 class _Opened(NamedTuple):
-    """A model's file and tokenizer."""
-
     checkpoint: Checkpoint
     model: Model
     tokenizer: Tokenizer

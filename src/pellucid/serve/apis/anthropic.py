@@ -266,7 +266,6 @@ ERROR_TYPES = {
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in Anthropic's form."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     error: dict[str, Any] = {"type": kind, "message": message}
     if details.param == THREAD:
@@ -334,7 +333,6 @@ class BlockEvents:
         self._number, self._kind = -1, ""
 
     def of(self, part: Part) -> list[dict[str, Any]]:
-        """Events of a part."""
         if isinstance(part, CallStart):
             self.called = True
             return self._begin(_tool_use(part.id, part.name, {}))

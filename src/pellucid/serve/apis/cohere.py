@@ -48,7 +48,6 @@ def meta(version: int, tokens: int, **units: int) -> dict[str, Any]:
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in Cohere's form."""
     return {"message": message}
 
 

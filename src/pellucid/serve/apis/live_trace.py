@@ -82,7 +82,6 @@ class _TraceResponse(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry point."""
         try:
             await super().__call__(scope, receive, send)
         finally:

@@ -51,7 +51,6 @@ TYPES: Mapping[int, str] = {
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in llama.cpp's form."""
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     if details.code == "context_length_exceeded":
         kind = "exceed_context_size_error"

@@ -290,7 +290,6 @@ INFILL = BodyType(InfillFields, LLAMACPP_RULES)
 
 
 def infill_request(body: RequestBody[InfillFields], llm: ServedModel) -> LlamaCompletion:
-    """Read an infill request."""
     fields = body.fields
     if len(fields.input_extra) > MAX_FILES:
         raise InvalidRequest(f"input_extra has {len(fields.input_extra):,} files; the limit is {MAX_FILES}")

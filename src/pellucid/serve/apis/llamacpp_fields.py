@@ -73,7 +73,6 @@ class LlamaFields(ModelFields, frozen=True, kw_only=True):
 
 
 def options_of_body(body: RequestBody[Any], llm: ServedModel) -> dict[str, Any]:
-    """Generation options of a body."""
     samplers: Sequence[str] | None = body.fields.samplers
     bias, stop = body.given.pop("logit_bias", None), body.given.pop("stop", None)
     options = body.options(llm.recommended)
@@ -224,15 +223,12 @@ class TelemetryRequest:
 
     @property
     def groups(self) -> Sequence[Request]:
-        """Engine groups of the request."""
         return self.request.groups
 
     def parsers(self) -> Sequence[AnswerParser]:
-        """Parsers of the request."""
         return self.request.parsers()
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
-        """Response body with telemetry."""
         response = self.request.answer(name, number)
         assert isinstance(response, dict)
         if self.own:
@@ -243,7 +239,6 @@ class TelemetryRequest:
         return {**response, "timings": timings(self.groups[-1])} if shows_times else response
 
     async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
-        """Stream events with telemetry."""
         fields, events, shown = self.fields, self.request.stream(name, number, tokens), False
         if fields.return_progress:
             events = with_progress(events, self.groups[0], lambda: self.request.blank(name, number))

@@ -55,8 +55,6 @@ from pellucid.weights.sources.source import Silent
 
 @dataclass(frozen=True)
 class OllamaChat(ChatRunRequest):
-    """A chat request that runs on the engine."""
-
     @classmethod
     def of(cls, body: RequestBody[ChatOptions], llm: ServedModel) -> OllamaChat:
         fields, messages = body.fields, _messages(body.raw["messages"])
@@ -155,7 +153,6 @@ class OllamaGenerate:
 
     @property
     def groups(self) -> list[Request]:
-        """The engine request, whose options are already checked."""
         return [self.group]
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
@@ -165,7 +162,6 @@ class OllamaGenerate:
         return last_chunk(name, generation, **_content(answer), **self._context(), **shown)
 
     def parsers(self) -> list[AnswerParser]:
-        """The parser of an answer; none for raw text."""
         return self.run.parsers() if self.run else []
 
     async def stream(self, name: str, number: str, tokens: Tokens) -> Events:

@@ -100,7 +100,6 @@ class ChunkLogprobs:
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in Ollama's form."""
     return {"error": message}
 
 
@@ -156,13 +155,11 @@ class GenerateOptions(OllamaFields, frozen=True, kw_only=True):
 
     @property
     def answer_schema(self) -> Any:
-        """JSON schema of the answer; None: any text."""
         if isinstance(self.format, dict):
             return self.format  # {} is any JSON
         return {"type": "object"} if self.format == "json" else None
 
     def variables(self, llm: ServedModel) -> dict[str, Any]:
-        """Chat template variables for the field ``think``."""
         if self.think is None:
             return {}
         if self.think and not chat_style(llm.tokenizer).reasons:

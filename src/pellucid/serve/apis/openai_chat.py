@@ -110,7 +110,6 @@ class ResponseFormat(Fields, frozen=True):
 
     @property
     def answer_schema(self) -> Any:
-        """JSON schema of the answer; None: any text."""
         if self.json_schema is not None:
             return self.json_schema.schema
         return {"type": "object"} if self.type == "json_object" and self.schema is None else self.schema
@@ -133,7 +132,6 @@ class FlatResponseFormat(Fields, frozen=True):
 
     @property
     def answer_schema(self) -> Any:
-        """JSON schema of the answer; None: any text."""
         return {"type": "object"} if self.type == "json_object" and self.schema is None else self.schema
 
 
@@ -155,7 +153,6 @@ class ConversationFields(ModelFields, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
 
     def variables(self) -> dict[str, Any]:
-        """Variables of the chat template."""
         variables = dict(self.chat_template_kwargs)
         for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"):
             if name in variables:
@@ -266,7 +263,6 @@ class ChatRequest(ChatRunRequest):
             yield {**begin, "choices": [], "usage": used}
 
     def blank(self, name: str, number: str) -> dict[str, Any]:
-        """A chunk without text."""
         head = openai.response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
         return {**head, "choices": [_delta(0, {}, None)]}
 

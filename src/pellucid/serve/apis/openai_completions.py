@@ -160,7 +160,6 @@ class CompletionRequest(Unparsed):
             yield {**begin, "choices": [], "usage": used}
 
     def blank(self, name: str, number: str) -> dict[str, Any]:
-        """A chunk without text."""
         head = openai.response_head(f"cmpl-{number}", "text_completion", name)
         return {**head, "choices": [_choice(0, "", None, None)]}
 
@@ -273,7 +272,6 @@ EMBEDDING = BodyType(
 
 
 def embeddings(body: RequestBody[EmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /v1/embeddings."""
     check_task(llm, "embed")
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
     texts, cut = listed_inputs("input", fields.input), fields.truncate or None

@@ -92,7 +92,6 @@ class ItemEvents:
         return "".join(part["text"] for part in parts)
 
     def of(self, part: Part) -> list[Event]:
-        """Events of a part."""
         if isinstance(part, CallStart):
             item = {"call_id": part.id, "name": part.name, "arguments": ""}
             return self._begin("function_call", "fc", item)

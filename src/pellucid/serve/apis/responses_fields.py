@@ -5,6 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeAlias
@@ -264,7 +265,7 @@ def truncated(llm: ServedModel, conversation: Conversation) -> Conversation:
     for roles in (("user",), ("user", "assistant")):
         starts = [at for at, one in enumerate(rest) if at and one.get("role") in roles]
         if starts and fits(starts[-1]):
-            return without(_first(starts, fits))
+            return without(starts[bisect_left(starts[:-1], True, key=fits)])  # the last number fits
     raise ContextOverflow(
         f"the prompt is too long: the system messages and the last message leave less than {llm.context - limit:,} of "
         f"{llm.context:,} tokens for the answer: shorten them"
@@ -272,16 +273,6 @@ def truncated(llm: ServedModel, conversation: Conversation) -> Conversation:
 
 
 def counted(body: RequestBody[InputFields], llm: ServedModel, own: OwnResponses) -> int:
-    """Number of tokens of a body's input."""
     cuts = body.fields.truncation == "auto"
     conversation = conversation_of(body, items_of(body.raw["input"], own), {}, own)
     return len(prompt_of(llm, truncated(llm, conversation) if cuts else conversation, any_length=True))
-
-
-def _first(starts: Sequence[int], fits: Any) -> int:
-    """The first of ascending numbers that fits, by binary search. The last number fits."""
-    low, high = 0, len(starts) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(starts[middle]) else (middle + 1, high)
-    return starts[low]

@@ -232,7 +232,6 @@ def _of_task(summary: str, task: Task) -> Route:
 
 
 def answered(body: RequestBody[AnyTaskFields], llm: ServedModel, name: str, number: str) -> list[Any]:
-    """Response body of POST /, by the task of the model."""
     check_task(llm, *BY_TASK)
     body_type, answer = BY_TASK[llm.spec.task]
     return answer(body_type.decode(body.raw).fields, llm)

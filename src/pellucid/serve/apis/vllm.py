@@ -51,7 +51,6 @@ class ClassificationFields(ModelFields, frozen=True, kw_only=True):
 
 
 def classified(body: RequestBody[ClassificationFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /classify."""
     fields = body.fields
     check_task(llm, "classify")
     encoded = encoded_texts(llm, listed_inputs("input", fields.input), limit=fields.truncate_prompt_tokens)
@@ -88,7 +87,6 @@ class PoolingFields(ModelFields, frozen=True, kw_only=True):
 
 
 def pooled(body: RequestBody[PoolingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /pooling."""
     fields = body.fields
     check_task(llm, *NAMES)
     names = NAMES[llm.spec.task]

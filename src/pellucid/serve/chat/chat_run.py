@@ -254,9 +254,7 @@ class ChatRunRequest:
 
     @property
     def groups(self) -> list[Request]:
-        """The engine request, checked."""
         return [self.run.group]
 
     def parsers(self) -> list[AnswerParser]:
-        """A new parser for each answer."""
         return self.run.parsers()

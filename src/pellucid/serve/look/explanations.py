@@ -74,7 +74,6 @@ def active_features(body: RequestBody[FeaturesFields], llm: LLM) -> dict[str, An
 
 
 def described(dictionary: Dictionary) -> Mapping[str, Any]:
-    """Facts about a dictionary."""
     coders = dictionary.coders
     return {
         "kind": dictionary.kind,
@@ -238,7 +237,6 @@ def tokenization(body: RequestBody[TextTokenizeFields], llm: LLM) -> dict[str, A
 
 
 def pieces(body: RequestBody[PiecesFields], llm: LLM) -> dict[str, Any]:
-    """Texts of tokens."""
     ids = _checked_ids(body.fields.ids, llm, MAX_IDS)
     return {"pieces": [llm.tokenizer.piece(token) for token in ids]}
 

@@ -63,7 +63,6 @@ FEATURE_FIELDS = ("dictionary", "feature", "layer", "clamp", "steer", "tokens")
 
 
 def edits_of(edits: Sequence[EditFields], llm: ServedModel) -> list[Edit]:
-    """The edits of a request."""
     if len(edits) > MAX_EDITS:
         raise InvalidRequest(f"edits has {len(edits):,} edits; the limit is {MAX_EDITS:,}")
     found = [edit for at, one in enumerate(edits) for edit in _edits(f"edits[{at}]", one, llm)]
@@ -218,7 +217,6 @@ def prompt_fields(tokenizer: Tokenizer, prompt: PromptTokens) -> dict[str, Any]:
 
 
 def source_fields(tokenizer: Tokenizer, source: list[int]) -> dict[str, Any]:
-    """The tokens of a source with their texts."""
     return {"ids": source, **described(tokenizer, source)}
 
 

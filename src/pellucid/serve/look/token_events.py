@@ -322,7 +322,6 @@ class LookGeneration(Unparsed):
         return cls(llm, [request], values, prompt)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """All events as one list."""
         (group,) = self.groups
         (generation,) = group.results()
         builder, grouper = group.outputs[0], self._grouper()
