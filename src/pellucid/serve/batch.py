@@ -22,22 +22,12 @@ from typing import Any
 from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
+from pellucid.serve import batch_output
 from pellucid.serve.api import error_details, status_of
 from pellucid.serve.apis.cohere import RANKING, ranked
 from pellucid.serve.apis.openai_chat import CHAT, ChatRequest
 from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings
 from pellucid.serve.apis.vllm import SCORE, scored
-from pellucid.serve.batch_output import (
-    DIGITS,
-    EARLY,
-    STANDARD,
-    AnswerId,
-    BatchOutput,
-    hash_of,
-    is_failed,
-    lines_of,
-    title,
-)
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
 from pellucid.serve.routes import Generating
@@ -93,11 +83,11 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
         InvalidRequest: a line is not a request, or its custom_id is a duplicate; the message names the line.
     """
     seen = set[str]()
-    for number, _, raw in lines_of(path):
+    for number, _, raw in batch_output.lines_of(path):
         line = _line(path, number, raw)
         if line.custom_id in seen:
             raise InvalidRequest(
-                f"{title(path)}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
+                f"{batch_output.title(path)}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
                 "give each request another custom_id"
             )
         seen.add(line.custom_id)
@@ -105,7 +95,7 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
 
 
 def _line(path: Path, number: int, raw: bytes) -> RequestLine:
-    where = f"{title(path)}, line {number:,}"
+    where = f"{batch_output.title(path)}, line {number:,}"
     try:
         parsed = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -138,11 +128,12 @@ class Batch:
 
     def __init__(self, source: Path, target: Path, name: str | None = None, together: int = 64) -> None:
         self._name, self._together = name, together
-        for output in (target, target.with_name(target.name + EARLY)) if str(target) != STANDARD else ():
-            refuse_same("OUT", output, [source])
+        if str(target) != batch_output.STANDARD:
+            for output in (target, target.with_name(target.name + batch_output.EARLY)):
+                refuse_same("OUT", output, [source])
         self._requests = list(read_lines(source))
-        self._hashes = {line.custom_id: hash_of([line.url, line.body]) for line in self._requests}
-        self._output = BatchOutput(target, self._hashes)
+        self._hashes = {line.custom_id: batch_output.hash_of([line.url, line.body]) for line in self._requests}
+        self._output = batch_output.BatchOutput(target, self._hashes)
         missing = self._output.missing
         self.lines = [line for line in self._requests if line.custom_id in missing]
         self.total, self.answered = len(self._requests), len(self._requests) - len(self.lines)
@@ -183,7 +174,7 @@ class Batch:
         Raises:
             InvalidRequest: the output has answers of another model, or of other options.
         """
-        self._bound = model[:DIGITS], options[:DIGITS]
+        self._bound = model[: batch_output.DIGITS], options[: batch_output.DIGITS]
         self._output.bind(*self._bound)
 
     def run(self, llm: ServedModel, report: Callable[[int, int], object] = lambda done, total: None) -> None:
@@ -231,7 +222,7 @@ class Batch:
             status = status_of(error)
             content = error_body(status, str(error), error_details(error, body_type.schema))
         return {
-            "id": str(AnswerId(self._hashes[line.custom_id], *self._bound)),
+            "id": str(batch_output.AnswerId(self._hashes[line.custom_id], *self._bound)),
             "custom_id": line.custom_id,
             "response": {"status_code": status, "request_id": number, "body": content},
             "error": None,
@@ -241,4 +232,4 @@ class Batch:
         # ASCII only: some line readers also split at U+2028.
         self._output.write({one["custom_id"]: json.dumps(one).encode() + b"\n" for one in answers})
         self.answered += len(answers)
-        self._output.failed += sum(map(is_failed, answers))
+        self._output.failed += sum(map(batch_output.is_failed, answers))

@@ -18,15 +18,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.api import Events
-from pellucid.serve.apis.llamacpp_fields import (
-    LLAMACPP_RULES,
-    LlamaFields,
-    options_of_body,
-    settings_of,
-    single,
-    timings,
-    with_progress,
-)
+from pellucid.serve.apis import llamacpp_fields as llama
 from pellucid.serve.chat.messages import joined_texts
 from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.openai_parts import finite, receipt_field, scores_field, scores_of_token, token_text
@@ -108,7 +100,7 @@ KINDS = {"length": "limit", "time": "limit"}
 MAX_FIELDS = 256
 
 
-class LlamaCompletionFields(LlamaFields, frozen=True, kw_only=True):
+class LlamaCompletionFields(llama.LlamaFields, frozen=True, kw_only=True):
     """Fields of /completion."""
 
     prompt: LlamaPrompts
@@ -116,7 +108,7 @@ class LlamaCompletionFields(LlamaFields, frozen=True, kw_only=True):
     n_cmpl: Choices | None = None
 
 
-COMPLETION = BodyType(LlamaCompletionFields, LLAMACPP_RULES)
+COMPLETION = BodyType(LlamaCompletionFields, llama.LLAMACPP_RULES)
 
 
 @dataclass(frozen=True)
@@ -129,7 +121,7 @@ class LlamaCompletion(Unparsed):
     groups: Sequence[Request]
     count: int
     is_list: bool
-    fields: LlamaFields
+    fields: llama.LlamaFields
     tokenizer: Tokenizer
 
     @classmethod
@@ -149,13 +141,13 @@ class LlamaCompletion(Unparsed):
         stop_tokens: Sequence[int] = (),
     ) -> LlamaCompletion:
         """Build a request from prompts and the options of a body, whose fields are ``LlamaFields``."""
-        fields, options = body.fields, options_of_body(body, llm)
+        fields, options = body.fields, llama.options_of_body(body, llm)
         add_stop_tokens(options, stop_tokens)
         if fields.post_sampling_probs:
             options["logprobs_of"] = "chain"
         groups = [llm.request(prompt, count, **options) for prompt in prompts]
         if fields.return_progress:
-            single(groups, "return_progress")
+            llama.single(groups, "return_progress")
         return cls(groups, count, is_list, fields, llm.tokenizer)
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
@@ -168,7 +160,7 @@ class LlamaCompletion(Unparsed):
         events: Events = self._pieces(name, tokens)
         if self.fields.return_progress:
             blank = {"index": 0, "content": "", "tokens": [], "stop": False, "id_slot": -1}
-            events = with_progress(events, self.groups[0], lambda: blank)
+            events = llama.with_progress(events, self.groups[0], lambda: blank)
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -189,7 +181,7 @@ class LlamaCompletion(Unparsed):
                 event["completion_probabilities"] = self._probabilities(one.logprobs[count - 1 : count])
             event |= scores_of_token(output, self.tokenizer)
             if self.fields.timings_per_token:
-                event["timings"] = timings(group, output.sequence)
+                event["timings"] = llama.timings(group, output.sequence)
             yield event
             if output.finish_reason:
                 yield self._end(name, group, choice, "", [])
@@ -223,14 +215,14 @@ class LlamaCompletion(Unparsed):
             "model": name,
             "tokens_predicted": generation.usage.generated_tokens,
             "tokens_evaluated": generation.usage.prompt_tokens,
-            "generation_settings": settings_of(options, generation.seed),
+            "generation_settings": llama.settings_of(options, generation.seed),
             "prompt": self.tokenizer.decode(group.prompt, skip_special=False),
             "has_new_line": "\n" in generation.text,
             "truncated": is_full,
             "stop_type": "word" if word else KINDS.get(generation.finish_reason or "", "eos"),
             "stopping_word": word,
             "tokens_cached": generation.usage.cached_tokens,
-            "timings": timings(group, at),
+            "timings": llama.timings(group, at),
             **receipt_field(generation),
         }
 
@@ -277,7 +269,7 @@ class ExtraFile(Struct, frozen=True):
     filename: str = "file"
 
 
-class InfillFields(LlamaFields, frozen=True, kw_only=True):
+class InfillFields(llama.LlamaFields, frozen=True, kw_only=True):
     """Fields of /infill. ``prompt`` continues ``input_prefix``."""
 
     input_prefix: str = ""
@@ -286,7 +278,7 @@ class InfillFields(LlamaFields, frozen=True, kw_only=True):
     input_extra: Sequence[ExtraFile] = ()
 
 
-INFILL = BodyType(InfillFields, LLAMACPP_RULES)
+INFILL = BodyType(InfillFields, llama.LLAMACPP_RULES)
 
 
 def infill_request(body: RequestBody[InfillFields], llm: ServedModel) -> LlamaCompletion:

@@ -15,15 +15,7 @@ from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
 from pellucid.sample.step import options_of, owners
 from pellucid.serve.api import NAMED_SSE, Api, ClientCall, Events, Route, json_response
-from pellucid.serve.apis.responses_fields import (
-    COUNT,
-    RESPONSE,
-    ResponseFields,
-    conversation_of,
-    counted,
-    items_of,
-    truncated,
-)
+from pellucid.serve.apis import responses_fields as fields
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
 from pellucid.serve.openai_parts import FIELD, error_body, receipt_field, scores_field, scores_of_token
@@ -165,13 +157,13 @@ class ResponseRequest(ChatRunRequest):
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, body: RequestBody[ResponseFields], llm: ServedModel, own: OwnResponses) -> ResponseRequest:
-        items = items_of(body.raw["input"], own)
+    def of(cls, body: RequestBody[fields.ResponseFields], llm: ServedModel, own: OwnResponses) -> ResponseRequest:
+        items = fields.items_of(body.raw["input"], own)
         form = body.fields.text.format
         schema = None if form is None else form.answer_schema
-        conversation = conversation_of(body, items, llm.recommended, own, schema)
+        conversation = fields.conversation_of(body, items, llm.recommended, own, schema)
         cuts = body.fields.truncation == "auto"
-        run = ChatRun(llm, truncated(llm, conversation) if cuts else conversation)
+        run = ChatRun(llm, fields.truncated(llm, conversation) if cuts else conversation)
         echoed = echoed_fields(body.raw, conversation.options)
         return cls(run, echoed, items, own, body.fields.store)
 
@@ -286,15 +278,15 @@ def _own(call: ClientCall) -> OwnResponses:
 
 
 async def _responses(call: ClientCall) -> Response:
-    body, own = await call.read(RESPONSE), _own(call)
+    body, own = await call.read(fields.RESPONSE), _own(call)
     name, stream = call.model(body.fields.model), NAMED_SSE if body.fields.stream else None
     return await generation_response(call, name, lambda llm: ResponseRequest.of(body, llm, own), stream)
 
 
 async def _input_tokens(call: ClientCall) -> Response:
-    body, own = await call.read(COUNT), _own(call)
+    body, own = await call.read(fields.COUNT), _own(call)
     async with call.use(call.model(body.fields.model)) as llm:
-        count = await run_in_threadpool(counted, body, llm, own)
+        count = await run_in_threadpool(fields.counted, body, llm, own)
         return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
@@ -326,9 +318,9 @@ def _refused(why: str) -> Route:
 RESPONSES = Api(
     "responses",
     {
-        "POST /v1/responses": Route(_responses, "Answer a conversation.", RESPONSE, NAMED_SSE.media_type),
+        "POST /v1/responses": Route(_responses, "Answer a conversation.", fields.RESPONSE, NAMED_SSE.media_type),
         "GET /v1/responses": _refused("there is no WebSocket and no list of responses; use POST with stream=true"),
-        "POST /v1/responses/input_tokens": Route(_input_tokens, "Count a conversation's tokens.", COUNT),
+        "POST /v1/responses/input_tokens": Route(_input_tokens, "Count a conversation's tokens.", fields.COUNT),
         "POST /v1/responses/compact": _refused(
             'conversations are not compacted; truncation="auto" drops their first messages'
         ),

@@ -23,14 +23,7 @@ from pellucid.plan.points import Point
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.api import Events, array_body
 from pellucid.serve.generation_options import CONTROL, OPENAI_DEFAULTS, generation_options
-from pellucid.serve.look.prompt_fields import (
-    PromptFields,
-    PromptTokens,
-    edits_of,
-    prompt_fields,
-    prompt_of,
-    token_fields,
-)
+from pellucid.serve.look import prompt_fields as prompts
 from pellucid.serve.look.trace_reading import checked_names
 from pellucid.serve.openai_parts import OPENAI_RULES, usage
 from pellucid.serve.request_body import BodyRules, BodyType, RequestBody
@@ -77,7 +70,7 @@ class StreamedValues:
     def of(
         cls,
         llm: ServedModel,
-        prompt: PromptTokens,
+        prompt: prompts.PromptTokens,
         points: Sequence[str],
         norms: Sequence[str],
         options: dict[str, Any],
@@ -276,7 +269,7 @@ async def with_values(
 DEFAULT_TOKENS = 64
 
 
-class LookGenerateFields(PromptFields, frozen=True, kw_only=True):
+class LookGenerateFields(prompts.PromptFields, frozen=True, kw_only=True):
     """Fields of /look/generate. ``points`` and ``norms`` add the values of points, as in /look/trace."""
 
     points: Sequence[str] = ()
@@ -307,11 +300,11 @@ class LookGeneration(Unparsed):
     llm: ServedModel
     groups: Sequence[Request]
     values: StreamedValues | None
-    prompt: PromptTokens
+    prompt: prompts.PromptTokens
 
     @classmethod
     def of(cls, body: RequestBody[LookGenerateFields], llm: ServedModel) -> LookGeneration:
-        prompt, edits = prompt_of(body, llm), edits_of(body.fields.edits, llm)
+        prompt, edits = prompts.prompt_of(body, llm), prompts.edits_of(body.fields.edits, llm)
         options = {"max_new_tokens": DEFAULT_TOKENS, **body.options(llm.recommended)}
         options["logprobs"] = body.fields.alternatives
         options.setdefault("logprobs_of", "both")
@@ -350,7 +343,7 @@ class LookGeneration(Unparsed):
 
     def _prompt(self) -> dict[str, Any]:
         norms = {"norms": self.values.norms} if self.values is not None and self.values.norms else {}
-        return {"type": "prompt", **prompt_fields(self.llm.tokenizer, self.prompt), **norms}
+        return {"type": "prompt", **prompts.prompt_fields(self.llm.tokenizer, self.prompt), **norms}
 
     def _grouper(self) -> CharacterGrouper:
         """A grouper that has read the prompt."""
@@ -363,7 +356,7 @@ class LookGeneration(Unparsed):
         tokenizer = self.llm.tokenizer
         ids = logprobs.top_ids.tolist()
         others = [
-            {**token_fields(tokenizer, token, grouper.then(token)), "probability": p}
+            {**prompts.token_fields(tokenizer, token, grouper.then(token)), "probability": p}
             for token, p in zip(ids, exponentials(logprobs.top).tolist())
         ]
         if logprobs.final is not None:
@@ -373,7 +366,7 @@ class LookGeneration(Unparsed):
             others = [{**one, "final_probability": p} for one, p in zip(others, finals)]
         return {
             "type": "token",
-            **token_fields(tokenizer, logprobs.id, grouper.push(logprobs.id)),
+            **prompts.token_fields(tokenizer, logprobs.id, grouper.push(logprobs.id)),
             "text": text,
             "probability": math.exp(logprobs.chosen),
             "rank": logprobs.rank,
