@@ -25,21 +25,19 @@ MAY_BE_EMPTY = ("system", "stop")
 """Options whose value may be empty: an empty system message is a message; ``stop`` has its own check."""
 
 
-def to_float(text: str) -> Any:
-    """``text`` as a float. Text that is not a number stays text, and the option's check rejects it."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _lenient(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    """Reads a number. Text that is no number stays text, and the option's check rejects it."""
+
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return read
 
 
-def to_int(text: str) -> Any:
-    """``text`` as an integer. Text that is not an integer stays text, and the option's check rejects it."""
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
+to_int, to_float = _lenient(int), _lenient(float)
 
 # Kinds of parameters. The default ``...`` belongs to a parameter that must be given, and to a declaration in an
 # annotation (``Annotated``), because its parameter states the default.
@@ -278,12 +276,8 @@ def _bar(still: bool) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[amount]}"),
-        TimeRemainingColumn(),
-    )
+    label, amount = TextColumn("{task.description}"), TextColumn("{task.fields[amount]}")
+    columns = (label, BarColumn(bar_width=16), amount, TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=not still)
 
 

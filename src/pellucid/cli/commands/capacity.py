@@ -228,13 +228,9 @@ def _request_tokens(traffic: Traffic) -> int:
 
 def _hours(hours: tuple[int, ...]) -> str:
     """Hours of a day as ranges: 9-11, 14-16."""
-    runs: list[list[int]] = []
-    for hour in hours:
-        if runs and runs[-1][1] == hour - 1:
-            runs[-1][1] = hour
-        else:
-            runs.append([hour, hour])
-    return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
+    from pellucid.trace.selection import runs_of
+
+    return ", ".join(f"{first}-{first + count - 1}" if count > 1 else str(first) for first, count in runs_of(hours))
 
 
 def _document(
