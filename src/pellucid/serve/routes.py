@@ -173,18 +173,21 @@ async def generation_response(
             call.events = 0
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
-            async with resources, aclosing(tokens_of(request)) as tokens:
+            async with resources:
                 to_skip = call.events
-                async with aclosing(request.stream(name, call.number, tokens)) as made:
-                    try:
+                try:
+                    async with (
+                        aclosing(tokens_of(request)) as tokens,
+                        aclosing(request.stream(name, call.number, tokens)) as made,
+                    ):
                         async for event in made:
                             # The client received the first events before it lost its connection.
                             if to_skip > 0:
                                 to_skip -= 1
                             else:
                                 yield event
-                    finally:
-                        call.metrics.observe(name, request.groups)
+                finally:
+                    call.metrics.observe(name, request.groups)
 
         return await event_stream(call, events(), stream, headers)
 
