@@ -15,28 +15,9 @@ from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
 from pellucid.encoders.tasks import embed
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.serve import encoder_inputs as encoders
+from pellucid.serve import request_body as bodies
 from pellucid.serve.api import NO_DETAILS, Api, ErrorDetails
-from pellucid.serve.encoder_inputs import (
-    VectorFormat,
-    check_task,
-    encoded_texts,
-    formatted,
-    prompt_of_purpose,
-    truncating,
-)
-from pellucid.serve.request_body import (
-    BodyRules,
-    BodyType,
-    Count,
-    Fields,
-    ModelFields,
-    RequestBody,
-    Texts,
-    TokenLimit,
-    TruncationSide,
-    listed_texts,
-    side_of,
-)
 from pellucid.serve.routes import model_route
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize.encoding import Side
@@ -52,23 +33,23 @@ def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) ->
 
 
 InputType = Literal["search_document", "search_query", "classification", "clustering", "image"]
-Formats = Annotated[list[VectorFormat], Meta(min_length=1, max_length=6)]
+Formats = Annotated[list[encoders.VectorFormat], Meta(min_length=1, max_length=6)]
 
 
-class EmbeddedText(Fields, frozen=True, kw_only=True):
+class EmbeddedText(bodies.Fields, frozen=True, kw_only=True):
     """A part of an input with several parts."""
 
     type: Literal["text"]
     text: str
 
 
-class PartedInput(Fields, frozen=True):
+class PartedInput(bodies.Fields, frozen=True):
     """An input of /v2/embed, in parts."""
 
     content: Annotated[list[EmbeddedText], Meta(min_length=1)]
 
 
-class CohereEmbeddingFields(ModelFields, frozen=True, kw_only=True):
+class CohereEmbeddingFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /v1/embed."""
 
     texts: list[str] | None = None
@@ -81,20 +62,24 @@ class CohereEmbeddingFieldsV2(CohereEmbeddingFields, frozen=True, kw_only=True):
     """Fields of /v2/embed."""
 
     inputs: list[PartedInput] | None = None
-    max_tokens: Count | None = None
-    output_dimension: Count | None = None
+    max_tokens: bodies.Count | None = None
+    output_dimension: bodies.Count | None = None
 
 
-RULES = BodyRules(only={"images": []})
+RULES = bodies.BodyRules(only={"images": []})
 
 
-def embedded_v1(body: RequestBody[CohereEmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+def embedded_v1(
+    body: bodies.RequestBody[CohereEmbeddingFields], llm: ServedModel, name: str, number: str
+) -> dict[str, Any]:
     """Response body of /v1/embed: a list of vectors, or lists by format if the request names formats."""
     fields = body.fields
     return _response(fields, llm, number, fields.texts or (), None, None, 1)
 
 
-def embedded_v2(body: RequestBody[CohereEmbeddingFieldsV2], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+def embedded_v2(
+    body: bodies.RequestBody[CohereEmbeddingFieldsV2], llm: ServedModel, name: str, number: str
+) -> dict[str, Any]:
     """Response body of /v2/embed: lists of vectors by format."""
     fields = body.fields
     if fields.input_type is None:
@@ -118,13 +103,13 @@ def _response(
         raise InvalidRequest("input_type='image': the server embeds texts only")
     if not texts:
         raise InvalidRequest("texts is missing: the request must have at least one text")
-    check_task(llm, "embed")
+    encoders.check_task(llm, "embed")
     side: Side = "left" if fields.truncate == "START" else "right"
-    prompt, cut = prompt_of_purpose(llm, fields.input_type), fields.truncate != "NONE"
-    encoded = encoded_texts(llm, listed_texts("texts", texts), cut, prompt, limit, side)
+    prompt, cut = encoders.prompt_of_purpose(llm, fields.input_type), fields.truncate != "NONE"
+    encoded = encoders.encoded_texts(llm, bodies.listed_texts("texts", texts), cut, prompt, limit, side)
     vectors, tokens = embed(llm, encoded, width), sum(map(len, encoded))
-    forms: Sequence[VectorFormat] = fields.embedding_types or ("float",)
-    found = {one: formatted(vectors, one) for one in forms}
+    forms: Sequence[encoders.VectorFormat] = fields.embedding_types or ("float",)
+    found = {one: encoders.formatted(vectors, one) for one in forms}
     by_type = version == 2 or fields.embedding_types is not None
     return {
         "id": f"embed-{number}",
@@ -148,7 +133,7 @@ SEARCH_UNIT = 100
 """Documents that Cohere bills as a search."""
 
 
-class RankingFields(ModelFields, frozen=True, kw_only=True):
+class RankingFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of a request that ranks. ``instruction`` says what makes a document relevant (``llm.rerank``).
 
     ``rank_fields`` are the fields of documents that the model reads; without it the model reads ``text``.
@@ -156,34 +141,36 @@ class RankingFields(ModelFields, frozen=True, kw_only=True):
 
     query: Annotated[str, Meta(min_length=1)]
     documents: Documents | None = None
-    texts: Texts | None = None
-    top_n: Count | None = None
+    texts: bodies.Texts | None = None
+    top_n: bodies.Count | None = None
     return_documents: bool = False
     return_text: bool = False
     truncate: bool = True
-    truncation_direction: TruncationSide = "Right"
-    truncate_prompt_tokens: TokenLimit | None = None
-    max_tokens_per_doc: Count | None = None
+    truncation_direction: bodies.TruncationSide = "Right"
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
+    max_tokens_per_doc: bodies.Count | None = None
     rank_fields: Annotated[list[str], Meta(min_length=1)] | None = None
     raw_scores: bool = False
     instruction: str = ""
 
 
-RANKING = BodyType(RankingFields, BodyRules(ignored=frozenset({"user"}), only={"max_chunks_per_doc": 1}), required=())
+RANKING = bodies.BodyType(
+    RankingFields, bodies.BodyRules(ignored=frozenset({"user"}), only={"max_chunks_per_doc": 1}), required=()
+)
 
 
 def ranked(
-    body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str, version: int = 1
+    body: bodies.RequestBody[RankingFields], llm: ServedModel, name: str, number: str, version: int = 1
 ) -> dict[str, Any] | list[Any]:
     """Response body of /rerank and /v1/rerank; of /v2/rerank with ``version`` 2 of Cohere's API."""
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
     documents = _documents(fields)
     field = "documents" if fields.texts is None else "texts"
-    check_task(llm, *PAIR_TASKS)
+    encoders.check_task(llm, *PAIR_TASKS)
     texts = [_text(f"{field}[{at}]", one, fields.rank_fields) for at, one in enumerate(documents)]
     if fields.max_tokens_per_doc is not None:
         texts = [_shortened(llm, text, fields.max_tokens_per_doc) for text in texts]
-    model = truncating(llm, limit, side_of(fields.truncation_direction))
+    model = encoders.truncating(llm, limit, bodies.side_of(fields.truncation_direction))
     pairs, truncate = [(fields.query, text) for text in texts], fields.truncate or limit is not None
     scores, tokens = pair_scores(model, pairs, truncate, instruction=fields.instruction, raw=fields.raw_scores)
     order = sorted(range(len(scores)), key=lambda at: -scores[at])[: fields.top_n]
@@ -219,7 +206,7 @@ def _documents(fields: RankingFields) -> Sequence[Document]:
         raise InvalidRequest("documents is missing: the request must have it")
     if not documents:
         raise InvalidRequest(f"{name}=[]: must have at least one text")
-    return listed_texts(name, documents)
+    return bodies.listed_texts(name, documents)
 
 
 def _text(where: str, document: Document, rank_fields: Sequence[str] | None) -> str:
@@ -244,10 +231,10 @@ def _shortened(llm: ServedModel, text: str, limit: int) -> str:
 COHERE = Api(
     "cohere",
     {
-        "POST /v1/embed": model_route("Vectors of texts.", BodyType(CohereEmbeddingFields, RULES), embedded_v1),
+        "POST /v1/embed": model_route("Vectors of texts.", bodies.BodyType(CohereEmbeddingFields, RULES), embedded_v1),
         "POST /v2/embed": model_route(
             "Vectors of texts in several formats.",
-            BodyType(CohereEmbeddingFieldsV2, RULES, required=("input_type",)),
+            bodies.BodyType(CohereEmbeddingFieldsV2, RULES, required=("input_type",)),
             embedded_v2,
         ),
         "POST /v2/rerank": model_route("Rank documents by a query.", RANKING, partial(ranked, version=2)),

@@ -19,23 +19,13 @@ from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import joined
+from pellucid.serve import request_body as bodies
 from pellucid.serve.api import NO_DETAILS, ErrorDetails
 from pellucid.serve.chat.chat_run import chat_style
 from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields
 from pellucid.serve.generation_options import LOGPROBS, checked_options, generation_options, ignored_schema
 from pellucid.serve.json_schema import closed_object
 from pellucid.serve.openai_parts import chat_logprobs, receipt_field, scores_field
-from pellucid.serve.request_body import (
-    BodyRules,
-    BodyType,
-    Count,
-    Fields,
-    ModelFields,
-    RequestBody,
-    Texts,
-    TokenId,
-    TopLogprobs,
-)
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_tokens
@@ -104,9 +94,9 @@ def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) ->
 
 
 GENERATION = generation_options("watch", *LOGPROBS)
-OPTIONS = BodyType(
-    Fields,
-    BodyRules(
+OPTIONS = bodies.BodyType(
+    bodies.Fields,
+    bodies.BodyRules(
         options=GENERATION,
         renamed={"num_predict": "max_new_tokens", "repeat_penalty": "repetition_penalty"},
         defaults={"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.0},
@@ -132,7 +122,7 @@ IDLE_OPTIONS = {
 }
 
 
-class OllamaFields(ModelFields, frozen=True, kw_only=True):
+class OllamaFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of all requests. Older clients send the model's name as ``name``."""
 
     name: str | None = None
@@ -147,7 +137,7 @@ class GenerateOptions(OllamaFields, frozen=True, kw_only=True):
     options: Annotated[dict[str, Any], Meta(extra_json_schema=dict(OPTIONS.schema))] = field(default_factory=dict)
     think: bool | Literal["low", "medium", "high"] | None = None
     logprobs: bool = False
-    top_logprobs: TopLogprobs | None = None
+    top_logprobs: bodies.TopLogprobs | None = None
 
     def __post_init__(self) -> None:
         if self.top_logprobs is not None and not self.logprobs:
@@ -170,7 +160,7 @@ class GenerateOptions(OllamaFields, frozen=True, kw_only=True):
         return {"enable_thinking": bool(self.think), **effort}
 
 
-class OllamaTool(Fields, frozen=True):
+class OllamaTool(bodies.Fields, frozen=True):
     """An entry of ``tools``."""
 
     function: FunctionFields
@@ -191,7 +181,7 @@ class PromptOptions(GenerateOptions, frozen=True, kw_only=True):
     suffix: str = ""
     system: str = ""
     raw: bool = False
-    context: Sequence[TokenId] = ()
+    context: Sequence[bodies.TokenId] = ()
 
 
 class IdleFields(OllamaFields, frozen=True, kw_only=True):
@@ -204,9 +194,9 @@ class IdleFields(OllamaFields, frozen=True, kw_only=True):
 class EmbedFields(IdleFields, frozen=True, kw_only=True):
     """Fields of /api/embed. ``prompt_name`` is Pellucid's: the prompt before each text."""
 
-    input: Texts
+    input: bodies.Texts
     truncate: bool = True
-    dimensions: Count | None = None
+    dimensions: bodies.Count | None = None
     prompt_name: str | None = None
 
 
@@ -228,17 +218,17 @@ class PullFields(OllamaFields, frozen=True, kw_only=True):
     stream: bool = True
 
 
-RULES = BodyRules(options=GENERATION, only={"images": [], "template": ""})
+RULES = bodies.BodyRules(options=GENERATION, only={"images": [], "template": ""})
 """``template`` is not supported, because it is a Go template, and the server uses the model's own Jinja template."""
-CHAT = BodyType(ChatOptions, RULES)
-GENERATE = BodyType(PromptOptions, RULES)
-EMBED = BodyType(EmbedFields)
-OLD_EMBED = BodyType(OldEmbedFields)
-SHOW = BodyType(ShowFields)
-PULL = BodyType(PullFields, BodyRules(only={"insecure": False}), required=("model",))
+CHAT = bodies.BodyType(ChatOptions, RULES)
+GENERATE = bodies.BodyType(PromptOptions, RULES)
+EMBED = bodies.BodyType(EmbedFields)
+OLD_EMBED = bodies.BodyType(OldEmbedFields)
+SHOW = bodies.BodyType(ShowFields)
+PULL = bodies.BodyType(PullFields, bodies.BodyRules(only={"insecure": False}), required=("model",))
 
 
-def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(body: bodies.RequestBody[Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
     """Generation options of a request. They may be in the field ``options`` or at the top level of the body."""
     fields: GenerateOptions = body.fields
     if repeated := fields.options.keys() & body.given.keys():
@@ -248,7 +238,7 @@ def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[s
     return {**options, "logprobs": fields.top_logprobs or 0} if fields.logprobs else options
 
 
-def refuse_options(body: RequestBody[Any], known: tuple[str, ...], what: str) -> None:
+def refuse_options(body: bodies.RequestBody[Any], known: tuple[str, ...], what: str) -> None:
     """For requests that do not generate: reject every generation option, and every other unknown field.
 
     A field is unknown if it is neither in ``known`` nor common to all requests. ``what`` is the end of the error.

@@ -16,32 +16,11 @@ from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
+from pellucid.serve import encoder_inputs as encoders
 from pellucid.serve import openai_parts as openai
+from pellucid.serve import request_body as bodies
 from pellucid.serve.api import Events
-from pellucid.serve.encoder_inputs import (
-    VectorFormat,
-    check_task,
-    encoded_texts,
-    formatted,
-    listed_inputs,
-    of_unit_length,
-    prompt_of_name,
-    prompt_of_purpose,
-)
 from pellucid.serve.generation_options import add_stop_tokens
-from pellucid.serve.request_body import (
-    BodyRules,
-    BodyType,
-    Choices,
-    Count,
-    Fields,
-    ModelFields,
-    Prompt,
-    RequestBody,
-    TokenId,
-    TokenLimit,
-    TopLogprobs,
-)
 from pellucid.serve.routes import Tokens, Unparsed
 from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
@@ -51,23 +30,23 @@ MOST_PROMPTS = 1024
 USUAL_TOKENS = 16  # OpenAI's default of max_tokens
 
 
-class CompletionFields(ModelFields, frozen=True, kw_only=True):
+class CompletionFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of a completion request. The last three fields come from llama.cpp (``llamacpp_fields.py``)."""
 
-    prompt: Prompt
-    n: Choices = 1
+    prompt: bodies.Prompt
+    n: bodies.Choices = 1
     stream: bool = False
     stream_options: openai.StreamOptions = openai.StreamOptions()
-    best_of: Choices | None = None
+    best_of: bodies.Choices | None = None
     echo: bool = False
-    logprobs: TopLogprobs | None = None
+    logprobs: bodies.TopLogprobs | None = None
     suffix: str | None = None
     timings_per_token: bool = False
     return_progress: bool = False
     verbose: bool = False
 
 
-COMPLETION = BodyType(CompletionFields, openai.OPENAI_RULES)
+COMPLETION = bodies.BodyType(CompletionFields, openai.OPENAI_RULES)
 
 
 @dataclass(frozen=True)
@@ -89,7 +68,7 @@ class CompletionRequest(Unparsed):
     with_usage: bool
 
     @classmethod
-    def of(cls, body: RequestBody[CompletionFields], llm: ServedModel) -> CompletionRequest:
+    def of(cls, body: bodies.RequestBody[CompletionFields], llm: ServedModel) -> CompletionRequest:
         fields = body.fields
         prompt: Any = fields.prompt
         choices, best_of, echo, logprobs = fields.n, fields.best_of, fields.echo, fields.logprobs
@@ -236,18 +215,19 @@ def _choice(number: int, text: str, logprobs: dict[str, Any] | None, reason: str
 # /v1/embeddings: sentence vectors of texts or token ids.
 
 
-class TextObject(Fields, frozen=True):
+class TextObject(bodies.Fields, frozen=True):
     """A text in Jina's form."""
 
     text: str
 
 
 TextInputs = Annotated[
-    str | list[str | TokenId | list[TokenId] | TextObject], Meta(title="a text, token ids, or a list of these")
+    str | list[str | bodies.TokenId | list[bodies.TokenId] | TextObject],
+    Meta(title="a text, token ids, or a list of these"),
 ]
 
 
-class EmbeddingFields(ModelFields, frozen=True, kw_only=True):
+class EmbeddingFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of an embedding request.
 
     The prompt before each text is named by ``prompt_name``, or by its purpose: ``input_type`` (vLLM, Cohere, Voyage) or
@@ -256,38 +236,39 @@ class EmbeddingFields(ModelFields, frozen=True, kw_only=True):
 
     input: TextInputs
     encoding_format: Literal["float", "base64"] | None = None
-    embedding_type: VectorFormat | None = None
-    dimensions: Count | None = None
+    embedding_type: encoders.VectorFormat | None = None
+    dimensions: bodies.Count | None = None
     prompt_name: str | None = None
     input_type: str | None = None
     task: str | None = None
     truncate: bool = False
-    truncate_prompt_tokens: TokenLimit | None = None
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
     normalized: bool | None = None
 
 
-EMBEDDING = BodyType(
-    EmbeddingFields, BodyRules(ignored=frozenset({"user"}), only={"late_chunking": False, "return_multivector": False})
+EMBEDDING = bodies.BodyType(
+    EmbeddingFields,
+    bodies.BodyRules(ignored=frozenset({"user"}), only={"late_chunking": False, "return_multivector": False}),
 )
 
 
-def embeddings(body: RequestBody[EmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    check_task(llm, "embed")
+def embeddings(body: bodies.RequestBody[EmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+    encoders.check_task(llm, "embed")
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
-    texts, cut = listed_inputs("input", fields.input), fields.truncate or None
-    encoded = encoded_texts(llm, texts, cut, _prompt(llm, fields), limit)
+    texts, cut = encoders.listed_inputs("input", fields.input), fields.truncate or None
+    encoded = encoders.encoded_texts(llm, texts, cut, _prompt(llm, fields), limit)
     width = vector_width(llm, fields.dimensions)
     if fields.encoding_format and fields.embedding_type:
         raise InvalidRequest("encoding_format and embedding_type are names of one field: remove one of the two")
     form = fields.embedding_type or fields.encoding_format or "float"
-    vectors = of_unit_length(llm, embed(llm, encoded, width), "normalized", fields.normalized)
+    vectors = encoders.of_unit_length(llm, embed(llm, encoded, width), "normalized", fields.normalized)
     tokens = sum(map(len, encoded))
     return {
         "object": "list",
         "model": name,
         "data": [
             {"object": "embedding", "index": at, "embedding": vector}
-            for at, vector in enumerate(formatted(vectors, form))
+            for at, vector in enumerate(encoders.formatted(vectors, form))
         ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
@@ -298,4 +279,6 @@ def _prompt(llm: ServedModel, fields: EmbeddingFields) -> str:
     given = [one for one in ("prompt_name", "input_type", "task") if getattr(fields, one)]
     if len(given) > 1:
         raise InvalidRequest(f"{given[0]} and {given[1]} both choose the prompt: remove one of the two")
-    return prompt_of_name(llm, fields.prompt_name) or prompt_of_purpose(llm, fields.input_type or fields.task)
+    return encoders.prompt_of_name(llm, fields.prompt_name) or encoders.prompt_of_purpose(
+        llm, fields.input_type or fields.task
+    )

@@ -12,20 +12,10 @@ from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.model.outputs import Task, scores_of
+from pellucid.serve import request_body as bodies
 from pellucid.serve.api import Api
 from pellucid.serve.encoder_inputs import check_task, encoded_texts, formatted, listed_inputs, truncating
 from pellucid.serve.openai_parts import error_body
-from pellucid.serve.request_body import (
-    PLAIN_RULES,
-    BodyType,
-    Count,
-    ModelFields,
-    Prompt,
-    RequestBody,
-    Texts,
-    TokenLimit,
-    listed_texts,
-)
 from pellucid.serve.routes import model_route
 from pellucid.serve.served_model import ServedModel
 
@@ -42,15 +32,17 @@ def listed(prefix: str, number: str, name: str, data: Sequence[dict[str, Any]], 
     }
 
 
-class ClassificationFields(ModelFields, frozen=True, kw_only=True):
+class ClassificationFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /classify. Without ``use_activation``, the response has logits."""
 
-    input: Prompt
-    truncate_prompt_tokens: TokenLimit | None = None
+    input: bodies.Prompt
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
     use_activation: bool = True
 
 
-def classified(body: RequestBody[ClassificationFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+def classified(
+    body: bodies.RequestBody[ClassificationFields], llm: ServedModel, name: str, number: str
+) -> dict[str, Any]:
     fields = body.fields
     check_task(llm, "classify")
     encoded = encoded_texts(llm, listed_inputs("input", fields.input), limit=fields.truncate_prompt_tokens)
@@ -75,18 +67,18 @@ NAMES: Mapping[Task, Sequence[PoolingTask]] = {
 """vLLM's names of the tasks."""
 
 
-class PoolingFields(ModelFields, frozen=True, kw_only=True):
+class PoolingFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /pooling. ``task`` only checks the task of the model."""
 
-    input: Prompt
+    input: bodies.Prompt
     task: PoolingTask | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Count | None = None
-    truncate_prompt_tokens: TokenLimit | None = None
+    dimensions: bodies.Count | None = None
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
     use_activation: bool = True
 
 
-def pooled(body: RequestBody[PoolingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+def pooled(body: bodies.RequestBody[PoolingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
     fields = body.fields
     check_task(llm, *NAMES)
     names = NAMES[llm.spec.task]
@@ -118,23 +110,23 @@ def _outputs(fields: PoolingFields, llm: ServedModel, encoded: Sequence[list[int
     ]
 
 
-class ScoreFields(ModelFields, frozen=True, kw_only=True):
+class ScoreFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /score. A single ``text_1`` goes with every ``text_2``; else the texts go in pairs."""
 
-    text_1: Texts
-    text_2: Texts
-    truncate_prompt_tokens: TokenLimit | None = None
+    text_1: bodies.Texts
+    text_2: bodies.Texts
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
     use_activation: bool = True
     instruction: str = ""
 
 
-SCORE = BodyType(ScoreFields, PLAIN_RULES)
+SCORE = bodies.BodyType(ScoreFields, bodies.PLAIN_RULES)
 
 
-def scored(body: RequestBody[ScoreFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+def scored(body: bodies.RequestBody[ScoreFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
     """Response body of /score: the relevance of the second text to the first text of each pair."""
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
-    first, second = listed_texts("text_1", fields.text_1), listed_texts("text_2", fields.text_2)
+    first, second = bodies.listed_texts("text_1", fields.text_1), bodies.listed_texts("text_2", fields.text_2)
     for field, texts in (("text_1", first), ("text_2", second)):
         if not texts:
             raise InvalidRequest(f"{field}=[]: must have at least one text")
@@ -158,9 +150,11 @@ VLLM = Api(
         "POST /score": SCORES,
         "POST /v1/score": SCORES,
         "POST /classify": model_route(
-            "Scores of the labels of texts.", BodyType(ClassificationFields, PLAIN_RULES), classified
+            "Scores of the labels of texts.", bodies.BodyType(ClassificationFields, bodies.PLAIN_RULES), classified
         ),
-        "POST /pooling": model_route("What a model makes of texts.", BodyType(PoolingFields, PLAIN_RULES), pooled),
+        "POST /pooling": model_route(
+            "What a model makes of texts.", bodies.BodyType(PoolingFields, bodies.PLAIN_RULES), pooled
+        ),
     },
     error_body,
 )
