@@ -127,6 +127,13 @@ class Command(CommandEntry):
             yield f"{new}{equals}{value}" if new else argument
 
 
+def command(
+    name: str, *, sampling: bool = False, renamed: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., None]], Command]:
+    """Declares a function as the command ``pellucid NAME``. The arguments are those of `Command`."""
+    return lambda run: Command(name, run, sampling, renamed or {})
+
+
 @dataclass(frozen=True)
 class CommandGroup(CommandEntry):
     """``pellucid NAME PART``: several functions under one name. The part ``default`` runs if no part is named."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -25,21 +25,19 @@ MAY_BE_EMPTY = ("system", "stop")
 """Options whose value may be empty: an empty system message is a message; ``stop`` has its own check."""
 
 
-def to_float(text: str) -> Any:
-    """``text`` as a float. Text that is not a number stays text, and the option's check rejects it."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _lenient(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    """Reads a number. Text that is no number stays text, and the option's check rejects it."""
+
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return read
 
 
-def to_int(text: str) -> Any:
-    """``text`` as an integer. Text that is not an integer stays text, and the option's check rejects it."""
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
+to_int, to_float = _lenient(int), _lenient(float)
 
 # Kinds of parameters. The default ``...`` belongs to a parameter that must be given, and to a declaration in an
 # annotation (``Annotated``), because its parameter states the default.
@@ -86,11 +84,7 @@ Json = Annotated[bool, flag("--json", "Print one JSON document.", ...)]
 
 
 def secret(variable: str) -> str | None:
-    """The secret in an environment variable; None if the variable is not set.
-
-    Raises:
-        InvalidRequest: the variable is set, but empty. An empty secret must not count as no secret.
-    """
+    """The secret in an environment variable; None if the variable is not set. An empty secret is an error, not None."""
     value = os.environ.get(variable)
     if value is not None and not value.strip():
         raise InvalidRequest(f"{variable} is empty: set it to a secret, or unset it")
@@ -124,22 +118,14 @@ def names_a_file(text: str) -> bool:
 
 
 def text_or_file(text: str) -> str:
-    """``text``, or the text of the file if ``text`` is ``@FILE``.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or is not UTF-8.
-    """
+    """``text``, or the text of the file if ``text`` is ``@FILE``."""
     if not names_a_file(text):
         return text[1:] if text.startswith("@@") else text
     return file_text(text[1:], "a text that begins with @ begins with @@")
 
 
 def file_text(file: str, remedy: str) -> str:
-    """The text of a file in UTF-8. The error for a file that cannot be read ends with ``remedy``.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or is not UTF-8.
-    """
+    """The text of a file in UTF-8. The error for a file that cannot be read ends with ``remedy``."""
     from pathlib import Path
 
     from pellucid.errors.messages import reason, shown
@@ -153,11 +139,7 @@ def file_text(file: str, remedy: str) -> str:
 
 
 def texts_or_lines(texts: Iterable[str]) -> Iterator[str]:
-    """``texts``, with the lines of a file, without empty lines, in place of ``@FILE``.
-
-    Raises:
-        InvalidRequest: a file cannot be read, is not UTF-8, or has no texts.
-    """
+    """``texts``, with the lines of a file, without empty lines, in place of ``@FILE``."""
     from pellucid.errors.messages import shown
 
     for text in texts:
@@ -211,6 +193,15 @@ def progress(*, still: bool = False) -> Iterator[Bars]:
         bars.close()
 
 
+def _counted(text: str, unit: str = "") -> Callable[[Bars, int, int], None]:
+    """A bar of ``done`` of ``total`` things."""
+
+    def show(bars: Bars, done: int, total: int) -> None:
+        bars._show(text, done, total, f"{done:,} of {total:,}{unit}")
+
+    return show
+
+
 class Bars:
     """A progress bar for each activity. Implements ``DownloadProgress``; ``compiling`` is a ``CompileProgress``."""
 
@@ -238,41 +229,28 @@ class Bars:
             self._compiling = "compiling kernels" + (", once for this machine" if can_cache() else "")
         self._show(self._compiling, done, total, f"{done} of {total}")
 
-    def answering(self, done: int, total: int) -> None:
-        """Show ``done`` of ``total`` answered requests."""
-        self._show("answering requests", done, total, f"{done:,} of {total:,}")
-
-    def embedding(self, done: int, total: int) -> None:
-        """Show ``done`` of ``total`` embedded texts."""
-        self._show("embedding texts", done, total, f"{done:,} of {total:,}")
+    answering, embedding = _counted("answering requests"), _counted("embedding texts")
+    recording, connecting = _counted("recording activations", " rows"), _counted("computing edges", " nodes")
 
     def surveying(self, texts: int) -> None:
         """Show the number of texts that were counted."""
         self._show("counting tokens", texts, None, f"{texts:,} texts")
 
-    def recording(self, done: int, total: int) -> None:
-        """Show ``done`` of ``total`` rows of an activation dataset."""
-        self._show("recording activations", done, total, f"{done:,} of {total:,} rows")
-
     def recording_shards(self, done: int, total: int) -> None:
         """Show ``done`` of ``total`` files of an activation dataset (0: the total is not known yet)."""
         self._show("recording activations", done, total or None, f"{done:,} of {total:,} shards" if total else "")
-
-    def connecting(self, done: int, total: int) -> None:
-        """Show ``done`` of ``total`` nodes of a graph whose edges are known."""
-        self._show("computing edges", done, total, f"{done:,} of {total:,} nodes")
 
     def measuring(self, done: int, total: int, label: str) -> None:
         """Show ``done`` of ``total`` measurements. ``label`` names the next measurement."""
         self._show("measuring", done, total, label)
 
-    def simulating(self, label: str) -> None:
-        """Show a running simulation: ``label``."""
-        self._show("simulating", 0, None, label)
-
     def scoring(self, done: int, total: int, label: str) -> None:
         """Show ``done`` of ``total`` scored tokens; ``label`` is the result so far."""
         self._show("scoring", done, total, label)
+
+    def simulating(self, label: str) -> None:
+        """Show a running simulation: ``label``."""
+        self._show("simulating", 0, None, label)
 
     def _show(self, text: str, done: int, total: int | None, amount: str) -> None:
         if not sys.stderr.isatty():
@@ -298,12 +276,8 @@ def _bar(still: bool) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[amount]}"),
-        TimeRemainingColumn(),
-    )
+    label, amount = TextColumn("{task.description}"), TextColumn("{task.fields[amount]}")
+    columns = (label, BarColumn(bar_width=16), amount, TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=not still)
 
 
@@ -351,15 +325,27 @@ def print_facts(facts: Mapping[str, Any], file: TextIO | None = None) -> None:
         print(f"{name:<{width}}  {one_line(str(text))}", file=file)
 
 
-def table(*columns: str, right: tuple[str, ...] = (), no_wrap: tuple[str, ...] = (), gap: int = 2) -> Any:
-    """A plain table. Columns in ``right`` are aligned to the right. Columns in ``right`` and ``no_wrap`` never wrap."""
+def table(*columns: str, gap: int = 2) -> Any:
+    """A plain table. A column ``>name`` is aligned to the right; such a column and a column ``|name`` never wrap."""
     from rich.table import Table
 
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for column in columns:
-        justify: Any = "right" if column in right else "left"
-        grid.add_column(column, justify=justify, overflow="fold", no_wrap=column in right or column in no_wrap)
+        mark, name = (column[0], column[1:]) if column.startswith((">", "|")) else ("", column)
+        justify: Any = "right" if mark == ">" else "left"
+        grid.add_column(name, justify=justify, overflow="fold", no_wrap=bool(mark))
     return grid
+
+
+def print_table(*columns: str, rows: Iterable[Sequence[str]], json: Any = False) -> None:
+    """Print rows as a table with these columns, or the document ``json`` instead, unless it is False."""
+    if json is not False:
+        print_json(json)
+        return
+    grid = table(*columns)
+    for row in rows:
+        grid.add_row(*row)
+    show(grid)
 
 
 def columns() -> int:

@@ -77,29 +77,17 @@ COMMANDS: Mapping[Task, str] = {
 
 
 def check_task(inputs: Inputs, *tasks: Task) -> None:
-    """Refuse a model that cannot do any of ``tasks``; the message names the command for it.
-
-    Raises:
-        InvalidRequest: the model has another task.
-    """
+    """Refuse a model that cannot do any of ``tasks``; the message names the command for it."""
     inputs.check_task(*tasks, use=f"pellucid {COMMANDS[inputs.spec.task]}", load_as="give this model --task ")
 
 
 def with_template(options: LoadOptions, file: str | None) -> LoadOptions:
-    """``options`` with the chat template in ``file``, if a file is given.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or is too long.
-    """
+    """``options`` with the chat template in ``file``, if a file is given."""
     return options if file is None else replace(options, chat_template=template_of(file))
 
 
 def template_of(file: str) -> str:
-    """Read a chat template from a file.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or is too long.
-    """
+    """Read a chat template from a file."""
     from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
 
     try:

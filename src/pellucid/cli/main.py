@@ -69,7 +69,6 @@ def application(only: CommandEntry | None = None) -> typer.Typer:
 
 
 def _with_default(name: str) -> type[TyperGroup]:
-    """A group of commands with the default command ``name``."""
 
     class WithDefault(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

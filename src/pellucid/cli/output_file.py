@@ -43,11 +43,7 @@ class OutputFile:
         return str(self._path) == "-"
 
     def write(self, text: str) -> None:
-        """Write the content of the file, which replaces earlier content.
-
-        Raises:
-            InvalidRequest: the file cannot be written.
-        """
+        """Write the content of the file, which replaces earlier content."""
         if self.is_stdout:
             sys.stdout.write(text)
             return
@@ -62,11 +58,7 @@ class OutputFile:
             raise self._cannot_be_written(error) from error
 
     def replace_by(self, complete: Path) -> None:
-        """Move a complete file, in the folder of ``target``, to the output.
-
-        Raises:
-            InvalidRequest: the file cannot be written, or is a device or a pipe.
-        """
+        """Move a complete file, in the folder of ``target``, to the output."""
         try:
             if not self._is_replaced():
                 raise OSError("is no regular file")

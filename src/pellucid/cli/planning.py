@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
     from pellucid.model.spec import ModelSpec
 
-# Models and machines for commands that plan: the size of a model (a file, or a shape on paper), and its step times.
-
 MachinesFile = Annotated[
     str | None,
     typer.Option(
@@ -41,11 +39,7 @@ HERE = "here"
 
 
 def model_size(model: str, loading: LoadOptions) -> ModelSize:
-    """Sizes of a model. No weights are loaded.
-
-    Raises:
-        InvalidRequest: the model is not a language model, or the context is out of range.
-    """
+    """Sizes of a model. No weights are loaded."""
     from pellucid.capacity.layouts import ModelSize
     from pellucid.loading import open_model, step_limits
     from pellucid.measure.paper import on_paper, paper_model
@@ -68,7 +62,6 @@ def model_size(model: str, loading: LoadOptions) -> ModelSize:
 
 
 def _simulated(spec: ModelSpec, name: str) -> ModelSpec:
-    """``spec``, if its steps can be simulated. Raises InvalidRequest otherwise."""
     if not spec.generates:
         raise InvalidRequest(f"{shown(name)} generates no text: name a language model")
     if spec.encoder:
@@ -201,19 +194,15 @@ def _show(size: ModelSize, possible: list[Layout], measured: str) -> None:
         f"values for a context of {size.limits.context:,} tokens\n"
     )
     depth = possible[0].depth
-    numbers = ("GB each", "decode tokens/s", f"with {BATCH} sequences", "prefill tokens/s", "cached tokens")
-    table = common.table("machines", "layout", *numbers, right=numbers, no_wrap=("layout",))
+    numbers = (">GB each", ">decode tokens/s", f">with {BATCH} sequences", ">prefill tokens/s", ">cached tokens")
+    rows = []
     for layout in possible:
-        table.add_row(
-            one_line(layout.machine.name),
-            _name(layout),
-            f"{layout.bytes_each / 1e9:.1f} of {layout.machine.memory / 1e9:.0f}",
-            f"{layout.decode:,.3g}",
-            f"{layout.batched_decode:,.4g}" + (f" with {layout.sequences}" if layout.sequences < BATCH else ""),
-            f"{layout.prefill:,.4g}",
-            "any" if layout.cached_tokens is None else f"{layout.cached_tokens:,}",
-        )
-    common.show(table)
+        each = f"{layout.bytes_each / 1e9:.1f} of {layout.machine.memory / 1e9:.0f}"
+        batched = f"{layout.batched_decode:,.4g}" + (f" with {layout.sequences}" if layout.sequences < BATCH else "")
+        speeds = (f"{layout.decode:,.3g}", batched, f"{layout.prefill:,.4g}")
+        cached = "any" if layout.cached_tokens is None else f"{layout.cached_tokens:,}"
+        rows.append((one_line(layout.machine.name), _name(layout), each, *speeds, cached))
+    common.print_table("machines", "|layout", *numbers, rows=rows)
     rates = {f"{one_line(layout.machine.name)}: {layout.machine.speed}" for layout in possible}
     basis = (
         f"Step times are measured on this machine, and scaled by these rates. {measured}"

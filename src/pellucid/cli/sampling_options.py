@@ -86,19 +86,11 @@ def _parameter(name: str, help: str, parse: Callable[[str], Any] | None, default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _split_names(text: str) -> list[str]:
-    return [name.strip() for name in text.replace(";", ",").split(",") if name.strip()]
-
-
-def _split_ids(text: str) -> list[Any]:
-    return [common.to_int(part) for part in text.split(",") if part.strip()]
-
-
 OWN: Mapping[str, Any] = {
-    "samplers": _split_names,
+    "samplers": lambda text: [name.strip() for name in text.replace(";", ",").split(",") if name.strip()],
     "seed": common.to_int,
     "stop": None,
-    "stop_token_ids": _split_ids,
+    "stop_token_ids": lambda text: [common.to_int(part) for part in text.split(",") if part.strip()],
     "ignore_eos": bool,
     "max_new_tokens": common.to_int,
     "max_time": common.to_float,
@@ -165,11 +157,7 @@ class ControlOptions:
 
 
 def steered(options: Mapping[str, Any], vector: ControlVector | None, llm: LLM) -> dict[str, Any]:
-    """Options of a request with the edits of a control vector.
-
-    Raises:
-        InvalidRequest: the vector belongs to another model.
-    """
+    """Options of a request with the edits of a control vector."""
     if vector is None:
         return dict(options)
     try:
@@ -180,11 +168,7 @@ def steered(options: Mapping[str, Any], vector: ControlVector | None, llm: LLM) 
 
 
 def registered(folder: str | None, guards: list[str] | None = None) -> RegisteredVectors:
-    """The control vectors and probes of ``--vectors``, with the limits of ``--guard``.
-
-    Raises:
-        InvalidRequest: a guard names no registered probe, or its limit is no number; and as ``RegisteredVectors.open``.
-    """
+    """The control vectors and probes of ``--vectors``, with the limits of ``--guard``."""
     from pellucid.trace.control_vector import NO_VECTORS, RegisteredVectors
 
     known, limits = NO_VECTORS if folder is None else RegisteredVectors.open(folder), dict[str, float]()

@@ -8,21 +8,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
 from pellucid.cli import common
+from pellucid.cli.command import OptionGroup
 from pellucid.errors import InvalidRequest
 from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
+    from pellucid.base_llm import BaseLLM
     from pellucid.cluster.actors import ReplicaSettings
     from pellucid.cluster.secret import ClusterSecret
     from pellucid.load_options import LoadOptions
     from pellucid.receipts.receipt import Signer
     from pellucid.serve.guard import AccessRules
-    from pellucid.serve.served_model import ServedModel
     from pellucid.serve.server import Settings
     from pellucid.trace.control_vector import RegisteredVectors
     from pellucid.trace.dataset.index import DatasetOptions
@@ -63,11 +64,7 @@ class ServingOptions:
     ] = 20.0
 
     def rules(self) -> AccessRules:
-        """Access rules: keys, hosts, origins.
-
-        Raises:
-            InvalidRequest: a key is empty, or a key, host or origin is one that no request can send.
-        """
+        """Access rules: keys, hosts, origins."""
         from pellucid.serve.guard import LOOPBACK, AccessRules
 
         own = [*(self.key or []), *filter(None, [common.secret("PELLUCID_KEY")])]
@@ -80,9 +77,6 @@ class ServingOptions:
         """Settings of the server. ``first``: load the first model at the start.
 
         ``any_model``: the first model also answers requests with an unknown model name.
-
-        Raises:
-            InvalidRequest: a number is out of range.
         """
         from pellucid.serve.server import Settings
 
@@ -97,28 +91,6 @@ class ServingOptions:
         )
 
 
-Cluster = Annotated[
-    str | None,
-    common.text(
-        "ADDRESS",
-        "Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
-        "pip install 'pellucid[cluster]'.",
-        ...,
-    ),
-]
-ReplicaCount = Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.", ...)]
-MaxReplicas = Annotated[
-    Any, common.count("Maximum replicas of each model under load, with --cluster. Default: --replicas.", ...)
-]
-ReplicaCpus = Annotated[
-    Any, common.count("Cores of each replica, with --cluster. Default: the cores of this machine.", ...)
-]
-StageCount = Annotated[
-    Any,
-    common.count(
-        "Machines of each replica, with --cluster. Each machine runs a part of the model's blocks. Default: 1.", ...
-    ),
-]
 MAX_REPLICAS, MAX_CPUS, MAX_STAGES = 10_000, 1024, 1000
 SECRET = "PELLUCID_CLUSTER_SECRET"
 
@@ -136,33 +108,6 @@ class Replicas:
     cpus: int
     stages: int
 
-    @classmethod
-    def of(
-        cls, address: str | None, minimum: int | None, maximum: int | None, cpus: int | None, stages: int | None
-    ) -> Replicas | None:
-        """Check the options; None if no cluster is requested.
-
-        Raises:
-            InvalidRequest: a number is out of range, or is given without a cluster.
-        """
-        from pellucid.runtime.processors import processors
-
-        options = {"--replicas": minimum, "--max-replicas": maximum, "--replica-cpus": cpus, "--stages": stages}
-        if address is None:
-            for name, value in options.items():
-                if value is not None:
-                    raise InvalidRequest(f"{name} {value} is for a cluster: add --cluster auto, or --cluster ADDRESS")
-            return None
-        minimum = 1 if minimum is None else whole("replicas", minimum, 1, MAX_REPLICAS)
-        maximum = minimum if maximum is None else whole("max_replicas", maximum, minimum, MAX_REPLICAS)
-        return cls(
-            address,
-            minimum,
-            maximum,
-            processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MAX_CPUS),
-            1 if stages is None else whole("stages", stages, 1, MAX_STAGES),
-        )
-
     def serve(
         self,
         models: Mapping[str, tuple[str, LoadOptions]],
@@ -175,9 +120,6 @@ class Replicas:
         """Serve models on the cluster. ``models`` maps names to the source of a model and its options.
 
         ``signer`` signs receipts, in this process.
-
-        Raises:
-            InvalidRequest: a package that clusters need is not installed, or the cluster does not exist.
         """
         _outlive_hangups()
         with _installed():
@@ -186,7 +128,7 @@ class Replicas:
         serve_cluster(replicas, self.address, _secret(), queue, rules, settings, signer, vectors)
 
     @contextmanager
-    def model(self, source: str, options: LoadOptions) -> Iterator[ServedModel]:
+    def model(self, source: str, options: LoadOptions) -> Iterator[BaseLLM[Any]]:
         """A model on the cluster, for a command without a server.
 
         Raises: as ``serve``.
@@ -224,6 +166,60 @@ class Replicas:
                 f"--stages {self.stages}: a model in stages cannot have a draft model: remove --draft or --stages"
             )
         return ReplicaSettings(source, options, self.cpus, self.minimum, self.maximum, self.stages)
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Options of commands that can run models on a cluster. `FixedCluster` has no ``max_replicas``."""
+
+    cluster: Annotated[
+        str | None,
+        common.text(
+            "ADDRESS",
+            "Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
+            "pip install 'pellucid[cluster]'.",
+            ...,
+        ),
+    ] = None
+    replicas: Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.", ...)] = None
+    max_replicas: Annotated[
+        Any, common.count("Maximum replicas of each model under load, with --cluster. Default: --replicas.", ...)
+    ] = None
+    replica_cpus: Annotated[
+        Any, common.count("Cores of each replica, with --cluster. Default: the cores of this machine.", ...)
+    ] = None
+    stages: Annotated[
+        Any,
+        common.count(
+            "Machines of each replica, with --cluster. Each machine runs a part of the model's blocks. Default: 1.", ...
+        ),
+    ] = None
+
+    def checked(self) -> Replicas | None:
+        """The replicas; None if no cluster is requested."""
+        from pellucid.runtime.processors import processors
+
+        if self.cluster is None:
+            for name in ("replicas", "max_replicas", "replica_cpus", "stages"):
+                if (value := getattr(self, name)) is not None:
+                    option = f"--{name.replace('_', '-')} {value}"
+                    raise InvalidRequest(f"{option} is for a cluster: add --cluster auto, or --cluster ADDRESS")
+            return None
+        minimum = 1 if self.replicas is None else whole("replicas", self.replicas, 1, MAX_REPLICAS)
+        most, cpus = self.max_replicas, self.replica_cpus
+        return Replicas(
+            self.cluster,
+            minimum,
+            minimum if most is None else whole("max_replicas", most, minimum, MAX_REPLICAS),
+            processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MAX_CPUS),
+            1 if self.stages is None else whole("stages", self.stages, 1, MAX_STAGES),
+        )
+
+
+CLUSTER = get_type_hints(ClusterOptions, include_extras=True)
+FixedCluster: TypeAlias = Annotated[
+    ClusterOptions, OptionGroup({name: one for name, one in CLUSTER.items() if name != "max_replicas"})
+]
 
 
 def _outlive_hangups() -> None:

@@ -45,11 +45,7 @@ SWITCHES = {"on", "off", "auto", "true", "false", "0", "1"}
 
 
 def translated_command(arguments: Sequence[str]) -> list[str]:
-    """A command line with Pellucid's names of commands. Without a command, options of a model mean ``run``.
-
-    Raises:
-        InvalidRequest: the command of another engine has no counterpart here; the message says what to do.
-    """
+    """A command line with Pellucid's names of commands. Without a command, options of a model mean ``run``."""
     first, *rest = arguments or [""]
     if rest == ["--version"] and not first.startswith("-"):
         return rest
@@ -105,11 +101,7 @@ class TranslatingCommand(StrictCommand):
         return super().parse_args(ctx, args if ctx.resilient_parsing else self.translated(args))
 
     def translated(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments with this command's own names: options first, then ``--`` and the values of the arguments.
-
-        Raises:
-            InvalidRequest: an option of another engine is refused; the message says why, and what to do.
-        """
+        """The arguments with this command's own names: options first, then ``--`` and the values of the arguments."""
         return _Line(self, arguments).read()
 
     def option(self, name: str, value: str | None = None) -> OtherOption | None:
@@ -233,7 +225,8 @@ class _Line:
                 self._options += [target, prefix + value]
         else:
             given = f"{name}{'' if value is None else f' {shown(value)}'}"
-            line = f"{given}: {other.why or f'the values are {_listed(other)}'}"
+            known = ", ".join(filter(None, other.words))
+            line = f"{given}: {other.why or f'the values are {known}'}"
             if other.refused or not other.why:
                 raise InvalidRequest(line)
             print(f"pellucid: {line}", file=sys.stderr)
@@ -266,10 +259,6 @@ class _Line:
                 return
             yield from values
         yield from words  # too many, as Typer's error says
-
-
-def _listed(other: OtherOption) -> str:
-    return ", ".join(filter(None, other.words))
 
 
 def _normal(name: str) -> str:

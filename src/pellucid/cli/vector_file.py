@@ -51,11 +51,7 @@ class VectorFile:
         self.done = 0
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other runs from writing this output until the end.
-
-        Raises:
-            InvalidRequest: another run writes it.
-        """
+        """Keep other runs from writing this output until the end."""
         return output_lock("out", self._output.target)
 
     @contextmanager
@@ -64,9 +60,6 @@ class VectorFile:
 
         ``run`` says what the vectors depend on, by names for messages. A value that was False may change, because a
         run without truncation, for example, has cut no text so far. ``done`` is the number of vectors on disk.
-
-        Raises:
-            InvalidRequest: the interrupted run had another ``run``, or a file cannot be read or written.
         """
         self._run, self._texts, self._width = dict(run), texts, width
         with self._writing():
@@ -84,11 +77,7 @@ class VectorFile:
                     self._part.unlink(missing_ok=True)
 
     def append(self, vectors: NDArray[np.float32]) -> None:
-        """Write the next vectors (B, D). They are on disk when this returns.
-
-        Raises:
-            InvalidRequest: a file cannot be written.
-        """
+        """Write the next vectors (B, D). They are on disk when this returns."""
         with self._writing():
             _write(self._file, vectors)
             self.done += len(vectors)
@@ -97,11 +86,7 @@ class VectorFile:
                 move(staging, self._manifest)
 
     def finish(self) -> None:
-        """Write the output from the vectors, and delete the files of the run.
-
-        Raises:
-            InvalidRequest: a file cannot be written, or the number of texts has changed since ``opened``.
-        """
+        """Write the output from the vectors, and delete the files of the run."""
         if self.done != self._texts:
             raise InvalidRequest(
                 f"{shown(self._source.path.name)}: had {self._texts:,} texts, and now has {self.done:,}: the file "
@@ -121,11 +106,7 @@ class VectorFile:
             self._manifest.unlink()
 
     def _vectors_on_disk(self) -> int:
-        """The number of vectors of the interrupted run; 0 if there is none.
-
-        Raises:
-            InvalidRequest: the run was another one, or its files are damaged.
-        """
+        """The number of vectors of the interrupted run; 0 if there is none."""
         if not (self._manifest.exists() and self._part.exists()):
             return 0
         try:

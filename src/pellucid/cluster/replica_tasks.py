@@ -24,10 +24,10 @@ from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.receipts.issuer import ReceiptIssuer
 from pellucid.sample.options import Options
-from pellucid.serve.generation_response import run_groups
 from pellucid.serve.look.queries import QUERIES
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.serve.pool import MOST_WORK
+from pellucid.serve.routes import run_groups
 from pellucid.trace.linear_probe import listed_probes
 
 Tell: TypeAlias = Callable[..., object]

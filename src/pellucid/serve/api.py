@@ -10,27 +10,15 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from pellucid.errors import (
-    BodyTooLong,
-    CacheFull,
-    ContextOverflow,
-    DeadlinePassed,
-    InvalidRequest,
-    ModelNotFound,
-    NotFound,
-    PellucidError,
-    QueueFull,
-    TemplateError,
-    UnsupportedModel,
-    UnsupportedTask,
-)
+from pellucid import errors
+from pellucid.base_llm import BaseLLM
 from pellucid.errors.messages import reason
 from pellucid.serve.live_requests import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
@@ -38,17 +26,16 @@ from pellucid.serve.pool import ModelPool
 from pellucid.serve.request_body import BodyType, F, RequestBody
 from pellucid.serve.request_spans import RequestSpan, RequestSpans
 from pellucid.serve.response_store import ResponseStore
-from pellucid.serve.served_model import ServedModel
 from pellucid.util.registry import discover
 
 # Details of an error that programs read besides its HTTP status: a code, and the name of the wrong field.
 
 CODES: Sequence[tuple[type[Exception], str]] = (
-    (ContextOverflow, "context_length_exceeded"),
-    (ModelNotFound, "model_not_found"),
-    (QueueFull, "server_is_overloaded"),
-    (CacheFull, "server_is_overloaded"),
-    (DeadlinePassed, "request_timeout"),
+    (errors.ContextOverflow, "context_length_exceeded"),
+    (errors.ModelNotFound, "model_not_found"),
+    (errors.QueueFull, "server_is_overloaded"),
+    (errors.CacheFull, "server_is_overloaded"),
+    (errors.DeadlinePassed, "request_timeout"),
 )
 """OpenAI's code for each error class. The first class that matches applies."""
 UNKNOWN = re.compile(r"unknown option '([^']+)'")
@@ -68,22 +55,18 @@ class ErrorDetails:
 NO_DETAILS = ErrorDetails()
 
 
-class ErrorForm(Protocol):
-    """Builds error bodies in an API's form."""
-
-    def __call__(self, status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-        """Error body of a response with this status."""
-        ...
+ErrorForm: TypeAlias = "Callable[..., dict[str, Any]]"
+"""Builds the error body of a response in an API's form, from its status, its message and its `ErrorDetails`."""
 
 
 def error_details(error: Exception, schema: Mapping[str, Any] | None) -> ErrorDetails:
     """Code and field of an error, for a request whose body has this schema."""
     code = next((code for kind, code in CODES if isinstance(error, kind)), None)
     schema = schema or {"properties": {}, "required": []}
-    if isinstance(error, ContextOverflow):
+    if isinstance(error, errors.ContextOverflow):
         texts = [name for name in schema["required"] if name != "model"]
         return ErrorDetails(code, texts[0] if texts else None)
-    if not isinstance(error, InvalidRequest):
+    if not isinstance(error, errors.InvalidRequest):
         return ErrorDetails(code)
     message = str(error)
     if match := UNKNOWN.match(message):
@@ -98,17 +81,17 @@ T = TypeVar("T")
 Events: TypeAlias = "AsyncGenerator[dict[str, Any], None]"
 MOST_BODY = 16 << 20  # bytes of a request body
 TOO_LONG = f"the body is longer than {MOST_BODY >> 20} MiB: send less"
-STATUS: Sequence[tuple[type[PellucidError], int]] = (
-    (UnsupportedTask, 501),
-    (BodyTooLong, 413),
-    (InvalidRequest, 400),
-    (TemplateError, 400),
-    (NotFound, 404),
-    (QueueFull, 503),
-    (CacheFull, 503),
-    (DeadlinePassed, 408),
-    (UnsupportedModel, 501),
-    (PellucidError, 500),
+STATUS: Sequence[tuple[type[errors.PellucidError], int]] = (
+    (errors.UnsupportedTask, 501),
+    (errors.BodyTooLong, 413),
+    (errors.InvalidRequest, 400),
+    (errors.TemplateError, 400),
+    (errors.NotFound, 404),
+    (errors.QueueFull, 503),
+    (errors.CacheFull, 503),
+    (errors.DeadlinePassed, 408),
+    (errors.UnsupportedModel, 501),
+    (errors.PellucidError, 500),
 )
 """HTTP status of each error class. The first class that matches applies."""
 
@@ -161,16 +144,13 @@ def error_form(path: str) -> ErrorForm:
     return max(matching, key=lambda one: len(one[0]))[1].error
 
 
-def status_of(error: Exception) -> int:
-    """HTTP status of an error. An exception that is not in ``STATUS`` is a bug and is raised."""
-    for kind, status in STATUS:
-        if isinstance(error, kind):
-            return status
-    raise error
-
-
-def _status_or_500(error: BaseException) -> int:
-    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+def status_of(error: BaseException, otherwise: int | None = None) -> int:
+    """HTTP status of an error. An exception that is not in ``STATUS`` is a bug: it has the status ``otherwise``, or is
+    raised."""
+    status = next((status for kind, status in STATUS if isinstance(error, kind)), otherwise)
+    if status is None:
+        raise error
+    return status
 
 
 @dataclass
@@ -203,21 +183,19 @@ class ClientCall:
             self.number, self.events = event[1], int(event[2])
 
     @asynccontextmanager
-    async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
+    async def use(self, name: str) -> AsyncGenerator[BaseLLM[Any], None]:
         """Use a model on behalf of this client. Raises: as ``ModelPool.use``."""
         async with self.models.use(name) as llm:
             yield llm.for_client(self.viewer.client)
 
     def span(self, model: str) -> RequestSpan | None:
         """OpenTelemetry span of this request, which ``model`` answers; None if the server makes no spans."""
-        return self.spans.span(self.request, model, _status_or_500) if self.spans else None
+        return self.spans.span(self.request, model, lambda error: status_of(error, 500)) if self.spans else None
 
     def error_body(self, error: Exception) -> tuple[int, dict[str, Any]]:
         """HTTP status and error body in the API's form. Raises as ``status_of``."""
-        status = status_of(error)
-        return status, self.error(
-            status, str(error), error_details(error, None if self.body is None else self.body.schema)
-        )
+        status, schema = status_of(error), None if self.body is None else self.body.schema
+        return status, self.error(status, str(error), error_details(error, schema))
 
     def model(self, name: str) -> str:
         """Name of the model that answers a request for the model ``name``.
@@ -228,27 +206,19 @@ class ClientCall:
 
     def queried_model(self) -> str:
         """Name of the model in the query string; by default the server's first model."""
-        return self.models.known(self.request.query_params.get("model") or self.models.names[0])
+        return self.model(self.request.query_params.get("model", ""))
 
     async def read(self, body: BodyType[F]) -> RequestBody[F]:
-        """Receive and decode the body.
-
-        Raises:
-            InvalidRequest: the body is too long or is not JSON, or a field is unknown, missing or wrong.
-        """
+        """Receive and decode the body."""
         return body.decode(await self.json())
 
     async def json(self) -> Any:
-        """Read and parse the body.
-
-        Raises:
-            InvalidRequest: the body is too long or is not JSON.
-        """
+        """Read and parse the body."""
         parts, size = list[bytes](), 0
         async for part in self.request.stream():
             size += len(part)
             if size > MOST_BODY:
-                raise BodyTooLong(TOO_LONG)
+                raise errors.BodyTooLong(TOO_LONG)
             parts.append(part)
         body = b"".join(parts)
         identity = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
@@ -256,7 +226,7 @@ class ClientCall:
         try:
             return json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"the body is not JSON: {reason(error)}") from error
+            raise errors.InvalidRequest(f"the body is not JSON: {reason(error)}") from error
 
     async def cancelled_on_disconnect(self, work: Coroutine[Any, Any, T]) -> T:
         """Result of ``work``. Cancels ``work`` when the client disconnects.
@@ -264,7 +234,12 @@ class ClientCall:
         Raises:
             ClientDisconnect: the client disconnected first.
         """
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
+
+        async def disconnected() -> None:
+            while (await self.request.receive())["type"] != "http.disconnect":
+                pass
+
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
@@ -274,10 +249,6 @@ class ClientCall:
             for one in (task, gone):
                 one.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
-
-    async def _gone(self) -> None:
-        while (await self.request.receive())["type"] != "http.disconnect":
-            pass
 
 
 def _no_constant(name: str) -> None:

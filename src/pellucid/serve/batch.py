@@ -19,29 +19,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pellucid.base_llm import BaseLLM
 from pellucid.engine.request import Request, run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
+from pellucid.serve import batch_output
 from pellucid.serve.api import error_details, status_of
 from pellucid.serve.apis.cohere import RANKING, ranked
 from pellucid.serve.apis.openai_chat import CHAT, ChatRequest
 from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings
 from pellucid.serve.apis.vllm import SCORE, scored
-from pellucid.serve.batch_output import (
-    DIGITS,
-    EARLY,
-    STANDARD,
-    AnswerId,
-    BatchOutput,
-    hash_of,
-    is_failed,
-    lines_of,
-    title,
-)
-from pellucid.serve.generation_response import Generating
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
-from pellucid.serve.served_model import ServedModel
+from pellucid.serve.routes import Generating
 from pellucid.util.interpreter import run_apart
 from pellucid.util.paths import refuse_same
 
@@ -52,18 +42,16 @@ LONGEST_ID = 512
 class EncoderRequest:
     """A request to an encoder, whose response ``run`` computes from the arguments of `model_route`."""
 
-    run: Callable[[RequestBody[Any], ServedModel, str, str], Any]
+    run: Callable[[RequestBody[Any], BaseLLM[Any], str, str], Any]
     body: RequestBody[Any]
-    llm: ServedModel
+    llm: BaseLLM[Any]
     groups: Sequence[Request] = ()  # nothing is generated
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
-        """Response body of the model ``name`` with the id ``number``."""
-        response: dict[str, Any] | list[Any] = self.run(self.body, self.llm, name, number)
-        return response
+        return self.run(self.body, self.llm, name, number)  # type: ignore[no-any-return]
 
 
-ROUTES: Mapping[str, tuple[BodyType[Any], Callable[[RequestBody[Any], ServedModel], Generating]]] = {
+ROUTES: Mapping[str, tuple[BodyType[Any], Callable[[RequestBody[Any], BaseLLM[Any]], Generating]]] = {
     "/v1/chat/completions": (CHAT, ChatRequest.of),
     "/v1/completions": (COMPLETION, CompletionRequest.of),
     "/v1/embeddings": (EMBEDDING, partial(EncoderRequest, embeddings)),
@@ -95,11 +83,11 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
         InvalidRequest: a line is not a request, or its custom_id is a duplicate; the message names the line.
     """
     seen = set[str]()
-    for number, _, raw in lines_of(path):
+    for number, _, raw in batch_output.lines_of(path):
         line = _line(path, number, raw)
         if line.custom_id in seen:
             raise InvalidRequest(
-                f"{title(path)}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
+                f"{batch_output.title(path)}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
                 "give each request another custom_id"
             )
         seen.add(line.custom_id)
@@ -107,7 +95,7 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
 
 
 def _line(path: Path, number: int, raw: bytes) -> RequestLine:
-    where = f"{title(path)}, line {number:,}"
+    where = f"{batch_output.title(path)}, line {number:,}"
     try:
         parsed = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -126,12 +114,6 @@ def _line(path: Path, number: int, raw: bytes) -> RequestLine:
     return RequestLine(number, custom, url, parsed.get("body"))
 
 
-def _run(request: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
-    """Run a request and return the response body."""
-    run_together(request.groups)
-    return request.answer(name, number)
-
-
 class Batch:
     """Runs the requests of ``source`` on a model and writes the answers to ``target`` in the same order.
 
@@ -146,11 +128,12 @@ class Batch:
 
     def __init__(self, source: Path, target: Path, name: str | None = None, together: int = 64) -> None:
         self._name, self._together = name, together
-        for output in (target, target.with_name(target.name + EARLY)) if str(target) != STANDARD else ():
-            refuse_same("OUT", output, [source])
+        if str(target) != batch_output.STANDARD:
+            for output in (target, target.with_name(target.name + batch_output.EARLY)):
+                refuse_same("OUT", output, [source])
         self._requests = list(read_lines(source))
-        self._hashes = {line.custom_id: hash_of([line.url, line.body]) for line in self._requests}
-        self._output = BatchOutput(target, self._hashes)
+        self._hashes = {line.custom_id: batch_output.hash_of([line.url, line.body]) for line in self._requests}
+        self._output = batch_output.BatchOutput(target, self._hashes)
         missing = self._output.missing
         self.lines = [line for line in self._requests if line.custom_id in missing]
         self.total, self.answered = len(self._requests), len(self._requests) - len(self.lines)
@@ -191,16 +174,16 @@ class Batch:
         Raises:
             InvalidRequest: the output has answers of another model, or of other options.
         """
-        self._bound = model[:DIGITS], options[:DIGITS]
+        self._bound = model[: batch_output.DIGITS], options[: batch_output.DIGITS]
         self._output.bind(*self._bound)
 
-    def run(self, llm: ServedModel, report: Callable[[int, int], object] = lambda done, total: None) -> None:
+    def run(self, llm: BaseLLM[Any], report: Callable[[int, int], object] = lambda done, total: None) -> None:
         """Run the requests that have no answer. Calls ``report(answered, total)`` after each write."""
         assert self._bound, "bind the batch to a model first"
         # Closing the model cancels running requests; the next run repeats them.
         run_apart(lambda check: self._run(llm, report, check), lambda: llm.close())
 
-    def _run(self, llm: ServedModel, report: Callable[[int, int], object], check: Callable[[], None]) -> None:
+    def _run(self, llm: BaseLLM[Any], report: Callable[[int, int], object], check: Callable[[], None]) -> None:
         with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
             running, waiting = set[Future[dict[str, Any]]](), iter(self.lines)
             try:
@@ -221,7 +204,7 @@ class Batch:
                 llm.close()
                 raise
 
-    def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
+    def _answer(self, llm: BaseLLM[Any], line: RequestLine) -> dict[str, Any]:
         assert self._bound
         number, (body_type, read) = str(line.number), ROUTES[line.url]
         try:
@@ -232,12 +215,14 @@ class Batch:
             for option in ("stream", "timings_per_token", "return_progress", "verbose"):
                 if getattr(body.fields, option, False):
                     raise InvalidRequest(f"{option}=true: the answers of a batch are complete; leave it out")
-            status, content = 200, _run(read(body, llm), name, number)
+            request = read(body, llm)
+            run_together(request.groups)
+            status, content = 200, request.answer(name, number)
         except PellucidError as error:
             status = status_of(error)
             content = error_body(status, str(error), error_details(error, body_type.schema))
         return {
-            "id": str(AnswerId(self._hashes[line.custom_id], *self._bound)),
+            "id": str(batch_output.AnswerId(self._hashes[line.custom_id], *self._bound)),
             "custom_id": line.custom_id,
             "response": {"status_code": status, "request_id": number, "body": content},
             "error": None,
@@ -247,4 +232,4 @@ class Batch:
         # ASCII only: some line readers also split at U+2028.
         self._output.write({one["custom_id"]: json.dumps(one).encode() + b"\n" for one in answers})
         self.answered += len(answers)
-        self._output.failed += sum(map(is_failed, answers))
+        self._output.failed += sum(map(batch_output.is_failed, answers))

@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -115,7 +115,7 @@ def lines_of(path: Path) -> Iterator[FileLine]:
         InvalidRequest: the file cannot be read, or a line is too long.
     """
     try:
-        with _reading(path) as file:
+        with nullcontext(sys.stdin.buffer) if str(path) == STANDARD else open(path, "rb") as file:
             number = begins = 0
             while raw := file.readline(LONGEST_LINE + 1):
                 number += 1
@@ -128,15 +128,6 @@ def lines_of(path: Path) -> Iterator[FileLine]:
                 begins += len(raw)
     except OSError as error:
         raise InvalidRequest(f"{path}: cannot be read: {reason(error)}") from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
-    if str(path) == STANDARD:
-        yield sys.stdin.buffer
-        return
-    with open(path, "rb") as file:
-        yield file
 
 
 def answered(path: Path, requests: Mapping[str, str] | None = None) -> dict[str, WrittenAnswer]:

@@ -1,34 +1,24 @@
-"""Requests to encoders, for all APIs: prompts, truncation, token ids, numbers of vectors, and the response."""
+"""Requests to encoders, for all APIs: prompts, truncation, token ids, numbers of vectors."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
 
 from pellucid.encoders.ranking import prompt_for
 from pellucid.encoders.tasks import EncoderModel, unit_length
-from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.inputs import Inputs, several
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.model.outputs import Task, UnitLength
-from pellucid.model.spec import ModelSpec
-from pellucid.serve.api import ClientCall, Route, json_response
-from pellucid.serve.request_body import BodyType, ModelFields, RequestBody, listed_texts
-from pellucid.serve.served_model import ServedModel
-from pellucid.tokenize import Tokenizer
+from pellucid.serve.request_body import listed_texts
 from pellucid.tokenize.encoding import Side
-from pellucid.trace.edits import Edit
-
-# The texts of requests to encoders, for all APIs: prompts, truncation, token ids, and the task of the model.
 
 ROUTES: Mapping[Task, str] = {
     "generate": "POST /v1/completions",
@@ -61,48 +51,25 @@ class TruncatingModel:
     model: EncoderModel
     inputs: Inputs
 
-    @property
-    def spec(self) -> ModelSpec:
-        """As in ``EncoderModel``."""
-        return self.model.spec
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """As in ``EncoderModel``."""
-        return self.model.tokenizer
-
-    def encode(self, texts: Sequence[EncoderInput], edits: Sequence[Edit] | None = None) -> list[NDArray[np.float32]]:
-        """As in ``EncoderModel``."""
-        return self.model.encode(texts, edits)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
 
 def truncating(model: EncoderModel, tokens: int | None = None, side: Side = "right") -> EncoderModel:
-    """The model with texts of at most ``tokens`` tokens (None or -1: its context), cut at ``side``.
-
-    Raises:
-        InvalidRequest: the limit is 0.
-    """
+    """The model with texts of at most ``tokens`` tokens (None or -1: its context), cut at ``side``."""
     if tokens == 0:
         raise InvalidRequest("truncate_prompt_tokens=0: must be at least 1, or -1 for the model's context")
     context = model.inputs.context if tokens is None or tokens < 0 else min(tokens, model.inputs.context)
-    return TruncatingModel(model, structs.replace(model.inputs, context=context, cut=side))
+    return cast(EncoderModel, TruncatingModel(model, structs.replace(model.inputs, context=context, cut=side)))
 
 
 def check_task(model: EncoderModel, *tasks: Task) -> None:
-    """Refuse a model that cannot do any of ``tasks``; the message names the route for it.
-
-    Raises:
-        InvalidRequest: the model has another task.
-    """
+    """Refuse a model that cannot do any of ``tasks``; the message names the route for it."""
     model.inputs.check_task(*tasks, use=ROUTES[model.spec.task], load_as="serve this model with --task ")
 
 
 def prompt_of_name(model: EncoderModel, name: str | None) -> str:
-    """A prompt's name, if the model has a prompt of this name. None: the default prompt, "".
-
-    Raises:
-        InvalidRequest: the model has no such prompt.
-    """
+    """A prompt's name, if the model has a prompt of this name. None: the default prompt, ""."""
     known = [one for one, _ in model.spec.prompts if one]
     if name and name not in known:
         raise InvalidRequest(
@@ -126,11 +93,7 @@ TextInput: TypeAlias = str | list[int]
 
 
 def listed_inputs(name: str, given: Any) -> Sequence[TextInput]:
-    """The texts of a request; each is a text or its token ids. Objects with a ``text`` count as their text.
-
-    Raises:
-        InvalidRequest: there is no text, a value is neither, or there are too many texts.
-    """
+    """The texts of a request; each is a text or its token ids. Objects with a ``text`` count as their text."""
     texts: Any = [getattr(one, "text", one) for one in given] if isinstance(given, list) else given
     items: Any = (several(texts) or [texts]) if texts != [] else []
     if not items or not all(isinstance(one, str) or (isinstance(one, list) and one) for one in items):
@@ -139,48 +102,35 @@ def listed_inputs(name: str, given: Any) -> Sequence[TextInput]:
 
 
 def encoded_texts(
-    model: EncoderModel, texts: Sequence[TextInput], truncate: bool = False, prompt: str = ""
+    model: EncoderModel,
+    texts: Sequence[TextInput],
+    truncate: bool | None = None,
+    prompt: str = "",
+    limit: int | None = None,
+    side: Side = "right",
 ) -> list[list[int]]:
     """The token ids of each text. Token ids stay unchanged, or are cut like a text.
 
-    ``prompt`` is the name of a prompt, which is put before texts.
+    ``truncate`` cuts texts that are too long (None: if there is a ``limit``). ``prompt`` is the name of a prompt, which
+    is put before texts. ``limit`` and ``side`` are as in ``truncating``.
 
     Raises:
         InvalidRequest: a text is empty, an id is not in the vocabulary, or token ids have a prompt.
-        ContextOverflow: a text is longer than the context and ``truncate`` is off.
+        ContextOverflow: a text is longer than the context and is not cut.
     """
-    return [_encoded(model.inputs, one, truncate, prompt) for one in texts]
+    inputs = truncating(model, limit, side).inputs
+    truncate = limit is not None if truncate is None else truncate
 
+    def encoded(text: TextInput) -> list[int]:
+        if isinstance(text, str):
+            return inputs.sentences([text], truncate, prompt)[0]
+        if prompt:
+            raise InvalidRequest(f"the prompt {brief(prompt)} goes before a text, not before token ids: send texts")
+        if truncate and len(text) > inputs.context:
+            text = text[: inputs.context] if inputs.cut == "right" else text[-inputs.context :]
+        return inputs.sentence_ids(text)
 
-def _encoded(inputs: Inputs, text: TextInput, truncate: bool, prompt: str) -> list[int]:
-    if isinstance(text, str):
-        return inputs.sentences([text], truncate, prompt)[0]
-    if prompt:
-        raise InvalidRequest(f"the prompt {brief(prompt)} goes before a text, not before token ids: send texts")
-    if truncate and len(text) > inputs.context:
-        text = text[: inputs.context] if inputs.cut == "right" else text[-inputs.context :]
-    return inputs.sentence_ids(text)
-
-
-# Routes whose response one function computes from the body and the model: those of encoders, counts of tokens.
-
-M = TypeVar("M", bound=ModelFields)
-
-
-def model_route(
-    summary: str,
-    body_type: BodyType[M],
-    answer: Callable[[RequestBody[M], ServedModel, str, str], Mapping[str, Any] | list[Any]],
-) -> Route:
-    """A route whose response ``answer`` computes from the body, the model, its name and the number of the request."""
-
-    async def run(call: ClientCall) -> Response:
-        body = await call.read(body_type)
-        name = call.model(body.fields.model)
-        async with call.use(name) as llm:
-            return json_response(await run_in_threadpool(answer, body, llm, name, call.number))
-
-    return Route(run, summary, body_type)
+    return list(map(encoded, texts))
 
 
 # Vectors in the number formats of responses: floats, bytes, bits, base64.
@@ -214,11 +164,7 @@ def formatted(vectors: NDArray[np.float32], form: VectorFormat) -> list[Any]:
 def of_unit_length(
     model: EncoderModel, vectors: NDArray[np.float32], field: str, wanted: bool | None
 ) -> NDArray[np.float32]:
-    """The vectors, scaled to length 1 if ``wanted``; None: as the model makes them.
-
-    Raises:
-        InvalidRequest: ``wanted`` is False, and the model itself scales its vectors.
-    """
+    """The vectors, scaled to length 1 if ``wanted``; None: as the model makes them."""
     layers = model.spec.output
     scaled = bool(layers) and isinstance(layers[-1], UnitLength)
     if wanted is False and scaled:

@@ -215,9 +215,6 @@ def checked_options(
     """Convert options under a client's names to options under Pellucid's names.
 
     ``renamed`` maps the API's names to Pellucid's. ``defaults`` are used where the request has no value.
-
-    Raises:
-        InvalidRequest: a value is wrong, or two names of one option have different values.
     """
     given = dict(given)
     if (bias := given.get("logit_bias")) is not None:

@@ -125,12 +125,12 @@ class Guard:
         self._app, self._rules, self._seconds = app, rules, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry point."""
         if scope["type"] == "http":
             refused = (
                 _malformed(scope)
                 or self._refused(scope["path"], Headers(scope=scope))
-                or _too_long(Headers(scope=scope))
+                # The body of a request that declares a body above the limit is received and dropped.
+                or ((413, TOO_LONG) if int(Headers(scope=scope).get("content-length", "0")) > MOST_BODY else None)
             )
             if refused is not None:
                 status, message = refused
@@ -171,11 +171,6 @@ def _malformed(scope: Scope) -> tuple[int, str] | None:
     if len(hosts) > 1 or any(host and not HOST.fullmatch(host) for host in hosts):
         return (400, f"host {brief(', '.join(hosts))} is not valid: send one name or address of the server")
     return None
-
-
-def _too_long(headers: Headers) -> tuple[int, str] | None:
-    """Status and message for a request that declares a body above the limit. The body is received and dropped."""
-    return (413, TOO_LONG) if int(headers.get("content-length", "0")) > MOST_BODY else None
 
 
 class _Body:

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
+from pellucid.base_llm import BaseLLM
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
-from pellucid.serve.served_model import ServedModel
 from pellucid.trace.frames import TraceStream
 
 T = TypeVar("T")
@@ -37,18 +37,14 @@ class LiveRequest:
     key: str
     route: str
     model: str
-    llm: ServedModel
+    llm: BaseLLM[Any]
     groups: Sequence[Request]
     streams: list[TraceStream] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def attach(self, names: Sequence[str], limit: int, notify: Callable[[], object]) -> None:
-        """Start to trace the points ``names`` at the next step.
-
-        Raises:
-            InvalidRequest: a name matches no point, or the request already has a viewer.
-        """
+        """Start to trace the points ``names`` at the next step."""
         if any(not stream.closed for stream in self.streams):
             raise InvalidRequest(
                 f"request {brief(self.number)}: another viewer is attached, and the limit is one: retry later"
@@ -99,11 +95,6 @@ class LiveRequests:
             del self._running[request.key, request.number]
             request.ended.set()
 
-    def _find(self, number: str, viewer: Viewer) -> LiveRequest | None:
-        """The running request with a number, if the viewer may see it."""
-        running = (one for one in self._running.values() if one.number == number and viewer.sees(one))
-        return next(running, None)
-
     def visible_to(self, viewer: Viewer) -> list[LiveRequest]:
         """Running requests that the viewer may see."""
         return [one for one in self._running.values() if viewer.sees(one)]
@@ -112,14 +103,10 @@ class LiveRequests:
         """Call ``begin`` with the request ``number`` and return the result.
 
         If the request does not run yet, waits for it, and calls ``begin`` before it starts.
-
-        Raises:
-            NotFound: the request did not begin within ``wait`` seconds, or belongs to another client. The message is
-                the same in both cases.
         """
-        running = self._find(number, viewer)
-        if running is not None:
-            return begin(running)
+        for running in self._running.values():
+            if running.number == number and viewer.sees(running):
+                return begin(running)
         expected = _Expected(viewer, begin, asyncio.get_running_loop().create_future())
         self._expected.setdefault(number, []).append(expected)
         try:

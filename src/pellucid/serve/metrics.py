@@ -39,6 +39,27 @@ COUNTERS = (
     ("vllm:spec_decode_num_draft_tokens", "Tokens that speculative decoding proposed."),
     ("vllm:spec_decode_num_accepted_tokens", "Proposed tokens that were accepted."),
 )
+ENGINE_GAUGES = (
+    ("vllm:num_requests_running", "Requests that run.", "running"),
+    ("vllm:num_requests_waiting", "Requests that wait for their first step.", "waiting"),
+    ("vllm:kv_cache_usage_perc", "Fraction of the cache's pages that are in use, from 0 to 1.", "pages_in_use"),
+    ("pellucid:prefix_cache_bytes", "Bytes of the pages in the prefix cache.", "prefix_cache_bytes"),
+)
+ENGINE_COUNTERS = (
+    ("vllm:num_preemptions", "Number of times that a request lost its pages to another request.", "preemptions"),
+    ("pellucid:steps", "Steps of the model.", "steps"),
+    ("pellucid:step_seconds", "Time of all steps, in seconds.", "step_seconds"),
+)
+"""Name, text and field of ``EngineState``."""
+REPLICA_GAUGES = (
+    ("running", "Requests that run on the replica."),
+    ("waiting", "Requests that wait for their first step on the replica."),
+    ("pages_in_use", "Pages of the replica's cache that are in use."),
+)
+REPLICA_COUNTERS = (
+    ("steps", "Steps of the replica."),
+    ("step_seconds", "Time of all steps of the replica, in seconds."),
+)
 REASONS = {"stop": "stop", "until": "stop", "probe": "stop", "length": "length", "time": "length", None: "abort"}
 
 
@@ -106,7 +127,6 @@ class Metrics:
                     between.observe(after - before)
 
     def text(self) -> bytes:
-        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -117,36 +137,18 @@ class _Engines(Collector):
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        gauges = {
-            "vllm:num_requests_running": "Requests that run.",
-            "vllm:num_requests_waiting": "Requests that wait for their first step.",
-            "vllm:kv_cache_usage_perc": "Fraction of the cache's pages that are in use, from 0 to 1.",
-            "pellucid:prefix_cache_bytes": "Bytes of the pages in the prefix cache.",
-        }
-        counters = {
-            "vllm:num_preemptions": "Number of times that a request lost its pages to another request.",
-            "pellucid:steps": "Steps of the model.",
-            "pellucid:step_seconds": "Time of all steps, in seconds.",
-        }
-        families: dict[str, Metric] = {
-            **{name: GaugeMetricFamily(name, text, labels=["model_name"]) for name, text in gauges.items()},
-            **{name: CounterMetricFamily(name, text, labels=["model_name"]) for name, text in counters.items()},
+        families = {
+            field: kind(name, text, labels=["model_name"])
+            for kind, names in ((GaugeMetricFamily, ENGINE_GAUGES), (CounterMetricFamily, ENGINE_COUNTERS))
+            for name, text, field in names
         }
         for model in self._models.loaded:
             if (llm := self._models.llm(model)) is None:
                 continue
             now = llm.state()
-            values = {
-                "vllm:num_requests_running": now.running,
-                "vllm:num_requests_waiting": now.waiting,
-                "vllm:kv_cache_usage_perc": now.pages_in_use / max(now.pages, 1),
-                "pellucid:prefix_cache_bytes": now.prefix_cache_bytes,
-                "vllm:num_preemptions": now.preemptions,
-                "pellucid:steps": now.steps,
-                "pellucid:step_seconds": now.step_seconds,
-            }
-            for name, value in values.items():
-                families[name].add_metric([model], value)  # type: ignore[attr-defined]
+            values = {"pages_in_use": now.pages_in_use / max(now.pages, 1)}
+            for field, family in families.items():
+                family.add_metric([model], values.get(field, getattr(now, field)))
             if (states := llm.replica_states()) is not None:
                 yield from _replicas(model, states)
         yield from families.values()
@@ -159,34 +161,24 @@ def _replicas(model: str, states: ReplicaStates) -> Iterator[Metric]:
     """Current state of each replica of a model."""
     labels = ["model_name", "replica"]
     up = GaugeMetricFamily("pellucid:replica_up", "1 if the replica is up, otherwise 0.", labels=labels)
-    gauges = {
-        name: GaugeMetricFamily(f"pellucid:replica_{name}", text, labels=labels)
-        for name, text in (
-            ("running", "Requests that run on the replica."),
-            ("waiting", "Requests that wait for their first step on the replica."),
-            ("pages_in_use", "Pages of the replica's cache that are in use."),
-        )
-    }
-    counters = {
-        name: CounterMetricFamily(f"pellucid:replica_{name}", text, labels=labels)
-        for name, text in (
-            ("steps", "Steps of the replica."),
-            ("step_seconds", "Time of all steps of the replica, in seconds."),
-        )
-    }
     stages = CounterMetricFamily(
         "pellucid:replica_stage_seconds",
         "Time of all steps in a stage of a replica with several stages, in seconds.",
         labels=[*labels, "stage"],
     )
+    families = {
+        field: kind(f"pellucid:replica_{field}", text, labels=labels)
+        for kind, names in ((GaugeMetricFamily, REPLICA_GAUGES), (CounterMetricFamily, REPLICA_COUNTERS))
+        for field, text in names
+    }
     for name, state in states.replicas.items():
         up.add_metric([model, name], state is not None)
         for number, seconds in enumerate(state.stage_seconds if state else ()):
             stages.add_metric([model, name, str(number)], seconds)
-        for what, family in (gauges | counters).items():
+        for field, family in families.items():
             if state is not None:
-                family.add_metric([model, name], getattr(state, what))
-    yield from (up, stages, *gauges.values(), *counters.values())
+                family.add_metric([model, name], getattr(state, field))
+    yield from (up, stages, *families.values())
     for name, text, value in (
         ("pellucid:requests_moved", "Requests that moved from one replica to another.", states.moved),
         ("pellucid:routed_pages", "Whole pages of routed prompts.", states.prefix_queries),

@@ -15,8 +15,6 @@ from pellucid.serve.generation_options import LLAMACPP, OPENAI_DEFAULTS, generat
 from pellucid.serve.request_body import BodyRules, Fields
 from pellucid.tokenize import Tokenizer
 
-# Common fields of OpenAI's requests.
-
 OPENAI_RULES = BodyRules(
     options=generation_options("watch", "prompt_logprobs"),
     renamed={"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"},
@@ -45,8 +43,6 @@ class StreamOptions(Fields, frozen=True):
     include_usage: bool = False
     include_obfuscation: Annotated[Any, ignored("stream_options.include_obfuscation")] = None
 
-
-# Common parts of OpenAI's responses: usage, finish reasons, log-probabilities, errors.
 
 ERRORS: Mapping[int, tuple[str, str | None]] = {
     401: ("invalid_request_error", "invalid_api_key"),
@@ -81,7 +77,6 @@ def usage(generations: Sequence[Generation], reasoning: int = 0) -> dict[str, An
 
 
 def total_usage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sum of usages."""
     return {
         name: total_usage([part[name] for part in parts])
         if isinstance(value, dict)
@@ -127,7 +122,6 @@ def finite(value: float) -> float:
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in OpenAI's form."""
     kind, code = ERRORS.get(status, ("invalid_request_error" if status < 500 else "server_error", None))
     return {"error": {"message": message, "type": kind, "param": details.param, "code": details.code or code}}
 
@@ -178,9 +172,6 @@ def _field(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _entry(token: int, scores: Mapping[str, float], stop: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     stopped = {} if stop is None else {"stop": stop}
     return {"token": token_text(token, tokenizer), "scores": dict(scores), **stopped}
-
-
-# The field ``receipt`` in the answers of every API.
 
 
 def receipt_field(generation: Generation | None) -> dict[str, Any]:

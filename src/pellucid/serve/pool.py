@@ -14,9 +14,9 @@ from typing import Any, TypeAlias, TypeVar
 from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
+from pellucid.base_llm import BaseLLM
 from pellucid.errors import CacheFull, InvalidRequest, ModelNotFound, QueueFull
 from pellucid.errors.messages import brief
-from pellucid.serve.served_model import ServedModel
 from pellucid.weights.catalogue import find
 from pellucid.weights.gguf import SPLIT_NAME
 from pellucid.weights.sources.source import DownloadProgress, source_of
@@ -89,7 +89,7 @@ class Served:
     It stays loaded for ``keep`` seconds after its last use (None: until another model needs its memory).
     """
 
-    llm: ServedModel
+    llm: BaseLLM[Any]
     nbytes: int
     users: int = 0
     used: float = field(default_factory=time.monotonic)
@@ -113,7 +113,7 @@ class ModelPool:
     def __init__(
         self,
         names: Sequence[str],
-        load: Callable[[str], ServedModel | Awaitable[ServedModel]],
+        load: Callable[[str], BaseLLM[Any] | Awaitable[BaseLLM[Any]]],
         limit: int,
         *,
         any_name: bool = False,
@@ -135,16 +135,15 @@ class ModelPool:
         self._unload_timers = dict[str, asyncio.TimerHandle]()
         self._pulling, self._pulls = asyncio.Lock(), 0
 
-    def put(self, name: str, llm: ServedModel) -> None:
+    def put(self, name: str, llm: BaseLLM[Any]) -> None:
         """Add a model that is already loaded."""
         self._loaded[name] = Served(llm, llm.weight_bytes)
 
     @property
     def loaded(self) -> list[str]:
-        """Names of the loaded models."""
         return list(self._loaded)
 
-    def llm(self, name: str) -> ServedModel | None:
+    def llm(self, name: str) -> BaseLLM[Any] | None:
         """The model if it is loaded, else None."""
         served = self._loaded.get(name)
         return served.llm if served else None
@@ -228,7 +227,7 @@ class ModelPool:
         return served.expires_in if served else None
 
     @asynccontextmanager
-    async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
+    async def use(self, name: str) -> AsyncGenerator[BaseLLM[Any], None]:
         """Load a model if necessary, and keep it loaded while the ``with`` block runs.
 
         Raises:
@@ -265,7 +264,7 @@ class ModelPool:
         self._unload_timers.pop(name, None)
         self._uncancelled(unload())
 
-    async def work(self, name: str, function: Callable[[ServedModel], T]) -> T:
+    async def work(self, name: str, function: Callable[[BaseLLM[Any]], T]) -> T:
         """Run a function of a model in a thread, and return its result. At most ``MOST_WORK`` functions run at a time.
 
         A thread cannot be cancelled. If the caller is cancelled, the function continues, counts towards the limit, and
@@ -286,22 +285,20 @@ class ModelPool:
     def _uncancelled(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Start a task that survives the cancellation of its caller."""
         task = asyncio.ensure_future(work)
+
+        def forget(_: object) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                # Mark the exception as retrieved. A cancelled caller does not retrieve it, and asyncio would log it.
+                task.exception()
+
         self._tasks.add(task)
-        task.add_done_callback(self._forget_task)
+        task.add_done_callback(forget)
         return task
 
-    def _forget_task(self, task: asyncio.Future[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            # Mark the exception as retrieved. A cancelled caller does not retrieve it, and asyncio would log it.
-            task.exception()
-
-    async def _load_here(self, name: str) -> ServedModel:
-        loaded = await run_in_threadpool(self._load, name)
-        return await loaded if isinstance(loaded, Awaitable) else loaded
-
     async def _load_model(self, name: str) -> Served:
-        llm = await self._load_here(name)
+        loaded = await run_in_threadpool(self._load, name)
+        llm = await loaded if isinstance(loaded, Awaitable) else loaded
         size = llm.weight_bytes
         while self._loaded and size + sum(one.nbytes for one in self._loaded.values()) > self._limit:
             idle = [other for other, one in self._loaded.items() if not one.users]
@@ -316,7 +313,6 @@ class ModelPool:
         return Served(llm, size)
 
     async def close(self) -> None:
-        """Unload all models."""
         for timer in self._unload_timers.values():
             timer.cancel()
         async with self._lock:

@@ -92,11 +92,7 @@ class RequestBody(Generic[F]):
     rules: BodyRules
 
     def options(self, recommended: Mapping[str, Any]) -> dict[str, Any]:
-        """Generation options of the request, completed by the model file's recommendations or the API's defaults.
-
-        Raises:
-            InvalidRequest: a value is wrong, or two names of one option have different values.
-        """
+        """Generation options of the request, completed by the model file's recommendations or the API's defaults."""
         return checked_options(self.given, self.rules.renamed, recommended or self.rules.defaults)
 
 
@@ -130,7 +126,6 @@ class BodyType(Generic[F]):
 
     @cached_property
     def schema(self) -> Schema:
-        """JSON schema of the body."""
         rules, own = self.rules, schema_of(self.struct)
         renamed = {name: rules.options[option] for name, option in rules.renamed.items() if rules.options}
         only = {name: {"const": value, "description": "No other value."} for name, value in rules.only.items()}
@@ -141,11 +136,7 @@ class BodyType(Generic[F]):
         return {**closed_object(properties), "required": [*own.get("required", ()), *self.required]}
 
     def decode(self, body: Any, where: str = "") -> RequestBody[F]:
-        """Check a JSON value. ``where`` is the name of the field that holds the body, for errors.
-
-        Raises:
-            InvalidRequest: a field is unknown, missing or wrong; the message names it.
-        """
+        """Check a JSON value. ``where`` is the name of the field that holds the body, for errors."""
         if not isinstance(body, dict):
             raise InvalidRequest(f"the body is {brief(body)}: it must be an object with named fields")
         rules, own, absent = self.rules, self.struct.__struct_fields__, {**ABSENT, **self.rules.absent}

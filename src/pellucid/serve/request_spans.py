@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 
 import pellucid
-from pellucid.engine.request import Request, SequenceOutput
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, reason
 from pellucid.serve.metrics import REASONS
@@ -112,6 +112,8 @@ class RequestSpans:
 
         ``model`` is the name of the model that answers. ``status_of`` returns the HTTP status of an error.
         """
+        from opentelemetry.trace import SpanKind
+
         path = request.scope["path"]
         operation = "text_completion" if path in TEXT_PATHS else "chat"
         host, port = request.scope.get("server") or ("", None)
@@ -127,7 +129,8 @@ class RequestSpans:
         if port is not None:
             attributes["server.port"] = port
         name, context = f"{operation} {model}", self._extract(dict(request.headers))
-        return RequestSpan(self._tracer, name, context, attributes, status_of)
+        span = self._tracer.start_span(name, context, kind=SpanKind.SERVER, attributes=attributes)
+        return RequestSpan(self._tracer, span, status_of)
 
     async def close(self) -> None:
         """Send the spans that are still here, and stop the thread."""
@@ -140,19 +143,9 @@ class RequestSpan:
     ``status_of`` returns the HTTP status of an error.
     """
 
-    def __init__(
-        self,
-        tracer: Tracer,
-        name: str,
-        context: Context,
-        attributes: dict[str, Any],
-        status_of: Callable[[BaseException], int],
-    ) -> None:
-        from opentelemetry.trace import SpanKind
-
-        self._tracer, self._status_of = tracer, status_of
+    def __init__(self, tracer: Tracer, span: Span, status_of: Callable[[BaseException], int]) -> None:
+        self._tracer, self._span, self._status_of = tracer, span, status_of
         self._groups, self._begun = list[Request](), 0
-        self._span: Span = tracer.start_span(name, context, kind=SpanKind.SERVER, attributes=attributes)
 
     def begin(self, number: str, groups: Sequence[Request], *, stream: bool) -> None:
         """The engine requests start now. ``number`` is the final id of the request."""
@@ -227,18 +220,13 @@ class RequestSpan:
         self._child("prefill", context, waited, first, counts)
         for one, (proposed, accepted) in zip(group.outputs, group.speculation or [(0, 0)] * len(group.outputs)):
             if one.ids:
-                end = self._begun + int(one.total * NANOSECONDS)
-                self._child("decode", context, first, end, _decode_counts(one, proposed, accepted))
+                counts = {"gen_ai.usage.output_tokens": len(one.ids)}
+                if proposed:
+                    counts |= {"pellucid.draft_tokens": proposed, "pellucid.accepted_draft_tokens": accepted}
+                self._child("decode", context, first, self._begun + int(one.total * NANOSECONDS), counts)
 
     def _child(
         self, name: str, context: Context, start: int, end: int, attributes: Mapping[str, Any] | None = None
     ) -> None:
         span = self._tracer.start_span(name, context, attributes=attributes, start_time=start)
         span.end(max(start, end))
-
-
-def _decode_counts(output: SequenceOutput, proposed: int, accepted: int) -> dict[str, Any]:
-    counts = {"gen_ai.usage.output_tokens": len(output.ids)}
-    if proposed:
-        counts |= {"pellucid.draft_tokens": proposed, "pellucid.accepted_draft_tokens": accepted}
-    return counts

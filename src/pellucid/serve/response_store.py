@@ -87,11 +87,7 @@ class OwnResponses:
             self.store.shelves = {key: one for key, one in shelves.items() if one.responses}
 
     def get(self, number: str) -> StoredResponse:
-        """A response.
-
-        Raises:
-            NotFound: the key has no response with this id, or the response is no longer stored.
-        """
+        """A response. Raises NotFound if the key has no response with this id, or it is no longer stored."""
         with self.store.lock:
             return self._get(number)
 
@@ -102,11 +98,7 @@ class OwnResponses:
             self._shelf.remove(number)
 
     def turns(self, number: str) -> list[StoredResponse]:
-        """A response and all earlier turns, the first turn first.
-
-        Raises:
-            InvalidRequest: a response is not stored.
-        """
+        """A response and all earlier turns, the first turn first."""
         turns = list[StoredResponse]()
         at: str | None = number
         with self.store.lock:
@@ -119,11 +111,7 @@ class OwnResponses:
         return turns
 
     def item(self, number: str) -> Mapping[str, Any]:
-        """An output item by its id.
-
-        Raises:
-            NotFound: no response of the key has the item.
-        """
+        """An output item by its id."""
         with self.store.lock:
             for one in self._shelf.responses.values():
                 for item in one.body["output"]:

@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pellucid.base_llm import BaseLLM
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import reason
 from pellucid.llm import LLM
@@ -36,7 +37,6 @@ from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool, Pull
 from pellucid.serve.request_spans import GONE, RequestSpans, request_spans
 from pellucid.serve.response_store import ResponseStore
-from pellucid.serve.served_model import ServedModel
 from pellucid.util.interpreter import collect_requests
 
 # The server's ASGI application: the routes of all APIs, behind the access rules (``guard.py``).
@@ -136,7 +136,6 @@ class Shutdown:
             task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry point."""
         task = asyncio.current_task()
         if scope["type"] != "http" or task is None:
             await self._app(scope, receive, send)
@@ -193,7 +192,7 @@ class Settings:
 
 def serve(
     names: Sequence[str],
-    load: Callable[[str], ServedModel],
+    load: Callable[[str], BaseLLM[Any]],
     limit: int,
     rules: AccessRules,
     settings: Settings,

@@ -1,6 +1,6 @@
 """Discovery of the objects that a package's modules declare, by unique name. No list of modules is needed.
 
-A module declares an object of the package's type at its top level (``COMMAND = Command("run", ...)``), or a subclass of
+A module declares an object of the package's type at its top level (``OLLAMA = Api("ollama", ...)``), or a subclass of
 the package's base class. ``docs/architecture.md`` lists these packages. Kernels have their own index of the sources
 (``kernels/core/definitions.py``), so that only the used kernels are imported.
 """

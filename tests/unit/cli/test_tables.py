@@ -13,7 +13,7 @@ NUMBER, TEXT = "1234567890.25", "a text of several words that does not fit"
 def test_numbers_stay_whole_and_texts_wrap(capsys: pytest.CaptureFixture[str], width: int) -> None:
     from rich.console import Console
 
-    made = common.table("name", "value", right=("value",))
+    made = common.table("name", ">value")
     made.add_row(TEXT, NUMBER)
     made.add_row("b", "7")
     Console(width=width).print(made)

@@ -25,7 +25,7 @@ from pellucid.model.slot_reader import SlotReader
 from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.serve.look import weight_rows
+from pellucid.serve.look import queries
 from pellucid.serve.look.queries import QUERIES
 from pellucid.testing import random_model
 from pellucid.trace.trace import Trace
@@ -46,7 +46,7 @@ REFUSED = "it is no product of weights, but computed from"
 
 
 def asked(model: Any, **fields: Any) -> dict[str, Any]:
-    return weight_rows.weights(QUERIES["weights"].body.decode({"model": "m", **fields}), model)
+    return queries.weights(QUERIES["weights"].body.decode({"model": "m", **fields}), model)
 
 
 def numbers(array: Mapping[str, Any]) -> np.ndarray:

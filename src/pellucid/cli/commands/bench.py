@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pellucid.measure.roofs import Figure, Profile
     from pellucid.measure.suite import SuiteOptions, Workload
 
-# pellucid bench serve URL: latency and throughput of a server under the load of several clients.
-
 
 def server_load(
     url: str = common.argument("URL", "Address of the server: http://HOST:PORT.", ...),
@@ -106,18 +104,16 @@ def _fields(body: str | None) -> dict[str, Any]:
 
 def _show(results: list[dict[str, Any]]) -> None:
     level = "clients" if "clients" in results[0] else "rate"
-    columns = ("tokens/s", "requests/s", "first token", "per token", "gap", "longest gap", "failed")
-    table = common.table(level, *columns, right=(level, *columns))
-    for result in results:
-        table.add_row(
-            f"{result[level]:g}",
-            f"{result['tokens_per_second']:.1f}",
-            f"{result['requests_per_second']:.2f}",
-            *(common.milliseconds(result[name]) for name in ("first_token", "per_token", "gap")),
-            f"{1e3 * result['gap']['longest']:.0f}",
-            str(result["failed"]),
+    columns = (">tokens/s", ">requests/s", ">first token", ">per token", ">gap", ">longest gap", ">failed")
+    rows = [
+        (
+            *(f"{one[level]:g}", f"{one['tokens_per_second']:.1f}", f"{one['requests_per_second']:.2f}"),
+            *(common.milliseconds(one[name]) for name in ("first_token", "per_token", "gap")),
+            *(f"{1e3 * one['gap']['longest']:.0f}", str(one["failed"])),
         )
-    common.show(table)
+        for one in results
+    ]
+    common.print_table(f">{level}", *columns, rows=rows)
     for problem in dict.fromkeys(problem for result in results for problem in result["errors"]):
         print(problem)
 
@@ -204,17 +200,14 @@ def _bench_show(llm: LLM, options: LoadOptions, figures: Sequence[Figure]) -> No
         f"{one_line(llm.spec.name)}, threads {runner.threads}, activations of {options.activation_bits} bits, "
         f"context {llm.context:,}, medians of {len(figures[0].rates)}\n"
     )
-    shown = common.table("", f"{unit}/s", "±", "roof", "bound by", "share", right=(f"{unit}/s", "±", "roof", "share"))
-    for figure in figures:
-        shown.add_row(
-            figure.workload.what,
-            _speed(figure.median),
-            f"{figure.spread:.0%}",
-            _speed(figure.roof),
-            figure.bound,
-            f"{figure.share:.0%}",
+    rows = [
+        (
+            *(figure.workload.what, _speed(figure.median), f"{figure.spread:.0%}"),
+            *(_speed(figure.roof), figure.bound, f"{figure.share:.0%}"),
         )
-    common.show(shown)
+        for figure in figures
+    ]
+    common.print_table("", f">{unit}/s", ">±", ">roof", "bound by", ">share", rows=rows)
     read, multiply = _machine_rates(figures)
     print(
         f"\nthis machine reads {read / 1e9:.1f} GB/s and computes {multiply / 1e9:,.0f} int8 GMAC/s (10⁹ multiply-adds "
@@ -236,12 +229,7 @@ def _show_profile(profile: Profile) -> None:
     from pellucid.measure.roofs import combined
 
     print(f"\n{profile.what}")
-    shown = common.table(
-        *("stage", "operation", "count", "ms", "part", "reached", "share"),
-        right=("count", "ms", "part", "reached", "share"),
-        no_wrap=("stage",),
-        gap=1,
-    )
+    shown = common.table("|stage", "operation", ">count", ">ms", ">part", ">reached", ">share", gap=1)
     for (stage, kernel), timed in profile.kinds().items():
         shown.add_row(stage, kernel, *_cells(timed, profile))
     shown.add_row("total", "", *_cells(combined(profile.timed), profile), style="bold")

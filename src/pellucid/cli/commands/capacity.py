@@ -9,18 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli import common, planning
+from pellucid.cli.command import command
 from pellucid.cli.loading import Loading
-from pellucid.cli.planning import (
-    MachinesFile,
-    certainty,
-    machines_of,
-    model_size,
-    refuse_unused_pin,
-    step_costs,
-    this_machine_once,
-)
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line
 from pellucid.util.checks import real, whole
@@ -38,7 +29,8 @@ MAX_CONVERSATION = 1 << 17
 """Maximum tokens of a conversation, because a simulation of longer conversations takes minutes."""
 
 
-def command(
+@command("capacity")
+def capacity_command(
     model: common.Model,
     rate: Any = common.number("Requests per second in the busiest hour.", ...),
     ttft: str = common.text(
@@ -58,7 +50,7 @@ def command(
     turns: Any = common.count("Requests of a conversation; each prompt contains the conversation so far.", 1),
     think: str = common.text("TIME", "Time from an answer to the next request of the conversation.", "20s"),
     day: str = common.text("NAME", "Change of the rate over the day: office (busy in the daytime) or flat.", "office"),
-    machines: MachinesFile = None,
+    machines: planning.MachinesFile = None,
     seed: Any = common.count("Seed of the simulated requests.", 0),
     *,
     loading: Loading,
@@ -92,13 +84,13 @@ def command(
         raise InvalidRequest(f"day={brief(day)}: must be one of {', '.join(DAYS)}")
     measured = not on_paper(model)
     if not measured:
-        refuse_unused_pin(loading)
-    size = model_size(model, loading)
+        planning.refuse_unused_pin(loading)
+    size = planning.model_size(model, loading)
     _refuse_long(traffic, size.limits.context)
-    here = this_machine_once(loading.threads)
-    kinds = machines_of(machines, here)
+    here = planning.this_machine_once(loading.threads)
+    kinds = planning.machines_of(machines, here)
     stages = _stages(size, kinds.kinds)
-    costs = step_costs(model, size, kinds, here, loading, measured=measured, served=True)
+    costs = planning.step_costs(model, size, kinds, here, loading, measured=measured, served=True)
     results = [
         _capacity(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])
         for kind, of_one, count in zip(kinds.kinds, costs, stages)
@@ -141,9 +133,6 @@ def _stages(size: ModelSize, kinds: Sequence[Machine]) -> list[int]:
     """Number of machines (stages) of a replica, for each kind of machine: 0 if the model does not fit.
 
     A message tells which kinds of machines are left out.
-
-    Raises:
-        InvalidRequest: the model fits on no kind of machine.
     """
     from pellucid.capacity.layouts import fewest_stages
 
@@ -194,31 +183,24 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic,
         print(
             f"these machines cannot reach {goals.first_token:g} s to the first token and "
             f"{goals.per_token * 1e3:g} ms per token, even for a single request\n"
-            f"{certainty(measured)}"
+            f"{planning.certainty(measured)}"
         )
         return
-    columns = ("requests/s", "machines", "tokens/s", "first token", "per token", "busy", "prefix hits")
-    table = common.table("hours", *columns, right=columns)
+    columns = ("hours", ">requests/s", ">machines", ">tokens/s", ">first token", ">per token", ">busy", ">prefix hits")
+    rows = []
     for hours in result.day:
-        times = hours.outcome
-        table.add_row(
-            _hours(hours.hours),
-            f"{hours.rate:,.4g}",
-            f"{hours.replicas * result.stages:,}",
-            f"{times.tokens_per_second:,.0f}",
-            common.milliseconds(times.first_token),
-            common.milliseconds(times.per_token),
-            f"{times.busy:.0%}",
-            f"{times.hits:.0%}",
-        )
-    common.show(table)
+        times, machines = hours.outcome, hours.replicas * result.stages
+        rates = (f"{hours.rate:,.4g}", f"{machines:,}", f"{times.tokens_per_second:,.0f}")
+        waits = (common.milliseconds(times.first_token), common.milliseconds(times.per_token))
+        rows.append((_hours(hours.hours), *rates, *waits, f"{times.busy:.0%}", f"{times.hits:.0%}"))
+    common.print_table(*columns, rows=rows)
     machine_hours = sum(len(hours.hours) * hours.replicas * result.stages for hours in result.day)
     print(
         f"\n{result.machines:,} machines are enough in the busiest hour. A day takes {machine_hours:,} machine-hours "
         f"if the number of machines follows the load, and {24 * result.machines:,} if it does not. Times are in "
         "milliseconds: median, p95, p99."
     )
-    print(certainty(measured) + machine_range(result, measured))
+    print(planning.certainty(measured) + machine_range(result, measured))
     if result.machines > machine.count and machine.source != "measured":
         print(f"there are only {machine.count:,} of {one_line(machine.name)}")
     if failure := result.first_failure:
@@ -246,13 +228,9 @@ def _request_tokens(traffic: Traffic) -> int:
 
 def _hours(hours: tuple[int, ...]) -> str:
     """Hours of a day as ranges: 9-11, 14-16."""
-    runs: list[list[int]] = []
-    for hour in hours:
-        if runs and runs[-1][1] == hour - 1:
-            runs[-1][1] = hour
-        else:
-            runs.append([hour, hour])
-    return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
+    from pellucid.trace.selection import runs_of
+
+    return ", ".join(f"{first}-{first + count - 1}" if count > 1 else str(first) for first, count in runs_of(hours))
 
 
 def _document(
@@ -276,6 +254,3 @@ def _document(
             for result in results
         ],
     }
-
-
-COMMAND = Command("capacity", command)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from msgspec import structs
 
 from pellucid.cli import common
-from pellucid.cli.command import Command, CommandGroup
+from pellucid.cli.command import CommandGroup, command
 from pellucid.cli.loading import Loading, load
 from pellucid.errors import ModelNotFound
 from pellucid.errors.messages import brief
 
 if TYPE_CHECKING:
-    from pellucid.receipt_check import ReceiptCheck
     from pellucid.receipts.receipt import Receipt
 
 File = Annotated[str, common.argument("FILE", "A text file in UTF-8; - for standard input.", ...)]
@@ -97,6 +96,7 @@ def _read(file: str) -> str:
     return common.file_text(file, "give a text file, or - for standard input")
 
 
+@command("verify-run")
 def verify_run_command(
     file: str = common.argument("FILE", "A receipt, or a server's answer with one receipt, as a JSON file.", ...),
     model: str | None = common.argument(
@@ -139,7 +139,11 @@ def verify_run_command(
                 llm.identity(bars)
             found = replay(llm, receipt)
     public_key = receipt.signature.public_key if found and receipt.signature and not ignore_signature else ""
-    _print(structs.replace(found, public_key=public_key), json)
+    found = structs.replace(found, public_key=public_key)
+    if json:
+        common.print_json(structs.asdict(found))
+    else:
+        print(found.message + (f", signed by the key {public_key}" if public_key else ""))
     if not found:
         raise typer.Exit(1)
 
@@ -161,15 +165,3 @@ def _model_of(receipt: Receipt) -> str:
     raise ModelNotFound(
         f"model {brief(name)} of the receipt is not on this machine: name it, pellucid verify-run FILE MODEL"
     )
-
-
-def _print(found: ReceiptCheck, json: bool) -> None:
-    if json:
-        document: dict[str, Any] = structs.asdict(found)
-        common.print_json(document)
-        return
-    signed = f", signed by the key {found.public_key}" if found.public_key else ""
-    print(found.message + signed)
-
-
-VERIFY_RUN = Command("verify-run", verify_run_command)

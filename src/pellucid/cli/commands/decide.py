@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import Loading, check_task, load
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, one_line, shown
@@ -25,7 +25,8 @@ WITH_OPTIONS = re.compile(r"\[[^\]]*<[^\]]*\]")
 EXAMPLES = "'Is the customer angry?', 'Which team? [billing | shipping]', 'How urgent? [can wait < today < now]'"
 
 
-def command(
+@command("decide")
+def decide_command(
     model: common.Model,
     state: str | None = common.text(
         "FILE",
@@ -78,12 +79,7 @@ def _asked(texts: list[str], file: str | None) -> dict[str, Any]:
 
 
 def _question(text: str) -> dict[str, Any]:
-    """The question of a text, such as "How urgent? [can wait < today < now]".
-
-    Raises:
-        InvalidRequest: the brackets of the options are not complete or not at the end, or the options are not two or
-            more different ones.
-    """
+    """The question of a text, such as "How urgent? [can wait < today < now]"."""
 
     def refused(problem: str) -> InvalidRequest:
         return InvalidRequest(f"question={brief(text)}: {problem}: write it like {EXAMPLES}")
@@ -135,12 +131,10 @@ def _show(decisions: Decisions) -> None:
     for number, decision in enumerate(decisions.values()):
         print("\n" if number else "", end="")
         print(f"{_text(decision.question.instructions)}  {_answer(decision)}")
-        table = common.table("option", "probability", "", right=("probability",))
         names = _names(decision)
-        for key, name in names.items():
-            p = decision.probabilities[key]
-            table.add_row(name, f"{100 * p:.1f} %", "█" * round(p * BAR))
-        common.show(table)
+        chances = [(name, decision.probabilities[key]) for key, name in names.items()]
+        rows = [(name, f"{100 * p:.1f} %", "█" * round(p * BAR)) for name, p in chances]
+        common.print_table("option", ">probability", "", rows=rows)
         if decision.explanation is not None:
             _show_explanation(decision.explanation, names)
 
@@ -165,16 +159,11 @@ def _answer(decision: Decision) -> str:
 def _show_explanation(explanation: DecisionExplanation, names: Mapping[str, str]) -> None:
     option, against = names[explanation.option], names[explanation.against]
     print(f"why {option} and not {against}: the logits differ by {explanation.logit:+.3f}; words of the state add")
-    table = common.table("adds", "word", right=("adds",))
-    for word in explanation.ranked()[:SHOWN_WORDS]:
-        table.add_row(f"{word.value:+.3f}", common.visible(word.text))
-    common.show(table)
+    rows = [(f"{word.value:+.3f}", common.visible(word.text)) for word in explanation.ranked()[:SHOWN_WORDS]]
+    common.print_table(">adds", "word", rows=rows)
     rest = explanation.total - sum(word.value for word in explanation.words if word.place == "state")
     print(f"all words of the state add {explanation.total - rest:+.3f}, everything else {rest:+.3f}")
 
 
 def _text(content: Any) -> str:
     return one_line(content if isinstance(content, str) else json_module.dumps(content, ensure_ascii=False))
-
-
-COMMAND = Command("decide", command)

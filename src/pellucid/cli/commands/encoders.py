@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import EncoderLoading, check_task, load
 from pellucid.errors import InvalidRequest
 from pellucid.util.checks import whole
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
     from pellucid.load_options import LoadOptions
 
-# pellucid answer MODEL QUESTION TEXT: the part of a text that answers a question.
 
-
+@command("answer")
 def answer_command(
     model: common.Model,
     question: str = common.argument("QUESTION", "The question.", ...),
@@ -34,22 +33,15 @@ def answer_command(
     given = common.text_or_file(text)
     llm = load(model, loading, lambda inputs: check_task(inputs, "answer"))
     answers = llm.answer(question, given, top=top, longest=longest, unanswerable=unanswerable)
-    if json:
-        common.print_json({"question": question, "answers": common.fields_of(answers)})
-        return
-    table = common.table("score", "characters", "answer", right=("score", "characters"))
+    rows = []
     for one in answers:
-        place = f"{one.start}:{one.end}" if one.end else ""
-        table.add_row(f"{one.score:.4f}", place, common.beginning(one.text) if one.end else "no answer")
-    common.show(table)
+        found = (f"{one.start}:{one.end}", common.beginning(one.text)) if one.end else ("", "no answer")
+        rows.append((f"{one.score:.4f}", *found))
+    document = json and {"question": question, "answers": common.fields_of(answers)}
+    common.print_table(">score", ">characters", "answer", rows=rows, json=document)
 
 
-ANSWER = Command("answer", answer_command)
-
-
-# pellucid classify MODEL TEXT...: the scores of a classifier's labels.
-
-
+@command("classify")
 def classify_command(
     model: common.Model,
     texts: common.Texts,
@@ -64,23 +56,16 @@ def classify_command(
     given = list(common.texts_or_lines(texts))
     llm = load(model, loading, lambda inputs: check_task(inputs, "classify"))
     found = llm.classify(given, truncate=truncate)
-    if json:
-        documents = [{"text": text, "scores": dict(one.ranked)} for text, one in zip(given, found)]
-        common.print_json({"texts": documents})
-        return
-    table = common.table("text", "label", "score", right=("score",))
-    for text, one in zip(given, found):
-        for number, (label, score) in enumerate(one.ranked[:count]):
-            table.add_row("" if number else common.beginning(text), label, f"{score:.4f}")
-    common.show(table)
+    rows = [
+        ("" if number else common.beginning(text), label, f"{score:.4f}")
+        for text, one in zip(given, found)
+        for number, (label, score) in enumerate(one.ranked[:count])
+    ]
+    document = {"texts": [{"text": text, "scores": dict(one.ranked)} for text, one in zip(given, found)]}
+    common.print_table("text", "label", ">score", rows=rows, json=json and document)
 
 
-CLASSIFY = Command("classify", classify_command)
-
-
-# pellucid fill MODEL TEXT: the most likely tokens at the masks of a text.
-
-
+@command("fill")
 def fill_command(
     model: common.Model,
     text: str = common.argument("TEXT", "A text with masks: 'Paris is the [MASK] of France.', or @FILE", ...),
@@ -93,23 +78,16 @@ def fill_command(
     given = common.text_or_file(text)
     llm = load(model, loading, lambda inputs: check_task(inputs, "fill"))
     masks = llm.fill(given, top)
-    if json:
-        common.print_json({"text": given, "masks": [common.fields_of(tokens) for tokens in masks]})
-        return
-    table = common.table("mask", "token", "probability", "text", right=("mask", "probability"))
-    for number, tokens in enumerate(masks, 1):
-        for token in tokens:
-            probability = f"{token.probability:.4f}"
-            table.add_row(str(number), repr(token.text), probability, common.beginning(token.filled))
-    common.show(table)
+    rows = [
+        (str(number), repr(token.text), f"{token.probability:.4f}", common.beginning(token.filled))
+        for number, tokens in enumerate(masks, 1)
+        for token in tokens
+    ]
+    document = json and {"text": given, "masks": list(map(common.fields_of, masks))}
+    common.print_table(">mask", "token", ">probability", "text", rows=rows, json=document)
 
 
-FILL = Command("fill", fill_command)
-
-
-# pellucid rerank MODEL QUERY TEXT...: texts in the order of their relevance to a query.
-
-
+@command("rerank")
 def rerank_command(
     model: common.Model,
     query: Annotated[str, common.argument("QUERY", "The question or the words to search for.", ...)],
@@ -127,21 +105,12 @@ def rerank_command(
     count = None if top is None else whole("top", top, 1, len(documents), "the number of texts")
     llm = load(model, loading, lambda inputs: check_task(inputs, *PAIR_TASKS))
     ranked = llm.rerank(query, documents, top=count, truncate=truncate)
-    if json:
-        common.print_json({"query": query, "ranked": common.fields_of(ranked)})
-        return
-    table = common.table("score", "text", "", right=("score", ""))
-    for document in ranked:
-        table.add_row(f"{document.score:.4f}", common.beginning(document.text), str(document.index + 1))
-    common.show(table)
+    rows = [(f"{one.score:.4f}", common.beginning(one.text), str(one.index + 1)) for one in ranked]
+    document = json and {"query": query, "ranked": common.fields_of(ranked)}
+    common.print_table(">score", "text", ">", rows=rows, json=document)
 
 
-RERANK = Command("rerank", rerank_command)
-
-
-# pellucid tag MODEL TEXT: the labels of a text's tokens, such as named entities.
-
-
+@command("tag")
 def tag_command(
     model: common.Model,
     text: str = common.argument("TEXT", "The text, or @FILE for the text of a file.", ...),
@@ -159,18 +128,12 @@ def tag_command(
     given = common.text_or_file(text)
     llm = load(model, loading, lambda inputs: check_task(inputs, "tag"))
     tags = llm.tag(given, grouping)  # type: ignore[arg-type]  # checked by tag
-    if json:
-        common.print_json({"text": given, "tags": common.fields_of(tags)})
-        return
-    table = common.table("label", "score", "characters", "text", right=("score", "characters"))
-    for one in tags:
-        table.add_row(one.label, f"{one.score:.4f}", f"{one.start}:{one.end}", common.beginning(one.text))
-    common.show(table)
+    rows = [(one.label, f"{one.score:.4f}", f"{one.start}:{one.end}", common.beginning(one.text)) for one in tags]
+    document = json and {"text": given, "tags": common.fields_of(tags)}
+    common.print_table("label", ">score", ">characters", "text", rows=rows, json=document)
 
 
-TAG = Command("tag", tag_command)
-
-
+@command("embed")
 def embed_command(
     model: common.Model,
     texts: list[str] | None = common.argument("TEXT", "Sentences or short texts."),
@@ -197,8 +160,7 @@ def embed_command(
     """Compute sentence vectors and their cosine similarities, or the vectors of all texts of a file."""
     import numpy as np
 
-    if dimensions is not None:
-        dimensions = whole("dimensions", dimensions, 1, 1 << 20)
+    dimensions = None if dimensions is None else whole("dimensions", dimensions, 1, 1 << 20)
     if file is not None and out is not None and not texts:
         total, width = _embed_file(model, loading, file, field, out, prompt, dimensions, truncate)
         if json:
@@ -219,19 +181,14 @@ def embed_command(
         common.print_json({"texts": texts, "vectors": vectors.tolist(), "cosines": cosines.round(6).tolist()})
         return
     numbers = [str(i + 1) for i in range(len(texts))]
-    sentences = common.table(
-        "", "text", f"vector ({vectors.shape[1]})", right=("",), no_wrap=(f"vector ({vectors.shape[1]})",)
-    )
-    for number, text, vector in zip(numbers, texts, vectors):
-        start = " ".join(f"{x:+.3f}" for x in vector[:3])
-        sentences.add_row(number, text if len(text) < 50 else text[:47] + "...", f"{start} ...")
-    common.show(sentences)
+    starts = [" ".join(f"{x:+.3f}" for x in vector[:3]) for vector in vectors]
+    shown = [text if len(text) < 50 else text[:47] + "..." for text in texts]
+    rows = [(number, text, f"{start} ...") for number, text, start in zip(numbers, shown, starts)]
+    common.print_table(">", "text", f"|vector ({vectors.shape[1]})", rows=rows)
     if len(texts) > 1:
-        similar = common.table("", *numbers, right=("", *numbers))
-        for number, row in zip(numbers, cosines):
-            similar.add_row(number, *(f"{x:.4f}" for x in row))
         print("\ncosine similarities")
-        common.show(similar)
+        similar = [(number, *(f"{x:.4f}" for x in row)) for number, row in zip(numbers, cosines)]
+        common.print_table(">", *(f">{number}" for number in numbers), rows=similar)
 
 
 def _embed_file(
@@ -281,6 +238,3 @@ def _check_texts(inputs: Inputs, prompt: str, texts: Sequence[str] = (), truncat
     inputs.prompt_of(prompt)
     if texts:
         inputs.sentences(texts, truncate, prompt)
-
-
-EMBED = Command("embed", embed_command)

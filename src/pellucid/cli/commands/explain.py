@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.output_file import OutputFile
 from pellucid.cli.sampling_options import checked
@@ -31,6 +31,7 @@ SHOWN_TOKENS = 10
 """Tokens whose contributions are shown."""
 
 
+@command("explain", sampling=True)
 def explain_command(
     model: common.Model,
     prompt: common.Prompt = None,
@@ -95,11 +96,11 @@ def _explain_encoder(llm: LLM, text: str, top: int, *, json: bool) -> None:
             common.print_json(labels.as_dict())
             return
         print("scores of the labels after each layer")
-        table = common.table("after", "labels and their scores")
+        rows = []
         for layer, name in enumerate(labels.layers):
             line = "  ".join(f"{common.visible(label)} {score:.4f}" for label, score in labels.ranked(layer)[:top])
-            table.add_row(name.removesuffix(".residual"), line)
-        common.show(table)
+            rows.append((name.removesuffix(".residual"), line))
+        common.print_table("after", "labels and their scores", rows=rows)
         return
     lens = logit_lens(llm, text, top=top)
     if json:
@@ -124,60 +125,55 @@ def _show(explanation: PromptExplanation) -> None:
     _show_layers(explanation.layers, 0)
     if (attribution := explanation.attribution) is not None:
         print(f"\nparts that made {common.visible(attribution.token)} likely (its logit is {attribution.logit:.3f})")
-        table = common.table("adds", "part", right=("adds",))
-        for part in attribution.ranked()[:10]:
-            table.add_row(f"{part.value:+.3f}", part.name)
-        common.show(table)
+        parts = [(f"{part.value:+.3f}", part.name) for part in attribution.ranked()[:10]]
+        common.print_table(">adds", "part", rows=parts)
     if (by_token := explanation.token_contributions) is not None:
         print("\ntokens that made it likely, through the heads that attend to them")
-        table = common.table("adds", "of", "", "piece", right=("adds", ""))
-        for one in by_token.ranked()[:SHOWN_TOKENS]:
-            table.add_row(f"{one.value:+.3f}", one.of, str(one.position), common.visible(one.piece))
-        common.show(table)
+        ranked = by_token.ranked()[:SHOWN_TOKENS]
+        rows = [(f"{one.value:+.3f}", one.of, str(one.position), common.visible(one.piece)) for one in ranked]
+        common.print_table(">adds", "of", ">", "piece", rows=rows)
     print("\nheads with the largest effect")
-    table = common.table("head", "adds", "attends to", right=("adds",))
+    heads = []
     for head in explanation.heads:
         looked = ", ".join(f"{common.visible(text)} {weight:.2f}" for text, weight in head.looked_at)
-        table.add_row(head.name, "" if head.contribution is None else f"{head.contribution:+.3f}", looked)
-    common.show(table)
+        heads.append((head.name, "" if head.contribution is None else f"{head.contribution:+.3f}", looked))
+    common.print_table("head", ">adds", "attends to", rows=heads)
     _show_draw(explanation)
     for note in explanation.notes:
         print(f"\n{note}")
 
 
 def _show_pieces(pieces: list[ExplainedPiece]) -> None:
-    table = common.table(
-        "", "piece", "id", "first components", "length", right=("", "id", "length"), no_wrap=("piece",)
-    )
-    for at, piece in enumerate(pieces):
-        first = " ".join(f"{x:+.3f}" for x in piece.first)
-        table.add_row(str(at), common.visible(piece.text), str(piece.id), first, f"{piece.length:.3f}")
-    common.show(table)
+    firsts = [" ".join(f"{x:+.3f}" for x in piece.first) for piece in pieces]
+    rows = [
+        (str(at), common.visible(piece.text), str(piece.id), first, f"{piece.length:.3f}")
+        for at, (piece, first) in enumerate(zip(pieces, firsts))
+    ]
+    common.print_table(">", "|piece", ">id", "first components", ">length", rows=rows)
 
 
 def _show_layers(lens: LogitLens, position: int) -> None:
-    table = common.table("after", "entropy", "tokens and their probabilities", right=("entropy",))
     shown = range(len(lens.layers))
     if len(shown) > SHOWN_LAYERS:
         step = -(-len(shown) // SHOWN_LAYERS)
         shown = range((len(shown) - 1) % step, len(shown), step)
+    rows = []
     for layer in shown:
         line = "  ".join(f"{common.visible(text)} {p:.2f}" for text, p in lens.top(layer, position))
-        table.add_row(lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, position]:.2f}", line)
-    common.show(table)
+        rows.append((lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, position]:.2f}", line))
+    common.print_table("after", ">entropy", "tokens and their probabilities", rows=rows)
 
 
 def _show_draw(explanation: PromptExplanation) -> None:
     print("\nlogits and probabilities")
-    table = common.table(
-        "token", "logit", "model", "", "chain", "", right=("logit", "model", "chain"), no_wrap=("token",)
-    )
-    for part in explanation.alternatives:
-        table.add_row(
-            common.visible(part.text), f"{part.logit:.2f}", f"{100 * part.probability:.2f} %", _bar(part.probability),
-            f"{100 * part.final_probability:.2f} %", _bar(part.final_probability),
-        )  # fmt: skip
-    common.show(table)
+    rows = [
+        (
+            *(common.visible(part.text), f"{part.logit:.2f}", f"{100 * part.probability:.2f} %"),
+            *(_bar(part.probability), f"{100 * part.final_probability:.2f} %", _bar(part.final_probability)),
+        )
+        for part in explanation.alternatives
+    ]
+    common.print_table("|token", ">logit", ">model", "", ">chain", "", rows=rows)
     for text, trace in explanation.tokens:
         steps = ", ".join(f"{step.name} leaves {step.left:,} and moves {step.moved:.2f}" for step in trace.steps)
         how = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
@@ -189,13 +185,11 @@ def _bar(probability: float) -> str:
     return "█" * round(probability * BAR)
 
 
-EXPLAIN = Command("explain", explain_command, sampling=True)
-
-
 SHOWN_NODES = 20
 EDGES = 3
 
 
+@command("graph")
 def graph_command(
     model: common.Model,
     prompt: common.Prompt = None,
@@ -262,16 +256,12 @@ def _show_graph(whole: AttributionGraph, graph: AttributionGraph, promoted: Prom
     print(f"{graph!r}")
     print(f"of {len(whole.nodes):,} nodes; replacement score {replaced:.2f}, completeness score {complete:.2f}")
     print("\nnodes with the highest influence on the logits")
-    table = common.table(
-        "influence", "node", "token", "activation", "promotes", "strongest inputs", right=("influence", "activation")
-    )
+    rows = []
     for node, share in graph.top(SHOWN_NODES):
         at = graph.index(node)
         inputs = "  ".join(f"{graph.nodes[edge.source].name} {edge.weight:+.2f}" for edge in graph.inputs(at, EDGES))
         tokens = " ".join(common.visible(text) for text, _ in promoted.get(at, ())[:EDGES])
         token = common.visible(graph.pieces[node.position])
-        table.add_row(f"{share:.4f}", node.name, token, f"{node.activation:.2f}", tokens, inputs)
-    common.show(table)
-
-
-GRAPH = Command("graph", graph_command)
+        rows.append((f"{share:.4f}", node.name, token, f"{node.activation:.2f}", tokens, inputs))
+    columns = (">influence", "node", "token", ">activation", "promotes", "strongest inputs")
+    common.print_table(*columns, rows=rows)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import OptionGroup, command
 from pellucid.cli.loading import EncoderLoading, Loading, load
 from pellucid.cli.sampling_options import VectorFolder, registered
-from pellucid.cli.serving_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
+from pellucid.cli.serving_options import CLUSTER, ClusterOptions, FixedCluster, Replicas
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.util.checks import whole
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_CONCURRENCY = 1024
 
 
+@command("batch", renamed={"--together": "--concurrency"})
 def batch_command(
     source: Path = common.argument("IN", "The requests, a JSON object in each line; - for standard input.", ...),
     target: Path = common.argument(
@@ -34,10 +35,7 @@ def batch_command(
     concurrency: Any = common.count("Maximum requests that run at the same time.", 64),
     *,
     loading: Loading,
-    cluster: Cluster = None,
-    replicas: ReplicaCount = None,
-    replica_cpus: ReplicaCpus = None,
-    stages: StageCount = None,
+    cluster: FixedCluster,
 ) -> None:
     """Answer the requests of a file (chat completions, text completions, embeddings), several at a time."""
     from pellucid.runtime.memory import share_heaps
@@ -48,15 +46,14 @@ def batch_command(
 
     share_heaps()
     collect_requests()
-    cluster_replicas = Replicas.of(cluster, replicas, None, replica_cpus, stages)
-    control = registered(vectors)
+    replicas, control = cluster.checked(), registered(vectors)
     together = whole("concurrency", concurrency, 1, MAX_CONCURRENCY)
     with output_lock("OUT", target), Batch(source, target, model, together) as batch:
         if batch.total:
             named = model or batch.model
             batch.bind(_hash(named, loading), options_hash(loading, control.digest))
-        if batch.lines and cluster_replicas is not None:
-            with cluster_replicas.model(named, loading) as llm, common.progress() as bars:
+        if batch.lines and replicas is not None:
+            with replicas.model(named, loading) as llm, common.progress() as bars:
                 llm.vectors = control
                 batch.run(llm, bars.answering)
         elif batch.lines:
@@ -85,12 +82,17 @@ def _hash(model: str, loading: LoadOptions) -> str:
             opened.checkpoint.close()
 
 
-BATCH = Command("batch", batch_command, renamed={"--together": "--concurrency"})
-
-
 MEGABYTE = 1_000_000
+PARTS = common.count("Parts that run at once on the cluster, in a folder that all machines share. Default: 1.", ...)
+RecordingCluster = Annotated[
+    ClusterOptions,
+    OptionGroup(
+        {"cluster": CLUSTER["cluster"], "replicas": Annotated[Any, PARTS], "replica_cpus": CLUSTER["replica_cpus"]}
+    ),
+]
 
 
+@command("record")
 def record_command(
     model: common.Model,
     corpus: str = common.argument(
@@ -110,12 +112,8 @@ def record_command(
         "the folder writes its index.",
     ),
     truncate: common.Truncate = False,
-    cluster: Cluster = None,
-    replicas: Any = common.count(
-        "Parts that run at once on the cluster, in a folder that all machines share. Default: 1."
-    ),
-    replica_cpus: ReplicaCpus = None,
     *,
+    cluster: RecordingCluster,
     loading: EncoderLoading,
     json: common.Json = False,
 ) -> None:
@@ -127,7 +125,7 @@ def record_command(
         raise InvalidRequest("record needs --points POINT and --out FOLDER. See pellucid record --help.")
     if shard_size is not None:
         shard_size = MEGABYTE * whole("shard_size", shard_size, 1, MOST_SHARD // MEGABYTE)
-    machines = Replicas.of(cluster, replicas, None, replica_cpus, None)
+    machines = cluster.checked()
     if machines is not None and part is not None:
         raise InvalidRequest(f"part={brief(part)}: the cluster computes all parts: leave --part or --cluster out")
     options = DatasetOptions.of(dtype, format, truncate, shard_size, part)
@@ -184,6 +182,3 @@ def _sentences(made: RecordedDataset, out: str) -> str:
     count = len(index.run["points"])
     points = f"{count:,} point{'' if count == 1 else 's'}"
     return f"{index.rows:,} rows of {points}, {size:,.1f} MB{speed}: {out}\nsha256 {index.sha256}"
-
-
-RECORD = Command("record", record_command)

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.commands.models import facts_of
 from pellucid.cli.loading import PreciseLoading
 from pellucid.errors import InvalidRequest
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pellucid.model.spec import FeedForward, Mixture, ModelSpec
 
 
+@command("info")
 def info_command(
     model: str | None = common.argument("MODEL", "A model, as in `pellucid run`."),
     machine: bool = common.flag("--machine", "Describe the machine that kernels run on."),
@@ -140,9 +141,7 @@ def _model(name: str) -> dict[str, Any]:
     }
 
 
-INFO = Command("info", info_command)
-
-
+@command("points")
 def points_command(
     model: common.Model,
     name: str | None = common.argument("NAME", "Only points with this name; * matches any part: blocks.*.residual."),
@@ -167,13 +166,9 @@ def points_command(
         {"name": point.name, "shape": point.shape, "dtype": point.dtype, "unit": point.unit, "about": point.about}
         for point in selected
     ]
-    if json:
-        common.print_json(rows)
-        return
-    table = common.table("point", "shape", "type", "unit", "what it is", no_wrap=("point", "shape"))
-    for row in rows if whole or name is not None else _shortened(rows):
-        table.add_row(row["name"], row["shape"], row["dtype"], row["unit"], row["about"])
-    common.show(table)
+    shown = rows if whole or name is not None else _shortened(rows)
+    values = [tuple(row.values()) for row in shown]
+    common.print_table("|point", "|shape", "type", "unit", "what it is", rows=values, json=json and rows)
 
 
 def _shortened(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -215,6 +210,3 @@ def _ranges(numbers: list[int]) -> str:
     from pellucid.trace.selection import runs_of
 
     return ",".join(str(first) if count == 1 else f"{first}-{first + count - 1}" for first, count in runs_of(numbers))
-
-
-POINTS = Command("points", points_command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec.structs import asdict
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import one_line
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from pellucid.weights.catalogue import CatalogueModel
     from pellucid.weights.sources.source import DownloadProgress
     from pellucid.weights.store import Verified
-
-# Facts about a model of the catalogue: who published it, under which licence, and what its packages are.
 
 NOT_RUN = "Nothing of a package is installed or run: only the listed files are copied, and their SHA-256 is checked."
 
@@ -52,6 +50,7 @@ class Announced:
         self._progress.update(done_bytes, total_bytes, label)
 
 
+@command("list")
 def list_command(
     families: bool = common.flag("--families", "List the supported model families and their parts instead."),
     json: common.Json = False,
@@ -85,18 +84,17 @@ def list_command(
         empty = dict.fromkeys(rows[0], "")
         common.print_json([{**empty, **row} for row in rows])
         return
-    shown = common.table("name", "MB", "here", "licence", "publisher", "what it is", right=("MB",))
-    for row in rows:
-        present = "yes" if row["here"] else ""
-        licence, publisher = row.get("licence", ""), row.get("publisher", "")
-        shown.add_row(row["name"], f"{row['bytes'] / 1e6:.0f}", present, licence, publisher, row["description"])
-    common.show(shown)
+    shown = [
+        (
+            *(row["name"], f"{row['bytes'] / 1e6:.0f}", "yes" if row["here"] else ""),
+            *(row.get("licence", ""), row.get("publisher", ""), row["description"]),
+        )
+        for row in rows
+    ]
+    common.print_table("name", ">MB", "here", "licence", "publisher", "what it is", rows=shown)
     print()
-    origins = common.table("name", "where its files come from", no_wrap=("name",))
-    for row in rows:
-        if row.get("origin"):
-            origins.add_row(row["name"], row["origin"])
-    common.show(origins)
+    origins = [(row["name"], row["origin"]) for row in rows if row.get("origin")]
+    common.print_table("|name", "where its files come from", rows=origins)
     print()
     common.show(NOT_RUN)
 
@@ -107,7 +105,7 @@ def _families(json: bool) -> None:
     from pellucid.model.family import known_families
     from pellucid.testing import planned_model
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "family": name,
             "gguf": [*family.gguf],
@@ -116,21 +114,12 @@ def _families(json: bool) -> None:
         }
         for name, family in sorted(known_families().items())
     ]
-    if json:
-        common.print_json(rows)
-        return
-    shown = common.table("family", "gguf", "safetensors", "parts")
-    for row in rows:
-        shown.add_row(row["family"], *(", ".join(row[key]) for key in ("gguf", "safetensors", "parts")))
-    common.show(shown)
+    names = ("gguf", "safetensors", "parts")
+    shown = [(row["family"], *(", ".join(row[key]) for key in names)) for row in rows]
+    common.print_table("family", *names, rows=shown, json=json and rows)
 
 
-LIST = Command("list", list_command)
-
-
-# pellucid pull MODEL...: downloads models.
-
-
+@command("pull")
 def pull_command(models: Annotated[list[str], common.MODEL]) -> None:
     """Download models. The hashes of a model of the catalogue are checked."""
     from pellucid.weights.store import pull
@@ -141,12 +130,7 @@ def pull_command(models: Annotated[list[str], common.MODEL]) -> None:
         print(path)
 
 
-PULL = Command("pull", pull_command)
-
-
-# pellucid rm MODEL...: removes models from the store.
-
-
+@command("rm")
 def rm_command(
     models: list[str] | None = common.argument("MODEL", "Names that `pellucid list` shows."),
     all_: bool = common.flag("--all", "Remove all models that `pellucid pull` stored."),
@@ -164,12 +148,7 @@ def rm_command(
         print(f"removed {name}")
 
 
-RM = Command("rm", rm_command)
-
-
-# pellucid verify [MODEL ...]: checks that stored models are unchanged since they were pulled.
-
-
+@command("verify")
 def verify_command(
     models: list[str] | None = common.argument(
         "MODEL...", "Names that `pellucid list` shows. Default: all models on this machine."
@@ -192,7 +171,12 @@ def verify_command(
                 bars.close()
                 print(_line(verified[-1]))
     if json:
-        common.print_json([_document(model) for model in verified])
+        common.print_json(
+            [
+                {"name": one.name, "path": str(one.path), "ok": one.ok, "files": list(map(asdict, one.files))}
+                for one in verified
+            ]
+        )
     for model in verified:
         try:
             model.raise_if_damaged()
@@ -210,10 +194,3 @@ def _line(model: Verified) -> str:
         return f"{model.name}  ok, {size / 1e6:.1f} MB"
     damaged = [f"{one_line(file.name)} {file.problem}" for file in model.files if file.problem]
     return f"{model.name}  damaged: {'; '.join(damaged)}"
-
-
-def _document(model: Verified) -> dict[str, object]:
-    return {"name": model.name, "path": str(model.path), "ok": model.ok, "files": list(map(asdict, model.files))}
-
-
-VERIFY = Command("verify", verify_command)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.planning import MachinesFile, show_layouts
 from pellucid.errors import InvalidRequest
@@ -21,7 +21,8 @@ ROOMY = 120
 """Minimum columns of a terminal for a table with times and shapes."""
 
 
-def command(
+@command("plan")
+def plan_command(
     model: common.Model,
     whole: bool = common.flag("--all", "Show every block, even if it equals an earlier block."),
     measured: bool = common.flag("--measured", "Load the model and time each operation of a step."),
@@ -184,14 +185,10 @@ def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan
 def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
     from rich.filesize import decimal
 
-    times = ("µs", "reached", "share") if profile else ()
+    times = (">µs", ">reached", ">share") if profile else ()
     shape = ("shape",) if not profile or common.columns() >= ROOMY else ()
-    shown = common.table(
-        *("stage", "operation", *shape, "bytes", "mul-adds", *times, ""),
-        right=("bytes", "mul-adds", *times),
-        no_wrap=("stage",) if profile else ("stage", "operation"),
-        gap=1,
-    )
+    operation = "operation" if profile else "|operation"
+    shown = common.table("|stage", operation, *shape, ">bytes", ">mul-adds", *times, "", gap=1)
     group = ""
     for line in lines:
         if line.alike:
@@ -209,10 +206,8 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
         shapes = (op.shape,) if shape else ()
         barrier = {"none": "", "rows": "∘", "always": "·"}[op.barrier]
         shown.add_row(stage, str(op.kernel), *shapes, *numbers, *_times([index], profile), barrier)
-    count, waits = (
-        f"{len(plan.operations)} operations",
-        f"{sum(op.barrier != 'none' for op in plan.operations)} waits",
-    )
+    count = f"{len(plan.operations)} operations"
+    waits = f"{sum(op.barrier != 'none' for op in plan.operations)} waits"
     shown.add_row(
         "total",
         *((count, waits) if shape else (f"{count}, {waits}",)),
@@ -294,7 +289,10 @@ def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line
         blocks.setdefault(_block(op), []).append(index)
     firsts: dict[tuple[object, ...], int] = {}
     like = {
-        block: firsts.setdefault(tuple(_signature(operations[i]) for i in indices), block)
+        block: firsts.setdefault(
+            tuple((op.stage.split(".", 2)[2], op.kernel, op.shape) for op in map(operations.__getitem__, indices)),
+            block,
+        )
         for block, indices in blocks.items()
         if block >= 0
     }
@@ -317,12 +315,4 @@ def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line
 
 
 def _block(op: Operation) -> int:
-    """Number of an operation's block; -1 for an operation outside the blocks."""
     return int(op.stage.split(".")[1]) if op.stage.startswith("blocks.") else -1
-
-
-def _signature(op: Operation) -> tuple[object, ...]:
-    return op.stage.split(".", 2)[2], op.kernel, op.shape
-
-
-COMMAND = Command("plan", command)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import DraftLoading, load, with_template
 from pellucid.cli.output_file import OutputFile
 from pellucid.cli.sampling_options import ControlOptions, checked, steered
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NOTICE_AFTER = 2.0
 """Seconds without input until a message says that standard input is being read."""
+WAITING = "pellucid: reading standard input until it ends; < /dev/null leaves it out"
 
 
 def prompt_text(words: Sequence[str] | None) -> str | None:
@@ -38,9 +39,6 @@ def prompt_text(words: Sequence[str] | None) -> str | None:
     Words are joined by spaces, ``@FILE`` stands for a text file, and ``-`` for standard input. Standard input that is
     not a terminal comes first, unless it is empty. Files and standard input are parts of their own: a blank line is
     between two parts. The last line break of a file or of standard input is not part of the prompt.
-
-    Raises:
-        InvalidRequest: the text is not UTF-8, or a file cannot be read.
     """
     given = list(words or ())
     parts = list(_parts(given))
@@ -66,7 +64,7 @@ def _without_last_break(text: str) -> str:
 
 def _standard_input() -> str:
     """The text of standard input. A message explains a long wait, as some programs leave the input of others open."""
-    notice = threading.Timer(NOTICE_AFTER, _say_waiting)
+    notice = threading.Timer(NOTICE_AFTER, print, (WAITING,), {"file": sys.stderr})
     notice.daemon = True
     if not sys.stdin.isatty():
         notice.start()
@@ -76,17 +74,10 @@ def _standard_input() -> str:
         notice.cancel()
 
 
-def _say_waiting() -> None:
-    print("pellucid: reading standard input until it ends; < /dev/null leaves it out", file=sys.stderr)
-
-
 def with_form(inputs: Inputs, text: str, *, system: str | None, raw: bool | None) -> PromptInput:
     """The prompt as a message to an instruct model, or as the text that a base model continues.
 
     ``raw`` decides if it is not None: True continues the text, False uses the chat template of any model.
-
-    Raises:
-        InvalidRequest: the text is empty, or ``system`` is given for a text to continue.
     """
     why = "--raw continues the text" if raw else f"the model is a base model ({inputs.why_base})"
     if raw or (raw is None and inputs.why_base):
@@ -206,6 +197,7 @@ Verbose = Annotated[
 ]
 
 
+@command("run", sampling=True)
 def run_command(
     model: common.Model,
     prompt: Words = None,
@@ -319,12 +311,7 @@ def summary(result: Generation) -> str:
     )
 
 
-RUN = Command("run", run_command, sampling=True)
-
-
-# pellucid chat MODEL [PROMPT]: a conversation with a model in the terminal, or one answer.
-
-
+@command("chat", sampling=True)
 def chat_command(
     model: common.Model,
     prompt: Words = None,
@@ -357,6 +344,3 @@ def chat_command(
         talk(llm, conversation()[:-1], options)
     else:
         generate(llm, conversation(), options, verbose=verbose)
-
-
-CHAT = Command("chat", chat_command, sampling=True)

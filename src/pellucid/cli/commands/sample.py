@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.sampling_options import checked
 from pellucid.util.checks import whole
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     from pellucid.sample.chain import TokenTrace
     from pellucid.tokenize import Tokenizer
 
-# pellucid sample MODEL PROMPT: the choice of each token, step by step through the sampler chain.
-
 BAR = 20
 """Characters of the bar of probability 1."""
 USUAL_TOKENS = 4
 
 
+@command("sample", sampling=True)
 def sample_command(
     model: common.Model,
     prompt: common.Prompt = None,
@@ -79,33 +78,25 @@ def _show(index: int, piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenize
         f"token {index}: {common.visible(tokenizer.piece(trace.token))}  id {trace.token}, rank {trace.rank}, "
         f"probability {_share(trace.probability)}, after the chain {_share(trace.final_probability)}, {how}"
     )
-    table = common.table(
-        "step", "removed", "left", "mass", "moved", "entropy", "", right=("removed", "left", "mass", "moved")
-    )
-    table.add_row("logits", "", "", "", "", f"{trace.entropy:.3f}", "")
-    for step in trace.steps:
-        table.add_row(
-            step.name,
-            f"{step.removed:,}",
-            f"{step.left:,}",
-            _share(step.removed_mass),
-            _share(step.moved),
-            f"{step.entropy_after:.3f}",
-            step.note,
+    steps = [
+        (
+            *(step.name, f"{step.removed:,}", f"{step.left:,}", _share(step.removed_mass), _share(step.moved)),
+            *(f"{step.entropy_after:.3f}", step.note),
         )
-    common.show(table)
-    bars = common.table("token", "id", "model", "", "chain", "", right=("id", "model", "chain"), no_wrap=("token",))
-    for candidate in candidates(piece, tokenizer, top):
-        mark = "▸" if candidate["id"] == trace.token else " "
-        bars.add_row(
-            f"{mark} {common.visible(candidate['text'])}",
-            str(candidate["id"]),
-            _share(candidate["probability"]),
-            _bar(candidate["probability"]),
-            _share(candidate["final_probability"]),
-            _bar(candidate["final_probability"]),
+        for step in trace.steps
+    ]
+    rows = [("logits", "", "", "", "", f"{trace.entropy:.3f}", ""), *steps]
+    common.print_table("step", ">removed", ">left", ">mass", ">moved", "entropy", "", rows=rows)
+    bars = [
+        (
+            f"{'▸' if one['id'] == trace.token else ' '} {common.visible(one['text'])}",
+            str(one["id"]),
+            *(_share(one["probability"]), _bar(one["probability"])),
+            *(_share(one["final_probability"]), _bar(one["final_probability"])),
         )
-    common.show(bars)
+        for one in candidates(piece, tokenizer, top)
+    ]
+    common.print_table("|token", ">id", ">model", "", ">chain", "", rows=bars)
     print()
 
 
@@ -118,14 +109,10 @@ def _bar(probability: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-SAMPLE = Command("sample", sample_command, sampling=True)
-
-
-# pellucid beams MODEL PROMPT: the best continuations by beam search; --tree shows all candidates.
-
 BEAMS_USUAL_TOKENS = 32
 
 
+@command("beams", sampling=True)
 def beams_command(
     model: common.Model,
     prompt: common.Prompt = None,
@@ -183,15 +170,10 @@ def beams_command(
 
 
 def _tree(result: Beams, tokenizer: Tokenizer) -> None:
-    """Print the search tree, a line for each candidate."""
-    nodes = result.tree
-    table = common.table("step", "node", "from", "token", "score", "", right=("step", "node", "from", "score"))
-    for node in nodes[1:]:
+    rows = []
+    for node in result.tree[1:]:
         state = {"extended": "goes on", "finished": f"finished, {node.final_score or 0:.4f}"}.get(node.state, node.why)
         token = common.visible(tokenizer.piece(node.token))
-        table.add_row(str(node.step), str(node.id), str(node.parent), token, f"{node.score:.4f}", state)
-    common.show(table)
+        rows.append((str(node.step), str(node.id), str(node.parent), token, f"{node.score:.4f}", state))
+    common.print_table(">step", ">node", ">from", "token", ">score", "", rows=rows)
     print()
-
-
-BEAMS = Command("beams", beams_command, sampling=True)

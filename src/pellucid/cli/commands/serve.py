@@ -10,31 +10,20 @@ import typer
 from msgspec.structs import replace
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import Loading, ServerLoading, load, with_template
 from pellucid.cli.sampling_options import Guards, VectorFolder, registered
-from pellucid.cli.serving_options import (
-    Cluster,
-    MaxReplicas,
-    ReplicaCount,
-    ReplicaCpus,
-    Replicas,
-    ServingOptions,
-    StageCount,
-    Texts,
-    repeated,
-)
+from pellucid.cli.serving_options import ClusterOptions, ServingOptions, Texts, repeated
 from pellucid.errors import InvalidRequest, NotFound
-from pellucid.errors.messages import brief, one_line
+from pellucid.errors.messages import brief, one_line, shown
 from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
     from pellucid.weights.sources.source import DownloadProgress
 
-# pellucid serve [MODEL]...: an HTTP server with the APIs of OpenAI, Anthropic and Ollama.
 
-
+@command("serve", renamed={"--grace": "--shutdown-timeout", "--receive": "--read-timeout"})
 def serve_command(
     models: list[str] | None = common.argument(
         "MODEL",
@@ -67,11 +56,7 @@ def serve_command(
     *,
     serving: ServingOptions,
     loading: ServerLoading,
-    cluster: Cluster = None,
-    replicas: ReplicaCount = None,
-    max_replicas: MaxReplicas = None,
-    replica_cpus: ReplicaCpus = None,
-    stages: StageCount = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Serve models over HTTP, with the APIs of OpenAI, Anthropic and Ollama.
 
@@ -85,15 +70,13 @@ def serve_command(
     waiting = whole("queue", queue, 1, 1 << 20)
     control = registered(vectors, guard)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
-    names = list(sources)
-    signer = None
+    names, signer = list(sources), None
     if receipt_key is not None:
         from pellucid.receipts.receipt import Signer
 
         signer = Signer(receipt_key)
-    first_options = replace(
-        with_template(loading, chat_template), cap_context=True, pulls=pull or bool(models or alias)
-    )
+    pulls = pull or bool(models or alias)
+    first_options = replace(with_template(loading, chat_template), cap_context=True, pulls=pulls)
     options = replace(first_options, chat_template=None, draft=None, dictionaries=None)
 
     def load_served(name: str) -> LLM:
@@ -103,20 +86,15 @@ def serve_command(
         llm.vectors = control
         return llm
 
-    if cluster_replicas := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
+    if replicas := cluster.checked():
         loads = {name: (sources[name], first_options if name == names[0] else options) for name in names}
-        cluster_replicas.serve(loads, waiting, control, rules, settings, signer)
+        replicas.serve(loads, waiting, control, rules, settings, signer)
     else:
         serve(names, load_served, int(limit), rules, settings, pull=pulled if pull else None)
 
 
 def pulled(name: str, progress: DownloadProgress) -> str:
-    """Download a model of the catalogue for a client, and return its name. Clients cannot use paths or other sources.
-
-    Raises:
-        ModelNotFound: the model is not in the catalogue.
-        SourceError: the model cannot be downloaded.
-    """
+    """Download a model of the catalogue for a client, and return its name. Clients cannot use other sources."""
     from pellucid.weights.catalogue import find, not_found
     from pellucid.weights.store import resolve
 
@@ -144,15 +122,10 @@ def all_models(pull: bool) -> list[str]:
     return names
 
 
-RENAMED = {"--grace": "--shutdown-timeout", "--receive": "--read-timeout"}
-SERVE = Command("serve", serve_command, renamed=RENAMED)
-
-
-# pellucid look [MODEL]...: opens the page that shows the inside of a running model.
-
 HOST, GRACE = "127.0.0.1", 1.0
 
 
+@command("look")
 def look_command(
     models: list[str] | None = common.argument(
         "MODEL", "Models, as in `pellucid run`. Default: all models on this machine."
@@ -182,18 +155,8 @@ def look_command(
         if browser and not webbrowser.open(url):
             typer.echo(f"no browser can be opened here: open {url}", err=True)
 
-    rules = AccessRules(hosts=LOOPBACK)
-    serve(
-        list(sources),
-        lambda name: load(sources[name], options),
-        int(usual_memory()),
-        rules,
-        Settings(HOST, port, GRACE, first=bool(models)),
-        ready,
-    )
-
-
-LOOK = Command("look", look_command)
+    settings, rules = Settings(HOST, port, GRACE, first=bool(models)), AccessRules(hosts=LOOPBACK)
+    serve(list(sources), lambda name: load(sources[name], options), int(usual_memory()), rules, settings, ready)
 
 
 # Requests of commands to a running server, through Ollama's API.
@@ -208,20 +171,14 @@ TIMEOUT = 60.0  # seconds
 
 
 def ask(url: str, key: str | None, path: str, body: Mapping[str, Any] | None = None) -> Any:
-    """The JSON document at a path of a server: GET, or POST with a ``body``.
-
-    Raises:
-        InvalidRequest: no server answers at ``url``, or it answers with an error.
-    """
+    """The JSON document at a path of a server: GET, or POST with a ``body``."""
     import httpx
 
-    from pellucid.errors.messages import shown
     from pellucid.measure.server_load import key_headers
 
     key, url = key or os.environ.get("PELLUCID_KEY"), url.rstrip("/")
-    headers = key_headers(key)
     try:
-        with httpx.Client(headers=headers, timeout=TIMEOUT) as http:
+        with httpx.Client(headers=key_headers(key), timeout=TIMEOUT) as http:
             answer = http.get(url + path) if body is None else http.post(url + path, json=body)
         document = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
@@ -236,9 +193,7 @@ def ask(url: str, key: str | None, path: str, body: Mapping[str, Any] | None = N
 
 
 def loaded_models(url: str, key: str | None) -> list[dict[str, Any]]:
-    """The models in the memory of a server, in Ollama's form (``GET /api/ps``). Raises as ``ask``."""
-    from pellucid.errors.messages import shown
-
+    """The models in the memory of a server, in Ollama's form (``GET /api/ps``)."""
     document = ask(url, key, "/api/ps")
     models = document.get("models") if isinstance(document, dict) else None
     if not isinstance(models, list) or not all(isinstance(one, dict) and "name" in one for one in models):
@@ -246,31 +201,19 @@ def loaded_models(url: str, key: str | None) -> list[dict[str, Any]]:
     return models
 
 
-# pellucid ps: the models in the memory of a running server.
-
-
+@command("ps")
 def ps_command(url: Url = DEFAULT_URL, key: Key = None, json: common.Json = False) -> None:
     """Show the models that a running server has in memory."""
     models = loaded_models(url, key)
-    if json:
-        common.print_json(models)
-        return
-    shown = common.table("name", "MB", "parameters", "context", right=("MB", "parameters", "context"))
+    rows = []
     for model in models:
-        details = model.get("details") or {}
+        parameters = str((model.get("details") or {}).get("parameter_size", ""))
         size, context = model.get("size", 0) / 1e6, model.get("context_length", 0)
-        shown.add_row(
-            one_line(str(model["name"])), f"{size:.0f}", str(details.get("parameter_size", "")), f"{context:,}"
-        )
-    common.show(shown)
+        rows.append((one_line(str(model["name"])), f"{size:.0f}", parameters, f"{context:,}"))
+    common.print_table("name", ">MB", ">parameters", ">context", rows=rows, json=json and models)
 
 
-PS = Command("ps", ps_command)
-
-
-# pellucid stop MODEL...: a running server removes models from its memory.
-
-
+@command("stop")
 def stop_command(
     models: list[str] = common.argument("MODEL", "Names that `pellucid ps` shows.", ...),
     url: Url = DEFAULT_URL,
@@ -288,6 +231,3 @@ def stop_command(
     for name in names:
         ask(url, key, "/api/generate", {"model": name, "keep_alive": 0})
         print(f"stopped {name}")
-
-
-STOP = Command("stop", stop_command)

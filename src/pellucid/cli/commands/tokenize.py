@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.explain import ExplainedToken, Explanation, PreToken
+    from pellucid.tokenize.explain import Explanation, PreToken
 
 COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
 CONTROL = "bold reverse"
 
 
-def command(
+@command("tokenize")
+def tokenize_command(
     model: str = common.argument(
         "MODEL",
         "A model, as in `pellucid run`, or a tokenizer: a folder or file (tokenizer.json, *.model, *.tiktoken).",
@@ -42,7 +43,11 @@ def command(
         common.print_json(document if explain else {"text": document["text"], "tokens": document["tokens"]})
         return
     _coloured(explanation)
-    _table(explanation.tokens)
+    rows = []
+    for at, token in enumerate(explanation.tokens):
+        where = "" if token.special else f"{token.start}-{token.end}"
+        rows.append((str(at), str(token.id), one_line(token.piece), token.bytes.hex(" "), where))
+    common.print_table(">", ">id", "piece", "bytes", "|characters", rows=rows)
     if explain:
         _stages(explanation)
 
@@ -59,14 +64,6 @@ def _coloured(explanation: Explanation) -> None:
         line.append(shown, CONTROL if token.special else COLOURS[at % len(COLOURS)])
     common.show(line)
     print()
-
-
-def _table(tokens: Sequence[ExplainedToken]) -> None:
-    table = common.table("", "id", "piece", "bytes", "characters", right=("", "id"), no_wrap=("characters",))
-    for at, token in enumerate(tokens):
-        where = "" if token.special else f"{token.start}-{token.end}"
-        table.add_row(str(at), str(token.id), one_line(token.piece), token.bytes.hex(" "), where)
-    common.show(table)
 
 
 def _stages(explanation: Explanation) -> None:
@@ -120,6 +117,3 @@ def _lattice(how: Mapping[str, Any]) -> Iterator[str]:
 
 def _number(value: float) -> str:
     return f"{value:>9,}" if isinstance(value, int) else f"{value:>9.4f}"
-
-
-COMMAND = Command("tokenize", command)

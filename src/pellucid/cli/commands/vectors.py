@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 import typer
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import command
 from pellucid.cli.loading import Loading, load
 from pellucid.cli.output_file import OutputFile
 from pellucid.errors import InvalidRequest
@@ -20,12 +20,8 @@ if TYPE_CHECKING:
     from pellucid.tokenize import Tokenizer
     from pellucid.weights.checkpoint import Checkpoint
 
-# pellucid neighbours MODEL WORD...: the tokens with the nearest embeddings, and the similarity of words.
-
 
 class _Opened(NamedTuple):
-    """A model's file and tokenizer."""
-
     checkpoint: Checkpoint
     model: Model
     tokenizer: Tokenizer
@@ -35,6 +31,7 @@ class _Opened(NamedTuple):
         return self.model.spec
 
 
+@command("neighbours")
 def neighbours_command(
     model: common.Model,
     words: list[str] = common.argument("WORD...", "Words. A leading space is part of the word: ' king'.", ...),
@@ -69,25 +66,19 @@ def neighbours_command(
         return
     for word, tokens in near.items():
         print(common.visible(word))
-        table = common.table("cosine", "token", "id", right=("cosine", "id"), no_wrap=("token",))
-        for text, token, cosine in tokens:
-            table.add_row(f"{cosine:.3f}", common.visible(text), str(token))
-        common.show(table)
+        rows = [(f"{cosine:.3f}", common.visible(text), str(token)) for text, token, cosine in tokens]
+        common.print_table(">cosine", "|token", ">id", rows=rows)
         print()
     if len(words) > 1:
         names = [common.visible(word) for word in words]
-        table = common.table("", *names, "x", "y", right=(*names, "x", "y"))
-        for name, row, place in zip(names, cosines, places):
-            table.add_row(name, *(f"{cosine:.2f}" for cosine in row), *(f"{x:+.2f}" for x in place))
-        common.show(table)
+        similar = [
+            (name, *(f"{cosine:.2f}" for cosine in row), *(f"{x:+.2f}" for x in place))
+            for name, row, place in zip(names, cosines, places)
+        ]
+        common.print_table("", *(f">{name}" for name in names), ">x", ">y", rows=similar)
 
 
-NEIGHBOURS = Command("neighbours", neighbours_command)
-
-
-# pellucid vector MODEL OUT: make a control vector from pairs of prompts.
-
-
+@command("vector")
 def vector_command(
     model: common.Model,
     out: Path = common.argument("OUT", "The file to write: .gguf (as llama.cpp reads it) or .safetensors.", ...),
@@ -132,6 +123,3 @@ def vector_command(
 def _lines(file: str) -> list[str]:
     text = common.file_text(file, "give a file with a prompt in each line")
     return [line for line in text.splitlines() if line.strip()]
-
-
-VECTOR = Command("vector", vector_command)

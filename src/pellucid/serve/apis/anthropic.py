@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, field
 
-from pellucid.engine.output import Generation
+from pellucid.base_llm import BaseLLM
+from pellucid.engine.output import Usage
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import NAMED_SSE, NO_DETAILS, Api, ErrorDetails
+from pellucid.serve.api import NAMED_SSE, NO_DETAILS, Api, ErrorDetails, Events
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation, prompt_of
 from pellucid.serve.chat.messages import MAX_TOOLS, NO_PARAMETERS, Tool, ToolChoice, tool, tool_choice
-from pellucid.serve.encoder_inputs import model_route
 from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options, ignored
-from pellucid.serve.generation_response import generating_route
 from pellucid.serve.openai_parts import receipt_field
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, ModelFields, RequestBody
-from pellucid.serve.served_model import ServedModel
-
-# Fields of Anthropic's Messages API, and its messages as a conversation.
+from pellucid.serve.routes import Tokens, generating_route, model_route
 
 
 class MessageBlock(Fields, frozen=True, tag_field="type"):
@@ -188,9 +184,6 @@ def conversation_of(body: RequestBody[Any], recommended: Mapping[str, Any], *, c
     """Conversation of a body with ``MessagesFields``.
 
     With ``counts``, the request only counts tokens: it may omit ``max_tokens``, and the answer's schema is ignored.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
     """
     fields: MessagesFields = body.fields
     messages = [{"role": "system", "content": _text(fields.system)}] if fields.system else []
@@ -273,7 +266,6 @@ ERROR_TYPES = {
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in Anthropic's form."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     error: dict[str, Any] = {"type": kind, "message": message}
     if details.param == THREAD:
@@ -287,12 +279,10 @@ class MessageRequest(ChatRunRequest):
     """A Messages request that runs on the engine."""
 
     @classmethod
-    def of(cls, body: RequestBody[GenerateMessageFields], llm: ServedModel) -> MessageRequest:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
+    def of(cls, body: RequestBody[GenerateMessageFields], llm: BaseLLM[Any]) -> MessageRequest:
         return cls(ChatRun(llm, conversation_of(body, llm.recommended)))
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body of the model ``name`` with the id ``number``."""
         (generation,) = self.run.group.results()
         answer = self.run.answer(generation)
         content = [_thinking(answer.reasoning)] if answer.reasoning else []
@@ -300,34 +290,28 @@ class MessageRequest(ChatRunRequest):
             content.append(_text_block(answer.text))
         content += [_tool_use(one.id, one.name, one.as_object) for one in answer.calls]
         reason = _reason(generation.finish_reason, generation.stop_reason, bool(answer.calls))
-        ended = {**reason, "usage": self._usage(generation, answer.reasoning), **receipt_field(generation)}
+        ended = {**reason, "usage": self._usage(generation.usage, answer.reasoning), **receipt_field(generation)}
         return {**_message(name, number), "content": content, **ended}
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Response as a stream of events."""
-        blocks, reasoning = BlockEvents(), ""
-        (generation,) = self.run.group.results()
-        none = {**_reason(None, None, False), "usage": self._usage(generation, "")}
-        start = {**_message(name, number), "content": [], **none}
-        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
-        async with aclosing(self.run.stream()) as outputs:
-            yield {"type": "message_start", "message": start}
-            async for _, parts in outputs:
-                for part in parts:
-                    reasoning += part.text if isinstance(part, AnswerReasoning) else ""
-                    for event in blocks.of(part):
-                        yield event
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
+        blocks, reasoning, unread = BlockEvents(), "", Usage(len(self.run.group.prompt), 0, 0)
+        none = {**_reason(None, None, False), "usage": self._usage(unread, "")}
+        yield {"type": "message_start", "message": {**_message(name, number), "content": [], **none}}
+        async for token in tokens:
+            for part in token.parts:
+                reasoning += part.text if isinstance(part, AnswerReasoning) else ""
+                for event in blocks.of(part):
+                    yield event
         for event in blocks.end():
             yield event
         (generation,) = self.run.group.results()
         delta = _reason(generation.finish_reason, generation.stop_reason, blocks.called)
-        used = {"usage": self._usage(generation, reasoning), **receipt_field(generation)}
+        used = {"usage": self._usage(generation.usage, reasoning), **receipt_field(generation)}
         yield {"type": "message_delta", "delta": delta, **used}
         yield {"type": "message_stop"}
 
-    def _usage(self, generation: Generation, reasoning: str) -> dict[str, Any]:
+    def _usage(self, usage: Usage, reasoning: str) -> dict[str, Any]:
         """Token counts. ``input_tokens`` excludes the prompt tokens that the prefix cache had."""
-        usage = generation.usage
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
             "cache_creation_input_tokens": 0,
@@ -349,7 +333,6 @@ class BlockEvents:
         self._number, self._kind = -1, ""
 
     def of(self, part: Part) -> list[dict[str, Any]]:
-        """Events of a part."""
         if isinstance(part, CallStart):
             self.called = True
             return self._begin(_tool_use(part.id, part.name, {}))
@@ -404,8 +387,7 @@ def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[st
     return {"stop_reason": ended if reason in ("stop", "until", "probe") else "max_tokens", "stop_sequence": None}
 
 
-def _counted(body: RequestBody[MessagesFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /v1/messages/count_tokens."""
+def _counted(body: RequestBody[MessagesFields], llm: BaseLLM[Any], name: str, number: str) -> dict[str, Any]:
     return {"input_tokens": len(prompt_of(llm, conversation_of(body, {}, counts=True), any_length=True))}
 
 

@@ -1,4 +1,7 @@
-"""Cohere's and Jina's API for encoders: vectors and ranking."""
+"""Cohere's and Jina's API for encoders: vectors and ranking.
+
+Sources: https://docs.cohere.com/reference/rerank and https://docs.cohere.com/reference/embed
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,16 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta
 
+from pellucid.base_llm import BaseLLM
 from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
 from pellucid.encoders.tasks import embed
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.serve import encoder_inputs as encoders
+from pellucid.serve import request_body as bodies
 from pellucid.serve.api import NO_DETAILS, Api, ErrorDetails
-from pellucid.serve.encoder_inputs import (
-    VectorFormat,
-    check_task,
-    encoded_texts,
-    formatted,
-    model_route,
-    prompt_of_purpose,
-    truncating,
-)
-from pellucid.serve.request_body import (
-    BodyRules,
-    BodyType,
-    Count,
-    Fields,
-    ModelFields,
-    RequestBody,
-    Texts,
-    TokenLimit,
-    TruncationSide,
-    listed_texts,
-    side_of,
-)
-from pellucid.serve.served_model import ServedModel
-
-# The part of Cohere's responses that counts tokens, and Cohere's errors.
-#
-# Source: https://docs.cohere.com/reference/rerank and https://docs.cohere.com/reference/embed
+from pellucid.serve.routes import model_route
+from pellucid.tokenize.encoding import Side
 
 
 def meta(version: int, tokens: int, **units: int) -> dict[str, Any]:
@@ -48,30 +29,27 @@ def meta(version: int, tokens: int, **units: int) -> dict[str, Any]:
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in Cohere's form."""
     return {"message": message}
 
 
-# /v1/embed and /v2/embed: vectors of texts, in several number formats.
-
 InputType = Literal["search_document", "search_query", "classification", "clustering", "image"]
-Formats = Annotated[list[VectorFormat], Meta(min_length=1, max_length=6)]
+Formats = Annotated[list[encoders.VectorFormat], Meta(min_length=1, max_length=6)]
 
 
-class EmbeddedText(Fields, frozen=True, kw_only=True):
+class EmbeddedText(bodies.Fields, frozen=True, kw_only=True):
     """A part of an input with several parts."""
 
     type: Literal["text"]
     text: str
 
 
-class PartedInput(Fields, frozen=True):
+class PartedInput(bodies.Fields, frozen=True):
     """An input of /v2/embed, in parts."""
 
     content: Annotated[list[EmbeddedText], Meta(min_length=1)]
 
 
-class CohereEmbeddingFields(ModelFields, frozen=True, kw_only=True):
+class CohereEmbeddingFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /v1/embed."""
 
     texts: list[str] | None = None
@@ -84,22 +62,24 @@ class CohereEmbeddingFieldsV2(CohereEmbeddingFields, frozen=True, kw_only=True):
     """Fields of /v2/embed."""
 
     inputs: list[PartedInput] | None = None
-    max_tokens: Count | None = None
-    output_dimension: Count | None = None
+    max_tokens: bodies.Count | None = None
+    output_dimension: bodies.Count | None = None
 
 
-RULES = BodyRules(only={"images": []})
-EMBED_V1 = BodyType(CohereEmbeddingFields, RULES)
-EMBED_V2 = BodyType(CohereEmbeddingFieldsV2, RULES, required=("input_type",))
+RULES = bodies.BodyRules(only={"images": []})
 
 
-def embedded_v1(body: RequestBody[CohereEmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+def embedded_v1(
+    body: bodies.RequestBody[CohereEmbeddingFields], llm: BaseLLM[Any], name: str, number: str
+) -> dict[str, Any]:
     """Response body of /v1/embed: a list of vectors, or lists by format if the request names formats."""
     fields = body.fields
     return _response(fields, llm, number, fields.texts or (), None, None, 1)
 
 
-def embedded_v2(body: RequestBody[CohereEmbeddingFieldsV2], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+def embedded_v2(
+    body: bodies.RequestBody[CohereEmbeddingFieldsV2], llm: BaseLLM[Any], name: str, number: str
+) -> dict[str, Any]:
     """Response body of /v2/embed: lists of vectors by format."""
     fields = body.fields
     if fields.input_type is None:
@@ -112,7 +92,7 @@ def embedded_v2(body: RequestBody[CohereEmbeddingFieldsV2], llm: ServedModel, na
 
 def _response(
     fields: CohereEmbeddingFields,
-    llm: ServedModel,
+    llm: BaseLLM[Any],
     number: str,
     texts: Sequence[str],
     limit: int | None,
@@ -123,13 +103,13 @@ def _response(
         raise InvalidRequest("input_type='image': the server embeds texts only")
     if not texts:
         raise InvalidRequest("texts is missing: the request must have at least one text")
-    check_task(llm, "embed")
-    model = truncating(llm, limit, "left" if fields.truncate == "START" else "right")
-    prompt = prompt_of_purpose(model, fields.input_type)
-    encoded = encoded_texts(model, listed_texts("texts", texts), fields.truncate != "NONE", prompt)
-    vectors, tokens = embed(model, encoded, width), sum(map(len, encoded))
-    forms: Sequence[VectorFormat] = fields.embedding_types or ("float",)
-    found = {one: formatted(vectors, one) for one in forms}
+    encoders.check_task(llm, "embed")
+    side: Side = "left" if fields.truncate == "START" else "right"
+    prompt, cut = encoders.prompt_of_purpose(llm, fields.input_type), fields.truncate != "NONE"
+    encoded = encoders.encoded_texts(llm, bodies.listed_texts("texts", texts), cut, prompt, limit, side)
+    vectors, tokens = embed(llm, encoded, width), sum(map(len, encoded))
+    forms: Sequence[encoders.VectorFormat] = fields.embedding_types or ("float",)
+    found = {one: encoders.formatted(vectors, one) for one in forms}
     by_type = version == 2 or fields.embedding_types is not None
     return {
         "id": f"embed-{number}",
@@ -153,7 +133,7 @@ SEARCH_UNIT = 100
 """Documents that Cohere bills as a search."""
 
 
-class RankingFields(ModelFields, frozen=True, kw_only=True):
+class RankingFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of a request that ranks. ``instruction`` says what makes a document relevant (``llm.rerank``).
 
     ``rank_fields`` are the fields of documents that the model reads; without it the model reads ``text``.
@@ -161,38 +141,36 @@ class RankingFields(ModelFields, frozen=True, kw_only=True):
 
     query: Annotated[str, Meta(min_length=1)]
     documents: Documents | None = None
-    texts: Texts | None = None
-    top_n: Count | None = None
+    texts: bodies.Texts | None = None
+    top_n: bodies.Count | None = None
     return_documents: bool = False
     return_text: bool = False
     truncate: bool = True
-    truncation_direction: TruncationSide = "Right"
-    truncate_prompt_tokens: TokenLimit | None = None
-    max_tokens_per_doc: Count | None = None
+    truncation_direction: bodies.TruncationSide = "Right"
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
+    max_tokens_per_doc: bodies.Count | None = None
     rank_fields: Annotated[list[str], Meta(min_length=1)] | None = None
     raw_scores: bool = False
     instruction: str = ""
 
 
-RANKING = BodyType(RankingFields, BodyRules(ignored=frozenset({"user"}), only={"max_chunks_per_doc": 1}), required=())
+RANKING = bodies.BodyType(
+    RankingFields, bodies.BodyRules(ignored=frozenset({"user"}), only={"max_chunks_per_doc": 1}), required=()
+)
 
 
 def ranked(
-    body: RequestBody[RankingFields], llm: ServedModel, name: str, number: str, version: int = 1
+    body: bodies.RequestBody[RankingFields], llm: BaseLLM[Any], name: str, number: str, version: int = 1
 ) -> dict[str, Any] | list[Any]:
-    """Response body of /rerank and /v1/rerank; of /v2/rerank with ``version`` 2 of Cohere's API.
-
-    Raises:
-        InvalidRequest: a field is wrong, or the model ranks nothing.
-    """
+    """Response body of /rerank and /v1/rerank; of /v2/rerank with ``version`` 2 of Cohere's API."""
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
     documents = _documents(fields)
     field = "documents" if fields.texts is None else "texts"
-    check_task(llm, *PAIR_TASKS)
+    encoders.check_task(llm, *PAIR_TASKS)
     texts = [_text(f"{field}[{at}]", one, fields.rank_fields) for at, one in enumerate(documents)]
     if fields.max_tokens_per_doc is not None:
         texts = [_shortened(llm, text, fields.max_tokens_per_doc) for text in texts]
-    model = truncating(llm, limit, side_of(fields.truncation_direction))
+    model = encoders.truncating(llm, limit, bodies.side_of(fields.truncation_direction))
     pairs, truncate = [(fields.query, text) for text in texts], fields.truncate or limit is not None
     scores, tokens = pair_scores(model, pairs, truncate, instruction=fields.instruction, raw=fields.raw_scores)
     order = sorted(range(len(scores)), key=lambda at: -scores[at])[: fields.top_n]
@@ -200,17 +178,14 @@ def ranked(
         return [
             {"index": at, "score": scores[at], **({"text": texts[at]} if fields.return_text else {})} for at in order
         ]
+    shown = [{"text": one} if isinstance(one, str) else one for one in documents]
     return {
         "id": f"rerank-{number}",
         "model": name,
         "object": "list",
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "results": [
-            {
-                "index": at,
-                "relevance_score": scores[at],
-                **({"document": _object(documents[at])} if fields.return_documents else {}),
-            }
+            {"index": at, "relevance_score": scores[at], **({"document": shown[at]} if fields.return_documents else {})}
             for at in order
         ],
         "meta": meta(version, tokens, search_units=-(-len(pairs) // SEARCH_UNIT)),
@@ -231,7 +206,7 @@ def _documents(fields: RankingFields) -> Sequence[Document]:
         raise InvalidRequest("documents is missing: the request must have it")
     if not documents:
         raise InvalidRequest(f"{name}=[]: must have at least one text")
-    return listed_texts(name, documents)
+    return bodies.listed_texts(name, documents)
 
 
 def _text(where: str, document: Document, rank_fields: Sequence[str] | None) -> str:
@@ -246,23 +221,22 @@ def _text(where: str, document: Document, rank_fields: Sequence[str] | None) -> 
     return "\n".join(f"{one}: {document[one]}" for one in rank_fields)
 
 
-def _object(document: Document) -> Mapping[str, str]:
-    return {"text": document} if isinstance(document, str) else document
-
-
-def _shortened(llm: ServedModel, text: str, limit: int) -> str:
+def _shortened(llm: BaseLLM[Any], text: str, limit: int) -> str:
     """The text up to the end of its first ``limit`` tokens."""
     offsets = llm.tokenizer.encode_with_offsets(text, add_special=False).offsets
     return text if len(offsets) <= limit else text[: offsets[limit - 1][1]]
 
 
-# Cohere's API for encoders: vectors and ranking. /v1/rerank is in ``llamacpp.py``, because its server has it too.
-
+# /v1/rerank is in ``llamacpp.py``, because its server has it too.
 COHERE = Api(
     "cohere",
     {
-        "POST /v1/embed": model_route("Vectors of texts.", EMBED_V1, embedded_v1),
-        "POST /v2/embed": model_route("Vectors of texts in several formats.", EMBED_V2, embedded_v2),
+        "POST /v1/embed": model_route("Vectors of texts.", bodies.BodyType(CohereEmbeddingFields, RULES), embedded_v1),
+        "POST /v2/embed": model_route(
+            "Vectors of texts in several formats.",
+            bodies.BodyType(CohereEmbeddingFieldsV2, RULES, required=("input_type",)),
+            embedded_v2,
+        ),
         "POST /v2/rerank": model_route("Rank documents by a query.", RANKING, partial(ranked, version=2)),
     },
     error_body,

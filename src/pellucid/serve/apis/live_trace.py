@@ -15,10 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import Api, ClientCall, Route, array_body, json_response
+from pellucid.serve.api import Api, ClientCall, Route, array_body
 from pellucid.serve.live_requests import LiveRequest
 from pellucid.serve.look.prompt_fields import token_fields
 from pellucid.serve.openai_parts import error_body
+from pellucid.serve.routes import plain_route
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.budget import LIMIT
 from pellucid.trace.frames import TraceFrame, TraceStream
@@ -30,25 +31,23 @@ MOST_POINTS, MOST_WAIT = 64, 300.0
 BEAT = 15.0  # seconds without an event, after which a comment keeps the connection open
 
 
-async def _requests(call: ClientCall) -> Response:
+def _requests(call: ClientCall) -> dict[str, Any]:
     now = time.monotonic()
-    return json_response(
-        {
-            "object": "list",
-            "data": [
-                {
-                    "id": one.number,
-                    "object": "request",
-                    "model": one.model,
-                    "route": one.route,
-                    "seconds": round(now - one.began, 3),
-                    "prompt_tokens": sum(len(group.prompt) for group in one.groups),
-                    "completion_tokens": sum(len(b.ids) for group in one.groups for b in group.outputs),
-                }
-                for one in call.live.visible_to(call.viewer)
-            ],
-        }
-    )
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": one.number,
+                "object": "request",
+                "model": one.model,
+                "route": one.route,
+                "seconds": round(now - one.began, 3),
+                "prompt_tokens": sum(len(group.prompt) for group in one.groups),
+                "completion_tokens": sum(len(b.ids) for group in one.groups for b in group.outputs),
+            }
+            for one in call.live.visible_to(call.viewer)
+        ],
+    }
 
 
 async def _trace(call: ClientCall) -> Response:
@@ -83,7 +82,6 @@ class _TraceResponse(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry point."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -189,7 +187,7 @@ def _event(kind: str, body: dict[str, Any]) -> bytes:
 LIVE = Api(
     "live",
     {
-        "GET /v1/requests": Route(_requests, "Running requests of the caller's key."),
+        "GET /v1/requests": plain_route("Running requests of the caller's key.", _requests),
         "GET /v1/requests/{number}/trace": Route(
             _trace, "Values of a running request, streamed as they are computed.", stream="text/event-stream"
         ),

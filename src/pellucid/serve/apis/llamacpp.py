@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from pellucid.base_llm import BaseLLM
 from pellucid.decide.questions import LEAST_LEVELS, MOST_LEVELS, MOST_OPTIONS, MOST_QUESTIONS
 from pellucid.encoders.tasks import embed, token_vectors
 from pellucid.errors import ContextOverflow, InvalidRequest, QueueFull, UnsupportedTask
@@ -30,25 +30,15 @@ from pellucid.serve.apis.llamacpp_completion import (
     prompts_of,
 )
 from pellucid.serve.apis.llamacpp_fields import BUILD, LLAMACPP_RULES, NO_LIMIT, RANDOM, settings_of, with_telemetry
-from pellucid.serve.apis.openai_chat import (
-    CHAT,
-    ChatRequest,
-    ConversationFields,
-    FunctionTool,
-    empty_chunk,
-    offered_tools,
-)
+from pellucid.serve.apis.openai_chat import CHAT, ChatRequest, ConversationFields, FunctionTool, offered_tools
 from pellucid.serve.chat.chat_run import Conversation, template_input
 from pellucid.serve.chat.messages import MAX_TOOLS
-from pellucid.serve.encoder_inputs import check_task, model_route
-from pellucid.serve.generation_response import generating_route
+from pellucid.serve.encoder_inputs import check_task
 from pellucid.serve.json_schema import Schema, closed_object
 from pellucid.serve.live_requests import LiveRequest
 from pellucid.serve.openai_parts import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
-from pellucid.serve.served_model import ServedModel
-
-# llama.cpp's own paths: state, embedding, decisions; its completions are in ``llamacpp_completion.py``.
+from pellucid.serve.routes import facts_route, generating_route, model_route, plain_route
 
 TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -61,7 +51,6 @@ TYPES: Mapping[int, str] = {
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in llama.cpp's form."""
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     if details.code == "context_length_exceeded":
         kind = "exceed_context_size_error"
@@ -75,7 +64,7 @@ def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) ->
 ELSEWHERE = 256  # slots that a model on replicas reports
 
 
-def properties(llm: ServedModel, name: str) -> dict[str, Any]:
+def properties(llm: BaseLLM[Any], name: str) -> dict[str, Any]:
     """Body of GET /props for the model ``name``."""
     tokenizer = llm.tokenizer
     usual = Options.of(**(llm.recommended or LLAMACPP_RULES.defaults))
@@ -96,7 +85,7 @@ def properties(llm: ServedModel, name: str) -> dict[str, Any]:
     }
 
 
-def slots(llm: ServedModel, running: Sequence[LiveRequest]) -> list[dict[str, Any]]:
+def slots(llm: BaseLLM[Any], running: Sequence[LiveRequest]) -> list[dict[str, Any]]:
     """Body of GET /slots: the running sequences, and an idle slot if there is room for another sequence."""
     slot_list = list[dict[str, Any]]()
     for live in running:
@@ -110,7 +99,7 @@ def slots(llm: ServedModel, running: Sequence[LiveRequest]) -> list[dict[str, An
     return slot_list if len(slot_list) >= _most(llm) else [*slot_list, _idle(len(slot_list), llm)]
 
 
-def _idle(number: int, llm: ServedModel) -> dict[str, Any]:
+def _idle(number: int, llm: BaseLLM[Any]) -> dict[str, Any]:
     return {
         "id": number,
         "n_ctx": llm.context,
@@ -120,8 +109,7 @@ def _idle(number: int, llm: ServedModel) -> dict[str, Any]:
     }
 
 
-def _most(llm: ServedModel) -> int:
-    """Maximum number of sequences in a step."""
+def _most(llm: BaseLLM[Any]) -> int:
     return llm.engine.runner.limits.sequences if isinstance(llm, LLM) else ELSEWHERE
 
 
@@ -142,13 +130,10 @@ class LlamaEmbeddingFields(ModelFields, frozen=True, kw_only=True):
 EMBEDDING = BodyType(LlamaEmbeddingFields, BodyRules(ignored=frozenset({"user"}), only={"encoding_format": "float"}))
 
 
-def llama_embedding(body: RequestBody[LlamaEmbeddingFields], llm: ServedModel, name: str, number: str) -> list[Any]:
+def llama_embedding(body: RequestBody[LlamaEmbeddingFields], llm: BaseLLM[Any], name: str, number: str) -> list[Any]:
     """Response body of /embedding.
 
     A model without pooling has a vector for each token; llama.cpp does not normalise them either.
-
-    Raises:
-        InvalidRequest: a field is wrong, or the model computes no vectors; the message names it.
     """
     check_task(llm, "embed", "tokens")
     fields = body.fields
@@ -256,13 +241,8 @@ SYSTEMONE = BodyType(
 )
 
 
-def systemone(body: RequestBody[SystemOneFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Answer the questions, and return the response body of the model ``name``.
-
-    Raises:
-        UnsupportedTask: the model is no decision model, and the request does not accept uncalibrated answers.
-        InvalidRequest: as ``LLM.decide``.
-    """
+def systemone(body: RequestBody[SystemOneFields], llm: BaseLLM[Any], name: str, number: str) -> dict[str, Any]:
+    """Answer the questions, and return the response body of the model ``name``."""
     fields = body.fields
     if llm.decider.format is None and not fields.uncalibrated:
         raise UnsupportedTask(
@@ -274,15 +254,7 @@ def systemone(body: RequestBody[SystemOneFields], llm: ServedModel, name: str, n
     return {"model": name, "answers": decisions.as_dict(), "usage": usage}
 
 
-# llama.cpp's own paths: completion, infill, embedding, ranking, decisions. Its chat is in ``llamacpp.py``.
-
 EVENTS = StreamForm(DATA_SSE.media_type, DATA_SSE.encode)
-
-
-async def _props(call: ClientCall) -> Response:
-    name = call.queried_model()
-    async with call.use(name) as llm:
-        return json_response(await run_in_threadpool(properties, llm, name))
 
 
 async def _slots(call: ClientCall) -> Response:
@@ -308,7 +280,7 @@ LLAMACPP = Api(
         "POST /embeddings": EMBED,
         **{f"POST {path}": RERANK for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},
         "POST /v1/systemone": model_route("Answer typed questions about a state.", SYSTEMONE, systemone),
-        "GET /props": Route(_props, "Properties of the server and a model."),
+        "GET /props": facts_route("Properties of the server and a model.", properties),
         "GET /slots": Route(_slots, "The running sequences."),
     },
     error_body,
@@ -316,8 +288,6 @@ LLAMACPP = Api(
 
 
 # llama.cpp's chat: OpenAI's API with timings, and prompts rendered by the chat template.
-
-T = TypeVar("T")
 
 
 class TemplateFields(ConversationFields, frozen=True, kw_only=True):
@@ -333,31 +303,28 @@ LLAMA_CHAT = BodyType(
 TEMPLATE = BodyType(TemplateFields, BodyRules(ignored=frozenset({"tools[].function.strict"})))
 
 
-async def _result(call: ClientCall, function: Callable[[ServedModel, Conversation, bool], T]) -> T:
-    """Read a request's conversation, and return the result of ``function(model, conversation, begins)``.
+def _template_route(summary: str, answer: Callable[[BaseLLM[Any], Conversation, bool], dict[str, Any]]) -> Route:
+    """A route whose response ``answer`` computes from the model, the conversation and ``begins``.
 
     ``begins`` is True if the prompt ends with the start of an answer.
     """
-    body = await call.read(TEMPLATE)
-    fields = body.fields
-    name, continues_last = call.model(fields.model), fields.continue_final_message
-    begins = not continues_last if fields.add_generation_prompt is None else fields.add_generation_prompt
-    if begins and continues_last:
-        raise InvalidRequest("add_generation_prompt and continue_final_message are both true: remove one of the two")
-    tools, choice = offered_tools(fields.tools, fields.tool_choice, True)
-    conversation = Conversation(
-        body.raw["messages"],
-        {},
-        tools=tools,
-        choice=choice,
-        variables=fields.variables(),
-        continues_last=continues_last,
-    )
-    async with call.use(name) as llm:
-        return await run_in_threadpool(function, llm, conversation, begins)
+
+    def answered(body: RequestBody[TemplateFields], llm: BaseLLM[Any], name: str, number: str) -> dict[str, Any]:
+        fields, continues_last = body.fields, body.fields.continue_final_message
+        begins = not continues_last if fields.add_generation_prompt is None else fields.add_generation_prompt
+        if begins and continues_last:
+            raise InvalidRequest(
+                "add_generation_prompt and continue_final_message are both true: remove one of the two"
+            )
+        tools, choice = offered_tools(fields.tools, fields.tool_choice, True)
+        messages, variables = body.raw["messages"], fields.variables()
+        conversation = Conversation(messages, {}, 1, tools, choice, None, "", variables, continues_last)
+        return answer(llm, conversation, begins)
+
+    return model_route(summary, TEMPLATE, answered)
 
 
-def rendered(llm: ServedModel, conversation: Conversation, begins: bool) -> str:
+def rendered(llm: BaseLLM[Any], conversation: Conversation, begins: bool) -> str:
     """The prompt as text, without the BOS token that /completion adds itself."""
     tokenizer = llm.tokenizer
     messages, variables = template_input(llm, conversation)
@@ -370,41 +337,37 @@ def rendered(llm: ServedModel, conversation: Conversation, begins: bool) -> str:
     return text.removeprefix(bos)
 
 
-def _count(llm: ServedModel, conversation: Conversation, begins: bool) -> int:
+def _counted_tokens(llm: BaseLLM[Any], conversation: Conversation, begins: bool) -> dict[str, Any]:
     messages, variables = template_input(llm, conversation)
-    return len(llm.tokenizer.encode_chat(messages, add_generation_prompt=begins, **variables))
+    count = len(llm.tokenizer.encode_chat(messages, add_generation_prompt=begins, **variables))
+    return {"object": "response.input_tokens", "input_tokens": count}
 
 
-async def _apply_template(call: ClientCall) -> Response:
-    return json_response({"prompt": await _result(call, rendered)})
+def _models(call: ClientCall) -> dict[str, Any]:
+    entries = []
+    for name in call.models.names:
+        entry = openai_chat.model(call, name)
+        if llm := call.models.llm(name):
+            sizes = {"n_vocab": llm.tokenizer.vocab_size, "n_ctx_train": llm.spec.context, "n_ctx": llm.context}
+            entry["meta"] = sizes
+        entries.append(entry)
+    return {"object": "list", "data": entries}
 
 
-async def _input_tokens(call: ClientCall) -> Response:
-    return json_response({"object": "response.input_tokens", "input_tokens": await _result(call, _count)})
-
-
-async def _models(call: ClientCall) -> Response:
-    def meta(name: str) -> dict[str, Any]:
-        if (llm := call.models.llm(name)) is None:
-            return {}
-        return {"meta": {"n_vocab": llm.tokenizer.vocab_size, "n_ctx_train": llm.spec.context, "n_ctx": llm.context}}
-
-    entries = [{**openai_chat.model(call, name), **meta(name)} for name in call.models.names]
-    return json_response({"object": "list", "data": entries})
-
-
-COUNT = Route(_input_tokens, "Count a conversation's tokens.", TEMPLATE)
+COUNT = _template_route("Count a conversation's tokens.", _counted_tokens)
 LLAMACPP_CHAT = Api(
     "llama.cpp chat",
     {
-        "GET /models": Route(_models, "The models of this server."),
+        "GET /models": plain_route("The models of this server.", _models),
         "POST /chat/completions": generating_route(
-            "Answer a conversation.", LLAMA_CHAT, with_telemetry(ChatRequest.of, empty_chunk, own=True), DATA_SSE
+            "Answer a conversation.", LLAMA_CHAT, with_telemetry(ChatRequest.of, own=True), DATA_SSE
         ),
         "POST /chat/completions/input_tokens": COUNT,
         "POST /v1/chat/completions/input_tokens": COUNT,
         "POST /responses": responses.RESPONSES.routes["POST /v1/responses"],
-        "POST /apply-template": Route(_apply_template, "The prompt of a conversation, as a text.", TEMPLATE),
+        "POST /apply-template": _template_route(
+            "The prompt of a conversation, as a text.", lambda *given: {"prompt": rendered(*given)}
+        ),
     },
     error_body,
 )

@@ -1,35 +1,30 @@
-"""llama.cpp's /completion and /infill: continues prompts, and fills gaps."""
+"""llama.cpp's /completion and /infill: continues prompts, and fills gaps.
+
+Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 from msgspec import Meta, Struct
 
-from pellucid.engine.output import Generation
+from pellucid.base_llm import BaseLLM
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.api import Events
-from pellucid.serve.apis.llamacpp_fields import (
-    LLAMACPP_RULES,
-    LlamaFields,
-    options_of_body,
-    settings_of,
-    single,
-    timings,
-    with_progress,
-)
+from pellucid.serve.apis import llamacpp_fields as llama
 from pellucid.serve.chat.messages import joined_texts
 from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.openai_parts import finite, receipt_field, scores_field, scores_of_token, token_text
 from pellucid.serve.request_body import BodyType, Choices, Fields, RequestBody, TokenId
-from pellucid.serve.served_model import ServedModel
+from pellucid.serve.routes import Tokens, Unparsed
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
 from pellucid.util.checks import token_id
@@ -38,8 +33,6 @@ from pellucid.util.checks import token_id
 #
 # Control tokens in text are parsed, because clients of llama.cpp render chat templates themselves or with
 # /apply-template, and send the result. BOS is added before a string, and before a list that begins with a string.
-#
-# Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 
 MOST_PROMPTS = 1024
 MOST_PARTS = 1 << 20
@@ -61,13 +54,10 @@ LlamaPrompts: TypeAlias = Annotated[
 ]
 
 
-def prompts_of(llm: ServedModel, name: str, value: Any) -> tuple[list[list[int]], bool]:
-    """Token ids of each prompt of the field ``name``, and True if the field is a list of prompts.
-
-    Raises:
-        InvalidRequest: the value has another form, or a token id is not in the vocabulary.
-    """
-    if _is_one(value):
+def prompts_of(llm: BaseLLM[Any], name: str, value: Any) -> tuple[list[list[int]], bool]:
+    """Token ids of each prompt of the field ``name``, and True if the field is a list of prompts."""
+    # A list that contains a number is a single prompt.
+    if not isinstance(value, list) or any(type(one) is int for one in value):
         return [_ids(llm, name, value)], False
     if not value:
         raise InvalidRequest(f"{name}=[]: must be {FORMS}, or a list of these")
@@ -76,12 +66,7 @@ def prompts_of(llm: ServedModel, name: str, value: Any) -> tuple[list[list[int]]
     return [_ids(llm, f"{name}[{at}]", one) for at, one in enumerate(value)], True
 
 
-def _is_one(value: Any) -> bool:
-    """True if a value is a single prompt. A list that contains a number is a single prompt."""
-    return not isinstance(value, list) or any(type(one) is int for one in value)
-
-
-def _ids(llm: ServedModel, name: str, value: Any) -> list[int]:
+def _ids(llm: BaseLLM[Any], name: str, value: Any) -> list[int]:
     if isinstance(value, Mapping):
         value = _text_of(name, value)
     parts = value if isinstance(value, list) else [value]
@@ -111,15 +96,11 @@ def _text_of(name: str, value: Mapping[str, Any]) -> str:
     raise InvalidRequest(f"{name}={brief(value)}: must be {FORMS}")
 
 
-# /completion: continues prompts, in llama.cpp's own form.
-#
-# Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
-
 KINDS = {"length": "limit", "time": "limit"}
 MAX_FIELDS = 256
 
 
-class LlamaCompletionFields(LlamaFields, frozen=True, kw_only=True):
+class LlamaCompletionFields(llama.LlamaFields, frozen=True, kw_only=True):
     """Fields of /completion."""
 
     prompt: LlamaPrompts
@@ -127,11 +108,11 @@ class LlamaCompletionFields(LlamaFields, frozen=True, kw_only=True):
     n_cmpl: Choices | None = None
 
 
-COMPLETION = BodyType(LlamaCompletionFields, LLAMACPP_RULES)
+COMPLETION = BodyType(LlamaCompletionFields, llama.LLAMACPP_RULES)
 
 
 @dataclass(frozen=True)
-class LlamaCompletion:
+class LlamaCompletion(Unparsed):
     """Requests for ``count`` texts of each prompt. If ``is_list`` is True, the response is a list.
 
     ``fields`` are the fields of the client's request.
@@ -140,12 +121,11 @@ class LlamaCompletion:
     groups: Sequence[Request]
     count: int
     is_list: bool
-    fields: LlamaFields
+    fields: llama.LlamaFields
     tokenizer: Tokenizer
 
     @classmethod
-    def of(cls, body: RequestBody[LlamaCompletionFields], llm: ServedModel) -> LlamaCompletion:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
+    def of(cls, body: RequestBody[LlamaCompletionFields], llm: BaseLLM[Any]) -> LlamaCompletion:
         prompts, several = prompts_of(llm, "prompt", body.raw["prompt"])
         count = body.fields.n_cmpl or body.fields.n
         return cls.start(prompts, count, several or count > 1, body, llm)
@@ -157,85 +137,77 @@ class LlamaCompletion:
         count: int,
         is_list: bool,
         body: RequestBody[Any],
-        llm: ServedModel,
+        llm: BaseLLM[Any],
         stop_tokens: Sequence[int] = (),
     ) -> LlamaCompletion:
-        """Build a request from prompts and the options of a body, whose fields are ``LlamaFields``.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
-        fields, options = body.fields, options_of_body(body, llm)
+        """Build a request from prompts and the options of a body, whose fields are ``LlamaFields``."""
+        fields, options = body.fields, llama.options_of_body(body, llm)
         add_stop_tokens(options, stop_tokens)
         if fields.post_sampling_probs:
             options["logprobs_of"] = "chain"
         groups = [llm.request(prompt, count, **options) for prompt in prompts]
         if fields.return_progress:
-            single(groups, "return_progress")
+            llama.single(groups, "return_progress")
         return cls(groups, count, is_list, fields, llm.tokenizer)
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
-        """Response body of the model ``name``."""
-        responses = [self._whole(name, place, at) for place in range(len(self.groups)) for at in range(self.count)]
+        places = [(group, place * self.count) for place, group in enumerate(self.groups)]
+        responses = [self._whole(name, group, first + at) for group, first in places for at in range(self.count)]
         return responses if self.is_list else responses[0]
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         """Stream events, prompt by prompt: an event for each token, then a final event without text."""
-        for place, group in enumerate(self.groups):
-            events: Events = self._pieces(name, place)
-            if self.fields.return_progress:
-                events = with_progress(events, group, self._blank)
-            async with aclosing(events):
-                async for event in events:
-                    yield event
-
-    async def _pieces(self, name: str, place: int) -> AsyncGenerator[dict[str, Any], None]:
-        group, heard = self.groups[place], [0] * self.count
-        alternatives = group.options.logprobs
-        async with aclosing(group.stream()) as outputs:
-            async for output in outputs:
-                at = output.sequence
-                one, token = group.outputs[at], heard[at]
-                heard[at] += 1
-                event = {
-                    "index": place * self.count + at,
-                    "content": output.text,
-                    "tokens": [one.ids[token]],
-                    "stop": False,
-                    "id_slot": -1,
-                    "tokens_predicted": heard[at],
-                    "tokens_evaluated": len(group.prompt),
-                }
-                if alternatives is not None:
-                    event["completion_probabilities"] = self._probabilities(one.logprobs[token : token + 1])
-                event |= scores_of_token(output, self.tokenizer)
-                if self.fields.timings_per_token:
-                    event["timings"] = timings(group, at)
+        events: Events = self._pieces(name, tokens)
+        if self.fields.return_progress:
+            blank = {"index": 0, "content": "", "tokens": [], "stop": False, "id_slot": -1}
+            events = llama.with_progress(events, self.groups[0], lambda: blank)
+        async with aclosing(events):
+            async for event in events:
                 yield event
-                if output.finish_reason:
-                    yield self._end(name, place, at, "", [])
 
-    def _blank(self) -> dict[str, Any]:
-        return {"index": 0, "content": "", "tokens": [], "stop": False, "id_slot": -1}
+    async def _pieces(self, name: str, tokens: Tokens) -> Events:
+        async for choice, group, output, _, count in tokens:
+            one = group.outputs[output.sequence]
+            event = {
+                "index": choice,
+                "content": output.text,
+                "tokens": [one.ids[count - 1]],
+                "stop": False,
+                "id_slot": -1,
+                "tokens_predicted": count,
+                "tokens_evaluated": len(group.prompt),
+            }
+            if group.options.logprobs is not None:
+                event["completion_probabilities"] = self._probabilities(one.logprobs[count - 1 : count])
+            event |= scores_of_token(output, self.tokenizer)
+            if self.fields.timings_per_token:
+                event["timings"] = llama.timings(group, output.sequence)
+            yield event
+            if output.finish_reason:
+                yield self._end(name, group, choice, "", [])
 
-    def _whole(self, name: str, place: int, at: int) -> dict[str, Any]:
+    def _whole(self, name: str, group: Request, choice: int) -> dict[str, Any]:
         """Response of a finished sequence."""
-        group = self.groups[place]
-        one = group.outputs[at]
-        response = self._end(name, place, at, "".join(one.texts), one.ids if self.fields.return_tokens else [])
+        one, returned, selected = (
+            group.outputs[choice % self.count],
+            self.fields.return_tokens,
+            self.fields.response_fields,
+        )
+        response = self._end(name, group, choice, "".join(one.texts), one.ids if returned else [])
         if group.options.logprobs is not None:
             response["completion_probabilities"] = self._probabilities(one.logprobs)
         response |= scores_field(one, self.tokenizer)
-        selected = self.fields.response_fields[:MAX_FIELDS]
-        return _selected(response, selected) if selected else response
+        return _selected(response, selected[:MAX_FIELDS]) if selected else response
 
-    def _end(self, name: str, place: int, at: int, content: str, ids: Sequence[int]) -> dict[str, Any]:
-        group = self.groups[place]
+    def _end(self, name: str, group: Request, choice: int, content: str, ids: Sequence[int]) -> dict[str, Any]:
+        at = choice % self.count
         generation, options = group.results()[at], group.options
         found = generation.stop_reason if generation.finish_reason == "stop" else None
-        word = found if isinstance(found, str) else ""
+        word, most = found if isinstance(found, str) else "", options.max_new_tokens
+        # The text ended because the context was full.
+        is_full = generation.finish_reason == "length" and (most is None or len(generation.ids) < most)
         return {
-            "index": place * self.count + at,
+            "index": choice,
             "content": content,
             "tokens": list(ids),
             "id_slot": -1,
@@ -243,14 +215,14 @@ class LlamaCompletion:
             "model": name,
             "tokens_predicted": generation.usage.generated_tokens,
             "tokens_evaluated": generation.usage.prompt_tokens,
-            "generation_settings": settings_of(options, generation.seed),
+            "generation_settings": llama.settings_of(options, generation.seed),
             "prompt": self.tokenizer.decode(group.prompt, skip_special=False),
             "has_new_line": "\n" in generation.text,
-            "truncated": _truncated(generation, options.max_new_tokens),
+            "truncated": is_full,
             "stop_type": "word" if word else KINDS.get(generation.finish_reason or "", "eos"),
             "stopping_word": word,
             "tokens_cached": generation.usage.cached_tokens,
-            "timings": timings(group, at),
+            "timings": llama.timings(group, at),
             **receipt_field(generation),
         }
 
@@ -274,11 +246,6 @@ class LlamaCompletion:
         return {"id": token, "token": token_text(token, self.tokenizer), "bytes": list(data), **shown}
 
 
-def _truncated(generation: Generation, most: int | None) -> bool:
-    """True if the text ended because the context was full."""
-    return generation.finish_reason == "length" and (most is None or len(generation.ids) < most)
-
-
 def _selected(response: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     """The requested fields. "a/b" is the field "b" of the object "a". Absent fields are left out."""
     selected = dict[str, Any]()
@@ -292,10 +259,6 @@ def _selected(response: Mapping[str, Any], fields: Sequence[str]) -> dict[str, A
     return selected
 
 
-# /infill: fills the gap between a prefix and a suffix, with other files of the repository as context.
-#
-# Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
-
 MAX_FILES = 256
 
 
@@ -306,7 +269,7 @@ class ExtraFile(Struct, frozen=True):
     filename: str = "file"
 
 
-class InfillFields(LlamaFields, frozen=True, kw_only=True):
+class InfillFields(llama.LlamaFields, frozen=True, kw_only=True):
     """Fields of /infill. ``prompt`` continues ``input_prefix``."""
 
     input_prefix: str = ""
@@ -315,11 +278,10 @@ class InfillFields(LlamaFields, frozen=True, kw_only=True):
     input_extra: Sequence[ExtraFile] = ()
 
 
-INFILL = BodyType(InfillFields, LLAMACPP_RULES)
+INFILL = BodyType(InfillFields, llama.LLAMACPP_RULES)
 
 
-def infill_request(body: RequestBody[InfillFields], llm: ServedModel) -> LlamaCompletion:
-    """Read an infill request. Raises InvalidRequest if a field is wrong."""
+def infill_request(body: RequestBody[InfillFields], llm: BaseLLM[Any]) -> LlamaCompletion:
     fields = body.fields
     if len(fields.input_extra) > MAX_FILES:
         raise InvalidRequest(f"input_extra has {len(fields.input_extra):,} files; the limit is {MAX_FILES}")

@@ -1,4 +1,7 @@
-"""Fields of llama.cpp's requests as generation options; timings and progress in responses."""
+"""Fields of llama.cpp's requests as generation options; timings and progress in responses.
+
+Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,23 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import pellucid
+from pellucid.base_llm import BaseLLM
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.options import Options
-from pellucid.sample.step import SamplerStep, options_of, owners, steps
+from pellucid.sample.step import options_of, owners, steps
 from pellucid.sample.steps.penalties import MAX_ENTRIES as MOST_BIASED
 from pellucid.serve.api import Events
+from pellucid.serve.chat.answer_parser import AnswerParser
 from pellucid.serve.generation_options import LLAMACPP, MAX_BIAS, generation_options
-from pellucid.serve.generation_response import Streaming
 from pellucid.serve.request_body import BodyRules, ModelFields, RequestBody
-from pellucid.serve.served_model import ServedModel
+from pellucid.serve.routes import Streaming, Tokens
 from pellucid.tokenize import Tokenizer
 from pellucid.util.checks import real, token_id
-
-# Fields of llama.cpp's requests as generation options, and options in the form in which responses repeat them.
-#
-# Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 
 BUILD = f"b0-pellucid-{pellucid.__version__}"
 """Build name in llama.cpp's form. Clients read it from ``system_fingerprint`` and ``build_info``."""
@@ -72,12 +72,7 @@ class LlamaFields(ModelFields, frozen=True, kw_only=True):
     response_fields: Sequence[str] = ()
 
 
-def options_of_body(body: RequestBody[Any], llm: ServedModel) -> dict[str, Any]:
-    """Generation options of a body.
-
-    Raises:
-        InvalidRequest: an option is unknown or wrong.
-    """
+def options_of_body(body: RequestBody[Any], llm: BaseLLM[Any]) -> dict[str, Any]:
     samplers: Sequence[str] | None = body.fields.samplers
     bias, stop = body.given.pop("logit_bias", None), body.given.pop("stop", None)
     options = body.options(llm.recommended)
@@ -92,16 +87,12 @@ def options_of_body(body: RequestBody[Any], llm: ServedModel) -> dict[str, Any]:
         options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]
     # As in llama.cpp, mirostat replaces the steps that cut the distribution.
     if options.get("mirostat"):
-        owner = owners()
-        return {name: value for name, value in options.items() if name not in owner or not _is_cut(owner[name])}
+        cuts = {name for name, step in owners().items() if step.kind == "cut" and not step.alone}
+        return {name: value for name, value in options.items() if name not in cuts}
     return options if samplers is None else _ordered(options, samplers)
 
 
-def _is_cut(step: type[SamplerStep]) -> bool:
-    return step.kind == "cut" and not step.alone
-
-
-def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
+def _biases(value: Any, llm: BaseLLM[Any]) -> dict[int, float]:
     """Biases by token, from pairs or an object. A string stands for each of its tokens; False forbids a token."""
     pairs = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(pairs, list) or len(pairs) > MOST_BIASED:
@@ -154,6 +145,8 @@ def settings_of(options: Options, seed: int | None) -> dict[str, Any]:
     banned = {token for token in values["banned"] if type(token) is int}
     bias = [*dict(values["logit_bias"]).items(), *((token, -math.inf) for token in sorted(banned))]
     most = -1 if options.max_new_tokens is None else options.max_new_tokens
+    samplers = steps() if options.samplers is None else options.samplers
+    chain = [one if isinstance(one, str) else one.name for one in samplers]
     shown = (
         *("temperature", "dynatemp_range", "dynatemp_exponent", "top_k", "top_p", "min_p", "top_n_sigma"),
         *("xtc_probability", "xtc_threshold", "typical_p", "repeat_last_n", "presence_penalty"),
@@ -177,17 +170,10 @@ def settings_of(options: Options, seed: int | None) -> dict[str, Any]:
         "n_probs": options.logprobs or 0,
         "min_keep": 0,
         "grammar": constraint if isinstance(constraint, str) else "",
-        "samplers": [SAMPLERS[name][0] for name in _chain(options) if name in SAMPLERS],
+        "samplers": [SAMPLERS[name][0] for name in chain if name in SAMPLERS],
         "post_sampling_probs": options.logprobs_of == "chain",
         "lora": [],
     }
-
-
-def _chain(options: Options) -> list[str]:
-    """Names of the steps of a chain, in order."""
-    if options.samplers is None:
-        return list(steps())
-    return [one if isinstance(one, str) else one.name for one in options.samplers]
 
 
 # Timings and prompt progress in responses, as in llama.cpp's server.
@@ -198,101 +184,82 @@ def _chain(options: Options) -> list[str]:
 EVERY = 0.05  # seconds between two checks of the prompt's progress
 
 
-@dataclass(frozen=True)
-class Telemetry:
-    """Options of a request: ``timings`` in each event of a stream, ``progress`` of the prompt, ``verbose`` responses.
+class TelemetrySource(Streaming, Protocol):
+    """A request that can have telemetry."""
 
-    A verbose response shows its prompt. ``own`` is True if the path is in llama.cpp's API only. Responses of such a
-    path always have timings and the build name.
-    """
-
-    timings: bool
-    progress: bool
-    own: bool = True
-    verbose: bool = False
-
-    def wrap(self, request: Streaming, blank: Callable[[str, str], dict[str, Any]], tokenizer: Tokenizer) -> Streaming:
-        """Wrap a request so that its response has the requested telemetry. ``blank`` builds an event without text.
-
-        Raises:
-            InvalidRequest: ``return_progress`` or ``verbose`` with several prompts.
-        """
-        for name in ("progress", "verbose"):
-            if getattr(self, name):
-                single(request.groups, {"progress": "return_progress"}.get(name, name))
-        nothing = not (self.timings or self.progress or self.own or self.verbose)
-        return request if nothing else TelemetryRequest(self, request, blank, tokenizer)
-
-
-Blank: TypeAlias = Callable[[str, str], dict[str, Any]]
+    def blank(self, name: str, number: str) -> dict[str, Any]:
+        """An event without text."""
+        ...
 
 
 def with_telemetry(
-    read: Callable[[RequestBody[Any], ServedModel], Streaming], blank: Blank, *, own: bool = False
-) -> Callable[[RequestBody[Any], ServedModel], Streaming]:
-    """``read``, whose requests have the telemetry that their bodies ask for."""
+    read: Callable[[RequestBody[Any], BaseLLM[Any]], TelemetrySource], *, own: bool = False
+) -> Callable[[RequestBody[Any], BaseLLM[Any]], Streaming]:
+    """``read``, whose requests have the telemetry that their bodies ask for.
 
-    def read_with_telemetry(body: RequestBody[Any], llm: ServedModel) -> Streaming:
-        fields = body.fields
-        telemetry = Telemetry(fields.timings_per_token, fields.return_progress, own, fields.verbose)
-        return telemetry.wrap(read(body, llm), blank, llm.tokenizer)
+    ``own`` is True if the path is in llama.cpp's API only. Responses of such a path always have timings and the build
+    name. ``read`` raises InvalidRequest for ``return_progress`` or ``verbose`` with several prompts.
+    """
+
+    def read_with_telemetry(body: RequestBody[Any], llm: BaseLLM[Any]) -> Streaming:
+        fields, request = body.fields, read(body, llm)
+        for name in ("return_progress", "verbose"):
+            if getattr(fields, name):
+                single(request.groups, name)
+        asked = own or fields.timings_per_token or fields.return_progress or fields.verbose
+        return TelemetryRequest(request, fields, own, llm.tokenizer) if asked else request
 
     return read_with_telemetry
 
 
 @dataclass(frozen=True)
 class TelemetryRequest:
-    """A request whose response has telemetry."""
+    """A request whose response has the telemetry that its ``fields`` ask for. A verbose response shows its prompt."""
 
-    telemetry: Telemetry
-    request: Streaming
-    blank: Callable[[str, str], dict[str, Any]]
+    request: TelemetrySource
+    fields: Any
+    own: bool
     tokenizer: Tokenizer
 
     @property
     def groups(self) -> Sequence[Request]:
-        """Engine groups of the request."""
         return self.request.groups
 
+    def parsers(self) -> Sequence[AnswerParser]:
+        return self.request.parsers()
+
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
-        """Response body with telemetry."""
         response = self.request.answer(name, number)
         assert isinstance(response, dict)
-        telemetry = self.telemetry
-        if telemetry.own:
+        if self.own:
             response["system_fingerprint"] = BUILD
-        if telemetry.verbose:
+        if self.fields.verbose:
             response["__verbose"] = self._verbose()
-        return {**response, "timings": timings(self.groups[-1])} if telemetry.own or telemetry.timings else response
+        shows_times = self.own or self.fields.timings_per_token
+        return {**response, "timings": timings(self.groups[-1])} if shows_times else response
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Stream events with telemetry."""
-        telemetry, events, shown = self.telemetry, self.request.stream(name, number), False
-        if telemetry.progress:
-            events = with_progress(events, self.groups[0], lambda: self.blank(name, number))
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
+        fields, events, shown = self.fields, self.request.stream(name, number, tokens), False
+        if fields.return_progress:
+            events = with_progress(events, self.groups[0], lambda: self.request.blank(name, number))
         async with aclosing(events):
             async for event in events:
                 begun = any(one.ids for one in self.groups[-1].outputs)
                 ended = all(one.ended for group in self.groups for one in group.outputs)
-                if (telemetry.timings and begun) or ((telemetry.own or telemetry.timings) and ended):
+                if (fields.timings_per_token and begun) or ((self.own or fields.timings_per_token) and ended):
                     event["timings"] = timings(self.groups[-1])
-                if telemetry.own:
+                if self.own:
                     event["system_fingerprint"] = BUILD
-                    _begin_as_there(event)
-                if telemetry.verbose and not shown:
+                    for choice in event["choices"]:
+                        delta = choice.get("delta", {})
+                        if "role" in delta and not delta.get("content"):
+                            delta["content"] = None  # as in llama.cpp's streams; OpenAI's streams have ""
+                if fields.verbose and not shown:
                     event["__verbose"], shown = self._verbose(), True
                 yield event
 
     def _verbose(self) -> dict[str, Any]:
         return {"prompt": self.tokenizer.decode(self.groups[0].prompt, skip_special=False)}
-
-
-def _begin_as_there(event: dict[str, Any]) -> None:
-    """Replace the first delta's empty ``content`` by null, as in llama.cpp's streams. OpenAI's streams have ""."""
-    for choice in event["choices"]:
-        delta = choice.get("delta", {})
-        if "role" in delta and not delta.get("content"):
-            delta["content"] = None
 
 
 def single(groups: Sequence[Request], field: str) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from starlette.responses import Response
 
+from pellucid.base_llm import BaseLLM
 from pellucid.errors import NotFound
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import NAMED_SSE, TOGETHER_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.apis.ollama_fields import capabilities
-from pellucid.serve.generation_response import generation_response
 from pellucid.serve.live_requests import HEADER
 from pellucid.serve.look.queries import QUERIES, state
 from pellucid.serve.look.token_events import LOOK_GENERATE, LookGeneration
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import RequestBody
-from pellucid.serve.served_model import ServedModel
+from pellucid.serve.routes import generation_response, plain_route
 from pellucid.web.bundle import web_files
 
 # The page and its files. The page itself needs no key; the requests that it sends do.
@@ -46,45 +45,34 @@ def _file(path: str) -> Response:
     return Response(content, media_type=kind, headers=HEADERS)
 
 
-async def _root(call: ClientCall) -> Response:
+async def _root_or_file(call: ClientCall) -> Response:
+    if path := call.request.path_params.get("path"):
+        return _file(path)
     if "text/html" in call.request.headers.get("accept", ""):
         return _file("index.html")
     return Response("Pellucid is running", media_type="text/plain")
 
 
-async def _web(call: ClientCall) -> Response:
-    return _file(call.request.path_params["path"])
-
-
 PAGE = Api(
     "page",
     {
-        "GET /": Route(_root, "The page, for browsers; a short text for Ollama's clients.", media="text/plain"),
-        "GET /web/{path:path}": Route(_web, "A file of the page.", media="text/javascript"),
+        "GET /": Route(_root_or_file, "The page, for browsers; a short text for Ollama's clients.", media="text/plain"),
+        "GET /web/{path:path}": Route(_root_or_file, "A file of the page.", media="text/javascript"),
     },
     error_body,
     prefixes=("/web",),
 )
 
 
-# Routes of the page: generated text with token probabilities, traces, lenses, profiles (docs/serving.md).
-
-
-async def _models(call: ClientCall) -> Response:
+def _models(call: ClientCall) -> dict[str, Any]:
     """The names of the models, and the capabilities of the loaded models."""
     found = [(name, call.models.llm(name)) for name in call.models.names]
-    return json_response(
-        {
-            "models": [
-                {
-                    "name": name,
-                    "loaded": llm is not None,
-                    **({} if llm is None else {"capabilities": capabilities(llm)}),
-                }
-                for name, llm in found
-            ]
-        }
-    )
+    return {
+        "models": [
+            {"name": name, "loaded": llm is not None, **({"capabilities": capabilities(llm)} if llm else {})}
+            for name, llm in found
+        ]
+    }
 
 
 async def _model(call: ClientCall) -> Response:
@@ -92,10 +80,9 @@ async def _model(call: ClientCall) -> Response:
     return await _queried(call, "models", name, QUERIES["models"].body.decode({"name": name}))
 
 
-async def _state(call: ClientCall) -> Response:
-    name = call.models.known(call.request.path_params["name"])
-    llm = call.models.llm(name)
-    return json_response({"loaded": llm is not None, **({} if llm is None else state(llm))})
+def _state(call: ClientCall) -> dict[str, Any]:
+    llm = call.models.llm(call.models.known(call.request.path_params["name"]))
+    return {"loaded": llm is not None, **(state(llm) if llm else {})}
 
 
 async def _generate(call: ClientCall) -> Response:
@@ -115,14 +102,15 @@ async def _trace(call: ClientCall) -> Response:
         return await generation_response(call, name, lambda _: TraceReading.of(body, llm), None)
 
 
-def _query(kind: str) -> Callable[[ClientCall], Coroutine[Any, Any, Response]]:
-    """Handler of the query ``kind``."""
+def _query(kind: str) -> Route:
+    """The route of the query ``kind``."""
+    query = QUERIES[kind]
 
     async def run(call: ClientCall) -> Response:
-        body = await call.read(QUERIES[kind].body)
+        body = await call.read(query.body)
         return await _queried(call, kind, call.model(body.fields.model), body)
 
-    return run
+    return Route(run, query.summary, query.body)
 
 
 async def _queried(call: ClientCall, kind: str, name: str, body: RequestBody[Any]) -> Response:
@@ -134,7 +122,7 @@ async def _queried(call: ClientCall, kind: str, name: str, body: RequestBody[Any
         return json_response(await call.cancelled_on_disconnect(work))
 
 
-async def _remote(call: ClientCall, llm: ServedModel, kind: str, name: str, body: RequestBody[Any]) -> Response:
+async def _remote(call: ClientCall, llm: BaseLLM[Any], kind: str, name: str, body: RequestBody[Any]) -> Response:
     assert not isinstance(llm, LLM)
     response = await call.cancelled_on_disconnect(llm.look(kind, name, body.raw))
     return Response(response, media_type="application/json", headers={HEADER: call.number})
@@ -143,9 +131,9 @@ async def _remote(call: ClientCall, llm: ServedModel, kind: str, name: str, body
 LOOK = Api(
     "look",
     {
-        "GET /look/models": Route(_models, "The models of this server, and which of them are loaded."),
+        "GET /look/models": plain_route("The models of this server, and which of them are loaded.", _models),
         "GET /look/models/{name:path}": Route(_model, QUERIES["models"].summary),
-        "GET /look/state/{name:path}": Route(_state, "Requests, steps and cache of a running model."),
+        "GET /look/state/{name:path}": plain_route("Requests, steps and cache of a running model.", _state),
         "POST /look/generate": Route(
             _generate,
             "Generated text, token by token, with the most likely alternatives of each token.",
@@ -153,11 +141,7 @@ LOOK = Api(
             stream="text/event-stream",
         ),
         "POST /look/trace": Route(_trace, "Recorded values of a prompt and its continuation.", TRACE),
-        **{
-            f"POST /look/{kind}": Route(_query(kind), query.summary, query.body)
-            for kind, query in QUERIES.items()
-            if kind != "models"
-        },
+        **{f"POST /look/{kind}": _query(kind) for kind in QUERIES if kind != "models"},
     },
     error_body,
     prefixes=("/look",),

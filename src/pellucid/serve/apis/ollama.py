@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from pellucid.base_llm import BaseLLM
 from pellucid.encoders.tasks import embed, vector_width
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import JSON_LINES, Api, ClientCall, Route, event_stream, json_response
+from pellucid.serve.api import JSON_LINES, Api, ClientCall, Events, Route, event_stream, json_response
 from pellucid.serve.apis import ollama_fields
 from pellucid.serve.apis.ollama_fields import (
     CHAT,
@@ -38,31 +38,25 @@ from pellucid.serve.apis.ollama_fields import (
     options_of,
     refuse_options,
 )
-from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, AssembledCall, ChatAnswer, assemble
+from pellucid.serve.chat.answer_parser import AnswerParser, AnswerReasoning, AnswerText, ChatAnswer, Part, assemble
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.messages import tool_choice, tool_of
 from pellucid.serve.encoder_inputs import check_task, encoded_texts, prompt_of_name
 from pellucid.serve.generation_options import add_stop_tokens
-from pellucid.serve.generation_response import Streaming, generation_response
 from pellucid.serve.json_schema import closed
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.request_body import BodyType, RequestBody, listed_texts
-from pellucid.serve.served_model import ServedModel
+from pellucid.serve.routes import Streaming, Tokens, generation_response, plain_route
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.tokenize.infill import infill_prompt
 from pellucid.weights.sources.source import Silent
 
-# The responses of Ollama's API: chat, generation, downloads.
-
 
 @dataclass(frozen=True)
 class OllamaChat(ChatRunRequest):
-    """A chat request that runs on the engine."""
-
     @classmethod
-    def of(cls, body: RequestBody[ChatOptions], llm: ServedModel) -> OllamaChat:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
+    def of(cls, body: RequestBody[ChatOptions], llm: BaseLLM[Any]) -> OllamaChat:
         fields, messages = body.fields, _messages(body.raw["messages"])
         tools = [tool_of(f"tools[{at}].function", one.function) for at, one in enumerate(fields.tools)]
         choice, options = tool_choice(tools, None, False, True), options_of(body, llm.recommended)
@@ -70,27 +64,22 @@ class OllamaChat(ChatRunRequest):
         return cls(ChatRun(llm, Conversation(messages, options, 1, tools, choice, schema, "format", variables)))
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body of the model ``name``."""
         (generation,) = self.run.group.results()
-        return last_chunk(name, generation, message=_message(self.run.answer(generation)), **self._logprobs().all())
+        shown = ChunkLogprobs(self.run.group, self.run.tokenizer).until(None)
+        return last_chunk(name, generation, message=_message(self.run.answer(generation)), **shown)
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         """Chunks of the answer. All tool calls are in one chunk, after the text."""
-        parts, logprobs = [], self._logprobs()
-        async with aclosing(self.run.stream()) as outputs:
-            async for _, new_parts in outputs:
-                parts += new_parts
-                logprobs.streamed += 1
-                new = assemble(one for one in new_parts if isinstance(one, (AnswerText, AnswerReasoning)))
-                if new.text or new.reasoning:
-                    yield chunk(name, message=_message(new), **logprobs.next())
+        parts, logprobs = list[Part](), ChunkLogprobs(self.run.group, self.run.tokenizer)
+        async for token in tokens:
+            parts += token.parts
+            new = assemble(one for one in token.parts if isinstance(one, (AnswerText, AnswerReasoning)))
+            if new.text or new.reasoning:
+                yield chunk(name, message=_message(new), **logprobs.until(token.streamed))
         if calls := assemble(parts).calls:
             yield chunk(name, message=_message(ChatAnswer(calls=calls)))
         (generation,) = self.run.group.results()
-        yield last_chunk(name, generation, message=_message(ChatAnswer()), **logprobs.next())
-
-    def _logprobs(self) -> ChunkLogprobs:
-        return ChunkLogprobs(self.run.group, self.run.tokenizer)
+        yield last_chunk(name, generation, message=_message(ChatAnswer()), **logprobs.until(None))
 
 
 def _message(answer: ChatAnswer) -> dict[str, Any]:
@@ -98,12 +87,11 @@ def _message(answer: ChatAnswer) -> dict[str, Any]:
     if answer.reasoning:
         message["thinking"] = answer.reasoning
     if answer.calls:
-        message["tool_calls"] = [_call(at, one) for at, one in enumerate(answer.calls)]
+        message["tool_calls"] = [
+            {"id": one.id, "function": {"index": at, "name": one.name, "arguments": one.as_object}}
+            for at, one in enumerate(answer.calls)
+        ]
     return message
-
-
-def _call(at: int, call: AssembledCall) -> dict[str, Any]:
-    return {"id": call.id, "function": {"index": at, "name": call.name, "arguments": call.as_object}}
 
 
 def _messages(given: Any) -> list[dict[str, Any]]:
@@ -131,15 +119,14 @@ class OllamaGenerate:
     tokenizer: Tokenizer
 
     @classmethod
-    def of(cls, body: RequestBody[PromptOptions], llm: ServedModel) -> OllamaGenerate:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
+    def of(cls, body: RequestBody[PromptOptions], llm: BaseLLM[Any]) -> OllamaGenerate:
         fields, size = body.fields, llm.inputs.vocabulary
-        prompt, suffix, system, raw = fields.prompt, fields.suffix, fields.system, fields.raw
-        schema, variables, context = fields.answer_schema, fields.variables(llm), fields.context
+        prompt, suffix, system, context = fields.prompt, fields.suffix, fields.system, fields.context
+        schema, variables = fields.answer_schema, fields.variables(llm)
         if any(token >= size for token in context):
             raise InvalidRequest(f"context={brief(context)}: must be a list of token ids below {size:,}")
-        options = options_of(body, llm.recommended)
-        if suffix or raw or not llm.tokenizer.chat_template:
+        options, raw = options_of(body, llm.recommended), fields.raw or not llm.tokenizer.chat_template
+        if suffix or raw:
             for field, given in (("context", context), ("system", system), ("think", variables.get("enable_thinking"))):
                 if given:
                     raise InvalidRequest(
@@ -152,7 +139,7 @@ class OllamaGenerate:
             ids, ends = infill_prompt(llm.tokenizer, prompt, suffix)
             add_stop_tokens(options, ends)
             return cls(llm.request(ids, **options), None, llm.tokenizer)
-        if raw or not llm.tokenizer.chat_template:
+        if raw:
             if schema is not None:
                 options["json_schema"] = closed(schema)
             return cls(llm.request(prompt, **options), None, llm.tokenizer)
@@ -166,39 +153,28 @@ class OllamaGenerate:
 
     @property
     def groups(self) -> list[Request]:
-        """The engine request, whose options are already checked."""
         return [self.group]
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body of the model ``name``."""
         (generation,) = self.group.results()
         answer = self.run.answer(generation) if self.run else ChatAnswer(generation.text)
-        return last_chunk(name, generation, **_content(answer), **self._context(), **self._logprobs().all())
+        shown = ChunkLogprobs(self.group, self.tokenizer).until(None)
+        return last_chunk(name, generation, **_content(answer), **self._context(), **shown)
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Chunks of the response."""
-        logprobs = self._logprobs()
-        if self.run:
-            async with aclosing(self.run.stream()) as answers:
-                async for _, parts in answers:
-                    logprobs.streamed += 1
-                    if parts:
-                        yield chunk(name, **_content(assemble(parts)), **logprobs.next())
-        else:
-            async with aclosing(self.group.stream()) as outputs:
-                async for output in outputs:
-                    logprobs.streamed += 1
-                    if output.text:
-                        yield chunk(name, response=output.text, **logprobs.next())
+    def parsers(self) -> list[AnswerParser]:
+        return self.run.parsers() if self.run else []
+
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
+        logprobs = ChunkLogprobs(self.group, self.tokenizer)
+        async for token in tokens:
+            if token.parts:
+                yield chunk(name, **_content(assemble(token.parts)), **logprobs.until(token.streamed))
         (generation,) = self.group.results()
-        yield last_chunk(name, generation, response="", **self._context(), **logprobs.next())
+        yield last_chunk(name, generation, response="", **self._context(), **logprobs.until(None))
 
     def _context(self) -> dict[str, Any]:
         """Tokens so far. To continue the text, the next request may send these tokens in ``context``."""
         return {"context": [*self.group.prompt, *self.group.outputs[0].ids]} if self.run else {}
-
-    def _logprobs(self) -> ChunkLogprobs:
-        return ChunkLogprobs(self.group, self.tokenizer)
 
 
 def _content(answer: ChatAnswer) -> dict[str, Any]:
@@ -239,8 +215,6 @@ async def pulling(models: ModelPool, name: str) -> AsyncGenerator[dict[str, Any]
         work.cancel()
 
 
-# Ollama's API: chat, generation, embeddings, models.
-
 G = TypeVar("G", bound=GenerateOptions)
 SPOKEN = "0.12.0"
 """Version of Ollama whose API the server implements, for clients that request the version."""
@@ -258,11 +232,7 @@ def _model(call: ClientCall, fields: OllamaFields) -> str:
 
 
 def _keep(call: ClientCall, given: str | float | None) -> Callable[[str], None]:
-    """Read the field ``keep_alive``. Returns a function that applies it to a loaded model.
-
-    Raises:
-        InvalidRequest: the field is wrong, the models run on a cluster, or unloading needs an admin key.
-    """
+    """Read the field ``keep_alive``. Returns a function that applies it to a loaded model."""
     if given is None:
         return lambda name: None
     seconds = keep_alive_of(given)
@@ -276,10 +246,10 @@ def _keep(call: ClientCall, given: str | float | None) -> Callable[[str], None]:
     return lambda name: call.models.keep(name, seconds)
 
 
-def _generates(
-    body_type: BodyType[G], read: Callable[[RequestBody[G], ServedModel], Streaming], field: str
-) -> Callable[[ClientCall], Awaitable[Response]]:
-    """Handler that generates. A request without ``field`` only loads or unloads the model."""
+def _generating(
+    summary: str, body_type: BodyType[G], read: Callable[[RequestBody[G], BaseLLM[Any]], Streaming], field: str
+) -> Route:
+    """A route that generates. A request without ``field`` only loads or unloads the model."""
 
     async def run(call: ClientCall) -> Response:
         body = await call.read(body_type)
@@ -293,14 +263,14 @@ def _generates(
             done = chunk(name, **({"message": message} if field == "messages" else {"response": ""}))
             return json_response({**done, "done": True, "done_reason": reason})
 
-        def read_and_keep(llm: ServedModel) -> Streaming:
+        def read_and_keep(llm: BaseLLM[Any]) -> Streaming:
             request = read(body, llm)
             keep(name)
             return request
 
         return await generation_response(call, name, read_and_keep, JSON_LINES if body.fields.stream else None)
 
-    return run
+    return Route(run, summary, body_type, JSON_LINES.media_type)
 
 
 async def _embed(call: ClientCall) -> Response:
@@ -308,11 +278,8 @@ async def _embed(call: ClientCall) -> Response:
     body = await call.read(EMBED)
     fields, texts = body.fields, listed_texts("input", body.fields.input)
     name, keep = _model(call, fields), _keep(call, fields.keep_alive)
-    refuse_options(
-        body,
-        ("input", "truncate", "dimensions", "prompt_name"),
-        "/api/embed accepts input, truncate, dimensions and prompt_name",
-    )
+    known = ("input", "truncate", "dimensions", "prompt_name")
+    refuse_options(body, known, "/api/embed accepts input, truncate, dimensions and prompt_name")
     async with call.use(name) as llm:
         check_task(llm, "embed")
         width, prompt = vector_width(llm, fields.dimensions), prompt_of_name(llm, fields.prompt_name)
@@ -321,9 +288,8 @@ async def _embed(call: ClientCall) -> Response:
         def run() -> dict[str, Any]:
             encoded = encoded_texts(llm, texts, fields.truncate, prompt)
             vectors = embed(llm, encoded, width).tolist() if texts else []
-            tokens = sum(map(len, encoded))
             total = round(1e9 * (time.perf_counter() - start))
-            times = {"total_duration": total, "load_duration": 0, "prompt_eval_count": tokens}
+            times = {"total_duration": total, "load_duration": 0, "prompt_eval_count": sum(map(len, encoded))}
             return {"model": name, "embeddings": vectors, **times}
 
         return json_response(await run_in_threadpool(run))
@@ -338,11 +304,8 @@ async def _embeddings(call: ClientCall) -> Response:
     async with call.use(name) as llm:
         check_task(llm, "embed")
         keep(name)
-
-        def embedded() -> Any:
-            return embed(llm, llm.inputs.sentences([prompt]))
-
-        return json_response({"embedding": (await run_in_threadpool(embedded))[0].tolist()})
+        vectors = await run_in_threadpool(lambda: embed(llm, llm.inputs.sentences([prompt])))
+        return json_response({"embedding": vectors[0].tolist()})
 
 
 async def _show(call: ClientCall) -> Response:
@@ -365,39 +328,24 @@ async def _pull(call: ClientCall) -> Response:
     return json_response({"status": "success"})
 
 
-async def _tags(call: ClientCall) -> Response:
-    entries = [ollama_fields.model_entry(name, call.models.llm(name)) for name in call.models.names]
-    return json_response({"models": entries})
+def _running(call: ClientCall) -> dict[str, Any]:
+    loaded = [(name, call.models.llm(name), call.models.expires_in(name)) for name in call.models.loaded]
+    return {"models": [ollama_fields.running_model(name, llm, expires) for name, llm, expires in loaded if llm]}
 
 
-async def _running(call: ClientCall) -> Response:
-    loaded = [(name, call.models.llm(name)) for name in call.models.loaded]
-    return json_response(
-        {
-            "models": [
-                ollama_fields.running_model(name, llm, call.models.expires_in(name)) for name, llm in loaded if llm
-            ]
-        }
-    )
-
-
-async def _version(call: ClientCall) -> Response:
-    return json_response({"version": SPOKEN})
+def _tags(call: ClientCall) -> dict[str, Any]:
+    return {"models": [ollama_fields.model_entry(name, call.models.llm(name)) for name in call.models.names]}
 
 
 OLLAMA = Api(
     "ollama",
     {
-        "GET /api/version": Route(_version, "The version of this API."),
-        "GET /api/tags": Route(_tags, "The models of this server."),
-        "GET /api/ps": Route(_running, "The models in memory."),
+        "GET /api/version": plain_route("The version of this API.", lambda call: {"version": SPOKEN}),
+        "GET /api/tags": plain_route("The models of this server.", _tags),
+        "GET /api/ps": plain_route("The models in memory.", _running),
         "POST /api/show": Route(_show, "Details of a model.", SHOW),
-        "POST /api/generate": Route(
-            _generates(GENERATE, OllamaGenerate.of, "prompt"), "Answer a prompt.", GENERATE, JSON_LINES.media_type
-        ),
-        "POST /api/chat": Route(
-            _generates(CHAT, OllamaChat.of, "messages"), "Answer a conversation.", CHAT, JSON_LINES.media_type
-        ),
+        "POST /api/generate": _generating("Answer a prompt.", GENERATE, OllamaGenerate.of, "prompt"),
+        "POST /api/chat": _generating("Answer a conversation.", CHAT, OllamaChat.of, "messages"),
         "POST /api/embed": Route(_embed, "Vectors of texts.", EMBED),
         "POST /api/embeddings": Route(_embeddings, "The vector of a text.", OLD_EMBED),
         "POST /api/pull": Route(_pull, "Download a model.", PULL, JSON_LINES.media_type),

@@ -1,4 +1,7 @@
-"""Fields of Ollama's bodies: requests, parts of responses, descriptions of models."""
+"""Fields of Ollama's bodies: requests, parts of responses, descriptions of models.
+
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md
+"""
 
 from __future__ import annotations
 
@@ -11,37 +14,23 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
+from pellucid.base_llm import BaseLLM
 from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import joined
+from pellucid.serve import request_body as bodies
 from pellucid.serve.api import NO_DETAILS, ErrorDetails
 from pellucid.serve.chat.chat_run import chat_style
 from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields
 from pellucid.serve.generation_options import LOGPROBS, checked_options, generation_options, ignored_schema
 from pellucid.serve.json_schema import closed_object
 from pellucid.serve.openai_parts import chat_logprobs, receipt_field, scores_field
-from pellucid.serve.request_body import (
-    BodyRules,
-    BodyType,
-    Count,
-    Fields,
-    ModelFields,
-    RequestBody,
-    Texts,
-    TokenId,
-    TopLogprobs,
-)
-from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_tokens
 from pellucid.util.checks import real
 from pellucid.weights.checkpoint import main_format, parameter_count, stored_bytes
-
-# Common parts of Ollama's responses: times, log-probabilities, errors.
-#
-# Source: https://github.com/ollama/ollama/blob/main/docs/api.md
 
 REASONS = {"stop": "stop", "until": "stop", "probe": "stop", "length": "length", "time": "length"}
 
@@ -59,20 +48,16 @@ def chunk(name: str, **content: Any) -> dict[str, Any]:
 def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, Any]:
     """Last chunk of a response, or a complete response. Durations are in nanoseconds."""
     times, usage = generation.timings, generation.usage
-
-    def nanoseconds(seconds: float) -> int:
-        return round(1e9 * seconds)
-
     return {
         **chunk(name, **content),
         "done": True,
         "done_reason": REASONS.get(generation.finish_reason or "stop", "stop"),
-        "total_duration": nanoseconds(times.total),
+        "total_duration": round(1e9 * times.total),
         "load_duration": 0,
         "prompt_eval_count": usage.prompt_tokens,
-        "prompt_eval_duration": nanoseconds(times.prefill),
+        "prompt_eval_duration": round(1e9 * times.prefill),
         "eval_count": usage.generated_tokens,
-        "eval_duration": nanoseconds(max(times.total - times.first_token, 0.0)),
+        "eval_duration": round(1e9 * max(times.total - times.first_token, 0.0)),
         **receipt_field(generation),
     }
 
@@ -81,27 +66,22 @@ def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, A
 class ChunkLogprobs:
     """Log-probabilities and scores of probes of the only sequence of ``group``, chunk by chunk.
 
-    ``streamed`` counts the streamed tokens, and ``sent`` the tokens of the chunks so far.
+    ``sent`` counts the tokens of the chunks so far.
     """
 
     group: Request
     tokenizer: Tokenizer
-    streamed: int = 0
     sent: int = 0
 
-    def all(self) -> dict[str, Any]:
-        """Fields of a complete response; empty if neither log-probabilities nor scores were requested."""
-        return self._fields(0, None)
+    def until(self, stop: int | None) -> dict[str, Any]:
+        """Fields of a chunk: the tokens since the last chunk, before token ``stop`` (None: all tokens).
 
-    def next(self) -> dict[str, Any]:
-        """Fields of a chunk: the tokens streamed since the last chunk."""
+        Empty if neither log-probabilities nor scores were requested.
+        """
         # A request on a cluster stores all tokens of a message before it streams the first token. The chunk therefore
         # needs the number of streamed tokens, not the number of stored tokens.
-        first, self.sent = self.sent, self.streamed
-        return self._fields(first, self.streamed)
-
-    def _fields(self, first: int, stop: int | None) -> dict[str, Any]:
-        output, alternatives = self.group.outputs[0], self.group.options.logprobs
+        output, alternatives, first = self.group.outputs[0], self.group.options.logprobs, self.sent
+        self.sent = len(output.ids) if stop is None else stop
         scores = scores_field(output, self.tokenizer, first, stop)
         if alternatives is None:
             return scores
@@ -110,18 +90,13 @@ class ChunkLogprobs:
 
 
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in Ollama's form."""
     return {"error": message}
 
 
-# Fields of Ollama's request bodies.
-#
-# Source: https://github.com/ollama/ollama/blob/main/docs/api.md
-
 GENERATION = generation_options("watch", *LOGPROBS)
-OPTIONS = BodyType(
-    Fields,
-    BodyRules(
+OPTIONS = bodies.BodyType(
+    bodies.Fields,
+    bodies.BodyRules(
         options=GENERATION,
         renamed={"num_predict": "max_new_tokens", "repeat_penalty": "repetition_penalty"},
         defaults={"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.0},
@@ -147,7 +122,7 @@ IDLE_OPTIONS = {
 }
 
 
-class OllamaFields(ModelFields, frozen=True, kw_only=True):
+class OllamaFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of all requests. Older clients send the model's name as ``name``."""
 
     name: str | None = None
@@ -162,7 +137,7 @@ class GenerateOptions(OllamaFields, frozen=True, kw_only=True):
     options: Annotated[dict[str, Any], Meta(extra_json_schema=dict(OPTIONS.schema))] = field(default_factory=dict)
     think: bool | Literal["low", "medium", "high"] | None = None
     logprobs: bool = False
-    top_logprobs: TopLogprobs | None = None
+    top_logprobs: bodies.TopLogprobs | None = None
 
     def __post_init__(self) -> None:
         if self.top_logprobs is not None and not self.logprobs:
@@ -170,17 +145,11 @@ class GenerateOptions(OllamaFields, frozen=True, kw_only=True):
 
     @property
     def answer_schema(self) -> Any:
-        """JSON schema of the answer; None: any text."""
         if isinstance(self.format, dict):
             return self.format  # {} is any JSON
         return {"type": "object"} if self.format == "json" else None
 
-    def variables(self, llm: ServedModel) -> dict[str, Any]:
-        """Chat template variables for the field ``think``.
-
-        Raises:
-            InvalidRequest: the model's template has no reasoning.
-        """
+    def variables(self, llm: BaseLLM[Any]) -> dict[str, Any]:
         if self.think is None:
             return {}
         if self.think and not chat_style(llm.tokenizer).reasons:
@@ -191,7 +160,7 @@ class GenerateOptions(OllamaFields, frozen=True, kw_only=True):
         return {"enable_thinking": bool(self.think), **effort}
 
 
-class OllamaTool(Fields, frozen=True):
+class OllamaTool(bodies.Fields, frozen=True):
     """An entry of ``tools``."""
 
     function: FunctionFields
@@ -212,7 +181,7 @@ class PromptOptions(GenerateOptions, frozen=True, kw_only=True):
     suffix: str = ""
     system: str = ""
     raw: bool = False
-    context: Sequence[TokenId] = ()
+    context: Sequence[bodies.TokenId] = ()
 
 
 class IdleFields(OllamaFields, frozen=True, kw_only=True):
@@ -225,9 +194,9 @@ class IdleFields(OllamaFields, frozen=True, kw_only=True):
 class EmbedFields(IdleFields, frozen=True, kw_only=True):
     """Fields of /api/embed. ``prompt_name`` is Pellucid's: the prompt before each text."""
 
-    input: Texts
+    input: bodies.Texts
     truncate: bool = True
-    dimensions: Count | None = None
+    dimensions: bodies.Count | None = None
     prompt_name: str | None = None
 
 
@@ -249,22 +218,18 @@ class PullFields(OllamaFields, frozen=True, kw_only=True):
     stream: bool = True
 
 
-RULES = BodyRules(options=GENERATION, only={"images": [], "template": ""})
+RULES = bodies.BodyRules(options=GENERATION, only={"images": [], "template": ""})
 """``template`` is not supported, because it is a Go template, and the server uses the model's own Jinja template."""
-CHAT = BodyType(ChatOptions, RULES)
-GENERATE = BodyType(PromptOptions, RULES)
-EMBED = BodyType(EmbedFields)
-OLD_EMBED = BodyType(OldEmbedFields)
-SHOW = BodyType(ShowFields)
-PULL = BodyType(PullFields, BodyRules(only={"insecure": False}), required=("model",))
+CHAT = bodies.BodyType(ChatOptions, RULES)
+GENERATE = bodies.BodyType(PromptOptions, RULES)
+EMBED = bodies.BodyType(EmbedFields)
+OLD_EMBED = bodies.BodyType(OldEmbedFields)
+SHOW = bodies.BodyType(ShowFields)
+PULL = bodies.BodyType(PullFields, bodies.BodyRules(only={"insecure": False}), required=("model",))
 
 
-def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
-    """Generation options of a request. They may be in the field ``options`` or at the top level of the body.
-
-    Raises:
-        InvalidRequest: an option is unknown or wrong.
-    """
+def options_of(body: bodies.RequestBody[Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
+    """Generation options of a request. They may be in the field ``options`` or at the top level of the body."""
     fields: GenerateOptions = body.fields
     if repeated := fields.options.keys() & body.given.keys():
         raise InvalidRequest(f"{min(repeated)} is both in options and at the top level: remove one of the two")
@@ -273,13 +238,10 @@ def options_of(body: RequestBody[Any], recommended: Mapping[str, Any]) -> dict[s
     return {**options, "logprobs": fields.top_logprobs or 0} if fields.logprobs else options
 
 
-def refuse_options(body: RequestBody[Any], known: tuple[str, ...], what: str) -> None:
+def refuse_options(body: bodies.RequestBody[Any], known: tuple[str, ...], what: str) -> None:
     """For requests that do not generate: reject every generation option, and every other unknown field.
 
     A field is unknown if it is neither in ``known`` nor common to all requests. ``what`` is the end of the error.
-
-    Raises:
-        InvalidRequest: the body has generation options or other fields.
     """
     inner = OPTIONS.decode(body.fields.options, "options")
     extra = [f"options.{name}" for name in inner.given]
@@ -296,9 +258,6 @@ def keep_alive_of(value: str | float) -> float | None:
     """Seconds that a model stays loaded after its last request, from the field ``keep_alive``; None: no limit.
 
     The value is a number of seconds, or a Go duration such as "5m" or "1h30m". A negative value means no limit.
-
-    Raises:
-        InvalidRequest: the value is not a number or a duration, or is too large.
     """
     if isinstance(value, str) and (duration := _DURATION.fullmatch(value)):
         seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(_PART, duration[2]))
@@ -315,7 +274,7 @@ def keep_alive_of(value: str | float) -> float | None:
 FOREVER = "9999-12-31T00:00:00Z"
 
 
-def model_entry(name: str, llm: ServedModel | None) -> dict[str, Any]:
+def model_entry(name: str, llm: BaseLLM[Any] | None) -> dict[str, Any]:
     """Entry of a list of models. Facts from the file are included if the model is loaded."""
     return {
         "name": name,
@@ -328,13 +287,13 @@ def model_entry(name: str, llm: ServedModel | None) -> dict[str, Any]:
     }
 
 
-def running_model(name: str, llm: ServedModel, expires_in: float | None) -> dict[str, Any]:
+def running_model(name: str, llm: BaseLLM[Any], expires_in: float | None) -> dict[str, Any]:
     """A loaded model. ``expires_in`` is the number of seconds until an unused model is unloaded (None: no limit)."""
     expires = FOREVER if expires_in is None else timestamp(expires_in)
     return {**model_entry(name, llm), "expires_at": expires, "size_vram": 0, "context_length": llm.context}
 
 
-def model_details(llm: ServedModel, verbose: bool = False) -> dict[str, Any]:
+def model_details(llm: BaseLLM[Any], verbose: bool = False) -> dict[str, Any]:
     """Description of a model. ``verbose`` adds its tensors."""
     tensors = [
         {"name": name, "type": one.format, "shape": list(one.shape)}
@@ -358,7 +317,7 @@ def model_details(llm: ServedModel, verbose: bool = False) -> dict[str, Any]:
     }
 
 
-def capabilities(llm: ServedModel) -> list[str]:
+def capabilities(llm: BaseLLM[Any]) -> list[str]:
     """Capabilities of a model, in Ollama's words where Ollama has one; else the task, or "rerank"."""
     task, labels = llm.spec.task, llm.spec.labels
     if task in ("embed", "sparse", "tokens"):
@@ -373,7 +332,7 @@ def capabilities(llm: ServedModel) -> list[str]:
     return names + (["insert"] if infill_tokens(llm.tokenizer) else [])
 
 
-def _details(llm: ServedModel | None) -> dict[str, Any]:
+def _details(llm: BaseLLM[Any] | None) -> dict[str, Any]:
     if llm is None:
         return {"parent_model": "", "format": "", "family": "", "families": []}
     family, count = llm.spec.family, parameter_count(llm.checkpoint)

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
-from starlette.responses import Response
 
+from pellucid.base_llm import BaseLLM
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.sample.logprobs import joined
-from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve import openai_parts as openai
+from pellucid.serve.api import DATA_SSE, Api, ClientCall, Events
 from pellucid.serve.apis.llamacpp_fields import with_telemetry
-from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings, empty_event
+from pellucid.serve.apis.openai_completions import COMPLETION, EMBEDDING, CompletionRequest, embeddings
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.messages import MAX_TOOLS, ChatMessage, FunctionFields, Tool, ToolChoice, tool_choice, tool_of
-from pellucid.serve.encoder_inputs import model_route
 from pellucid.serve.generation_options import ignored
-from pellucid.serve.generation_response import generating_route
-from pellucid.serve.openai_parts import (
-    OPENAI_RULES,
-    REASONS,
-    StreamOptions,
-    chat_logprobs,
-    error_body,
-    receipt_field,
-    response_head,
-    scores_field,
-    scores_of_token,
-    usage,
-)
 from pellucid.serve.request_body import BodyType, Choices, Fields, ModelFields, RequestBody, TopLogprobs
-from pellucid.serve.served_model import ServedModel
-
-# /v1/chat/completions: answers a conversation with text, reasoning and tool calls.
+from pellucid.serve.routes import Tokens, generating_route, model_route, plain_route
 
 
 class FunctionName(Fields, frozen=True):
@@ -86,11 +70,7 @@ FlatToolChoiceValue = Annotated[
 def choice_of(
     tools: Sequence[Tool], choice: ToolChoiceValue | FlatToolChoiceValue, parallel: bool
 ) -> tuple[Sequence[Tool], ToolChoice]:
-    """The tools that the model sees, and the tools that it may call, from ``tool_choice``.
-
-    Raises:
-        InvalidRequest: the choice names an unknown tool.
-    """
+    """The tools that the model sees, and the tools that it may call, from ``tool_choice``."""
     if choice == "none":
         return [], ToolChoice()
     if choice is None or isinstance(choice, str):
@@ -130,7 +110,6 @@ class ResponseFormat(Fields, frozen=True):
 
     @property
     def answer_schema(self) -> Any:
-        """JSON schema of the answer; None: any text."""
         if self.json_schema is not None:
             return self.json_schema.schema
         return {"type": "object"} if self.type == "json_object" and self.schema is None else self.schema
@@ -153,7 +132,6 @@ class FlatResponseFormat(Fields, frozen=True):
 
     @property
     def answer_schema(self) -> Any:
-        """JSON schema of the answer; None: any text."""
         return {"type": "object"} if self.type == "json_object" and self.schema is None else self.schema
 
 
@@ -175,11 +153,6 @@ class ConversationFields(ModelFields, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
 
     def variables(self) -> dict[str, Any]:
-        """Variables of the chat template.
-
-        Raises:
-            InvalidRequest: the server itself sets a variable with this name.
-        """
         variables = dict(self.chat_template_kwargs)
         for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"):
             if name in variables:
@@ -198,7 +171,7 @@ class ChatFields(ConversationFields, frozen=True, kw_only=True):
 
     n: Choices = 1
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: openai.StreamOptions = openai.StreamOptions()
     logprobs: bool = False
     top_logprobs: TopLogprobs | None = None
     tools: Annotated[Sequence[FunctionTool], Meta(max_length=MAX_TOOLS)] = ()
@@ -210,7 +183,7 @@ class ChatFields(ConversationFields, frozen=True, kw_only=True):
     verbose: bool = False
 
 
-CHAT = BodyType(ChatFields, OPENAI_RULES)
+CHAT = BodyType(ChatFields, openai.OPENAI_RULES)
 
 
 @dataclass(frozen=True)
@@ -225,8 +198,7 @@ class ChatRequest(ChatRunRequest):
     with_usage: bool
 
     @classmethod
-    def of(cls, body: RequestBody[ChatFields], llm: ServedModel) -> ChatRequest:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
+    def of(cls, body: RequestBody[ChatFields], llm: BaseLLM[Any]) -> ChatRequest:
         fields, options = body.fields, body.options(llm.recommended)
         if fields.top_logprobs is not None and not fields.logprobs:
             raise InvalidRequest(f"top_logprobs={fields.top_logprobs}: needs logprobs=true")
@@ -251,48 +223,48 @@ class ChatRequest(ChatRunRequest):
         return cls(ChatRun(llm, conversation), logprobs, fields.stream_options.include_usage)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
-        generations = self.run.group.results()
+        group, generations = self.run.group, self.run.group.results()
         answers = [self.run.answer(one) for one in generations]
+        scores = [openai.scores_field(output, self.run.tokenizer) for output in group.outputs]
         return {
-            **response_head(f"chatcmpl-{number}", "chat.completion", name),
+            **openai.response_head(f"chatcmpl-{number}", "chat.completion", name),
             "choices": [
-                {**self._choice(at, one, answer), **scores_field(self.run.group.outputs[at], self.run.tokenizer)}
-                for at, (one, answer) in enumerate(zip(generations, answers))
+                {**self._choice(at, one, answer), **own}
+                for at, (one, answer, own) in enumerate(zip(generations, answers, scores))
             ],
-            "usage": usage(generations, sum(self.run.tokens(one.reasoning) for one in answers)),
+            "usage": openai.usage(generations, sum(self.run.tokens(one.reasoning) for one in answers)),
         }
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         """Chunks of the response. Each chunk has the text that a token completes."""
-        group, begin = self.run.group, response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
-        called, reasoning = set[int](), [""] * self.run.count
-        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
-        async with aclosing(self.run.stream()) as outputs:
-            for at in range(self.run.count):
-                yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
-            async for token, parts in outputs:
-                at = token.sequence
-                logprobs = None
-                if self.logprobs is not None and token.logprobs is not None:
-                    logprobs = chat_logprobs(joined([token.logprobs], self.logprobs), self.run.tokenizer)
-                deltas = [_part_delta(part) for part in parts]
-                scores = scores_of_token(token, self.run.tokenizer)
-                if (logprobs or scores) and not deltas:
-                    deltas = [{"content": ""}]
-                for number_of_delta, delta in enumerate(deltas):
-                    shown = None if number_of_delta else logprobs
-                    yield {**begin, "choices": [{**_delta(at, delta, shown), **scores}]}
-                    scores = {}
-                reasoning[at] += "".join(part.text for part in parts if isinstance(part, AnswerReasoning))
-                called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
-                if token.finish_reason:
-                    reason = finish_reason(token.finish_reason, at in called)
-                    last = {**_delta(at, {}, None), "finish_reason": reason}
-                    yield {**begin, "choices": [{**last, **receipt_field(group.results()[at])}]}
+        run, begin = self.run, self.blank(name, number)
+        called, reasoning = set[int](), [""] * run.count
+        for at in range(run.count):
+            yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
+        async for at, group, token, parts, _ in tokens:
+            logprobs = None
+            if self.logprobs is not None and token.logprobs is not None:
+                logprobs = openai.chat_logprobs(joined([token.logprobs], self.logprobs), run.tokenizer)
+            deltas = [_part_delta(part) for part in parts]
+            scores = openai.scores_of_token(token, run.tokenizer)
+            if (logprobs or scores) and not deltas:
+                deltas = [{"content": ""}]
+            for delta in deltas:
+                yield {**begin, "choices": [{**_delta(at, delta, logprobs), **scores}]}
+                logprobs, scores = None, {}
+            reasoning[at] += "".join(part.text for part in parts if isinstance(part, AnswerReasoning))
+            called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
+            if token.finish_reason:
+                reason = finish_reason(token.finish_reason, at in called)
+                last = {**_delta(at, {}, None), "finish_reason": reason}
+                yield {**begin, "choices": [{**last, **openai.receipt_field(group.results()[at])}]}
         if self.with_usage:
-            used = usage(group.results(), sum(map(self.run.tokens, reasoning)))
+            used = openai.usage(run.group.results(), sum(map(run.tokens, reasoning)))
             yield {**begin, "choices": [], "usage": used}
+
+    def blank(self, name: str, number: str) -> dict[str, Any]:
+        head = openai.response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
+        return {**head, "choices": [_delta(0, {}, None)]}
 
     def _choice(self, at: int, generation: Generation, answer: ChatAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
@@ -304,24 +276,20 @@ class ChatRequest(ChatRunRequest):
                 {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
                 for one in answer.calls
             ]
+        logprobs = generation.logprobs
         return {
             "index": at,
             "message": message,
-            "logprobs": None if generation.logprobs is None else chat_logprobs(generation.logprobs, self.run.tokenizer),
+            "logprobs": None if logprobs is None else openai.chat_logprobs(logprobs, self.run.tokenizer),
             "finish_reason": finish_reason(generation.finish_reason, bool(answer.calls)),
-            **receipt_field(generation),
+            **openai.receipt_field(generation),
         }
 
 
 def finish_reason(reason: str | None, called: bool) -> str:
     """OpenAI's finish reason."""
-    name = REASONS[reason]
+    name = openai.REASONS[reason]
     return "tool_calls" if called and name == "stop" else name
-
-
-def empty_chunk(name: str, number: str) -> dict[str, Any]:
-    """A chunk without text."""
-    return {**response_head(f"chatcmpl-{number}", "chat.completion.chunk", name), "choices": [_delta(0, {}, None)]}
 
 
 def _delta(number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
@@ -349,35 +317,29 @@ def offered_tools(
     return choice_of(functions, choice, parallel)
 
 
-# OpenAI's API: models, chat completions, text completions, embeddings.
-
-
 def model(call: ClientCall, name: str) -> dict[str, Any]:
     """Entry of a list of models."""
     return {"id": name, "object": "model", "created": call.models.created, "owned_by": "pellucid"}
 
 
-async def _models(call: ClientCall) -> Response:
-    return json_response({"object": "list", "data": [model(call, name) for name in call.models.names]})
-
-
-async def _one_model(call: ClientCall) -> Response:
-    return json_response(model(call, call.models.known(call.request.path_params["name"])))
-
-
 OPENAI = Api(
     "openai",
     {
-        "GET /v1/models": Route(_models, "The models of this server."),
-        "GET /v1/models/{name:path}": Route(_one_model, "A model of this server."),
+        "GET /v1/models": plain_route(
+            "The models of this server.",
+            lambda call: {"object": "list", "data": [model(call, name) for name in call.models.names]},
+        ),
+        "GET /v1/models/{name:path}": plain_route(
+            "A model of this server.", lambda call: model(call, call.models.known(call.request.path_params["name"]))
+        ),
         "POST /v1/chat/completions": generating_route(
-            "Answer a conversation.", CHAT, with_telemetry(ChatRequest.of, empty_chunk), DATA_SSE
+            "Answer a conversation.", CHAT, with_telemetry(ChatRequest.of), DATA_SSE
         ),
         "POST /v1/completions": generating_route(
-            "Continue a text.", COMPLETION, with_telemetry(CompletionRequest.of, empty_event), DATA_SSE
+            "Continue a text.", COMPLETION, with_telemetry(CompletionRequest.of), DATA_SSE
         ),
         "POST /v1/embeddings": model_route("Vectors of texts.", EMBEDDING, embeddings),
     },
-    error_body,
+    openai.error_body,
     prefixes=("/",),
 )

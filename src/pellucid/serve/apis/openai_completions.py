@@ -2,91 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta
 
+from pellucid.base_llm import BaseLLM
 from pellucid.encoders.tasks import embed, vector_width
-from pellucid.engine.inputs import PromptInput, several
+from pellucid.engine.inputs import several
 from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
-from pellucid.serve.encoder_inputs import (
-    VectorFormat,
-    check_task,
-    encoded_texts,
-    formatted,
-    listed_inputs,
-    of_unit_length,
-    prompt_of_name,
-    prompt_of_purpose,
-    truncating,
-)
+from pellucid.serve import encoder_inputs as encoders
+from pellucid.serve import openai_parts as openai
+from pellucid.serve import request_body as bodies
+from pellucid.serve.api import Events
 from pellucid.serve.generation_options import add_stop_tokens
-from pellucid.serve.openai_parts import (
-    OPENAI_RULES,
-    REASONS,
-    StreamOptions,
-    finite,
-    receipt_field,
-    response_head,
-    scores_field,
-    scores_of_token,
-    token_text,
-    total_usage,
-    usage,
-)
-from pellucid.serve.request_body import (
-    BodyRules,
-    BodyType,
-    Choices,
-    Count,
-    Fields,
-    ModelFields,
-    Prompt,
-    RequestBody,
-    TokenId,
-    TokenLimit,
-    TopLogprobs,
-)
-from pellucid.serve.served_model import ServedModel
+from pellucid.serve.routes import Tokens, Unparsed
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
 
-# /v1/completions: continues prompts, and scores given text by its log-probabilities.
-
 MOST_PROMPTS = 1024
-KIND = "text_completion"
 USUAL_TOKENS = 16  # OpenAI's default of max_tokens
 
 
-class CompletionFields(ModelFields, frozen=True, kw_only=True):
+class CompletionFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of a completion request. The last three fields come from llama.cpp (``llamacpp_fields.py``)."""
 
-    prompt: Prompt
-    n: Choices = 1
+    prompt: bodies.Prompt
+    n: bodies.Choices = 1
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
-    best_of: Choices | None = None
+    stream_options: openai.StreamOptions = openai.StreamOptions()
+    best_of: bodies.Choices | None = None
     echo: bool = False
-    logprobs: TopLogprobs | None = None
+    logprobs: bodies.TopLogprobs | None = None
     suffix: str | None = None
     timings_per_token: bool = False
     return_progress: bool = False
     verbose: bool = False
 
 
-COMPLETION = BodyType(CompletionFields, OPENAI_RULES)
+COMPLETION = bodies.BodyType(CompletionFields, openai.OPENAI_RULES)
 
 
 @dataclass(frozen=True)
-class CompletionRequest:
+class CompletionRequest(Unparsed):
     """A completion request. Each prompt has a group of ``best_of`` texts; the best ``choices`` texts are returned.
 
     With ``echo``, each text begins with its prompt. ``logprobs`` is the number of reported alternatives of each token
@@ -104,15 +68,13 @@ class CompletionRequest:
     with_usage: bool
 
     @classmethod
-    def of(cls, body: RequestBody[CompletionFields], llm: ServedModel) -> CompletionRequest:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
+    def of(cls, body: bodies.RequestBody[CompletionFields], llm: BaseLLM[Any]) -> CompletionRequest:
         fields = body.fields
         prompt: Any = fields.prompt
-        choices, best_of, echo = fields.n, fields.best_of, fields.echo
-        logprobs, suffix = fields.logprobs, fields.suffix
+        choices, best_of, echo, logprobs = fields.n, fields.best_of, fields.echo, fields.logprobs
         if not prompt:
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, token ids, or a list of these")
-        prompts = several(prompt) or [prompt]
+        prompts = [*(several(prompt) or [prompt])]
         if len(prompts) > MOST_PROMPTS:
             raise InvalidRequest(f"prompt has {len(prompts):,} prompts; the limit is {MOST_PROMPTS:,}")
         if best_of is not None and best_of < choices:
@@ -128,57 +90,57 @@ class CompletionRequest:
             options |= {"logprobs": logprobs} | ({"prompt_logprobs": logprobs} if echo else {})
         if best_of is not None:
             options.setdefault("logprobs", 0)
-        if suffix is not None:
-            prompts, ends = _infill(prompts, suffix, llm.tokenizer)
+        if fields.suffix is not None:
+            for at, one in enumerate(prompts):
+                if not isinstance(one, str):
+                    raise InvalidRequest(f"prompt={brief(one)}: must be a text if suffix is given")
+                prompts[at], ends = infill_prompt(llm.tokenizer, one, fields.suffix)
             add_stop_tokens(options, ends)
         groups = [llm.request(prompt, best_of or choices, **options) for prompt in prompts]
+        if fields.stream and best_of is not None:
+            raise InvalidRequest("best_of does not go with stream=true: the texts are compared after they end")
         return cls(groups, choices, best_of, echo, logprobs, scores, llm.tokenizer, fields.stream_options.include_usage)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
         choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
         for group in self.groups:
             generations = self._results(group)
-            used.append(usage(generations))
+            used.append(openai.usage(generations))
             ranked = list(zip(generations, group.outputs))
             if self.best_of is not None:
                 ranked.sort(key=lambda pair: -pair[0].mean_logprob)
             for one, output in ranked[: self.choices]:
                 writer = self._writer(group)
                 text, logprobs = writer.written(one.text, None if self.logprobs is None else one.logprobs)
-                reason = REASONS[one.finish_reason]
-                scores = {} if self.scores else scores_field(output, self.tokenizer)
+                reason = openai.REASONS[one.finish_reason]
+                scores = {} if self.scores else openai.scores_field(output, self.tokenizer)
                 choice = _choice(len(choices), text, logprobs, reason)
-                choices.append({**choice, **scores, **receipt_field(one)})
-        return {**response_head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": total_usage(used)}
+                choices.append({**choice, **scores, **openai.receipt_field(one)})
+        return {**self.blank(name, number), "choices": choices, "usage": openai.total_usage(used)}
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         """Chunks of the texts, prompt by prompt."""
-        if self.best_of is not None:
-            raise InvalidRequest("best_of does not go with stream=true: the texts are compared after they end")
-        begin = response_head(f"cmpl-{number}", KIND, name)
-        for place, group in enumerate(self.groups):
-            writers, counts = [self._writer(group) for _ in range(self.choices)], [0] * self.choices
-            async with aclosing(group.stream()) as outputs:
-                async for output in outputs:
-                    at, reason, logprobs = output.sequence, output.finish_reason, None
-                    if self.logprobs is not None:
-                        # ``group.outputs`` may already hold later tokens.
-                        token = group.outputs[at].logprobs[counts[at]]
-                        logprobs = joined([] if self.scores else [token], self.logprobs)
-                    counts[at] += 1
-                    text, shown = writers[at].written("" if self.scores else output.text, logprobs)
-                    scores = {} if self.scores else scores_of_token(output, self.tokenizer)
-                    if text or reason or shown or scores:
-                        ended = "length" if self.scores else REASONS[reason] if reason else None
-                        choice = _choice(place * self.choices + at, text, shown, ended)
-                        choice |= scores
-                        if reason:
-                            choice |= receipt_field(self._results(group)[at])
-                        yield {**begin, "choices": [choice]}
+        begin = self.blank(name, number)
+        writers = [self._writer(group) for group in self.groups for _ in range(self.choices)]
+        async for choice, group, output, _, count in tokens:
+            at, reason, logprobs = output.sequence, output.finish_reason, None
+            if self.logprobs is not None:
+                # ``group.outputs`` may already hold later tokens.
+                token = group.outputs[at].logprobs[count - 1]
+                logprobs = joined([] if self.scores else [token], self.logprobs)
+            text, shown = writers[choice].written("" if self.scores else output.text, logprobs)
+            scores = {} if self.scores else openai.scores_of_token(output, self.tokenizer)
+            if text or reason or shown or scores:
+                ended = "length" if self.scores else openai.REASONS[reason] if reason else None
+                receipt = openai.receipt_field(self._results(group)[at]) if reason else {}
+                yield {**begin, "choices": [{**_choice(choice, text, shown, ended), **scores, **receipt}]}
         if self.with_usage:
-            used = total_usage([usage(self._results(group)) for group in self.groups])
+            used = openai.total_usage([openai.usage(self._results(group)) for group in self.groups])
             yield {**begin, "choices": [], "usage": used}
+
+    def blank(self, name: str, number: str) -> dict[str, Any]:
+        head = openai.response_head(f"cmpl-{number}", "text_completion", name)
+        return {**head, "choices": [_choice(0, "", None, None)]}
 
     def _results(self, group: Request) -> list[Generation]:
         """Generations of a prompt; without text if only the prompt is scored."""
@@ -223,12 +185,19 @@ class ChoiceWriter:
         parts = [logprobs]
         tokens, values, tops = list[str](), list[float | None](), list[dict[str, float] | None]()
         if echoed and (before := self._group.prompt_output.logprobs) is not None:
-            tokens, values, tops = [token_text(ids[0], self._tokenizer)], [None], [None]
+            tokens, values, tops = [openai.token_text(ids[0], self._tokenizer)], [None], [None]
             parts.insert(0, before)
         for part in parts:
-            tokens += [token_text(int(token), self._tokenizer) for token in part.ids]
-            values += [finite(float(value)) for value in part.chosen]
-            tops += _tops(part, self._tokenizer)
+            tokens += [openai.token_text(int(token), self._tokenizer) for token in part.ids]
+            values += [openai.finite(float(value)) for value in part.chosen]
+            tops += [
+                {
+                    openai.token_text(int(token), self._tokenizer): openai.finite(float(value))
+                    for token, value in zip(ids, row)
+                    if token >= 0
+                }
+                for ids, row in zip(part.top_ids, part.top)
+            ]
         starts = np.cumsum([self._offset, *(len(token) for token in tokens)])
         self._offset = int(starts[-1])
         return text, {
@@ -243,44 +212,22 @@ def _choice(number: int, text: str, logprobs: dict[str, Any] | None, reason: str
     return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def empty_event(name: str, number: str) -> dict[str, Any]:
-    """A chunk without text."""
-    return {**response_head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
-
-
-def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
-    """Infill prompts for the gap between each prompt and the ``suffix``, and their stop tokens."""
-    infill_prompts, ends = list[PromptInput](), list[int]()
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text if suffix is given")
-        ids, ends = infill_prompt(tokenizer, prompt, suffix)
-        infill_prompts.append(ids)
-    return infill_prompts, ends
-
-
-def _tops(part: Logprobs, tokenizer: Tokenizer) -> list[dict[str, float] | None]:
-    return [
-        {token_text(int(token), tokenizer): finite(float(value)) for token, value in zip(ids, row) if token >= 0}
-        for ids, row in zip(part.top_ids, part.top)
-    ]
-
-
 # /v1/embeddings: sentence vectors of texts or token ids.
 
 
-class TextObject(Fields, frozen=True):
+class TextObject(bodies.Fields, frozen=True):
     """A text in Jina's form."""
 
     text: str
 
 
 TextInputs = Annotated[
-    str | list[str | TokenId | list[TokenId] | TextObject], Meta(title="a text, token ids, or a list of these")
+    str | list[str | bodies.TokenId | list[bodies.TokenId] | TextObject],
+    Meta(title="a text, token ids, or a list of these"),
 ]
 
 
-class EmbeddingFields(ModelFields, frozen=True, kw_only=True):
+class EmbeddingFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of an embedding request.
 
     The prompt before each text is named by ``prompt_name``, or by its purpose: ``input_type`` (vLLM, Cohere, Voyage) or
@@ -289,59 +236,49 @@ class EmbeddingFields(ModelFields, frozen=True, kw_only=True):
 
     input: TextInputs
     encoding_format: Literal["float", "base64"] | None = None
-    embedding_type: VectorFormat | None = None
-    dimensions: Count | None = None
+    embedding_type: encoders.VectorFormat | None = None
+    dimensions: bodies.Count | None = None
     prompt_name: str | None = None
     input_type: str | None = None
     task: str | None = None
     truncate: bool = False
-    truncate_prompt_tokens: TokenLimit | None = None
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
     normalized: bool | None = None
 
 
-EMBEDDING = BodyType(
-    EmbeddingFields, BodyRules(ignored=frozenset({"user"}), only={"late_chunking": False, "return_multivector": False})
+EMBEDDING = bodies.BodyType(
+    EmbeddingFields,
+    bodies.BodyRules(ignored=frozenset({"user"}), only={"late_chunking": False, "return_multivector": False}),
 )
 
 
-def embeddings(body: RequestBody[EmbeddingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /v1/embeddings.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
-        ContextOverflow: a text is too long for the model.
-    """
-    check_task(llm, "embed")
+def embeddings(body: bodies.RequestBody[EmbeddingFields], llm: BaseLLM[Any], name: str, number: str) -> dict[str, Any]:
+    encoders.check_task(llm, "embed")
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
-    encoded = encoded_texts(
-        truncating(llm, limit),
-        listed_inputs("input", fields.input),
-        fields.truncate or limit is not None,
-        _prompt(llm, fields),
-    )
-    width, form = vector_width(llm, fields.dimensions), _form(fields)
-    vectors = of_unit_length(llm, embed(llm, encoded, width), "normalized", fields.normalized)
+    texts, cut = encoders.listed_inputs("input", fields.input), fields.truncate or None
+    encoded = encoders.encoded_texts(llm, texts, cut, _prompt(llm, fields), limit)
+    width = vector_width(llm, fields.dimensions)
+    if fields.encoding_format and fields.embedding_type:
+        raise InvalidRequest("encoding_format and embedding_type are names of one field: remove one of the two")
+    form = fields.embedding_type or fields.encoding_format or "float"
+    vectors = encoders.of_unit_length(llm, embed(llm, encoded, width), "normalized", fields.normalized)
     tokens = sum(map(len, encoded))
     return {
         "object": "list",
         "model": name,
         "data": [
             {"object": "embedding", "index": at, "embedding": vector}
-            for at, vector in enumerate(formatted(vectors, form))
+            for at, vector in enumerate(encoders.formatted(vectors, form))
         ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
 
 
-def _form(fields: EmbeddingFields) -> VectorFormat:
-    if fields.encoding_format and fields.embedding_type:
-        raise InvalidRequest("encoding_format and embedding_type are names of one field: remove one of the two")
-    return fields.embedding_type or fields.encoding_format or "float"
-
-
-def _prompt(llm: ServedModel, fields: EmbeddingFields) -> str:
+def _prompt(llm: BaseLLM[Any], fields: EmbeddingFields) -> str:
     """The name of the prompt that a request asks for; "": the default prompt."""
     given = [one for one in ("prompt_name", "input_type", "task") if getattr(fields, one)]
     if len(given) > 1:
         raise InvalidRequest(f"{given[0]} and {given[1]} both choose the prompt: remove one of the two")
-    return prompt_of_name(llm, fields.prompt_name) or prompt_of_purpose(llm, fields.input_type or fields.task)
+    return encoders.prompt_of_name(llm, fields.prompt_name) or encoders.prompt_of_purpose(
+        llm, fields.input_type or fields.task
+    )

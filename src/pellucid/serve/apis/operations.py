@@ -12,18 +12,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 import pellucid
+from pellucid.base_llm import BaseLLM
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route, json_response, known_apis
 from pellucid.serve.apis.tei import tokens_of
 from pellucid.serve.chat.chat_run import Conversation, prompt_of
 from pellucid.serve.chat.messages import ChatMessage
-from pellucid.serve.encoder_inputs import model_route
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import BodyType, ModelFields, RequestBody, Texts, TokenId, listed_texts
-from pellucid.serve.served_model import ServedModel
-
-# OpenAPI 3.1 document of the server.
+from pellucid.serve.routes import model_route, plain_route
 
 ANSWER = {"type": ["object", "array"]}
 STATUSES = {
@@ -79,14 +77,12 @@ def _operation(api: Api, name: str, route: Route, models: Sequence[str]) -> dict
             "content": {"application/json": {"schema": {**route.body.schema, "properties": properties}}},
         }
     if parameters := re.findall(r"{(\w+)", name):
+        schemas = {"name": {"type": "string", "enum": list(models)}}
         operation["parameters"] = [
-            {"name": one, "in": "path", "required": True, "schema": _of_parameter(one, models)} for one in parameters
+            {"name": one, "in": "path", "required": True, "schema": schemas.get(one, {"type": "string"})}
+            for one in parameters
         ]
     return operation
-
-
-def _of_parameter(name: str, models: Sequence[str]) -> dict[str, Any]:
-    return {"type": "string", **({"enum": list(models)} if name == "name" else {})}
 
 
 def _like(example: Any) -> dict[str, Any]:
@@ -124,12 +120,6 @@ class DetokenizeFields(ModelFields, frozen=True, kw_only=True):
 
 
 TOKENIZE = BodyType(TokenizeFields)
-DETOKENIZE = BodyType(DetokenizeFields)
-
-
-async def _health(call: ClientCall) -> Response:
-    """Liveness: the process answers."""
-    return json_response({"status": "ok", "loaded": call.models.loaded})
 
 
 async def _ready(call: ClientCall) -> Response:
@@ -200,7 +190,7 @@ def _piece(data: bytes) -> str | list[int]:
         return list(data)
 
 
-def _detokenized(body: RequestBody[DetokenizeFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
+def _detokenized(body: RequestBody[DetokenizeFields], llm: BaseLLM[Any], name: str, number: str) -> dict[str, Any]:
     tokens, size = body.fields.tokens, llm.inputs.vocabulary
     if any(token >= size for token in tokens):
         raise InvalidRequest(f"tokens={brief(tokens)}: must be a list of token ids below {size:,}")
@@ -229,20 +219,18 @@ async def _tokenizer_info(call: ClientCall) -> Response:
         )
 
 
-async def _openapi(call: ClientCall) -> Response:
-    return json_response(document(call.models.names))
-
-
 OPERATIONS = Api(
     "operations",
     {
-        "GET /health": Route(_health, "Liveness of the server."),
+        "GET /health": plain_route(
+            "Liveness of the server.", lambda call: {"status": "ok", "loaded": call.models.loaded}
+        ),
         "GET /ready": Route(_ready, "Readiness: status 503 if a model has no replica."),
         "GET /metrics": Route(_metrics, "Metrics for Prometheus.", media="text/plain"),
-        "GET /openapi.json": Route(_openapi, "This document."),
+        "GET /openapi.json": plain_route("This document.", lambda call: document(call.models.names)),
         "GET /tokenizer_info": Route(_tokenizer_info, "Facts about a model's tokenizer."),
         "POST /tokenize": Route(_tokenize, "The tokens of a text.", TOKENIZE),
-        "POST /detokenize": model_route("The text of tokens.", DETOKENIZE, _detokenized),
+        "POST /detokenize": model_route("The text of tokens.", BodyType(DetokenizeFields), _detokenized),
     },
     error_body,
 )

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from pellucid.base_llm import BaseLLM
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
-from pellucid.sample.step import owners
-from pellucid.serve.api import NAMED_SSE, Api, ClientCall, Route, json_response
-from pellucid.serve.apis.responses_fields import (
-    COUNT,
-    RESPONSE,
-    ResponseFields,
-    conversation_of,
-    counted,
-    items_of,
-    truncated,
-)
+from pellucid.sample.step import options_of, owners
+from pellucid.serve.api import NAMED_SSE, Api, ClientCall, Events, Route, json_response
+from pellucid.serve.apis import responses_fields as fields
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
-from pellucid.serve.generation_response import generation_response
 from pellucid.serve.openai_parts import FIELD, error_body, receipt_field, scores_field, scores_of_token
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.response_store import OwnResponses
-from pellucid.serve.served_model import ServedModel
+from pellucid.serve.routes import Tokens, generation_response, plain_route
 from pellucid.util.checks import whole
-
-# /v1/responses: the response as items of reasoning, text and tool calls.
 
 REPEATED: Mapping[str, Any] = {
     "background": False,
@@ -72,13 +61,8 @@ def echoed_fields(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
         "text": {**text, "format": form},
         "reasoning": {"effort": None, "summary": None, **reasoning},
         "tools": [{**TOOL, **one} for one in given.get("tools") or []],
-        **{name: float(options.get(name, _usual(name))) for name in SAMPLING},
+        **{name: float(options.get(name, options_of(owners()[name])[name].default)) for name in SAMPLING},
     }
-
-
-def _usual(name: str) -> Any:
-    """Default of a sampler option."""
-    return next(one.default for one in fields(owners()[name]) if one.name == name)
 
 
 # Items of a response and their events: an item is added, grows, and is done.
@@ -100,12 +84,14 @@ class ItemEvents:
         return "".join(part["text"] for part in parts)
 
     def of(self, part: Part) -> list[Event]:
-        """Events of a part."""
         if isinstance(part, CallStart):
             item = {"call_id": part.id, "name": part.name, "arguments": ""}
             return self._begin("function_call", "fc", item)
         if isinstance(part, AnswerText):
-            begin = [] if self._kind == "message" else self._begin_text()
+            begin = []
+            if self._kind != "message":
+                begin = self._begin("message", "msg", {"role": "assistant", "content": []})
+                begin.append(self._event("response.content_part.added", part=_text_part(""), content_index=0))
             return [*begin, self._grown("response.output_text.delta", part.text, logprobs=[], content_index=0)]
         if isinstance(part, AnswerReasoning):
             begin = [] if self._kind == "reasoning" else self._begin("reasoning", "rs", {"summary": [], "content": []})
@@ -142,10 +128,6 @@ class ItemEvents:
         self.items.append({"id": name, "type": kind, "status": "in_progress", **item})
         return [*ended, self._item_event("response.output_item.added")]
 
-    def _begin_text(self) -> list[Event]:
-        added = self._begin("message", "msg", {"role": "assistant", "content": []})
-        return [*added, self._event("response.content_part.added", part=_text_part(""), content_index=0)]
-
     def _grown(self, kind: str, delta: str, **more: Any) -> Event:
         self._text += delta
         return self._event(kind, delta=delta, **more)
@@ -175,24 +157,17 @@ class ResponseRequest(ChatRunRequest):
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, body: RequestBody[ResponseFields], llm: ServedModel, own: OwnResponses) -> ResponseRequest:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-            NotFound: a referenced response or item is not stored.
-        """
-        items = items_of(body.raw["input"], own)
+    def of(cls, body: RequestBody[fields.ResponseFields], llm: BaseLLM[Any], own: OwnResponses) -> ResponseRequest:
+        items = fields.items_of(body.raw["input"], own)
         form = body.fields.text.format
         schema = None if form is None else form.answer_schema
-        conversation = conversation_of(body, items, llm.recommended, own, schema)
+        conversation = fields.conversation_of(body, items, llm.recommended, own, schema)
         cuts = body.fields.truncation == "auto"
-        run = ChatRun(llm, truncated(llm, conversation) if cuts else conversation)
+        run = ChatRun(llm, fields.truncated(llm, conversation) if cuts else conversation)
         echoed = echoed_fields(body.raw, conversation.options)
         return cls(run, echoed, items, own, body.fields.store)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Response body of the model ``name`` with the id ``number``."""
         (generation,) = self.run.group.results()
         items = ItemEvents(number)
         for part in self.run.parser().push(generation.text, last=True):
@@ -200,35 +175,33 @@ class ResponseRequest(ChatRunRequest):
         items.end(cut=_is_cut(generation))
         return self._ended(name, number, generation, items)
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Response as a stream of events."""
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         items, count = ItemEvents(number), 0
         begun = self._response(name, number, None, items)
-        # Start the request before the first event, so that the error of a full queue sets the HTTP status.
-        async with aclosing(self.run.stream()) as outputs:
-            for kind in ("response.created", "response.in_progress"):
-                yield {"type": kind, "sequence_number": count, "response": begun}
-                count += 1
-            scores = list[dict[str, Any]]()  # of tokens without an event of their own
-            async for token, parts in outputs:
-                scores += scores_of_token(token, self.run.tokenizer).get(FIELD, [])
-                for part in parts:
-                    for event in items.of(part):
-                        yield {**event, "sequence_number": count, **({FIELD: scores} if scores else {})}
-                        count, scores = count + 1, []
+        for kind in ("response.created", "response.in_progress"):
+            yield {"type": kind, "sequence_number": count, "response": begun}
+            count += 1
+        scores = list[dict[str, Any]]()  # of tokens without an event of their own
+        async for token in tokens:
+            scores += scores_of_token(token.output, self.run.tokenizer).get(FIELD, [])
+            for part in token.parts:
+                for event in items.of(part):
+                    yield {**event, "sequence_number": count, **({FIELD: scores} if scores else {})}
+                    count, scores = count + 1, []
         (generation,) = self.run.group.results()
         for event in items.end(cut=_is_cut(generation)):
             yield {**event, "sequence_number": count}
             count += 1
         response = self._ended(name, number, generation, items)
-        kind = f"response.{response['status']}"
-        yield {"type": kind, "sequence_number": count, "response": response}
+        yield {"type": f"response.{response['status']}", "sequence_number": count, "response": response}
 
     def _ended(self, name: str, number: str, generation: Generation, items: ItemEvents) -> dict[str, Any]:
         """The finished response. The response is stored if ``stores`` is True."""
         body = self._response(name, number, generation, items)
         if self.stores:
-            self.own.put(body, [_numbered(one, f"{number}_{at}") for at, one in enumerate(self.items)])
+            kinds = [one.get("type", "message") for one in self.items]
+            ids = [{"id": f"{kind}_{number}_{at}", "type": kind} for at, kind in enumerate(kinds)]
+            self.own.put(body, [{**own, "status": "completed", **one} for own, one in zip(ids, self.items)])
         return body
 
     def _response(self, name: str, number: str, generation: Generation | None, items: ItemEvents) -> dict[str, Any]:
@@ -253,12 +226,6 @@ class ResponseRequest(ChatRunRequest):
         }
 
 
-def _numbered(item: Mapping[str, Any], number: str) -> dict[str, Any]:
-    """Give an input item an id."""
-    kind = item.get("type", "message")
-    return {"id": f"{kind}_{number}", "type": kind, "status": "completed", **item}
-
-
 def _is_cut(generation: Generation) -> bool:
     return generation.finish_reason in ("length", "time")
 
@@ -281,11 +248,7 @@ NAMES = ("limit", "order", "after")
 
 
 def input_items(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
-    """A page of at most ``limit`` items ``after`` an id. The last item comes first, unless ``order`` is "asc".
-
-    Raises:
-        InvalidRequest: a field of the query is wrong or unknown.
-    """
+    """A page of at most ``limit`` items ``after`` an id. The last item comes first, unless ``order`` is "asc"."""
     for name in query:
         if name not in NAMES:
             raise InvalidRequest(f"unknown option {brief(name)}: the query may have {', '.join(NAMES)}")
@@ -314,68 +277,56 @@ def _own(call: ClientCall) -> OwnResponses:
     return OwnResponses(call.responses, call.viewer.key)
 
 
-def _number(call: ClientCall) -> str:
-    return str(call.request.path_params["number"])
-
-
 async def _responses(call: ClientCall) -> Response:
-    body, own = await call.read(RESPONSE), _own(call)
+    body, own = await call.read(fields.RESPONSE), _own(call)
     name, stream = call.model(body.fields.model), NAMED_SSE if body.fields.stream else None
     return await generation_response(call, name, lambda llm: ResponseRequest.of(body, llm, own), stream)
 
 
 async def _input_tokens(call: ClientCall) -> Response:
-    body, own = await call.read(COUNT), _own(call)
+    body, own = await call.read(fields.COUNT), _own(call)
     async with call.use(call.model(body.fields.model)) as llm:
-        count = await run_in_threadpool(counted, body, llm, own)
+        count = await run_in_threadpool(fields.counted, body, llm, own)
         return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
-async def _one(call: ClientCall) -> Response:
-    _no_query(call)
-    return json_response(_own(call).get(_number(call)).body)
-
-
-async def _delete(call: ClientCall) -> Response:
-    number = _number(call)
-    _own(call).delete(number)
-    return json_response({"id": number, "object": "response", "deleted": True})
-
-
-async def _input_items(call: ClientCall) -> Response:
-    response = _own(call).get(_number(call))
-    return json_response(input_items(response.input, call.request.query_params))
-
-
-def _no_query(call: ClientCall) -> None:
-    """Reject query parameters: a stored response is returned complete."""
+def _one(call: ClientCall) -> Mapping[str, Any]:
     for name, value in call.request.query_params.items():
         raise InvalidRequest(f"{name}={value[:80]!r}: a stored response is returned complete; leave it out")
+    return _own(call).get(call.request.path_params["number"]).body
 
 
-def _refused(why: str) -> Any:
-    """Handler of a route that is not implemented. It only reports ``why``."""
+def _delete(call: ClientCall) -> dict[str, Any]:
+    number = call.request.path_params["number"]
+    _own(call).delete(number)
+    return {"id": number, "object": "response", "deleted": True}
 
-    async def run(call: ClientCall) -> Response:
+
+def _input_items(call: ClientCall) -> dict[str, Any]:
+    return input_items(_own(call).get(call.request.path_params["number"]).input, call.request.query_params)
+
+
+def _refused(why: str) -> Route:
+    """A route that is not implemented. It only reports ``why``."""
+
+    def run(call: ClientCall) -> None:
         raise NotFound(f"{call.request.method} {call.request.url.path}: {why}")
 
-    return run
+    return plain_route("Refused.", run)
 
 
 RESPONSES = Api(
     "responses",
     {
-        "POST /v1/responses": Route(_responses, "Answer a conversation.", RESPONSE, NAMED_SSE.media_type),
-        "GET /v1/responses": Route(
-            _refused("there is no WebSocket and no list of responses; use POST with stream=true"), "Refused."
+        "POST /v1/responses": Route(_responses, "Answer a conversation.", fields.RESPONSE, NAMED_SSE.media_type),
+        "GET /v1/responses": _refused("there is no WebSocket and no list of responses; use POST with stream=true"),
+        "POST /v1/responses/input_tokens": Route(_input_tokens, "Count a conversation's tokens.", fields.COUNT),
+        "POST /v1/responses/compact": _refused(
+            'conversations are not compacted; truncation="auto" drops their first messages'
         ),
-        "POST /v1/responses/input_tokens": Route(_input_tokens, "Count a conversation's tokens.", COUNT),
-        "POST /v1/responses/compact": Route(
-            _refused('conversations are not compacted; truncation="auto" drops their first messages'), "Refused."
-        ),
-        "GET /v1/responses/{number}": Route(_one, "A stored response."),
-        "DELETE /v1/responses/{number}": Route(_delete, "Delete a stored response."),
-        "GET /v1/responses/{number}/input_items": Route(_input_items, "The input items of a stored response."),
+        "GET /v1/responses/{number}": plain_route("A stored response.", _one),
+        "DELETE /v1/responses/{number}": plain_route("Delete a stored response.", _delete),
+        "GET /v1/responses/{number}/input_items": plain_route("The input items of a stored response.", _input_items),
     },
     error_body,
 )

@@ -1,13 +1,18 @@
-"""Fields of the Responses API: its input as a conversation, and truncation to the context."""
+"""Fields of the Responses API: its input as a conversation, and truncation to the context.
+
+Source: https://platform.openai.com/docs/api-reference/responses/create
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, field
 
+from pellucid.base_llm import BaseLLM
 from pellucid.errors import ContextOverflow
 from pellucid.serve.apis.openai_chat import FlatResponseFormat, FlatToolChoiceValue, choice_of
 from pellucid.serve.chat.chat_run import Conversation, prompt_of
@@ -23,11 +28,6 @@ from pellucid.serve.chat.messages import (
 from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options, ignored
 from pellucid.serve.request_body import BodyRules, BodyType, Count, Fields, ModelFields, RequestBody
 from pellucid.serve.response_store import OwnResponses
-from pellucid.serve.served_model import ServedModel
-
-# Fields of the Responses API's request bodies.
-#
-# Source: https://platform.openai.com/docs/api-reference/responses/create
 
 
 class Item(Fields, frozen=True, tag_field="type"):
@@ -165,10 +165,6 @@ COUNT = BodyType(
 )
 
 
-# Reads request bodies of OpenAI's Responses API as conversations.
-#
-# Source: https://platform.openai.com/docs/api-reference/responses/create
-
 THOUGHTS = (None, "reasoning_text", "summary_text", "text")
 """Types of reasoning parts."""
 REASONING = {"role", "content", "reasoning_content"}
@@ -176,11 +172,7 @@ REASONING = {"role", "content", "reasoning_content"}
 
 
 def items_of(given: str | list[Mapping[str, Any]], own: OwnResponses) -> list[Mapping[str, Any]]:
-    """Items of the raw field ``input``. Referenced items are looked up in the client's ``own`` responses.
-
-    Raises:
-        NotFound: a referenced item is not stored.
-    """
+    """Items of the raw field ``input``. Referenced items are looked up in the client's ``own`` responses."""
     if isinstance(given, str):
         return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
     return [own.item(one["id"]) if one.get("type") == "item_reference" else one for one in given]
@@ -193,12 +185,7 @@ def conversation_of(
     own: OwnResponses,
     schema: Any = None,
 ) -> Conversation:
-    """Conversation of a body with ``InputFields``: earlier turns, then its ``items``. The answer follows ``schema``.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
-        NotFound: the previous response is not stored.
-    """
+    """Conversation of a body with ``InputFields``: earlier turns, then its ``items``. The answer follows ``schema``."""
     fields: InputFields = body.fields
     before = fields.previous_response_id
     messages = [{"role": "developer", "content": fields.instructions}] if fields.instructions else []
@@ -251,19 +238,16 @@ def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
 USUAL_ROOM = 512  # tokens of room for the answer if the request does not limit it
 
 
-def truncated(llm: ServedModel, conversation: Conversation) -> Conversation:
+def truncated(llm: BaseLLM[Any], conversation: Conversation) -> Conversation:
     """Drop the first messages of a conversation, as few as possible, so that the answer has room.
 
     The room is the request's limit of tokens (512 without a limit), but at most a quarter of the context. System
     messages at the beginning and the last message stay. A tool message is dropped with its call.
-
-    Raises:
-        ContextOverflow: the messages that must stay do not fit.
-        InvalidRequest: a message is wrong.
     """
     messages = list(conversation.messages)
     fixed = next((at for at, one in enumerate(messages) if one.get("role") not in ("system", "developer")), 0)
-    limit = llm.context - _room(llm, conversation)
+    most = conversation.options.get("max_new_tokens")
+    limit = llm.context - min(most if isinstance(most, int) else USUAL_ROOM, llm.context // 4)
 
     def without(count: int) -> Conversation:
         return replace(conversation, messages=[*messages[:fixed], *messages[fixed + count :]])
@@ -281,35 +265,14 @@ def truncated(llm: ServedModel, conversation: Conversation) -> Conversation:
     for roles in (("user",), ("user", "assistant")):
         starts = [at for at, one in enumerate(rest) if at and one.get("role") in roles]
         if starts and fits(starts[-1]):
-            return without(_first(starts, fits))
+            return without(starts[bisect_left(starts[:-1], True, key=fits)])  # the last number fits
     raise ContextOverflow(
         f"the prompt is too long: the system messages and the last message leave less than {llm.context - limit:,} of "
         f"{llm.context:,} tokens for the answer: shorten them"
     )
 
 
-def counted(body: RequestBody[InputFields], llm: ServedModel, own: OwnResponses) -> int:
-    """Number of tokens of a body's input.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
-        NotFound: a referenced item is not stored.
-    """
+def counted(body: RequestBody[InputFields], llm: BaseLLM[Any], own: OwnResponses) -> int:
     cuts = body.fields.truncation == "auto"
     conversation = conversation_of(body, items_of(body.raw["input"], own), {}, own)
     return len(prompt_of(llm, truncated(llm, conversation) if cuts else conversation, any_length=True))
-
-
-def _room(llm: ServedModel, conversation: Conversation) -> int:
-    """Number of tokens reserved for the answer."""
-    limit = conversation.options.get("max_new_tokens")
-    return min(limit if isinstance(limit, int) else USUAL_ROOM, llm.context // 4)
-
-
-def _first(starts: Sequence[int], fits: Any) -> int:
-    """The first of ascending numbers that fits, by binary search. The last number fits."""
-    low, high = 0, len(starts) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(starts[middle]) else (middle + 1, high)
-    return starts[low]

@@ -1,4 +1,7 @@
-"""The API of Hugging Face's text-embeddings-inference (TEI). /rerank and /tokenize are shared with other APIs."""
+"""The API of Hugging Face's text-embeddings-inference (TEI). /rerank and /tokenize are shared with other APIs.
+
+A request names no model, so the first model of the server answers, unless the field ``model`` names another one.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +10,33 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from msgspec import Meta
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
 
 import pellucid
+from pellucid.base_llm import BaseLLM
 from pellucid.encoders.ranking import similarity_of_rows
 from pellucid.encoders.tasks import Classification, EncoderModel, classify, embed, sparse, token_vectors
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.outputs import Labels, Task, scores_of
-from pellucid.serve.api import NO_DETAILS, Api, ClientCall, ErrorDetails, Route, json_response
-from pellucid.serve.encoder_inputs import (
-    check_task,
-    encoded_texts,
-    listed_inputs,
-    model_route,
-    of_unit_length,
-    prompt_of_name,
-    truncating,
-)
-from pellucid.serve.request_body import (
-    MAX_TEXTS,
-    BodyType,
-    Count,
-    Fields,
-    ModelFields,
-    Prompt,
-    RequestBody,
-    TokenId,
-    TruncationSide,
-    listed_texts,
-    side_of,
-)
-from pellucid.serve.served_model import ServedModel
+from pellucid.serve import encoder_inputs as encoders
+from pellucid.serve import request_body as bodies
+from pellucid.serve.api import NO_DETAILS, Api, ErrorDetails, Route
+from pellucid.serve.routes import facts_route, model_route
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import main_format
 
-# Fields of several requests of text-embeddings-inference.
-#
-# A request names no model, so the first model of the server answers, unless the field ``model`` names another one.
 
-
-class TruncationFields(ModelFields, frozen=True, kw_only=True):
+class TruncationFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields about texts that are too long. Without ``truncate`` they are refused."""
 
     truncate: bool = False
-    truncation_direction: TruncationSide = "Right"
-
-    def on(self, llm: EncoderModel) -> EncoderModel:
-        """The model that cuts texts at the end that the request names."""
-        return truncating(llm, side=side_of(self.truncation_direction))
+    truncation_direction: bodies.TruncationSide = "Right"
 
 
 class VectorInputFields(TruncationFields, frozen=True, kw_only=True):
     """Fields of /embed_all and /embed_sparse."""
 
-    inputs: Prompt
+    inputs: bodies.Prompt
     prompt_name: str | None = None
 
 
@@ -70,23 +44,18 @@ class TeiEmbeddingFields(VectorInputFields, frozen=True, kw_only=True):
     """Fields of /embed. Without ``normalize``, the vectors stay as the model makes them."""
 
     normalize: bool | None = None
-    dimensions: Count | None = None
+    dimensions: bodies.Count | None = None
 
 
-class LabelParameters(Fields, frozen=True, kw_only=True):
+class LabelParameters(bodies.Fields, frozen=True, kw_only=True):
     """Parameters of Hugging Face's inference API. ``function_to_apply`` "none" is for logits."""
 
-    top_k: Count | None = None
+    top_k: bodies.Count | None = None
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 
-# Errors in text-embeddings-inference's form.
-#
-# Source: ``ErrorType`` in text-embeddings-inference's router/src/lib.rs.
-
-
 def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
-    """Error body in text-embeddings-inference's form."""
+    """Error body in text-embeddings-inference's form. Source: ``ErrorType`` in its router/src/lib.rs."""
     kind = "Overloaded" if status in (429, 503) else "Validation" if status < 500 or status == 501 else "Backend"
     return {"error": message, "error_type": kind}
 
@@ -111,19 +80,17 @@ class PredictFields(TruncationFields, frozen=True, kw_only=True):
     parameters: LabelParameters | None = None
 
 
-PREDICT = BodyType(PredictFields)
-
-
 def labels_of(fields: PredictFields, llm: EncoderModel) -> list[Any]:
     """Response body of /predict: the labels of each input with their scores, the highest first."""
-    check_task(llm, "classify")
+    encoders.check_task(llm, "classify")
     texts, single = _pairs(fields.inputs)
     parameters = fields.parameters or LabelParameters()
     applied = parameters.function_to_apply
     if fields.raw_scores and applied not in (None, "none"):
         raise InvalidRequest(f"parameters.function_to_apply={applied!r} does not go with raw_scores: remove one")
     applied = "none" if fields.raw_scores else applied
-    found = classify(llm, fields.on(llm).inputs.texts(texts, fields.truncate))
+    model = encoders.truncating(llm, side=bodies.side_of(fields.truncation_direction))
+    found = classify(llm, model.inputs.texts(texts, fields.truncate))
     listed = [_ranked(one, applied)[: parameters.top_k] for one in found]
     return listed[0] if single and fields.parameters is None else listed
 
@@ -140,7 +107,7 @@ def _ranked(found: Classification, applied: Any) -> list[dict[str, Any]]:
 def _pairs(inputs: Any) -> tuple[list[Pair], bool]:
     """The texts and pairs of a request, and True if it is a single text or pair."""
     batch = isinstance(inputs, list) and any(isinstance(one, list) for one in inputs)
-    items = listed_texts("inputs", inputs) if batch else [inputs]
+    items = bodies.listed_texts("inputs", inputs) if batch else [inputs]
     return [_pair(f"inputs[{at}]" if batch else "inputs", one) for at, one in enumerate(items)], not batch
 
 
@@ -151,69 +118,60 @@ def _pair(where: str, one: Any) -> Pair:
     return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
-# /embed, /embed_all, /embed_sparse: vectors of texts. /similarity: the cosines of a text and others.
-
-
-class ComparedTexts(Fields, frozen=True):
+class ComparedTexts(bodies.Fields, frozen=True):
     """A text, and the texts that are compared with it."""
 
     source_sentence: str
     sentences: Annotated[list[str], Meta(min_length=1)]
 
 
-class SimilarityParameters(Fields, frozen=True, kw_only=True):
+class SimilarityParameters(bodies.Fields, frozen=True, kw_only=True):
     """Parameters of /similarity."""
 
     truncate: bool = False
-    truncation_direction: TruncationSide = "Right"
+    truncation_direction: bodies.TruncationSide = "Right"
     prompt_name: str | None = None
 
 
-class SimilarityFields(ModelFields, frozen=True, kw_only=True):
+class SimilarityFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /similarity."""
 
     inputs: ComparedTexts
     parameters: SimilarityParameters = SimilarityParameters()
 
 
-EMBED = BodyType(TeiEmbeddingFields)
-EMBED_OTHERS = BodyType(VectorInputFields)
-SIMILARITY = BodyType(SimilarityFields)
-
-
 def vectors_of(fields: TeiEmbeddingFields, llm: EncoderModel) -> list[Any]:
     """Response body of /embed: a vector for each text."""
-    check_task(llm, "embed")
+    encoders.check_task(llm, "embed")
     vectors = embed(llm, _encoded(fields, llm), fields.dimensions)
-    return list(of_unit_length(llm, vectors, "normalize", fields.normalize).tolist())
+    return list(encoders.of_unit_length(llm, vectors, "normalize", fields.normalize).tolist())
 
 
 def token_vectors_of(fields: VectorInputFields, llm: EncoderModel) -> list[Any]:
     """Response body of /embed_all: for each text the vectors of its tokens."""
-    check_task(llm, "tokens")
+    encoders.check_task(llm, "tokens")
     return [one.tolist() for one in token_vectors(llm, _encoded(fields, llm))]
 
 
 def sparse_vectors_of(fields: VectorInputFields, llm: EncoderModel) -> list[Any]:
     """Response body of /embed_sparse: for each text its token ids with a weight."""
-    check_task(llm, "sparse")
+    encoders.check_task(llm, "sparse")
     found = sparse(llm, _encoded(fields, llm))
     return [[{"index": token, "value": value} for token, value in one.items()] for one in found]
 
 
 def _encoded(fields: VectorInputFields, llm: EncoderModel) -> list[list[int]]:
-    texts, prompt = listed_inputs("inputs", fields.inputs), prompt_of_name(llm, fields.prompt_name)
-    return encoded_texts(fields.on(llm), texts, fields.truncate, prompt)
+    texts, prompt = encoders.listed_inputs("inputs", fields.inputs), encoders.prompt_of_name(llm, fields.prompt_name)
+    return encoders.encoded_texts(llm, texts, fields.truncate, prompt, side=bodies.side_of(fields.truncation_direction))
 
 
-def similarities(body: RequestBody[SimilarityFields], llm: ServedModel, name: str, number: str) -> list[Any]:
+def similarities(body: bodies.RequestBody[SimilarityFields], llm: BaseLLM[Any], name: str, number: str) -> list[Any]:
     """Response body of /similarity: the cosine of each sentence and the source."""
     inputs, parameters = body.fields.inputs, body.fields.parameters
-    check_task(llm, "embed")
-    texts = [inputs.source_sentence, *listed_texts("inputs.sentences", inputs.sentences)]
-    model = truncating(llm, side=side_of(parameters.truncation_direction))
-    prompt = prompt_of_name(llm, parameters.prompt_name)
-    vectors = embed(llm, encoded_texts(model, texts, parameters.truncate, prompt))
+    encoders.check_task(llm, "embed")
+    texts = [inputs.source_sentence, *bodies.listed_texts("inputs.sentences", inputs.sentences)]
+    prompt, side = encoders.prompt_of_name(llm, parameters.prompt_name), bodies.side_of(parameters.truncation_direction)
+    vectors = embed(llm, encoders.encoded_texts(llm, texts, parameters.truncate, prompt, side=side))
     return similarity_of_rows(np.broadcast_to(vectors[0], vectors[1:].shape), vectors[1:])
 
 
@@ -223,7 +181,8 @@ def similarities(body: RequestBody[SimilarityFields], llm: ServedModel, name: st
 # /embed_all, and a classifier as /predict.
 
 AnyInputs = Annotated[
-    str | list[str | TokenId | list[str | TokenId]], Meta(title="a text, token ids, or a list of these or of pairs")
+    str | list[str | bodies.TokenId | list[str | bodies.TokenId]],
+    Meta(title="a text, token ids, or a list of these or of pairs"),
 ]
 
 
@@ -233,32 +192,34 @@ class AnyTaskFields(TruncationFields, frozen=True, kw_only=True):
     inputs: AnyInputs
     prompt_name: str | None = None
     normalize: bool | None = None
-    dimensions: Count | None = None
+    dimensions: bodies.Count | None = None
     raw_scores: bool = False
     parameters: LabelParameters | None = None
 
 
-ANY_TASK = BodyType(AnyTaskFields)
-BY_TASK: Mapping[Task, tuple[BodyType[Any], Callable[[Any, ServedModel], list[Any]]]] = {
-    "embed": (EMBED, vectors_of),
-    "sparse": (EMBED_OTHERS, sparse_vectors_of),
-    "tokens": (EMBED_OTHERS, token_vectors_of),
-    "classify": (PREDICT, labels_of),
+OTHER_VECTORS = bodies.BodyType(VectorInputFields)
+BY_TASK: Mapping[Task, tuple[bodies.BodyType[Any], Callable[[Any, BaseLLM[Any]], list[Any]]]] = {
+    "embed": (bodies.BodyType(TeiEmbeddingFields), vectors_of),
+    "sparse": (OTHER_VECTORS, sparse_vectors_of),
+    "tokens": (OTHER_VECTORS, token_vectors_of),
+    "classify": (bodies.BodyType(PredictFields), labels_of),
 }
 """The body and the function of its fields and the model."""
 
 
-def answered(body: RequestBody[AnyTaskFields], llm: ServedModel, name: str, number: str) -> list[Any]:
-    """Response body of POST /, by the task of the model."""
-    check_task(llm, *BY_TASK)
+def _of_task(summary: str, task: Task) -> Route:
+    """The route of a task."""
+    body_type, answer = BY_TASK[task]
+    return model_route(summary, body_type, lambda body, llm, name, number: answer(body.fields, llm))
+
+
+def answered(body: bodies.RequestBody[AnyTaskFields], llm: BaseLLM[Any], name: str, number: str) -> list[Any]:
+    encoders.check_task(llm, *BY_TASK)
     body_type, answer = BY_TASK[llm.spec.task]
     return answer(body_type.decode(body.raw).fields, llm)
 
 
-# /info: facts about a model, in text-embeddings-inference's form.
-
-
-def information(llm: ServedModel, name: str) -> dict[str, Any]:
+def information(llm: BaseLLM[Any], name: str) -> dict[str, Any]:
     """Response body of /info for the model ``name``. ``model_type`` names the model's task."""
     return {
         "model_id": name,
@@ -266,13 +227,13 @@ def information(llm: ServedModel, name: str) -> dict[str, Any]:
         "model_dtype": main_format(llm.checkpoint),
         "model_type": _model_type(llm),
         "max_input_length": llm.context,
-        "max_client_batch_size": MAX_TEXTS,
+        "max_client_batch_size": bodies.MAX_TEXTS,
         "auto_truncate": False,
         "version": pellucid.__version__,
     }
 
 
-def _model_type(llm: ServedModel) -> dict[str, Any]:
+def _model_type(llm: BaseLLM[Any]) -> dict[str, Any]:
     """The task of a model: its pooling or its labels."""
     spec, labels = llm.spec, llm.spec.labels
     if spec.task == "classify" and labels is not None:
@@ -287,27 +248,22 @@ def _model_type(llm: ServedModel) -> dict[str, Any]:
     return {spec.task: {}}
 
 
-# /decode, and /tokenize in text-embeddings-inference's form: texts of token ids, tokens of texts.
-
 IdLists = Annotated[
-    list[TokenId | list[TokenId]], Meta(title="token ids, or a list of lists of token ids", min_length=1)
+    list[bodies.TokenId | list[bodies.TokenId]], Meta(title="token ids, or a list of lists of token ids", min_length=1)
 ]
 
 
-class DecodeFields(ModelFields, frozen=True, kw_only=True):
+class DecodeFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /decode."""
 
     ids: IdLists
     skip_special_tokens: bool = True
 
 
-DECODE = BodyType(DecodeFields)
-
-
-def decoded(body: RequestBody[DecodeFields], llm: ServedModel, name: str, number: str) -> list[Any]:
+def decoded(body: bodies.RequestBody[DecodeFields], llm: BaseLLM[Any], name: str, number: str) -> list[Any]:
     """Response body of /decode: the text of each list of token ids."""
     ids: Any = body.fields.ids
-    lists = listed_texts("ids", ids if isinstance(ids[0], list) else [ids])
+    lists = bodies.listed_texts("ids", ids if isinstance(ids[0], list) else [ids])
     for at, one in enumerate(lists):
         if not isinstance(one, list):
             raise InvalidRequest(f"ids[{at}]={brief(one)}: must be a list of token ids, as ids[0]")
@@ -317,10 +273,10 @@ def decoded(body: RequestBody[DecodeFields], llm: ServedModel, name: str, number
 
 
 def tokens_of(
-    llm: ServedModel, texts: Sequence[str], add_special: bool, parse_special: bool, prompt_name: str | None
+    llm: BaseLLM[Any], texts: Sequence[str], add_special: bool, parse_special: bool, prompt_name: str | None
 ) -> list[list[dict[str, Any]]]:
     """The tokens of each text: their ids and texts, and the characters that they cover."""
-    prompt = llm.inputs.prompt_of(prompt_of_name(llm, prompt_name)) if prompt_name else ""
+    prompt = llm.inputs.prompt_of(encoders.prompt_of_name(llm, prompt_name)) if prompt_name else ""
     return [
         [
             {
@@ -338,31 +294,19 @@ def tokens_of(
     ]
 
 
-def of_fields(
-    answer: Callable[[Any, ServedModel], list[Any]],
-) -> Callable[[RequestBody[Any], ServedModel, str, str], list[Any]]:
-    """The response that ``answer`` computes from the fields of a body and the model."""
-    return lambda body, llm, name, number: answer(body.fields, llm)
-
-
-async def _info(call: ClientCall) -> Response:
-    """Facts about the model that the query names; by default the server's first model."""
-    name = call.queried_model()
-    async with call.use(name) as llm:
-        return json_response(await run_in_threadpool(information, llm, name))
-
-
 TEI = Api(
     "text-embeddings-inference",
     {
-        "POST /": model_route("The request of the model's task.", ANY_TASK, answered),
-        "POST /embed": model_route("Vectors of texts.", EMBED, of_fields(vectors_of)),
-        "POST /embed_all": model_route("Vectors of the tokens of texts.", EMBED_OTHERS, of_fields(token_vectors_of)),
-        "POST /embed_sparse": model_route("Sparse vectors of texts.", EMBED_OTHERS, of_fields(sparse_vectors_of)),
-        "POST /predict": model_route("Scores of the labels of texts.", PREDICT, of_fields(labels_of)),
-        "POST /similarity": model_route("Cosines of a text and others.", SIMILARITY, similarities),
-        "POST /decode": model_route("The texts of token ids.", DECODE, decoded),
-        "GET /info": Route(_info, "Facts about a model."),
+        "POST /": model_route("The request of the model's task.", bodies.BodyType(AnyTaskFields), answered),
+        "POST /embed": _of_task("Vectors of texts.", "embed"),
+        "POST /embed_all": _of_task("Vectors of the tokens of texts.", "tokens"),
+        "POST /embed_sparse": _of_task("Sparse vectors of texts.", "sparse"),
+        "POST /predict": _of_task("Scores of the labels of texts.", "classify"),
+        "POST /similarity": model_route(
+            "Cosines of a text and others.", bodies.BodyType(SimilarityFields), similarities
+        ),
+        "POST /decode": model_route("The texts of token ids.", bodies.BodyType(DecodeFields), decoded),
+        "GET /info": facts_route("Facts about a model.", information),
     },
     error_body,
 )

@@ -6,29 +6,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pellucid.base_llm import BaseLLM
 from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
 from pellucid.encoders.tasks import classify, embed, token_vectors
 from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.model.outputs import Task, scores_of
+from pellucid.serve import request_body as bodies
 from pellucid.serve.api import Api
-from pellucid.serve.encoder_inputs import check_task, encoded_texts, formatted, listed_inputs, model_route, truncating
+from pellucid.serve.encoder_inputs import check_task, encoded_texts, formatted, listed_inputs, truncating
 from pellucid.serve.openai_parts import error_body
-from pellucid.serve.request_body import (
-    PLAIN_RULES,
-    BodyType,
-    Count,
-    ModelFields,
-    Prompt,
-    RequestBody,
-    Texts,
-    TokenLimit,
-    listed_texts,
-)
-from pellucid.serve.served_model import ServedModel
-
-# The form of vLLM's responses about encoders.
+from pellucid.serve.routes import model_route
 
 
 def listed(prefix: str, number: str, name: str, data: Sequence[dict[str, Any]], tokens: int) -> dict[str, Any]:
@@ -43,26 +32,20 @@ def listed(prefix: str, number: str, name: str, data: Sequence[dict[str, Any]], 
     }
 
 
-# /classify: the scores of the labels of texts.
-
-
-class ClassificationFields(ModelFields, frozen=True, kw_only=True):
+class ClassificationFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /classify. Without ``use_activation``, the response has logits."""
 
-    input: Prompt
-    truncate_prompt_tokens: TokenLimit | None = None
+    input: bodies.Prompt
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
     use_activation: bool = True
 
 
-CLASSIFICATION = BodyType(ClassificationFields, PLAIN_RULES)
-
-
-def classified(body: RequestBody[ClassificationFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /classify."""
+def classified(
+    body: bodies.RequestBody[ClassificationFields], llm: BaseLLM[Any], name: str, number: str
+) -> dict[str, Any]:
     fields = body.fields
     check_task(llm, "classify")
-    limit = fields.truncate_prompt_tokens
-    encoded = encoded_texts(truncating(llm, limit), listed_inputs("input", fields.input), limit is not None)
+    encoded = encoded_texts(llm, listed_inputs("input", fields.input), limit=fields.truncate_prompt_tokens)
     data = [
         {
             "label": one.label,
@@ -74,8 +57,6 @@ def classified(body: RequestBody[ClassificationFields], llm: ServedModel, name: 
     return listed("classify", number, name, data, sum(map(len, encoded)))
 
 
-# /pooling: what a model makes of texts, for every task: vectors, vectors of tokens, scores of labels.
-
 PoolingTask = Literal["embed", "classify", "score", "token_embed", "token_classify"]
 NAMES: Mapping[Task, Sequence[PoolingTask]] = {
     "embed": ("embed",),
@@ -86,22 +67,18 @@ NAMES: Mapping[Task, Sequence[PoolingTask]] = {
 """vLLM's names of the tasks."""
 
 
-class PoolingFields(ModelFields, frozen=True, kw_only=True):
+class PoolingFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /pooling. ``task`` only checks the task of the model."""
 
-    input: Prompt
+    input: bodies.Prompt
     task: PoolingTask | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Count | None = None
-    truncate_prompt_tokens: TokenLimit | None = None
+    dimensions: bodies.Count | None = None
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
     use_activation: bool = True
 
 
-POOLING = BodyType(PoolingFields, PLAIN_RULES)
-
-
-def pooled(body: RequestBody[PoolingFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /pooling."""
+def pooled(body: bodies.RequestBody[PoolingFields], llm: BaseLLM[Any], name: str, number: str) -> dict[str, Any]:
     fields = body.fields
     check_task(llm, *NAMES)
     names = NAMES[llm.spec.task]
@@ -109,13 +86,12 @@ def pooled(body: RequestBody[PoolingFields], llm: ServedModel, name: str, number
         raise InvalidRequest(f"task={fields.task!r}: the task of {shown(llm.spec.name)} is {names[0]}: leave it out")
     if fields.dimensions is not None and llm.spec.task != "embed":
         raise InvalidRequest(f"dimensions={fields.dimensions}: only sentence vectors can be cut: leave it out")
-    limit = fields.truncate_prompt_tokens
-    encoded = encoded_texts(truncating(llm, limit), listed_inputs("input", fields.input), limit is not None)
+    encoded = encoded_texts(llm, listed_inputs("input", fields.input), limit=fields.truncate_prompt_tokens)
     data = [{"object": "pooling", "data": one} for one in _outputs(fields, llm, encoded)]
     return listed("pool", number, name, data, sum(map(len, encoded)))
 
 
-def _outputs(fields: PoolingFields, llm: ServedModel, encoded: Sequence[list[int]]) -> list[Any]:
+def _outputs(fields: PoolingFields, llm: BaseLLM[Any], encoded: Sequence[list[int]]) -> list[Any]:
     """The outputs of each text: a vector, or a list of vectors if each token has a vector."""
     task, form, inputs = llm.spec.task, fields.encoding_format, [EncoderInput(ids) for ids in encoded]
     if task == "embed":
@@ -134,30 +110,23 @@ def _outputs(fields: PoolingFields, llm: ServedModel, encoded: Sequence[list[int
     ]
 
 
-# /score: the relevance of texts to a text, or of pairs of texts.
-
-
-class ScoreFields(ModelFields, frozen=True, kw_only=True):
+class ScoreFields(bodies.ModelFields, frozen=True, kw_only=True):
     """Fields of /score. A single ``text_1`` goes with every ``text_2``; else the texts go in pairs."""
 
-    text_1: Texts
-    text_2: Texts
-    truncate_prompt_tokens: TokenLimit | None = None
+    text_1: bodies.Texts
+    text_2: bodies.Texts
+    truncate_prompt_tokens: bodies.TokenLimit | None = None
     use_activation: bool = True
     instruction: str = ""
 
 
-SCORE = BodyType(ScoreFields, PLAIN_RULES)
+SCORE = bodies.BodyType(ScoreFields, bodies.PLAIN_RULES)
 
 
-def scored(body: RequestBody[ScoreFields], llm: ServedModel, name: str, number: str) -> dict[str, Any]:
-    """Response body of /score: the relevance of the second text to the first text of each pair.
-
-    Raises:
-        InvalidRequest: a field is wrong, or the model compares no texts.
-    """
+def scored(body: bodies.RequestBody[ScoreFields], llm: BaseLLM[Any], name: str, number: str) -> dict[str, Any]:
+    """Response body of /score: the relevance of the second text to the first text of each pair."""
     fields, limit = body.fields, body.fields.truncate_prompt_tokens
-    first, second = listed_texts("text_1", fields.text_1), listed_texts("text_2", fields.text_2)
+    first, second = bodies.listed_texts("text_1", fields.text_1), bodies.listed_texts("text_2", fields.text_2)
     for field, texts in (("text_1", first), ("text_2", second)):
         if not texts:
             raise InvalidRequest(f"{field}=[]: must have at least one text")
@@ -180,8 +149,12 @@ VLLM = Api(
     {
         "POST /score": SCORES,
         "POST /v1/score": SCORES,
-        "POST /classify": model_route("Scores of the labels of texts.", CLASSIFICATION, classified),
-        "POST /pooling": model_route("What a model makes of texts.", POOLING, pooled),
+        "POST /classify": model_route(
+            "Scores of the labels of texts.", bodies.BodyType(ClassificationFields, bodies.PLAIN_RULES), classified
+        ),
+        "POST /pooling": model_route(
+            "What a model makes of texts.", bodies.BodyType(PoolingFields, bodies.PLAIN_RULES), pooled
+        ),
     },
     error_body,
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from pellucid.engine.output import TokenOutput
 from pellucid.serve.chat.call_format import Answer, CallFormat
 from pellucid.serve.chat.messages import Tool
 from pellucid.serve.chat.text_parser import Parse
@@ -204,3 +206,15 @@ def assemble(parts: Iterable[Part]) -> ChatAnswer:
         else:
             answer.calls[part.number].arguments += part.text
     return answer
+
+
+async def parsed(
+    running: AsyncGenerator[TokenOutput, None], parsers: Sequence[AnswerParser]
+) -> AsyncGenerator[tuple[TokenOutput, list[Part]], None]:
+    """Each token with the parts that it completes. Without ``parsers``, a token's text is its only part."""
+    async with aclosing(running) as outputs:
+        async for token in outputs:
+            if parsers:
+                yield token, parsers[token.sequence].push(token.text, last=token.finish_reason is not None)
+            else:
+                yield token, [AnswerText(token.text)] if token.text else []

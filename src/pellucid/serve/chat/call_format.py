@@ -245,7 +245,8 @@ class TaggedCalls(_Calls):
     def arguments_grammar(self, build: LarkBuilder, tool: Tool) -> str:
         checked_schema(f"tool {tool.name}: parameters", tool.schema)
         properties = _properties(tool)
-        if not tool.strict or (not properties and _is_open(tool)):
+        is_open = tool.parameters.get("additionalProperties", True) is not False  # it allows unlisted properties
+        if not tool.strict or (not properties and is_open):
             key = f"{build.text(self.before_key)} /[^<>\\n=]+/ {build.text(self.after_key)}"
             return f"({key} {build.up_to(self.after_value)})*"
         required, entries = tool.parameters.get("required", []), list[str]()
@@ -256,7 +257,8 @@ class TaggedCalls(_Calls):
 
     def _value(self, build: LarkBuilder, tool: Tool, key: str, value: Any) -> str:
         if not _is_text(value):
-            schema = {**value, **_definitions(tool)} if isinstance(value, Mapping) else value
+            shared = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
+            schema = {**value, **shared} if isinstance(value, Mapping) else value
             name = f"tool {tool.name}: parameters.properties.{key}"
             return f"{build.json(name, schema)} {build.text(self.after_value)}"
         if isinstance(known := value.get("enum", [value["const"]] if "const" in value else None), list):
@@ -305,15 +307,6 @@ def _as_json(value: str) -> str:
 def _properties(tool: Tool) -> Mapping[str, Any]:
     properties = tool.parameters.get("properties", {})
     return properties if isinstance(properties, Mapping) else {}
-
-
-def _definitions(tool: Tool) -> dict[str, Any]:
-    return {name: tool.parameters[name] for name in ("$defs", "definitions") if name in tool.parameters}
-
-
-def _is_open(tool: Tool) -> bool:
-    """True if the schema allows properties that it does not list."""
-    return tool.parameters.get("additionalProperties", True) is not False
 
 
 def _is_text(value: Any) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
+from pellucid.base_llm import BaseLLM
 from pellucid.engine.output import Generation, TokenOutput
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest, TemplateError
@@ -24,13 +24,13 @@ from pellucid.serve.chat.answer_parser import (
     assemble,
     is_closed,
     is_open,
+    parsed,
     reasoning_marks,
 )
 from pellucid.serve.chat.call_format import SLOTS, CallFormat, known_formats
 from pellucid.serve.chat.lark import LarkBuilder
 from pellucid.serve.chat.messages import Tool, ToolChoice, template_messages
 from pellucid.serve.generation_options import add_stop_tokens
-from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 
 # Detects a model's format of tool calls and reasoning by rendering a conversation with a call.
@@ -151,19 +151,14 @@ class Conversation:
     prefix: Sequence[int] = ()
 
 
-def prompt_of(llm: ServedModel, conversation: Conversation, *, any_length: bool = False) -> list[int]:
-    """Tokens of a conversation. They must leave room for an answer, unless ``any_length`` is set.
-
-    Raises:
-        InvalidRequest: a message is wrong, or the model does not support tools; the error names the field.
-        ContextOverflow: the prompt leaves no room for an answer.
-    """
+def prompt_of(llm: BaseLLM[Any], conversation: Conversation, *, any_length: bool = False) -> list[int]:
+    """Tokens of a conversation. They must leave room for an answer, unless ``any_length`` is set."""
     ids = llm.inputs.prompt(*template_input(llm, conversation), any_length=any_length)
     again = bool(conversation.prefix) and ids[0] == llm.tokenizer.bos_id
     return [*conversation.prefix, *ids[again:]]
 
 
-def template_input(llm: ServedModel, conversation: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def template_input(llm: BaseLLM[Any], conversation: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Messages and extra variables for the chat template.
 
     Raises: as ``prompt_of``.
@@ -185,10 +180,11 @@ def template_input(llm: ServedModel, conversation: Conversation) -> tuple[list[d
 class ChatRun:
     """A conversation that a model answers ``count`` times. The constructor raises the errors of the request."""
 
-    def __init__(self, llm: ServedModel, conversation: Conversation) -> None:
+    def __init__(self, llm: BaseLLM[Any], conversation: Conversation) -> None:
         style, ids = chat_style(llm.tokenizer), prompt_of(llm, conversation)
         end = llm.tokenizer.decode(ids[-PROMPT_END:], skip_special=False)
-        self._marks = None if conversation.continues_last else _marks(style, end)
+        marks = style.reasoning
+        self._marks = None if conversation.continues_last or (marks and is_closed(end, marks)) else marks
         self._begun = self._marks is not None and is_open(end, self._marks)
         self._tools = {one.name: one for one in conversation.choice.tools}
         parses_calls = style.calls is not None and (bool(self._tools) or style.calls.always)
@@ -196,7 +192,7 @@ class ChatRun:
         self.count, self.tokenizer = conversation.count, llm.tokenizer
         self.group = llm.request(ids, conversation.count, **self._options(llm, style, conversation))
 
-    def _options(self, llm: ServedModel, style: ChatStyle, conversation: Conversation) -> dict[str, Any]:
+    def _options(self, llm: BaseLLM[Any], style: ChatStyle, conversation: Conversation) -> dict[str, Any]:
         options = dict(conversation.options)
         given = [name for name in options_of(Constraint) if options.get(name) is not None]
         constrained = [
@@ -211,20 +207,12 @@ class ChatRun:
             add_stop_tokens(options, style.ends)
         if constrained:
             build = LarkBuilder(llm.tokenizer)
-            shape = (
-                None
-                if conversation.answer_schema is None
-                else build.json(conversation.schema_field, conversation.answer_schema)
-            )
-            options["grammar"] = build.grammar(self._reasoned(build, self._body(build, conversation, shape)))
+            field, schema = conversation.schema_field, conversation.answer_schema
+            shape = None if schema is None else build.json(field, schema)
+            body = self._calls.grammar(build, conversation.choice, shape) if self._calls else shape
+            assert body is not None
+            options["grammar"] = build.grammar(self._reasoned(build, body))
         return options
-
-    def _body(self, build: LarkBuilder, conversation: Conversation, shape: str | None) -> str:
-        """Grammar expression for an answer after its reasoning."""
-        if self._calls:
-            return self._calls.grammar(build, conversation.choice, shape)
-        assert shape is not None
-        return shape
 
     def _reasoned(self, build: LarkBuilder, body: str) -> str:
         """Grammar expression for an answer with its reasoning."""
@@ -236,6 +224,10 @@ class ChatRun:
     def parser(self) -> AnswerParser:
         """A new parser for one answer."""
         return AnswerParser(self._marks, self._begun, self._calls, self._tools)
+
+    def parsers(self) -> list[AnswerParser]:
+        """A new parser for each answer."""
+        return [self.parser() for _ in range(self.count)]
 
     def answer(self, generation: Generation) -> ChatAnswer:
         """Parse a finished answer."""
@@ -251,15 +243,7 @@ class ChatRun:
         Raises:
             QueueFull: the queue is full. The call itself raises this error, before the iteration begins.
         """
-        return self._streamed(self.group.stream())
-
-    async def _streamed(
-        self, running: AsyncGenerator[TokenOutput, None]
-    ) -> AsyncGenerator[tuple[TokenOutput, list[Part]], None]:
-        parsers = [self.parser() for _ in range(self.count)]
-        async with aclosing(running) as outputs:
-            async for token in outputs:
-                yield token, parsers[token.sequence].push(token.text, last=token.finish_reason is not None)
+        return parsed(self.group.stream(), self.parsers())
 
 
 @dataclass(frozen=True)
@@ -270,11 +254,7 @@ class ChatRunRequest:
 
     @property
     def groups(self) -> list[Request]:
-        """The engine request, checked."""
         return [self.run.group]
 
-
-def _marks(style: ChatStyle, prompt_end: str) -> ReasoningMarks | None:
-    """Texts before and after the reasoning of an answer; None if the answer cannot have reasoning."""
-    marks = style.reasoning
-    return None if marks is None or is_closed(prompt_end, marks) else marks
+    def parsers(self) -> list[AnswerParser]:
+        return self.run.parsers()

@@ -51,11 +51,7 @@ class LarkBuilder:
         return self.rule("up_to", rf"/(.|\n)*{quoted}/", "[lazy]")
 
     def json(self, name: str, value: Any) -> str:
-        """Expression for JSON that follows a schema. The schema's objects are closed (``serve/json_schema.py``).
-
-        Raises:
-            InvalidRequest: the schema is invalid or cannot be enforced; the message begins with ``name``.
-        """
+        """Expression for JSON that follows a schema. The schema's objects are closed (``serve/json_schema.py``)."""
         checked = checked_schema(name, closed(value))
         if isinstance(checked, Mapping):
             given = checked.get("x-guidance")
@@ -81,11 +77,7 @@ def _any_of(texts: tuple[str, ...]) -> regex.Pattern[str]:
 
 
 def checked_schema(name: str, value: Any) -> Any:
-    """Check a JSON schema and return it.
-
-    Raises:
-        InvalidRequest: the schema is invalid or cannot be enforced; the message begins with ``name``.
-    """
+    """Check a JSON schema and return it."""
     checked = json.loads(schema.read(name, value))
     try:
         compiled("json_schema", value)

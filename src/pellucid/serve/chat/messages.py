@@ -66,11 +66,7 @@ class FunctionFields(Fields, frozen=True):
 def tool(
     where: str, name: str, description: str | None, parameters: dict[str, Any] | None, strict: bool | None = None
 ) -> Tool:
-    """Check a function and return it. ``where`` is its place in the request.
-
-    Raises:
-        InvalidRequest: the name is invalid, or the type of the parameters is not object.
-    """
+    """Check a function and return it. ``where`` is its place in the request."""
     if not NAME.fullmatch(name):
         raise InvalidRequest(
             f"{where}.name={brief(name)}: must be 1 to 64 letters, digits, dots, dashes and underscores"
@@ -89,12 +85,7 @@ def tool_of(where: str, fields: FunctionFields) -> Tool:
 
 
 def tool_choice(tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool) -> ToolChoice:
-    """Choice among tools. ``names`` are the tools that may be called (None: all tools).
-
-    Raises:
-        InvalidRequest: there are too many tools, two tools have one name, a name is unknown, or a call is required and
-            no tool may be called.
-    """
+    """Choice among tools. ``names`` are the tools that may be called (None: all tools)."""
     known = {one.name: one for one in tools}
     if len(tools) > MAX_TOOLS:
         raise InvalidRequest(f"tools has {len(tools):,} tools; the limit is {MAX_TOOLS}: send fewer")
@@ -160,11 +151,7 @@ class ChatMessage(Struct, frozen=True):
 
 
 def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, Any]]:
-    """Convert the messages of a request.
-
-    Raises:
-        InvalidRequest: a message is malformed; the error names the field.
-    """
+    """Convert the messages of a request."""
     names = dict[str, str]()
     converted = list[dict[str, Any]]()
     for at, message in enumerate(conversation(messages)):
@@ -187,9 +174,6 @@ def joined_texts(content: Any, where: str, kinds: Sequence[str | None] = TEXT_PA
     """Text of a message's content: a string, or its text parts of the given ``kinds``, joined with newlines.
 
     A part of kind None is a string, or an object without a type.
-
-    Raises:
-        InvalidRequest: the content has another part; the error names the field.
     """
     if isinstance(content, str):
         return content

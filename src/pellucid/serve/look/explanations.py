@@ -13,14 +13,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.beams import BeamOptions
-from pellucid.serve.look.prompt_fields import (
-    PromptFields,
-    PromptTokens,
-    dictionary_of,
-    edits_of,
-    prompt_of,
-    token_fields,
-)
+from pellucid.serve.look import prompt_fields as prompts
 from pellucid.serve.request_body import ModelFields, RequestBody, Texts, TokenId, listed_texts
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
@@ -44,7 +37,7 @@ from pellucid.util.checks import whole
 FEATURE_TOKENS = 2048
 
 
-class FeaturesFields(PromptFields, frozen=True, kw_only=True):
+class FeaturesFields(prompts.PromptFields, frozen=True, kw_only=True):
     """Fields of /look/features: the name of a ``dictionary``, and the number ``top`` of features of each token."""
 
     dictionary: str
@@ -53,8 +46,8 @@ class FeaturesFields(PromptFields, frozen=True, kw_only=True):
 
 def active_features(body: RequestBody[FeaturesFields], llm: LLM) -> dict[str, Any]:
     """The features with the highest activations at each token, and the explained variance of each point."""
-    fields, prompt, edits = body.fields, prompt_of(body, llm), edits_of(body.fields.edits, llm)
-    dictionary = dictionary_of("dictionary", fields.dictionary, llm)
+    fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), prompts.edits_of(body.fields.edits, llm)
+    dictionary = prompts.dictionary_of("dictionary", fields.dictionary, llm)
     if len(prompt.read) > FEATURE_TOKENS:
         raise InvalidRequest(f"prompt has {len(prompt.read):,} tokens; the limit is {FEATURE_TOKENS:,} here")
     points = [own.name for coder in dictionary.coders.values() for own in (coder.reads, coder.writes[0])]
@@ -74,7 +67,6 @@ def active_features(body: RequestBody[FeaturesFields], llm: LLM) -> dict[str, An
 
 
 def described(dictionary: Dictionary) -> Mapping[str, Any]:
-    """Facts about a dictionary."""
     coders = dictionary.coders
     return {
         "kind": dictionary.kind,
@@ -97,7 +89,7 @@ BUDGET = 2 << 30
 Share = Annotated[float, Meta(gt=0, le=1)]
 
 
-class GraphFields(PromptFields, frozen=True, kw_only=True):
+class GraphFields(prompts.PromptFields, frozen=True, kw_only=True):
     """Fields of /look/graph: the name of a ``dictionary`` of transcoders, and the number of ``nodes`` before pruning.
 
     ``tokens`` are texts or ids of the tokens whose logits are explained; by default the most likely tokens.
@@ -115,11 +107,11 @@ class GraphFields(PromptFields, frozen=True, kw_only=True):
 
 def graph(body: RequestBody[GraphFields], llm: LLM) -> dict[str, Any]:
     """The pruned graph in Neuronpedia's format, with the tokens that units promote (``trace/graphs``)."""
-    fields, prompt, edits = body.fields, prompt_of(body, llm), edits_of(body.fields.edits, llm)
+    fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), prompts.edits_of(body.fields.edits, llm)
     if len(prompt.read) > GRAPH_TOKENS:
         raise InvalidRequest(f"prompt has {len(prompt.read):,} tokens; the limit is {GRAPH_TOKENS:,} here")
     own = fields.dictionary
-    dictionary = None if own is None else dictionary_of("dictionary", own, llm)
+    dictionary = None if own is None else prompts.dictionary_of("dictionary", own, llm)
     whole = attribution_graph(
         llm,
         prompt.ids,
@@ -138,7 +130,7 @@ def graph(body: RequestBody[GraphFields], llm: LLM) -> dict[str, Any]:
 # POST /look/beams: beam search, with the tree of all candidates.
 
 
-class BeamsFields(PromptFields, frozen=True, kw_only=True):
+class BeamsFields(prompts.PromptFields, frozen=True, kw_only=True):
     """Fields of /look/beams."""
 
     num_beams: Annotated[int, Meta(ge=1, le=16)] = 4
@@ -150,11 +142,8 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
 
     The ``score`` of a node is the sum of the log-probabilities of its tokens, the score of a text this sum divided by
     the number of tokens to the power of ``length_penalty``.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
     """
-    prompt, count = prompt_of(body, llm), body.fields.num_beams
+    prompt, count = prompts.prompt_of(body, llm), body.fields.num_beams
     if prompt.answer:
         raise InvalidRequest(f"answer={brief(prompt.answer)}: a beam search begins before the answer: leave it out")
     beams_found = llm.beam_search(
@@ -162,7 +151,7 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
         num_beams=count,
         num_return_sequences=count,
         max_new_tokens=body.fields.max_tokens,
-        edits=edits_of(body.fields.edits, llm),
+        edits=prompts.edits_of(body.fields.edits, llm),
     )
     groupers = {0: llm.tokenizer.grouper()}
     for token in prompt.read:
@@ -170,7 +159,7 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
     tree = [asdict(beams_found.tree[0])]
     for node in beams_found.tree[1:]:
         groupers[node.id] = grouper = copy(groupers[node.parent])
-        fields = token_fields(llm.tokenizer, node.token, grouper.push(node.token))
+        fields = prompts.token_fields(llm.tokenizer, node.token, grouper.push(node.token))
         tree.append({**asdict(node), **fields})
     return {
         "prompt": prompt.read,
@@ -204,7 +193,7 @@ class PiecesFields(ModelFields, frozen=True, kw_only=True):
     ids: list[TokenId]
 
 
-class AttributionFields(PromptFields, frozen=True, kw_only=True):
+class AttributionFields(prompts.PromptFields, frozen=True, kw_only=True):
     """Fields of /look/attribution. ``token`` and ``against`` are texts or ids.
 
     ``by_token``: also divide the logit among the tokens that attention reads.
@@ -216,7 +205,7 @@ class AttributionFields(PromptFields, frozen=True, kw_only=True):
     by_token: bool = False
 
 
-class LensFields(PromptFields, frozen=True, kw_only=True):
+class LensFields(prompts.PromptFields, frozen=True, kw_only=True):
     """Fields of /look/lens. ``token`` is a text or an id, whose probability and rank are computed too."""
 
     top: Annotated[int, Meta(ge=1, le=MOST_TOP)] = 5
@@ -241,7 +230,6 @@ def tokenization(body: RequestBody[TextTokenizeFields], llm: LLM) -> dict[str, A
 
 
 def pieces(body: RequestBody[PiecesFields], llm: LLM) -> dict[str, Any]:
-    """Texts of tokens."""
     ids = _checked_ids(body.fields.ids, llm, MAX_IDS)
     return {"pieces": [llm.tokenizer.piece(token) for token in ids]}
 
@@ -259,7 +247,7 @@ def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any
 
     With ``by_token`` also of each token, as ``token_contributions`` (``trace/lenses/token_contributions.py``).
     """
-    fields, prompt, edits = body.fields, prompt_of(body, llm), _stream_edits(body.fields, llm)
+    fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), _stream_edits(body.fields, llm)
     count = len(prompt.read)
     at = whole("position", -1 if fields.position is None else fields.position, -count, count - 1) % count
     _refuse_long(prompt, MAX_AT_ONE)
@@ -272,7 +260,7 @@ def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any
     return {**found.as_dict(), "token_contributions": by_token.as_dict()}
 
 
-def _refuse_long(prompt: PromptTokens, most: int) -> None:
+def _refuse_long(prompt: prompts.PromptTokens, most: int) -> None:
     for name, tokens in (("prompt", prompt.ids), ("answer", prompt.answer)):
         if len(tokens) > most:
             raise InvalidRequest(f"{name} has {len(tokens):,} tokens; the limit is {most:,} here")
@@ -280,7 +268,7 @@ def _refuse_long(prompt: PromptTokens, most: int) -> None:
 
 def lens(body: RequestBody[LensFields], llm: LLM) -> dict[str, Any]:
     """Logit lens: predictions after each block, at every position or at one (``trace/lenses/logit_lens.py``)."""
-    fields, prompt, edits = body.fields, prompt_of(body, llm), _stream_edits(body.fields, llm)
+    fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), _stream_edits(body.fields, llm)
     positions = None
     if fields.position is not None:
         positions = [whole("position", fields.position, -len(prompt.read), len(prompt.read) - 1)]
@@ -292,14 +280,9 @@ def lens(body: RequestBody[LensFields], llm: LLM) -> dict[str, Any]:
     return logit_lens(llm, run, top=fields.top, tokens=tokens, positions=positions).as_dict()
 
 
-def _stream_edits(fields: PromptFields, llm: LLM) -> list[Edit]:
-    """The body's edits, for a run that a lens reads.
-
-    Raises:
-        InvalidRequest: an edit is wrong, or is after the residual stream (in the final norm or the head), which a lens
-            computes without edits.
-    """
-    edits = edits_of(fields.edits, llm)
+def _stream_edits(fields: prompts.PromptFields, llm: LLM) -> list[Edit]:
+    """The body's edits, for a run that a lens reads."""
+    edits = prompts.edits_of(fields.edits, llm)
     for one in select(llm.points, [edit.where for edit in edits]):
         if one.point.rows == "outputs" and llm.spec.generates:
             raise InvalidRequest(

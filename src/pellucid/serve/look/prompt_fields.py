@@ -12,12 +12,12 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from pellucid.base_llm import BaseLLM
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.chat.messages import ChatMessage
 from pellucid.serve.request_body import Fields, ModelFields, RequestBody, TokenId
-from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.stages.decode import CharacterGroup, several
 from pellucid.trace.dictionaries.dictionary import Dictionary
@@ -62,12 +62,7 @@ class EditFields(Fields, frozen=True):
 FEATURE_FIELDS = ("dictionary", "feature", "layer", "clamp", "steer", "tokens")
 
 
-def edits_of(edits: Sequence[EditFields], llm: ServedModel) -> list[Edit]:
-    """The edits of a request.
-
-    Raises:
-        InvalidRequest: an edit is wrong; the message names it.
-    """
+def edits_of(edits: Sequence[EditFields], llm: BaseLLM[Any]) -> list[Edit]:
     if len(edits) > MAX_EDITS:
         raise InvalidRequest(f"edits has {len(edits):,} edits; the limit is {MAX_EDITS:,}")
     found = [edit for at, one in enumerate(edits) for edit in _edits(f"edits[{at}]", one, llm)]
@@ -76,12 +71,8 @@ def edits_of(edits: Sequence[EditFields], llm: ServedModel) -> list[Edit]:
     return found
 
 
-def dictionary_of(field: str, name: str | None, llm: ServedModel) -> Dictionary:
-    """The dictionary with a name.
-
-    Raises:
-        InvalidRequest: the model has no such dictionary, or runs in other processes.
-    """
+def dictionary_of(field: str, name: str | None, llm: BaseLLM[Any]) -> Dictionary:
+    """The dictionary with a name."""
     if not isinstance(llm, LLM):
         raise InvalidRequest(
             f"{field}={brief(name)}: features can be changed only in the server's own process: serve without replicas"
@@ -93,7 +84,7 @@ def dictionary_of(field: str, name: str | None, llm: ServedModel) -> Dictionary:
     return llm.dictionaries[name]
 
 
-def _edits(name: str, given: EditFields, llm: ServedModel) -> list[Edit]:
+def _edits(name: str, given: EditFields, llm: BaseLLM[Any]) -> list[Edit]:
     of_feature = given.edit in ("feature", "reconstruct")
     for field in ("point", "values", "shape") if of_feature else FEATURE_FIELDS:
         if getattr(given, field) is not None:
@@ -180,12 +171,8 @@ class PromptTokens:
     source: list[int] | None = None
 
 
-def prompt_of(body: RequestBody[Any], llm: ServedModel) -> PromptTokens:
-    """Tokens of the prompt or the messages of a body with ``PromptFields``.
-
-    Raises:
-        InvalidRequest: the body has neither or both, or an ``answer`` for a model without a source.
-    """
+def prompt_of(body: RequestBody[Any], llm: BaseLLM[Any]) -> PromptTokens:
+    """Tokens of the prompt or the messages of a body with ``PromptFields``."""
     messages, prompt, answer = body.raw.get("messages"), body.fields.prompt, body.fields.answer
     if (messages is None) == (prompt is None):
         raise InvalidRequest("prompt: give either a prompt (a text, or token ids) or messages")
@@ -203,7 +190,7 @@ def prompt_of(body: RequestBody[Any], llm: ServedModel) -> PromptTokens:
     return PromptTokens(ids, answer, llm.inputs.decoder_prompt(ids, answer), ids)
 
 
-def _sentence(prompt: Any, llm: ServedModel) -> list[int]:
+def _sentence(prompt: Any, llm: BaseLLM[Any]) -> list[int]:
     """Tokens of a sentence for an encoder."""
     if isinstance(prompt, str):
         return llm.inputs.sentences([prompt])[0]
@@ -230,7 +217,6 @@ def prompt_fields(tokenizer: Tokenizer, prompt: PromptTokens) -> dict[str, Any]:
 
 
 def source_fields(tokenizer: Tokenizer, source: list[int]) -> dict[str, Any]:
-    """The tokens of a source with their texts."""
     return {"ids": source, **described(tokenizer, source)}
 
 

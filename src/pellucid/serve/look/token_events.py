@@ -15,26 +15,20 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from pellucid.engine.output import Generation, TokenOutput
+from pellucid.base_llm import BaseLLM
+from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.sample.logprobs import TokenLogprobs
-from pellucid.serve.api import array_body
+from pellucid.serve.api import Events, array_body
 from pellucid.serve.generation_options import CONTROL, OPENAI_DEFAULTS, generation_options
-from pellucid.serve.look.prompt_fields import (
-    PromptFields,
-    PromptTokens,
-    edits_of,
-    prompt_fields,
-    prompt_of,
-    token_fields,
-)
+from pellucid.serve.look import prompt_fields as prompts
 from pellucid.serve.look.trace_reading import checked_names
 from pellucid.serve.openai_parts import OPENAI_RULES, usage
 from pellucid.serve.request_body import BodyRules, BodyType, RequestBody
-from pellucid.serve.served_model import ServedModel
+from pellucid.serve.routes import StreamedToken, Tokens, Unparsed
 from pellucid.tokenize.stages.decode import CharacterGrouper
 from pellucid.trace.frames import NormFrame, TraceStream
 from pellucid.trace.selection import Selection, by_name
@@ -75,17 +69,13 @@ class StreamedValues:
     @classmethod
     def of(
         cls,
-        llm: ServedModel,
-        prompt: PromptTokens,
+        llm: BaseLLM[Any],
+        prompt: prompts.PromptTokens,
         points: Sequence[str],
         norms: Sequence[str],
         options: dict[str, Any],
     ) -> tuple[Request, StreamedValues]:
-        """Make a request with values.
-
-        Raises:
-            InvalidRequest: a name is wrong, two parts of a point are named, or the values of a token are too large.
-        """
+        """Make a request with values."""
         points, norms = checked_names("points", points), checked_names("norms", norms)
         request, stream = llm.request_with_values(prompt.ids, points, norms, resumed=prompt.answer, **options)
         by_name(stream.selected)  # two parts of a point would have one name in an event
@@ -246,14 +236,14 @@ def _bytes_of(part: Selection, length: int, source: int) -> int:
 
 
 async def with_values(
-    outputs: AsyncGenerator[TokenOutput, None], values: StreamedValues | None
-) -> AsyncGenerator[tuple[list[dict[str, Any]], TokenOutput | None], None]:
+    outputs: Tokens, values: StreamedValues | None
+) -> AsyncGenerator[tuple[list[dict[str, Any]], StreamedToken | None], None]:
     """The tokens of a request, each with the events of the values that led to it. Others are events without a token."""
     if values is None:
         async for output in outputs:
             yield [], output
         return
-    first: asyncio.Future[TokenOutput | None] = asyncio.ensure_future(anext(outputs, None))
+    first: asyncio.Future[StreamedToken | None] = asyncio.ensure_future(anext(outputs, None))
     try:
         async for event in values.of_prompt(first):
             yield [event], None
@@ -279,7 +269,7 @@ async def with_values(
 DEFAULT_TOKENS = 64
 
 
-class LookGenerateFields(PromptFields, frozen=True, kw_only=True):
+class LookGenerateFields(prompts.PromptFields, frozen=True, kw_only=True):
     """Fields of /look/generate. ``points`` and ``norms`` add the values of points, as in /look/trace."""
 
     points: Sequence[str] = ()
@@ -299,7 +289,7 @@ LOOK_GENERATE = BodyType(
 
 
 @dataclass(frozen=True)
-class LookGeneration:
+class LookGeneration(Unparsed):
     """A request for one text. The answer is a list of events: "prompt", "token" and "end".
 
     With ``values`` it has also "values", before the token that they lead to, and "dropped"
@@ -307,15 +297,14 @@ class LookGeneration:
     event "prompt" has the tokens of the decoder, and ``source`` the tokens of the source.
     """
 
-    llm: ServedModel
+    llm: BaseLLM[Any]
     groups: Sequence[Request]
     values: StreamedValues | None
-    prompt: PromptTokens
+    prompt: prompts.PromptTokens
 
     @classmethod
-    def of(cls, body: RequestBody[LookGenerateFields], llm: ServedModel) -> LookGeneration:
-        """Read a body. Raises InvalidRequest if a field is wrong."""
-        prompt, edits = prompt_of(body, llm), edits_of(body.fields.edits, llm)
+    def of(cls, body: RequestBody[LookGenerateFields], llm: BaseLLM[Any]) -> LookGeneration:
+        prompt, edits = prompts.prompt_of(body, llm), prompts.edits_of(body.fields.edits, llm)
         options = {"max_new_tokens": DEFAULT_TOKENS, **body.options(llm.recommended)}
         options["logprobs"] = body.fields.alternatives
         options.setdefault("logprobs_of", "both")
@@ -326,7 +315,6 @@ class LookGeneration:
         return cls(llm, [request], values, prompt)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """All events as one list."""
         (group,) = self.groups
         (generation,) = group.results()
         builder, grouper = group.outputs[0], self._grouper()
@@ -340,24 +328,22 @@ class LookGeneration:
             events += self.values.end()
         return {"id": number, "model": name, "events": [*events, self._end(generation)]}
 
-    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Events as they occur."""
+    async def stream(self, name: str, number: str, tokens: Tokens) -> Events:
         (group,) = self.groups
         yield {**self._prompt(), "id": number, "model": name}
         grouper = self._grouper()
         times = iter(group.outputs[0].times)  # appended before the token is streamed
-        async with aclosing(group.stream()) as outputs, aclosing(with_values(outputs, self.values)) as items:
-            async for item in items:
-                events, token = item
+        async with aclosing(with_values(tokens, self.values)) as items:
+            async for events, token in items:
                 if token is not None:
-                    assert token.logprobs is not None
-                    events.append(self._token(token.logprobs, token.text, next(times), grouper))
+                    assert token.output.logprobs is not None
+                    events.append(self._token(token.output.logprobs, token.output.text, next(times), grouper))
                 yield events[0] if len(events) == 1 else {"events": events}
         yield self._end(group.result())
 
     def _prompt(self) -> dict[str, Any]:
         norms = {"norms": self.values.norms} if self.values is not None and self.values.norms else {}
-        return {"type": "prompt", **prompt_fields(self.llm.tokenizer, self.prompt), **norms}
+        return {"type": "prompt", **prompts.prompt_fields(self.llm.tokenizer, self.prompt), **norms}
 
     def _grouper(self) -> CharacterGrouper:
         """A grouper that has read the prompt."""
@@ -370,7 +356,7 @@ class LookGeneration:
         tokenizer = self.llm.tokenizer
         ids = logprobs.top_ids.tolist()
         others = [
-            {**token_fields(tokenizer, token, grouper.then(token)), "probability": p}
+            {**prompts.token_fields(tokenizer, token, grouper.then(token)), "probability": p}
             for token, p in zip(ids, exponentials(logprobs.top).tolist())
         ]
         if logprobs.final is not None:
@@ -380,7 +366,7 @@ class LookGeneration:
             others = [{**one, "final_probability": p} for one, p in zip(others, finals)]
         return {
             "type": "token",
-            **token_fields(tokenizer, logprobs.id, grouper.push(logprobs.id)),
+            **prompts.token_fields(tokenizer, logprobs.id, grouper.push(logprobs.id)),
             "text": text,
             "probability": math.exp(logprobs.chosen),
             "rank": logprobs.rank,

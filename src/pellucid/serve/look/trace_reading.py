@@ -85,7 +85,6 @@ class TraceReading:
 
     @classmethod
     def of(cls, body: RequestBody[TraceFields], llm: LLM) -> TraceReading:
-        """Read a body. Raises InvalidRequest if a field is wrong, or the answer may be too large."""
         fields = body.fields
         prompt, edits = prompt_of(body, llm), edits_of(fields.edits, llm)
         points, norms = checked_names("points", fields.points), checked_names("norms", fields.norms)
@@ -141,11 +140,7 @@ class TraceReading:
             yield view.title, view.select_from(sequence[view.point])
 
     def _refuse_large(self) -> None:
-        """Refuse a request whose arrays may be too large, before it runs.
-
-        Raises:
-            InvalidRequest: the arrays take more than ``MAX_ANSWER`` bytes if all tokens are generated.
-        """
+        """Refuse a request whose arrays may be too large, before it runs."""
         sizes = {title: VALUE_BYTES * math.prod(shape) for title, shape in self._shapes()}
         if (size := sum(sizes.values())) > MAX_ANSWER:
             largest = max(sizes, key=lambda title: sizes[title])
@@ -185,11 +180,7 @@ class PatternView:
 
     @classmethod
     def of(cls, name: str, fields: ViewFields, llm: LLM) -> PatternView:
-        """Read a view. ``name`` is its place in the request.
-
-        Raises:
-            InvalidRequest: a field is wrong.
-        """
+        """Read a view. ``name`` is its place in the request."""
         point = llm.points.get(fields.point)
         if point is None or point.kind != "pattern":
             raise InvalidRequest(
@@ -205,11 +196,9 @@ class PatternView:
         return cls(fields.title, fields.point, heads, rows, fields.pool)
 
     def select_from(self, patterns: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The view's part of patterns (H, T, S)."""
         return pooled(patterns[self.heads, self.rows], self.pool)
 
     def shape(self, patterns: Sequence[int]) -> Sequence[int]:
-        """The shape of the view's part of patterns of a shape (H, T, S)."""
         heads, rows = (len(range(size)[own]) for size, own in zip(patterns, (self.heads, self.rows)))
         side = max(1, -(-max(rows, patterns[2]) // self.pool))
         return heads, -(-rows // side), -(-patterns[2] // side)
