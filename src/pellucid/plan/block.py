@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
@@ -12,14 +12,13 @@ from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
-from pellucid.model.spec import AltUp, Block, DeltaNet, FeedForward, Mamba, Mixture, PerLayer, ShortConvolution
+from pellucid.model.spec import AltUp, Block, FeedForward, Mixture, PerLayer
 from pellucid.plan.attention import attention, cross_attention
 from pellucid.plan.builder import ROW_COUNT, Builder
 from pellucid.plan.embedding import add_convolution, lookup
 from pellucid.plan.feedforward import apply, feedforward, mixture
 from pellucid.plan.norm import norm, place, regroup
 from pellucid.plan.plan import At, Operation, Value, Vector
-from pellucid.plan.recurrent import delta_net, mamba, short_convolution
 
 # Per-layer embeddings (Gemma Team 2025, Gemma 3n): a token has a vector for each block.
 #
@@ -240,8 +239,6 @@ def _emit(
 Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""
 
-RECURRENT: Mapping[type, Callable[..., str]] = {DeltaNet: delta_net, Mamba: mamba, ShortConvolution: short_convolution}
-
 
 class Sublayer(Struct, frozen=True):
     """Attention, a recurrent layer or a feed-forward of a block.
@@ -277,9 +274,11 @@ def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
         stage, scale = (builder.named(f"blocks.{layer}.attention"), kind.residual_scale * kind.attention.output_scale)
         sublayers.append(Sublayer("attention", stage, partial(attention, builder, layer, kind.attention), scale))
     if kind.recurrent is not None:
-        stage, inside = builder.named(f"blocks.{layer}.recurrent"), RECURRENT[type(kind.recurrent)]
+        from pellucid.plan.recurrent import RECURRENT  # few models need it
+
+        stage = builder.named(f"blocks.{layer}.recurrent")
         scale = kind.residual_scale * getattr(kind.recurrent, "output_scale", 1.0)
-        inside = partial(inside, builder, stage, kind.recurrent)
+        inside = partial(RECURRENT[type(kind.recurrent)], builder, stage, kind.recurrent)
         sublayers.append(Sublayer("the recurrent layer", stage, inside, scale))
     return sublayers
 

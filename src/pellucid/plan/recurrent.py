@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -367,3 +367,7 @@ def short_convolution(builder: Builder, stage: str, kind: ShortConvolution, x: s
     builder.point(mixed, "the result of the convolution")
     gated(builder, stage, "none", c, mixed, width)
     return builder.linear(f"{stage}.output", c, width, out, bias=kind.bias)
+
+
+RECURRENT: Mapping[type, Callable[..., str]] = {DeltaNet: delta_net, Mamba: mamba, ShortConvolution: short_convolution}
+"""The function that emits each kind of recurrent layer."""

@@ -28,16 +28,27 @@ do not change this order. ``split_work`` distributes the tiles over the threads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention.rows import RowHelpers, ScoresRecord, Tile, rows_of
-from pellucid.kernels.attention.tiles import ROWS, SPAN
-from pellucid.kernels.attention.walk import MAX_TILE_ROWS, PIECE, ScratchLayout, Walk, walk
+from pellucid.kernels.attention.rows import (
+    MAX_TILE_ROWS,
+    PIECE,
+    ROWS,
+    SPAN,
+    RowHelpers,
+    ScoresRecord,
+    ScratchLayout,
+    Tile,
+    rows_of,
+)
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, StepRecord
+
+if TYPE_CHECKING:
+    from pellucid.kernels.attention.walk import Walk
 
 # The distribution of tiles over threads: each thread gets an equal share of the total cost, in the order of the tiles.
 #
@@ -260,6 +271,8 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
 
     ``activation_bits`` is the width of the activation blocks.
     """
+    from pellucid.kernels.attention.walk import walk  # only to compile
+
     at, space = AttentionRecord.at, ScratchLayout(head_dim, value_dim)
     rows_of_step = rows_of(simd, at)
     walk_of_tile = walk(simd, at, rows_of_step, space, kv_dtype, activation_bits)

@@ -1,4 +1,4 @@
-"""Rows and tiles of attention: the queries of a tile, and the tokens that the queries see (attend to).
+"""Rows and tiles of attention: the queries of a tile, the tokens that the queries see (attend to), and their memory.
 
 A *row* is one query head of one token. The rows of a sequence that share a key/value head are numbered from 0 in the
 order (token, head of the group). A *tile* is a run of consecutive rows.
@@ -8,8 +8,77 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pellucid.kernels.attention.tiles import SPAN
-from pellucid.kernels.core.record import Address, Record, StepRecord
+from msgspec import Struct
+
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.kernels.core.record import SCRATCH_HEADER, Address, Record, StepRecord
+
+ROWS = 8  # maximum number of rows of a loop over a page
+SPAN = 32  # tokens whose scores a loop computes
+MAX_TILE_ROWS = 64  # maximum number of rows of a tile
+PIECE = 512  # tokens of a piece, which has its own softmax
+STATE = 8  # bytes of a row's state: the largest score and the sum of the weights, float32
+# Bytes between rows of scores. A power of two would map all rows to the same cache sets.
+SCORES = PIECE * 4 + 64
+
+
+class ScratchLayout(Struct, frozen=True):
+    """Byte offsets in a thread's scratch memory, for heads of widths K and V.
+
+    ``positions`` is the number of bytes for the scores of positions (``attention/disentangled.py``).
+    """
+
+    head_dim: int
+    value_dim: int
+    positions: int = 0
+
+    @property
+    def queries(self) -> int:
+        """(MAX_TILE_ROWS, K): the queries of the tile, multiplied by the scale."""
+        return SCRATCH_HEADER
+
+    @property
+    def totals(self) -> int:
+        """(MAX_TILE_ROWS, V) float32: the weighted values of the pieces so far."""
+        return self.queries + MAX_TILE_ROWS * self.head_dim * 4
+
+    @property
+    def states(self) -> int:
+        """(MAX_TILE_ROWS, 2) float32: the states of the pieces so far."""
+        return self.totals + MAX_TILE_ROWS * self.value_dim * 4
+
+    @property
+    def page(self) -> int:
+        """A head's keys or values in one page, widened to float32."""
+        return self.states + MAX_TILE_ROWS * STATE
+
+    @property
+    def weights(self) -> int:
+        """(MAX_TILE_ROWS, PIECE): the scores of a piece, then its weights."""
+        return self.page + PAGE * 4 * max(self.head_dim, self.value_dim)
+
+    @property
+    def piece(self) -> int:
+        """The result of a piece: sums and states."""
+        return self.weights + MAX_TILE_ROWS * SCORES
+
+    @property
+    def position_scores(self) -> int:
+        """The scores of positions."""
+        return self.piece + self.piece_bytes(MAX_TILE_ROWS)
+
+    @property
+    def shared_pieces(self) -> int:
+        """The results of pieces that threads share, for tiles of at most ROWS rows."""
+        return self.position_scores + self.positions
+
+    def piece_bytes(self, rows: int) -> int:
+        """Bytes of a piece's result: the rows' sums, then their states."""
+        return rows * (4 * self.value_dim + STATE)
+
+    def bytes(self, context: int) -> int:
+        """Bytes of the scratch memory of a thread, for sequences of at most ``context`` tokens."""
+        return self.shared_pieces + 2 * (-(-context // PIECE) + 1) * self.piece_bytes(ROWS)
 
 
 class RowsRecord(Record):

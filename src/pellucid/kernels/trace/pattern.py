@@ -19,9 +19,7 @@ from pellucid.kernels.attention import tiles
 from pellucid.kernels.attention.disentangled import POSITION_BYTES, PositionRecord, position_scores
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
-from pellucid.kernels.attention.rows import RowsRecord, ScoresRecord, Tile, rows_of
-from pellucid.kernels.attention.tiles import SPAN
-from pellucid.kernels.attention.walk import PIECE, SCORES, ScratchLayout
+from pellucid.kernels.attention.rows import PIECE, SCORES, SPAN, RowsRecord, ScoresRecord, ScratchLayout, Tile, rows_of
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
 from pellucid.kernels.ops.elementwise import tanh_vector
