@@ -335,6 +335,19 @@ class StandardDecoder(Struct, frozen=True):
         )
 
 
+GPT_LIKE = StandardDecoder(
+    "",
+    bias=True,
+    output_bias=True,
+    activation="gelu_tanh",
+    gated=False,
+    feedforward_bias=True,
+    norm=Norm("layer", 1e-5),
+    tied=True,
+)
+"""The parts that most decoders share whose blocks follow GPT-2 instead of Llama."""
+
+
 def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
     """True if the output projection is the embedding: the metadata tie them, and the file has no separate matrix.
 
