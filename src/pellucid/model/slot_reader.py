@@ -196,7 +196,6 @@ class _SlotPart(Struct, frozen=True, dict=True):
         self.checkpoint.read(self.tensor.name, skipped + start, out)
 
     def _converted(self, first: int, last: int) -> NDArray[np.uint8]:
-        """The bytes of the rows from ``first`` to ``last`` - 1, converted."""
         values = self._floats.row_values(first, last)
         _, convert = CONVERSIONS[self.source.loaded_as]
         return convert(values * self.factors if self.source.smoothing else values).reshape(-1)
@@ -229,7 +228,6 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     @cached_property
     def _without_adapter(self) -> _SlotPart:
-        """The same part as the file stores it."""
         return _SlotPart(self.checkpoint, replace(self.source, adapter=None))
 
     def row_values(self, first: int, last: int) -> NDArray[np.float32]:
@@ -287,7 +285,6 @@ class _SlotPart(Struct, frozen=True, dict=True):
         return np.ascontiguousarray(by_row[start - begin : stop - begin : step]).reshape(-1).view(np.uint8)
 
     def _rows_as_columns(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The bytes of the transpose of some rows of a matrix."""
         form, (_, blocks, size) = stored_as(self.tensor)
         stored = self._stored(start * blocks * size, stop * blocks * size)
         if form is not self.form:
@@ -296,7 +293,6 @@ class _SlotPart(Struct, frozen=True, dict=True):
         return np.ascontiguousarray(values.T).reshape(-1).view(np.uint8)
 
     def _stored(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Read the bytes from ``start`` to ``stop`` of the tensor."""
         out = np.empty(stop - start, np.uint8)
         self.checkpoint.read(self.tensor.name, start, out)
         return out

@@ -357,7 +357,6 @@ def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
 
 
 def _widths(config: Config, key: str, layers: int) -> list[int]:
-    """F of each layer, from a list or from one number for all layers."""
     widths = config.by_layer(key, layers)
     if not all(widths):
         raise config.error(key, f"is 0 in layer {widths.index(0)}; it must be above 0 in each layer")

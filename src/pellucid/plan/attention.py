@@ -275,8 +275,8 @@ def _by_head(
     kernel, source, head_bytes = builder.product("matmul_heads", stage, x, packed, padded)
     fields |= {"x": At(source), "x_stride": count * head_bytes, "x_head": head_bytes}
     shape = f"(T, {count}, {width}) x ({count}, {features}, {width})ᵀ"
-    cost = {"weight_bytes": count * each, "multiply_adds": count * features * width}
-    builder.emit(stage, kernel, fields, (source,), (out,), shape, **cost)
+    cost = count * each, count * features * width
+    builder.emit(stage, kernel, fields, (source,), (out,), shape, cost=cost)
     return out
 
 

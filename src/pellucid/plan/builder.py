@@ -157,18 +157,21 @@ class Builder:
         writes: tuple[str, ...],
         shape: str = "",
         rows: RowKind = "tokens",
-        **more: Any,
+        *,
+        partitions: Mapping[str, str] | None = None,
+        cost: tuple[int, int] = (0, 0),
     ) -> None:
         """Append an operation, with the current view of each buffer that it writes.
 
         ``kernel`` may be the name of a kernel without parameters. The record's field ``rows``, if it has this field, is
-        set here. ``more`` are further fields of the `Operation`.
+        set here. ``cost`` is the number of bytes of weights, and the number of multiply-adds (`Operation`).
         """
         key = KernelKey(kernel) if isinstance(kernel, str) else kernel
         record, views = definition(key.name).record, tuple(self._views.get(buffer) for buffer in writes)
         if record and "rows" in record.fields:
             fields = {**fields, "rows": ROW_COUNT[rows]}
-        self.operations.append(Operation(stage, key, fields, reads, writes, shape, rows=rows, views=views, **more))
+        operation = Operation(stage, key, fields, reads, writes, shape, *cost, rows, partitions or {}, views=views)
+        self.operations.append(operation)
         self._forget(*writes)
 
     def _forget(self, *changed: str) -> None:
@@ -310,8 +313,8 @@ class Builder:
         )
         fields["x"] = At(source)
         shape, partitions = f"({LETTER[rows]}, {width}) x ({out_features}, {width})ᵀ", {out: tiles(self.width_of(out))}
-        cost = {"weight_bytes": packed.matrix_bytes(out_features, width), "multiply_adds": out_features * width}
-        self.emit(stage, kernel, fields, (source,), (out,), shape, rows, partitions=partitions, **cost)
+        cost = packed.matrix_bytes(out_features, width), out_features * width
+        self.emit(stage, kernel, fields, (source,), (out,), shape, rows, partitions=partitions, cost=cost)
         return out
 
     def add(self, stage: str, a: str, b: str, factor: float = 1.0) -> str:

@@ -148,7 +148,6 @@ def _choice_stride(router: Router) -> int:
 
 
 def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
-    """Choose the experts of each token, and compute their weights."""
     experts, chosen = router.experts, router.chosen
     scores = builder.linear(f"{stage}.router", x, experts, "scores", bias=router.bias, letters="E")
     builder.point(scores, "the router's score of each expert")
@@ -173,7 +172,6 @@ def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
 
 
 def _group(builder: Builder, stage: str, router: Router) -> None:
-    """Group the choices of all tokens by expert."""
     runs = builder.buffer("runs", router.experts + 1, "once", dtype="int32")
     sources = builder.buffer("sources", router.chosen, dtype="int32")
     places = builder.buffer("places", router.chosen, dtype="int32")
@@ -205,13 +203,12 @@ def _experts(
     kernel, source, fields["x_stride"] = builder.product("matmul_experts", slot, x, packed, width, gathered=gathered)
     fields["x"] = At(source)
     shape = f"(T, {router.chosen} of {router.experts}, {width}) x ({features}, {width})ᵀ"
-    cost = {"weight_bytes": router.chosen * stored, "multiply_adds": router.chosen * features * width}
-    builder.emit(slot, kernel, fields, (source, "runs", "sources"), (out,), shape, **cost)
+    cost = router.chosen * stored, router.chosen * features * width
+    builder.emit(slot, kernel, fields, (source, "runs", "sources"), (out,), shape, cost=cost)
     return out
 
 
 def _weigh(builder: Builder, stage: str, router: Router, x: str, features: int) -> None:
-    """Multiply x (T, C, features) by the weight of each chosen expert."""
     width = builder.width_of(x) // router.chosen
     fields: dict[str, Value] = {"x": At(x), "width": width, "chosen": router.chosen}
     fields |= {"places": At("places"), "weights": At("weights"), "choice_stride": _choice_stride(router)}

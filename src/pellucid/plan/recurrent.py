@@ -81,8 +81,8 @@ def convolve(
     count, width = builder.count_of(x), builder.width_of(x)
     out = builder.buffer(f"{x}.conv", count)
     builder.view(out, builder.letters_of(x), parts, count // parts)
-    fields = state.fields(part) if taps > 1 else {"state": 0, "page_bytes": 0}
-    fields |= {"x": At(x), "width": width, "taps": taps, "out": At(out)}
+    fields: dict[str, Value] = {"x": At(x), "width": width, "taps": taps, "out": At(out)}
+    fields |= state.fields(part) if taps > 1 else {"state": 0, "page_bytes": 0}
     fields |= {"weight": Vector(f"{stage}.weight", by_column=True), "weight_stride": 4 * width}
     fields["bias"] = Vector(f"{stage}.bias") if bias else 0
     own = (state.name_of(part),) if taps > 1 else ()
@@ -151,7 +151,7 @@ def scan(
     """
     out = builder.buffer("scanned", shape.heads * shape.value_dim)
     builder.view(out, "H V", shape.heads, width, shape.value_dim)
-    fields = {**state.fields("memory"), "q": At(q), "k": At(k), "v": At(v), "out": At(out)}
+    fields: dict[str, Value] = {**state.fields("memory"), "q": At(q), "k": At(k), "v": At(v), "out": At(out)}
     fields |= {"decays": At(decays), "factors": At(factors), "head_stride": 4 * builder.width_of(decays)}
     fields |= {"heads": shape.heads, "groups": shape.groups, "neighbours": shape.neighbours}
     fields |= {"key_dim": shape.key_dim, "value_dim": shape.value_dim}

@@ -144,18 +144,6 @@ class RowHelpers(NamedTuple):
 
 def rows_of(simd: Any, at: Any) -> RowHelpers:
     """Make the helpers for rows. ``at`` holds the field offsets of attention's record."""
-    context_of, earliest = _context_of(simd, at), _earliest(simd, at)
-    seen = _seen(simd, at, earliest)
-
-    @simd.jit
-    def seen_by(tile):
-        """Return the range of tokens that a tile sees."""
-        return seen(tile, context_of(tile), tile.first, tile.rows)
-
-    return RowHelpers(context_of, _place_of(simd, at), _limits(simd, at, earliest), seen, seen_by)
-
-
-def _context_of(simd: Any, at: Any) -> Any:
     step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
 
     @simd.jit
@@ -171,24 +159,12 @@ def _context_of(simd: Any, at: Any) -> Any:
         pages += load(tile.record + at.group) * load(step + step_at.group_stride)
         return Context(length, pages + load(step + step_at.page_stride) * row, position)
 
-    return context_of
-
-
-def _place_of(simd: Any, at: Any) -> Any:
-    step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
-
     @simd.jit
     def place_of(tile, row):
         """Return the row's index among all (token, query head) pairs of the step."""
         first_token = load_i32(load(tile.step + step_at.first_row) + 4 * tile.sequence)
         head = tile.kv_head * tile.group + row % tile.group
         return (first_token + row // tile.group) * load(tile.record + at.heads) + head
-
-    return place_of
-
-
-def _earliest(simd: Any, at: Any) -> Any:
-    load = simd.load_i64
 
     @simd.jit
     def earliest(tile, position):
@@ -200,12 +176,6 @@ def _earliest(simd: Any, at: Any) -> Any:
             first = max(0, position - window + 1)
         return first
 
-    return earliest
-
-
-def _limits(simd: Any, at: Any, earliest: Any) -> Any:
-    load = simd.load_i64
-
     @simd.jit
     def limits(tile, context, row):
         """Return a row's position and the range of tokens that it sees: position, first, end."""
@@ -216,12 +186,6 @@ def _limits(simd: Any, at: Any, earliest: Any) -> Any:
         elif window != 0:
             end = min(end, position + window)
         return position, earliest(tile, position), end
-
-    return limits
-
-
-def _seen(simd: Any, at: Any, earliest: Any) -> Any:
-    load = simd.load_i64
 
     @simd.jit
     def seen(tile, context, first, rows):
@@ -240,4 +204,9 @@ def _seen(simd: Any, at: Any, earliest: Any) -> Any:
             begin = earliest(tile, context.position + first // tile.group) // SPAN * SPAN
         return begin, end
 
-    return seen
+    @simd.jit
+    def seen_by(tile):
+        """Return the range of tokens that a tile sees."""
+        return seen(tile, context_of(tile), tile.first, tile.rows)
+
+    return RowHelpers(context_of, place_of, limits, seen, seen_by)

@@ -49,11 +49,16 @@ def walk(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, kv_dtype: s
     loops = page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
     keys_of = page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
     values_of = page_of(simd, at.values, at.page_bytes, head_bytes(kv_dtype, value_dim))
+
+    @simd.jit
+    def add_no_scores(tile, context, scratch, piece):
+        pass
+
     return Walk(
         _begin(simd, at, rows, loops, space),
         _clear(simd, space),
         _scores(simd, rows, loops, space, keys_of, values_of, far),
-        _nothing(simd),
+        add_no_scores,
         _weights(simd, at, rows, loops, space),
         _values(simd, rows, loops, space, keys_of, values_of, far),
         _join(simd, space),
@@ -93,14 +98,6 @@ def _clear(simd: Any, space: ScratchLayout) -> Any:
             store_f32(scratch + states_at + r * STATE + 4, np.float32(0))
 
     return clear
-
-
-def _nothing(simd: Any) -> Any:
-    @simd.jit
-    def add_scores(tile, context, scratch, piece):
-        pass
-
-    return add_scores
 
 
 def page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:

@@ -97,7 +97,6 @@ ROTATED = 64  # default number of rotated values of a head
 
 
 def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Set the number of rotated values of a head from ``rotary_dim``."""
     attention = spec.attention
     assert attention.rotary is not None
     usual = attention.head_dim if config.is_present("rotary_dim") else min(ROTATED, attention.head_dim)
