@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.walk import ScratchLayout
+from pellucid.kernels.attention.rows import ScratchLayout
 from pellucid.kernels.core.definitions import KernelKey, definition, kernel
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.walk import ScratchLayout
+from pellucid.kernels.attention.rows import ScratchLayout
 from pellucid.plan.bind import buffer_bytes
 from pellucid.plan.plan import LETTER, Plan
 from pellucid.plan.points import RowKind

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -30,7 +30,6 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.weight_map import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, load_weights
-from pellucid.plan.pipeline_stages import Stage
 from pellucid.plan.plan import Plan
 from pellucid.runtime.batch import ALONE_TOKENS, Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import KVCache
@@ -40,6 +39,9 @@ from pellucid.runtime.prefix_cache import default_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import Matrix
+
+if TYPE_CHECKING:
+    from pellucid.plan.pipeline_stages import Stage
 
 SMALL = 4  # a step with at most this many tokens is limited by memory bandwidth
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -20,7 +20,6 @@ from pellucid.model.weight_map import Model
 from pellucid.plan.bind import Arrays, allocate, packers, places
 from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.passes import Watch, optimize
-from pellucid.plan.pipeline_stages import Border, block_parts
 from pellucid.plan.plan import At, Plan, Setup
 from pellucid.runtime.batch import Chunk, ForwardedEdits, Recorder, StepArrays, StepLimits
 from pellucid.runtime.cache import KVCache
@@ -29,6 +28,9 @@ from pellucid.runtime.memory import address
 from pellucid.runtime.processors import free_bytes, processors
 from pellucid.sample.candidates import SUMS, TOP
 from pellucid.weights.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from pellucid.plan.pipeline_stages import Border
 
 # Runs the setup of a plan: the operations that compute constants of the weights, once when a model is loaded.
 
@@ -214,6 +216,8 @@ class BlockPrograms:
     """The bound parts of a plan. ``bind`` binds a plan to the runner's memory."""
 
     def __init__(self, plan: Plan, bind: Callable[[Plan], Program]) -> None:
+        from pellucid.plan.pipeline_stages import block_parts
+
         before, self.parts = block_parts(plan)
         self._starts = [part.first for part in self.parts]
         self._before = BoundPlan(optimize(before), bind) if before.operations else None

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention.tiles import SPAN
+from pellucid.kernels.attention.rows import SPAN
 from pellucid.kernels.core.definitions import definition
 from pellucid.kernels.core.record import WORD
 from pellucid.plan.passes import PatternEdit, PatternTap, Site, Watch

@@ -59,7 +59,6 @@ class Config(Struct, frozen=True):
         return replace(self, aliases=used)
 
     def _stored(self, key: str) -> str:
-        """The name of a key in the table."""
         return self.prefix + self.aliases.get(key, key)
 
     def name(self, key: str) -> str:

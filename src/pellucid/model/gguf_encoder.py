@@ -14,7 +14,7 @@ from pellucid.errors.messages import brief
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.metadata import gguf_attention, gguf_vocabulary
 from pellucid.model.output_heads import OutputParts
-from pellucid.model.outputs import Dense, Labels, OutputActivation, Pooling, PoolingKind, UnitLength
+from pellucid.model.outputs import Dense, HiddenActivation, Labels, OutputActivation, Pooling, PoolingKind, UnitLength
 from pellucid.model.positions import Pairing
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
 from pellucid.model.tensor_names import GGUF, TensorNames
@@ -140,7 +140,7 @@ def gguf_body(
     checkpoint: Checkpoint,
     config: Config,
     family: str,
-    activation: OutputActivation,
+    activation: HiddenActivation,
     names: TensorNames,
     *,
     placement: Literal["pre", "post"] = "post",
@@ -164,7 +164,7 @@ def gguf_body(
     )
     feedforward = FeedForward(
         own.count("feed_forward_length"),
-        activation,  # type: ignore[arg-type]
+        activation,
         gated,
         bias=present("blk.0.ffn_up.bias"),
         output_bias=present("blk.0.ffn_down.bias"),

@@ -112,7 +112,6 @@ def config_mamba(
 
 
 def _limits(config: Config) -> tuple[float, float]:
-    """The lower and upper limit of a token's step size."""
     low, high = config.number_tuple("time_step_limit", (0.0, math.inf))
     if low > high:
         raise config.error("time_step_limit", f"is {low:g} to {high:g}: the first must not be above the second")

@@ -141,7 +141,6 @@ def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScali
 
 
 def _longrope(parameters: Config, config: Config) -> RotaryScaling:
-    """The parameters of LongRoPE, read as in transformers."""
     where = parameters if parameters.has(TRAINED_CONTEXT) else config
     trained = where.count(TRAINED_CONTEXT)
     parameters.check_equal(TRAINED_CONTEXT, config, TRAINED_CONTEXT)
@@ -162,7 +161,6 @@ def longrope_magnitude(factor: float, trained: int) -> float:
 
 
 def _yarn(parameters: Config, config: Config) -> RotaryScaling:
-    """The parameters of YaRN, read as in transformers."""
     factor = parameters.number("factor")
     mscale, mscale_all = parameters.optional_number("mscale"), parameters.optional_number("mscale_all_dim")
     magnitude = yarn_magnitude(factor)

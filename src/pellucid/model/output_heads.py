@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief, shown
@@ -66,20 +66,9 @@ class OutputParts(Struct, frozen=True):
 
     def of(self, spec: ModelSpec) -> ModelSpec:
         """The spec with these outputs."""
-        return replace(
-            spec,
-            task=self.task,
-            pooling=self.pooling,
-            output=self.layers,
-            head=self.head,
-            labels=self.labels,
-            matryoshka=self.matryoshka,
-            prompts=self.prompts,
-            pair_prompt=self.pair_prompt,
-            truncate_dim=self.truncate_dim,
-            similarity=self.similarity,
-            max_active=self.max_active,
-        )
+        fields = asdict(self)
+        del fields["slots"]
+        return replace(spec, output=fields.pop("layers"), **fields)
 
 
 class HeadLayer(Struct, frozen=True):
@@ -117,6 +106,20 @@ class TaskHead(Struct, frozen=True):
 
 Heads = Mapping[str, TaskHead]
 """The heads of a family by task ("classify") or by the ending of a class of transformers ("NextSentencePrediction")."""
+
+
+def encoder_heads(classify: TaskHead, fill: TaskHead, **more: TaskHead) -> Heads:
+    """The heads of most encoders: tags and the answers to questions have a single layer with the same name in all."""
+    tag, answer = (TaskHead((HeadLayer(name, "labels"),)) for name in ("classifier", "qa_outputs"))
+    return {"classify": classify, "tag": tag, "answer": answer, "fill": fill, **more}
+
+
+def fill_head(
+    dense: str, norm: str, decoder: str, bias: str, activation: OutputActivation | Literal["hidden"] = "hidden"
+) -> TaskHead:
+    """The head of a masked language model: a dense layer and a norm before the projection to the vocabulary."""
+    layers = (HeadLayer(dense, activation=activation), HeadLayer(norm, "norm"))
+    return TaskHead(layers, decoder=decoder, bias=bias)
 
 
 def choice_head(*layers: HeadLayer) -> TaskHead:

@@ -30,6 +30,8 @@ Task = Literal["generate", "embed", "sparse", "tokens", "classify", "tag", "answ
 - "decide": a score for each option of each question
 """
 OutputActivation = Literal["", "tanh", "gelu", "gelu_tanh", "relu", "silu"]
+HiddenActivation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+"""Activation functions of both the feed-forwards of encoders and their output layers."""
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 """The similarity of two sentence vectors: their cosine, their product, or their distance times -1."""
 Scale = Literal["softmax", "sigmoid", "none"]

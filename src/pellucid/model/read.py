@@ -63,7 +63,6 @@ def read_model(
 
 
 def _read_headed(checkpoint: Checkpoint, parent: Config) -> Model:
-    """The model of a decision model with a head of its own (``decision_heads.py``)."""
     from pellucid.model.decision_heads import HeadedPart
 
     text = HeadedPart(checkpoint)
@@ -101,7 +100,6 @@ def planned_from_config(checkpoint: Checkpoint) -> Model:
 
 
 def _architecture(checkpoint: Checkpoint, config: Config) -> tuple[str, Family]:
-    """The architecture that a file states, and its family."""
     architecture = config.text("general.architecture" if checkpoint.kind == "gguf" else "model_type")
     family = family_of(architecture, checkpoint.kind)
     if family is None:

@@ -41,9 +41,7 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     embedding, width = spec.embedding, spec.embedding.width
     yield "embed.weight", (embedding.vocabulary, embedding.narrow or width)
     if embedding.narrow:
-        yield "embed.widen.weight", (width, embedding.narrow)
-        if embedding.narrow_sum and not embedding.norm_last:
-            yield "embed.widen.bias", (width,)
+        yield from _linear("embed.widen", width, embedding.narrow, embedding.narrow_sum and not embedding.norm_last)
     if isinstance(spec.position, Learned):
         yield "position.weight", (spec.position.count, embedding.sum_width)
     if relative := next((kind for kind in spec.attentions if kind.relative and not kind.relative.own), None):
@@ -60,8 +58,7 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
         if spec.relative.norm:
             yield from _norm("relative.norm", spec.relative.norm, width)
     if spec.convolution:
-        yield "convolution.weight", (width, width * spec.convolution.taps)
-        yield "convolution.bias", (width,)
+        yield from _linear("convolution", width, width * spec.convolution.taps, True)
         yield from _norm("convolution.norm", spec.blocks[0].norm, width)
     if spec.per_layer:
         widths = len(spec.blocks) * spec.per_layer.width
@@ -93,9 +90,7 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     for number, layer in enumerate(spec.output):
         match layer:
             case Dense():
-                yield f"output.{number}.weight", (layer.width, width)
-                if layer.bias:
-                    yield f"output.{number}.bias", (layer.width,)
+                yield from _linear(f"output.{number}", layer.width, width, layer.bias)
                 width = layer.width
             case Norm():
                 yield from _norm(f"output.{number}", layer, width)
@@ -115,6 +110,12 @@ def _altup(name: str, kind: AltUp, norm: Norm, width: int) -> Iterator[tuple[str
     yield f"{name}.correct.weight", (streams, streams)
     if kind.scaled:
         yield f"{name}.scale.weight", (width,)
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool = False, experts: Shape = ()) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (*experts, rows, columns)
+    if bias:
+        yield f"{name}.bias", (*experts, rows)
 
 
 def _norm(name: str, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:
@@ -190,16 +191,12 @@ def _attention(name: str, attention: Attention, width: int, source_width: int = 
         *([] if attention.shared is not None or attention.keys_as_values else [("v", values, seen, attention.bias)]),
         ("output", width, attended, attention.output_bias),
     ):
-        yield f"{name}.{part}.weight", (rows, columns)
-        if bias:
-            yield f"{name}.{part}.bias", (rows,)
+        yield from _linear(f"{name}.{part}", rows, columns, bias)
     relative = attention.disentangled
     if relative and not relative.shared:
         for part, present, bias in (("k", relative.keys, relative.key_bias), ("q", relative.queries, True)):
             if present:
-                yield f"{name}.position_{part}.weight", (heads, width)
-            if present and bias:
-                yield f"{name}.position_{part}.bias", (heads,)
+                yield from _linear(f"{name}.position_{part}", heads, width, bias)
     if attention.qk_norm:
         all_heads = attention.qk_norm_whole
         yield from _norm(f"{name}.q_norm", attention.qk_norm, heads if all_heads else attention.head_dim)
@@ -216,34 +213,27 @@ def _attention(name: str, attention: Attention, width: int, source_width: int = 
 def _latent(name: str, attention: Attention, latent: Latent, width: int) -> Iterator[tuple[str, Shape]]:
     heads, rotated = attention.heads, attention.head_dim - latent.plain_dim
     if latent.query_rank:
-        yield f"{name}.q_down.weight", (latent.query_rank, width)
-        if attention.bias:
-            yield f"{name}.q_down.bias", (latent.query_rank,)
+        yield from _linear(f"{name}.q_down", latent.query_rank, width, attention.bias)
         yield from _norm(f"{name}.q_down_norm", latent.norm, latent.query_rank)
     source = latent.query_rank or width
     yield f"{name}.q.weight", (heads * latent.plain_dim, source)
     yield f"{name}.q_rotary.weight", (heads * rotated, source)
     for part, rows in (("latent", latent.rank), ("k_rotary", rotated)):
-        yield f"{name}.{part}.weight", (rows, width)
-        if attention.bias:
-            yield f"{name}.{part}.bias", (rows,)
+        yield from _linear(f"{name}.{part}", rows, width, attention.bias)
     yield from _norm(f"{name}.latent_norm", latent.norm, latent.rank)
     yield f"{name}.k_up.weight", (heads, latent.rank, latent.plain_dim)
     yield f"{name}.v_up.weight", (heads, attention.value_dim, latent.rank)
-    yield f"{name}.output.weight", (width, heads * attention.value_dim)
-    if attention.output_bias:
-        yield f"{name}.output.bias", (width,)
+    yield from _linear(f"{name}.output", width, heads * attention.value_dim, attention.output_bias)
 
 
 def _recurrent(name: str, kind: Recurrent, width: int) -> Iterator[tuple[str, Shape]]:
     match kind:
         case DeltaNet():
             keys, values = kind.key_heads * kind.key_dim, kind.heads * kind.value_dim
-            for part, rows in (("q", keys), ("k", keys), ("v", values), ("gate", values)):
+            convolved = (("q", keys), ("k", keys), ("v", values))
+            for part, rows in (*convolved, ("gate", values), ("beta", kind.heads), ("step", kind.heads)):
                 yield f"{name}.{part}.weight", (rows, width)
-            yield f"{name}.beta.weight", (kind.heads, width)
-            yield f"{name}.step.weight", (kind.heads, width)
-            for part, rows in (("q", keys), ("k", keys), ("v", values)):
+            for part, rows in convolved:
                 yield f"{name}.{part}_conv.weight", (rows, kind.taps)
             yield from _rates(name, kind.heads)
             yield from _norm(f"{name}.head_norm", kind.norm, kind.value_dim)
@@ -252,28 +242,18 @@ def _recurrent(name: str, kind: Recurrent, width: int) -> Iterator[tuple[str, Sh
             inner, of_groups = kind.heads * kind.head_dim, kind.groups * kind.state
             parts = (("gate", inner), ("x", inner), ("b", of_groups), ("c", of_groups), ("step", kind.heads))
             for part, rows in parts:
-                yield f"{name}.{part}.weight", (rows, width)
-                if kind.bias:
-                    yield f"{name}.{part}.bias", (rows,)
+                yield from _linear(f"{name}.{part}", rows, width, kind.bias)
             for part, rows in parts[1:4]:
-                yield f"{name}.{part}_conv.weight", (rows, kind.taps)
-                if kind.conv_bias:
-                    yield f"{name}.{part}_conv.bias", (rows,)
+                yield from _linear(f"{name}.{part}_conv", rows, kind.taps, kind.conv_bias)
             yield from _rates(name, kind.heads)
             yield f"{name}.skip.weight", (kind.heads,)
             if kind.norm:
                 yield from _norm(f"{name}.output_norm", kind.norm, inner)
-            yield f"{name}.output.weight", (width, inner)
-            if kind.output_bias:
-                yield f"{name}.output.bias", (width,)
+            yield from _linear(f"{name}.output", width, inner, kind.output_bias)
         case ShortConvolution():
             for part in ("b", "c", "x", "output"):
-                yield f"{name}.{part}.weight", (width, width)
-                if kind.bias:
-                    yield f"{name}.{part}.bias", (width,)
-            yield f"{name}.conv.weight", (width, kind.taps)
-            if kind.bias:
-                yield f"{name}.conv.bias", (width,)
+                yield from _linear(f"{name}.{part}", width, width, kind.bias)
+            yield from _linear(f"{name}.conv", width, kind.taps, kind.bias)
 
 
 def _rates(name: str, heads: int) -> Iterator[tuple[str, Shape]]:
@@ -285,18 +265,15 @@ def _rates(name: str, heads: int) -> Iterator[tuple[str, Shape]]:
 def _feedforward(name: str, kind: FeedForward, width: int, experts: Shape = ()) -> Iterator[tuple[str, Shape]]:
     for part in ("gate", "up", "down") if kind.gated else ("up", "down"):
         rows, columns = (width, kind.width) if part == "down" else (kind.width, width)
-        yield f"{name}.{part}.weight", (*experts, rows, columns)
-        if kind.bias or (kind.output_bias and part == "down"):
-            yield f"{name}.{part}.bias", (*experts, rows)
+        bias = kind.bias or (kind.output_bias and part == "down")
+        yield from _linear(f"{name}.{part}", rows, columns, bias, experts)
 
 
 def _mixture(name: str, kind: Mixture, width: int) -> Iterator[tuple[str, Shape]]:
     experts = kind.router.experts
     if kind.norms:
         yield from _norm(f"{name}.router_norm", kind.norms, width)
-    yield f"{name}.router.weight", (experts, width)
-    if kind.router.bias:
-        yield f"{name}.router.bias", (experts,)
+    yield from _linear(f"{name}.router", experts, width, kind.router.bias)
     if kind.router.correction:
         yield f"{name}.correction.bias", (experts,)
     if kind.router.expert_scale:

@@ -64,6 +64,10 @@ ADAPTED_ROWS = 32
 """Number of rows that an adapter changes at once, so that the float64 values stay in the processor's cache."""
 
 
+def _wrong(tensor: Tensor, problem: str) -> FileFormatError:
+    return FileFormatError(tensor.path, tensor.name, problem, tensor.offset)
+
+
 def shape_of(tensor: Tensor, source: Slot) -> Shape:
     """The shape of the part of a tensor that a slot uses.
 
@@ -73,21 +77,15 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
     shape = tensor.shape
     if source.flat:
         if len(shape) not in (1, 2):
-            raise FileFormatError(
-                tensor.path, tensor.name, f"tensor has shape {shape}; it must have one or two dimensions", tensor.offset
-            )
+            raise _wrong(tensor, f"tensor has shape {shape}; it must have one or two dimensions")
         shape = (prod(shape),)
     if source.joined:
         if len(shape) != 3:
-            raise FileFormatError(
-                tensor.path, tensor.name, f"tensor has shape {shape}; it must have three dimensions", tensor.offset
-            )
+            raise _wrong(tensor, f"tensor has shape {shape}; it must have three dimensions")
         shape = (shape[0], shape[1] * shape[2])
     if source.transpose:
         if len(shape) not in (2, 3):
-            raise FileFormatError(
-                tensor.path, tensor.name, f"tensor has shape {shape}; it must be a matrix", tensor.offset
-            )
+            raise _wrong(tensor, f"tensor has shape {shape}; it must be a matrix")
         stored = shape[-2] if source.columns is None else _columns(tensor, source.columns)
         shape = (*shape[:-2], shape[-1], stored)
     if source.rows is None:
@@ -95,12 +93,8 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
     start, stop = source.rows
     rows = shape[0] if len(shape) == 1 else prod(shape[:-1])
     if not 0 <= start < stop <= rows:
-        raise FileFormatError(
-            tensor.path,
-            tensor.name,
-            f"tensor has {rows:,} rows; the model needs rows {start:,} to {stop:,} (its shape is {tensor.shape})",
-            tensor.offset,
-        )
+        needed = f"rows {start:,} to {stop:,} (its shape is {tensor.shape})"
+        raise _wrong(tensor, f"tensor has {rows:,} rows; the model needs {needed}")
     count = len(range(start, stop, source.step))
     return (count, *shape[-1:]) if len(shape) > 1 else (count,)
 
@@ -126,12 +120,8 @@ def _columns(tensor: Tensor, columns: tuple[int, int]) -> int:
     """Number of rows of a tensor that are used as columns."""
     start, stop = columns
     if len(tensor.shape) != 2 or not 0 <= start < stop <= tensor.shape[0]:
-        raise FileFormatError(
-            tensor.path,
-            tensor.name,
-            f"tensor has shape {tensor.shape}; the model needs rows {start:,} to {stop:,} of a matrix",
-            tensor.offset,
-        )
+        needed = f"rows {start:,} to {stop:,} of a matrix"
+        raise _wrong(tensor, f"tensor has shape {tensor.shape}; the model needs {needed}")
     return stop - start
 
 
@@ -183,12 +173,8 @@ class _SlotPart(Struct, frozen=True, dict=True):
         blocks = out[skipped : skipped + (len(out) - skipped) // size * size].reshape(-1, size)
         if (damaged := self.form.damaged(blocks)) is not None:
             row = (start + skipped + damaged * size) // self.row_bytes
-            raise FileFormatError(
-                self.tensor.path,
-                self.tensor.name,
-                f"row {row} of {self.rows} has a weight that is NaN or infinite: the file is damaged; fetch it again",
-                self.tensor.offset,
-            )
+            problem = f"row {row} of {self.rows} has a weight that is NaN or infinite: the file is damaged"
+            raise _wrong(self.tensor, f"{problem}; fetch it again")
 
     def _fill(self, start: int, out: NDArray[np.uint8]) -> None:
         """As ``read``, without the check."""
@@ -210,7 +196,6 @@ class _SlotPart(Struct, frozen=True, dict=True):
         self.checkpoint.read(self.tensor.name, skipped + start, out)
 
     def _converted(self, first: int, last: int) -> NDArray[np.uint8]:
-        """The bytes of the rows from ``first`` to ``last`` - 1, converted."""
         values = self._floats.row_values(first, last)
         _, convert = CONVERSIONS[self.source.loaded_as]
         return convert(values * self.factors if self.source.smoothing else values).reshape(-1)
@@ -243,7 +228,6 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     @cached_property
     def _without_adapter(self) -> _SlotPart:
-        """The same part as the file stores it."""
         return _SlotPart(self.checkpoint, replace(self.source, adapter=None))
 
     def row_values(self, first: int, last: int) -> NDArray[np.float32]:
@@ -301,7 +285,6 @@ class _SlotPart(Struct, frozen=True, dict=True):
         return np.ascontiguousarray(by_row[start - begin : stop - begin : step]).reshape(-1).view(np.uint8)
 
     def _rows_as_columns(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The bytes of the transpose of some rows of a matrix."""
         form, (_, blocks, size) = stored_as(self.tensor)
         stored = self._stored(start * blocks * size, stop * blocks * size)
         if form is not self.form:
@@ -310,7 +293,6 @@ class _SlotPart(Struct, frozen=True, dict=True):
         return np.ascontiguousarray(values.T).reshape(-1).view(np.uint8)
 
     def _stored(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Read the bytes from ``start`` to ``stop`` of the tensor."""
         out = np.empty(stop - start, np.uint8)
         self.checkpoint.read(self.tensor.name, start, out)
         return out

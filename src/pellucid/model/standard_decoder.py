@@ -335,6 +335,19 @@ class StandardDecoder(Struct, frozen=True):
         )
 
 
+GPT_LIKE = StandardDecoder(
+    "",
+    bias=True,
+    output_bias=True,
+    activation="gelu_tanh",
+    gated=False,
+    feedforward_bias=True,
+    norm=Norm("layer", 1e-5),
+    tied=True,
+)
+"""The parts that most decoders share whose blocks follow GPT-2 instead of Llama."""
+
+
 def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
     """True if the output projection is the embedding: the metadata tie them, and the file has no separate matrix.
 
@@ -344,7 +357,6 @@ def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
 
 
 def _widths(config: Config, key: str, layers: int) -> list[int]:
-    """F of each layer, from a list or from one number for all layers."""
     widths = config.by_layer(key, layers)
     if not all(widths):
         raise config.error(key, f"is 0 in layer {widths.index(0)}; it must be above 0 in each layer")

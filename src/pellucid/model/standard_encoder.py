@@ -14,7 +14,7 @@ from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import gguf_outputs
 from pellucid.model.metadata import gguf_attention, gguf_vocabulary
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
-from pellucid.model.outputs import OutputActivation
+from pellucid.model.outputs import HiddenActivation, OutputActivation
 from pellucid.model.positions import Learned
 from pellucid.model.sentence_modules import read_outputs
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm, Placement
@@ -57,7 +57,7 @@ def encoder_model(
     return Model(outputs.of(body), {**slots, **outputs.slots}, config.name("num_hidden_layers"))
 
 
-# One reader for encoders with the structure of BERT. The differences between their families are data.
+# The reader of ``StandardEncoder``.
 #
 #     BERT = StandardEncoder("bert", names=bert_names("bert"), heads=HEADS).family()
 #
@@ -66,14 +66,11 @@ def encoder_model(
 
 Slots: TypeAlias = Mapping[str, Slot | tuple[Slot, ...]]
 
-ACTIVATIONS: Mapping[str, OutputActivation] = {
+ACTIVATIONS: Mapping[str, HiddenActivation] = {
     "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh"),
     "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
+    **dict.fromkeys(("silu", "swish"), "silu"),
 }
 """Activation functions by their names in transformers."""
 
@@ -207,7 +204,7 @@ class StandardEncoder(Struct, frozen=True):
             narrow_sum=bool(narrow),
         )
         attention = Attention(heads, heads, head_dim, head_dim**-0.5, causal=False, bias=True, output_bias=True)
-        feedforward = FeedForward(config.count(keys["feed_forward"]), activation, gated=False, bias=True)  # type: ignore[arg-type]
+        feedforward = FeedForward(config.count(keys["feed_forward"]), activation, gated=False, bias=True)
         layers = config.count(keys["layers"], limit=MAX_LAYERS)
         shared = self.layer_names(config, layers) if self.layer_names else None
         spec = ModelSpec(

@@ -77,23 +77,18 @@ class TextPart:
         return replace(model, slots=slots, ignored=tuple(map(named, model.ignored)))
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """As in ``Checkpoint``."""
         return self._whole.data(self.original[name])
 
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
-        """As in ``Checkpoint``."""
         self._whole.read(self.original[name], start, out)
 
     def file_facts(self) -> list[tuple[str, int, int, int]]:
-        """As in ``Checkpoint``."""
         return self._whole.file_facts()
 
     def check_unchanged(self) -> None:
-        """As in ``Checkpoint``."""
         self._whole.check_unchanged()
 
     def close(self) -> None:
-        """As in ``Checkpoint``."""
         self._whole.close()
 
 

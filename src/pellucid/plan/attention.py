@@ -12,21 +12,10 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.spec import Attention, Latent, ModelSpec
-from pellucid.plan.builder import NO_BIAS, ROW_COUNT, Builder, heads
+from pellucid.plan.builder import NO_BIAS, Builder, heads
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm, place, regroup
-from pellucid.plan.plan import (
-    At,
-    BucketTable,
-    Cache,
-    CacheGroup,
-    Operation,
-    PageBytes,
-    ScoreBias,
-    Value,
-    Vector,
-    Weights,
-)
+from pellucid.plan.plan import At, BucketTable, Cache, CacheGroup, PageBytes, ScoreBias, Value, Vector, Weights
 from pellucid.plan.points import AttentionMask, View
 from pellucid.plan.position import alibi_table, bucket_table, position_scores, rotate, scale_queries
 from pellucid.runtime.cache_layout import LayerShape
@@ -70,23 +59,19 @@ def layer_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
 
 def write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape, layer: int, k: str, v: str) -> None:
     """Write keys and values to a layer of the cache."""
-    fields: dict[str, Value] = {
-        "k": At(k),
-        "v": At(v),
-        "kv_heads": kind.kv_heads,
-        "head_dim": shape.head_dim,
-        "value_dim": shape.value_dim,
-        "keys": Cache(layer, "keys"),
-        "values": Cache(layer, "values"),
-        "group": CacheGroup(layer),
-        "page_bytes": PageBytes(layer),
-    }
+    fields: dict[str, Value] = {"k": At(k), "v": At(v), **_cached(layer)}
+    fields |= {"kv_heads": kind.kv_heads, "head_dim": shape.head_dim, "value_dim": shape.value_dim}
     printed = f"(T, {kind.kv_heads}, {kind.head_dim}) {shape.kv_dtype}"
     partitions = dict.fromkeys((k, v), heads(kind.kv_heads))
     kernel = KernelKey("cache_write", kv_dtype=shape.kv_dtype)
-    builder.emit(
-        Operation(f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, partitions=partitions)
-    )
+    builder.emit(f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, partitions=partitions)
+
+
+def _cached(layer: int, of_source: bool = False) -> dict[str, Value]:
+    """The fields of a layer's pages."""
+    keys, values = Cache(layer, "keys", of_source), Cache(layer, "values", of_source)
+    group, page_bytes = CacheGroup(layer, of_source), PageBytes(layer, of_source)
+    return {"keys": keys, "values": values, "group": group, "page_bytes": page_bytes}
 
 
 def attend(
@@ -112,41 +97,22 @@ def attend(
         name = bucket_table(builder, stage, kind, kind.relative)
     table = builder.tables[name] if name else None
     assert not isinstance(table, BucketTable)
-    fields: dict[str, Value] = {
-        "q": At(q),
-        "heads": kind.heads,
-        "kv_heads": kind.kv_heads,
-        "keys": Cache(layer, "keys", cross),
-        "values": Cache(layer, "values", cross),
-        "group": CacheGroup(layer, cross),
-        "page_bytes": PageBytes(layer, cross),
-        "scale": kind.scale,
-        "softcap": kind.softcap,
-        "causal": int(kind.causal),
-        "window": kind.window,
-        "chunked": int(kind.chunked),
-        "bias": ScoreBias(name) if name else 0,
-        "bias_stride": 4 * table.columns if table else 0,
-        "bias_step": 4 * table.by_distance if table else 0,
-        "sinks": Vector(f"{stage}.sinks.weight") if kind.sinks else 0,
-        "cross": int(cross),
-        "out": At(attended),
-        "quantized": 0,
-    }
+    fields: dict[str, Value] = {"q": At(q), "heads": kind.heads, "kv_heads": kind.kv_heads, **_cached(layer, cross)}
+    fields |= {"scale": kind.scale, "softcap": kind.softcap, "cross": int(cross)}
+    fields |= {"causal": int(kind.causal), "window": kind.window, "chunked": int(kind.chunked)}
+    fields |= {"bias": ScoreBias(name) if name else 0, "bias_stride": 4 * table.columns if table else 0}
+    fields |= {"bias_step": 4 * table.by_distance if table else 0, "out": At(attended), "quantized": 0}
+    fields["sinks"] = Vector(f"{stage}.sinks.weight") if kind.sinks else 0
     shape = f"(T, {kind.heads}, {kind.value_dim})" + (f", window {kind.window}" if kind.window else "")
     positions: Mapping[str, Value] = {}
     if kind.disentangled:
         positions = position_scores(builder, stage, kind, kind.disentangled, layer_shape)
     tables = (value.buffer for value in positions.values() if isinstance(value, At))
-    kernel = KernelKey(
-        "disentangled_attention" if kind.disentangled else "attention",
-        head_dim=layer_shape.head_dim,
-        value_dim=layer_shape.value_dim,
-        kv_dtype=layer_shape.kv_dtype,
-        activation_bits=8,
-    )
+    parameters = {name: getattr(layer_shape, name) for name in ("head_dim", "value_dim", "kv_dtype")}
+    kernel_name = "disentangled_attention" if kind.disentangled else "attention"
+    kernel = KernelKey(kernel_name, **parameters, activation_bits=8)
     reads = (q, *([] if cross else [f"cache.{layer}"]), *tables)
-    builder.emit(Operation(f"{stage}.attend", kernel, {**fields, **positions}, reads, (attended,), shape))
+    builder.emit(f"{stage}.attend", kernel, {**fields, **positions}, reads, (attended,), shape)
     view = View(kind.heads, 0, 0, 0, "H T")
     mask = AttentionMask(kind.causal, kind.window, kind.chunked, cross)
     of_source = ", for the tokens of the source" if cross else ""
@@ -302,24 +268,15 @@ def _by_head(
     stride = stride or round_up(features, ROWS)
     builder.buffer(out, count * stride)
     builder.view(out, letters, count, features, stride)
-    fields: dict[str, Value] = {
-        "weights": Weights(slot, count),
-        "heads": count,
-        "head_bytes": packed.matrix_bytes(features, padded),
-        "groups": round_up(features, ROWS) // ROWS,
-        "group_bytes": packed.group_bytes(padded),
-        "columns": padded,
-        "out": At(out),
-        "out_stride": 4 * builder.width_of(out),
-        "out_head": 4 * stride,
-        "zeros": NO_BIAS,
-        "rows": ROW_COUNT["tokens"],
-    }
+    each = packed.matrix_bytes(features, padded)
+    fields: dict[str, Value] = {"weights": Weights(slot, count), "heads": count, "head_bytes": each, "columns": padded}
+    fields |= {"groups": round_up(features, ROWS) // ROWS, "group_bytes": packed.group_bytes(padded)}
+    fields |= {"out": At(out), "out_stride": 4 * builder.width_of(out), "out_head": 4 * stride, "zeros": NO_BIAS}
     kernel, source, head_bytes = builder.product("matmul_heads", stage, x, packed, padded)
     fields |= {"x": At(source), "x_stride": count * head_bytes, "x_head": head_bytes}
     shape = f"(T, {count}, {width}) x ({count}, {features}, {width})ᵀ"
-    stored, work = count * packed.matrix_bytes(features, padded), count * features * width
-    builder.emit(Operation(stage, kernel, fields, (source,), (out,), shape, weight_bytes=stored, multiply_adds=work))
+    cost = count * each, count * features * width
+    builder.emit(stage, kernel, fields, (source,), (out,), shape, cost=cost)
     return out
 
 
@@ -390,15 +347,10 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
     names = "q" if kind.shared is not None else "qk" if kind.keys_as_values else "qkv"
     projected = {}
     for name in names:
+        letters, parts = {"q": ("H K", kind.heads), "k": ("G K", kind.kv_heads), "v": ("G V", kind.kv_heads)}[name]
+        bias, bits = kind.bias and (name != "k" or kind.key_bias), builder.sensitive_bits if name == "v" else 0
         projected[name] = builder.linear(
-            f"{stage}.{name}",
-            x,
-            widths[name],
-            name,
-            bias=kind.bias and (name != "k" or kind.key_bias),
-            letters={"q": "H K", "k": "G K", "v": "G V"}[name],
-            parts=kind.heads if name == "q" else kind.kv_heads,
-            activation_bits=builder.sensitive_bits if name == "v" else 0,
+            f"{stage}.{name}", x, widths[name], name, bias=bias, letters=letters, parts=parts, activation_bits=bits
         )
         builder.point(projected[name], NOUNS[name] if name == "v" else f"{NOUNS[name]}, before rotary positions")
     if kind.keys_as_values and kind.shared is None:

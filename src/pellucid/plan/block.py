@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
 from msgspec import Struct
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
-from pellucid.model.spec import AltUp, Block, DeltaNet, FeedForward, Mamba, Mixture, PerLayer, ShortConvolution
+from pellucid.model.spec import AltUp, Block, FeedForward, Mixture, PerLayer
 from pellucid.plan.attention import attention, cross_attention
-from pellucid.plan.builder import ROW_COUNT, Builder
+from pellucid.plan.builder import Builder
 from pellucid.plan.embedding import add_convolution, lookup
 from pellucid.plan.feedforward import apply, feedforward, mixture
 from pellucid.plan.norm import norm, place, regroup
-from pellucid.plan.plan import At, Operation, Value, Vector
-from pellucid.plan.recurrent import delta_net, mamba, short_convolution
+from pellucid.plan.plan import At, Value, Vector
 
 # Per-layer embeddings (Gemma Team 2025, Gemma 3n): a token has a vector for each block.
 #
@@ -132,13 +130,7 @@ def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
     coefs = _coefficients(builder, f"{stage}.predict", stage, kind, x, kind.streams**2)
     builder.buffer(PREDICTED, kind.streams * stride)
     _view(builder, kind, PREDICTED, x)
-    fields: dict[str, Value] = {
-        **_fields(builder, kind, x, coefs),
-        "streams": At(STREAMS),
-        "predicted": At(PREDICTED),
-        "active": kind.active,
-        "x": At(x),
-    }
+    fields = _fields(builder, kind, x, coefs) | {"predicted": At(PREDICTED), "active": kind.active}
     _emit(builder, f"{stage}.predicted", "streams_predict", fields, (STREAMS, coefs), (PREDICTED, x))
     builder.point(PREDICTED, "all residual streams as predicted before the block")
 
@@ -148,15 +140,8 @@ def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
     stage, width = f"blocks.{layer}.altup", builder.count_of(x)
     coefs = _coefficients(builder, f"{stage}.correct", stage, kind, x, kind.streams)
     out = builder.buffer("corrected", width)
-    fields: dict[str, Value] = {
-        **_fields(builder, kind, x, coefs),
-        "predicted": At(PREDICTED),
-        "streams": At(STREAMS),
-        "active": kind.active,
-        "x": At(x),
-        "scale": Vector(f"{stage}.scale.weight") if kind.scaled else 0,
-        "out": At(out),
-    }
+    fields = _fields(builder, kind, x, coefs) | {"predicted": At(PREDICTED), "active": kind.active, "out": At(out)}
+    fields["scale"] = Vector(f"{stage}.scale.weight") if kind.scaled else 0
     _emit(builder, f"{stage}.corrected", "streams_correct", fields, (PREDICTED, coefs, x), (STREAMS, out))
     builder.point(STREAMS, "all residual streams, corrected by the change that the block made")
     return out
@@ -164,13 +149,7 @@ def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
 
 def spread(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
     """Add x to all streams except the first."""
-    fields: dict[str, Value] = {
-        "streams": At(STREAMS),
-        "width": builder.width_of(x),
-        "count": kind.streams,
-        "x": At(x),
-        "rows": ROW_COUNT["tokens"],
-    }
+    fields = _fields(builder, kind, x)
     _emit(builder, f"blocks.{layer}.altup.spread", "streams_spread", fields, (STREAMS, x), (STREAMS,))
     builder.point(STREAMS, "all residual streams after the per-layer embedding")
 
@@ -214,14 +193,10 @@ def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, 
     return builder.point(coefs, "the coefficients that mix the streams")
 
 
-def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Value]:
-    return {
-        "width": builder.width_of(x),
-        "count": kind.streams,
-        "coefs": At(coefs),
-        "coefs_stride": 4 * builder.width_of(coefs),
-        "rows": ROW_COUNT["tokens"],
-    }
+def _fields(builder: Builder, kind: AltUp, x: str, coefs: str = "") -> dict[str, Value]:
+    width, count = builder.width_of(x), kind.streams
+    own: dict[str, Value] = {"coefs": At(coefs), "coefs_stride": 4 * builder.width_of(coefs)} if coefs else {}
+    return {"streams": At(STREAMS), "width": width, "count": count, "x": At(x), **own}
 
 
 def _match(builder: Builder, stage: str, x: str, like: str) -> None:
@@ -234,13 +209,11 @@ def _emit(
     builder: Builder, stage: str, kernel: str, fields: dict[str, Value], reads: tuple[str, ...], writes: tuple[str, ...]
 ) -> None:
     shape = f"(T, {fields['count']}, {fields['width']})"
-    builder.emit(Operation(stage, KernelKey(kernel), fields, reads, writes, shape))
+    builder.emit(stage, kernel, fields, reads, writes, shape)
 
 
 Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""
-
-RECURRENT: Mapping[type, Callable[..., str]] = {DeltaNet: delta_net, Mamba: mamba, ShortConvolution: short_convolution}
 
 
 class Sublayer(Struct, frozen=True):
@@ -277,9 +250,11 @@ def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
         stage, scale = (builder.named(f"blocks.{layer}.attention"), kind.residual_scale * kind.attention.output_scale)
         sublayers.append(Sublayer("attention", stage, partial(attention, builder, layer, kind.attention), scale))
     if kind.recurrent is not None:
-        stage, inside = builder.named(f"blocks.{layer}.recurrent"), RECURRENT[type(kind.recurrent)]
+        from pellucid.plan.recurrent import RECURRENT  # few models need it
+
+        stage = builder.named(f"blocks.{layer}.recurrent")
         scale = kind.residual_scale * getattr(kind.recurrent, "output_scale", 1.0)
-        inside = partial(inside, builder, stage, kind.recurrent)
+        inside = partial(RECURRENT[type(kind.recurrent)], builder, stage, kind.recurrent)
         sublayers.append(Sublayer("the recurrent layer", stage, inside, scale))
     return sublayers
 

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
-from msgspec.structs import replace
-
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.kernels.matmul.quantize import block_bytes
@@ -150,14 +148,33 @@ class Builder:
         view = self._views[name]
         return view.letters if view else ""
 
-    def emit(self, operation: Operation) -> None:
-        """Append an operation, with the current view of each buffer that it writes."""
-        views = tuple(self._views.get(buffer) for buffer in operation.writes)
-        self.operations.append(replace(operation, views=views))
-        self._forget(*operation.writes)
+    def emit(
+        self,
+        stage: str,
+        kernel: KernelKey | str,
+        fields: Mapping[str, Value],
+        reads: tuple[str, ...],
+        writes: tuple[str, ...],
+        shape: str = "",
+        rows: RowKind = "tokens",
+        *,
+        partitions: Mapping[str, str] | None = None,
+        cost: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Append an operation, with the current view of each buffer that it writes.
+
+        ``kernel`` may be the name of a kernel without parameters. The record's field ``rows``, if it has this field, is
+        set here. ``cost`` is the number of bytes of weights, and the number of multiply-adds (`Operation`).
+        """
+        key = KernelKey(kernel) if isinstance(kernel, str) else kernel
+        record, views = definition(key.name).record, tuple(self._views.get(buffer) for buffer in writes)
+        if record and "rows" in record.fields:
+            fields = {**fields, "rows": ROW_COUNT[rows]}
+        operation = Operation(stage, key, fields, reads, writes, shape, *cost, rows, partitions or {}, views=views)
+        self.operations.append(operation)
+        self._forget(*writes)
 
     def _forget(self, *changed: str) -> None:
-        """Forget the operands of buffers that have changed."""
         for operand in [*self._operands]:
             if operand in changed or operand.rpartition(".q")[0] in changed:
                 del self._operands[operand]
@@ -222,8 +239,8 @@ class Builder:
         width, rows = self.width_of(x), self.buffers[x].rows
         out = self.buffer(f"{x}.{suffix}", width, rows, activation_bits=activation_bits)
         if self._operands.get(out) != more:
-            fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(out), "rows": ROW_COUNT[rows]}
-            self.emit(Operation(stage, kernel, fields | more, (x,), (out,), rows=rows))
+            fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(out)}
+            self.emit(stage, kernel, fields | more, (x,), (out,), rows=rows)
             self._operands[out] = more
         return out
 
@@ -284,53 +301,27 @@ class Builder:
         packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
         self.buffer(out, out_features, rows)
         self.view(out, letters, parts, out_features // parts)
-        fields: dict[str, Value] = {
-            "weights": Weights(f"{slot}.weight"),
-            "groups": round_up(out_features, ROWS) // ROWS,
-            "group_bytes": packed.group_bytes(width),
-            "columns": width,
-            "out": At(out),
-            "out_stride": 4 * self.width_of(out),
-            "addend": Vector(f"{bias if isinstance(bias, str) else slot}.bias") if bias else NO_BIAS,
-            "addend_group": 4 * ROWS if bias else 0,
-            "addend_row": 0,
-            "replicated": 0,
-            "rows": ROW_COUNT[rows],
-        }
+        addend = Vector(f"{bias if isinstance(bias, str) else slot}.bias") if bias else NO_BIAS
+        fields: dict[str, Value] = {"weights": Weights(f"{slot}.weight"), "columns": width, "replicated": 0}
+        fields |= {"groups": round_up(out_features, ROWS) // ROWS, "group_bytes": packed.group_bytes(width)}
+        fields |= {"addend": addend, "addend_group": 4 * ROWS if bias else 0, "addend_row": 0}
+        fields |= {"out": At(out), "out_stride": 4 * self.width_of(out)}
         # Smoothed activations of 8 bits are as exact as others of 16 bits.
         smoothing = self._smoothing.get(f"{slot}.weight", "")
         kernel, source, fields["x_stride"] = self.product(
             "matmul", stage, x, packed, width, 0 if smoothing else activation_bits, smoothing
         )
         fields["x"] = At(source)
-        self.emit(
-            Operation(
-                stage,
-                kernel,
-                fields,
-                (source,),
-                (out,),
-                shape=f"({LETTER[rows]}, {width}) x ({out_features}, {width})ᵀ",
-                weight_bytes=packed.matrix_bytes(out_features, width),
-                multiply_adds=out_features * width,
-                rows=rows,
-                partitions={out: tiles(self.width_of(out))},
-            )
-        )
+        shape, partitions = f"({LETTER[rows]}, {width}) x ({out_features}, {width})ᵀ", {out: tiles(self.width_of(out))}
+        cost = packed.matrix_bytes(out_features, width), out_features * width
+        self.emit(stage, kernel, fields, (source,), (out,), shape, rows, partitions=partitions, cost=cost)
         return out
 
     def add(self, stage: str, a: str, b: str, factor: float = 1.0) -> str:
         """a += factor * b."""
         width, rows = self.width_of(a), self.buffers[a].rows
-        fields: dict[str, Value] = {
-            "a": At(a),
-            "b": At(b),
-            "factor": factor,
-            "width": width,
-            "out": At(a),
-            "rows": ROW_COUNT[rows],
-        }
-        self.emit(Operation(stage, KernelKey("add"), fields, (a, b), (a,), f"({LETTER[rows]}, {width})", rows=rows))
+        fields: dict[str, Value] = {"a": At(a), "b": At(b), "factor": factor, "width": width, "out": At(a)}
+        self.emit(stage, "add", fields, (a, b), (a,), f"({LETTER[rows]}, {width})", rows)
         return a
 
     def scale(self, stage: str, x: str, factor: float, about: str = "") -> str:
@@ -352,9 +343,8 @@ class Builder:
     def in_place(self, stage: str, kernel: str, x: str, *others: str, **fields: Value) -> str:
         """Change x in place by a kernel that also reads ``others``. The record has x, width, rows and ``fields``."""
         width, rows = self.width_of(x), self.buffers[x].rows
-        fields |= {"x": At(x), "width": width, "rows": ROW_COUNT[rows]}
-        shape = f"({LETTER[rows]}, {width})"
-        self.emit(Operation(stage, KernelKey(kernel), fields, (x, *others), (x,), shape, rows=rows))
+        fields |= {"x": At(x), "width": width}
+        self.emit(stage, kernel, fields, (x, *others), (x,), f"({LETTER[rows]}, {width})", rows)
         return x
 
     def named(self, name: str) -> str:

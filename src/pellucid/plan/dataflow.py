@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.plan.plan import At, Cache, Operation, Plan
+from pellucid.plan.plan import At, Cache, Operation, Plan, block_of
 from pellucid.plan.points import Point
 
 STREAM = "residual"
@@ -78,7 +78,7 @@ def dataflow(plan: Plan) -> Dataflow:
     blocks: dict[int, list[PointSource]] = {}
     rest = []
     for source in sources.values():
-        if (layer := _block(source.name)) is None:
+        if (layer := block_of(source.name)) is None:
             rest.append(source)
         else:
             blocks.setdefault(layer, []).append(_relative(source, layer, stream))
@@ -94,7 +94,7 @@ def point_sources(plan: Plan) -> tuple[Mapping[str, PointSource], str]:
     buffer = operations[residual.operation].writes[residual.write] if residual else ""
     stream = ""
     for index, op in enumerate(operations):
-        if not stream and _block(op.stage) is not None:
+        if not stream and block_of(op.stage) is not None:
             stream = (*trail.values.get(buffer, ()), "")[0]
         trail.follow(index, op)
     return {name: trail.sources[name] for name in plan.points}, stream
@@ -181,12 +181,6 @@ def _kernels(plan: Plan) -> Mapping[str, KernelKey]:
         for stage in op.includes:
             kernels[stage] = op.kernel
     return kernels
-
-
-def _block(name: str) -> int | None:
-    """The number of the block of a point or a stage; None outside the blocks."""
-    first, _, rest = name.partition(".")
-    return int(rest.partition(".")[0]) if first == "blocks" else None
 
 
 def _relative(source: PointSource, layer: int, stream: str) -> PointSource:

@@ -7,7 +7,7 @@ from pellucid.kernels.core.record import StepRecord
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Operation, Value, Vector, Weights
+from pellucid.plan.plan import At, Value, Vector, Weights
 
 RESIDUAL = "x"
 """The name of the residual stream's buffer."""
@@ -31,17 +31,10 @@ def lookup(
     width, packed = builder.width_of(x), builder.layouts[slot]
     # A matrix that is also multiplied is packed.
     by_row = packed.is_float and builder.spec.head is None
-    fields: dict[str, Value] = {
-        "weights": Vector(slot) if by_row else Weights(slot),
-        "width": width,
-        "index": index,
-        "factor": factor,
-        "accumulate": int(add),
-        "limit": limit,
-        "out": At(x),
-    }
+    fields: dict[str, Value] = {"weights": Vector(slot) if by_row else Weights(slot), "width": width, "out": At(x)}
+    fields |= {"index": index, "factor": factor, "accumulate": int(add), "limit": limit}
     kernel = KernelKey("embedding_rows") if by_row else KernelKey("embedding", packed=packed)
-    builder.emit(Operation(stage, kernel, fields, (x,) if add else (), (x,), f"(T,) → (T, {width})"))
+    builder.emit(stage, kernel, fields, (x,) if add else (), (x,), f"(T,) → (T, {width})")
     return x
 
 
@@ -114,16 +107,10 @@ def convolution(builder: Builder, x: str) -> None:
         return
     width = builder.count_of(x)
     joined = builder.buffer("neighbours", kind.taps * width)
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "x_stride": 4 * builder.width_of(x),
-        "width": width,
-        "taps": kind.taps,
-        "out": At(joined),
-        "out_stride": 4 * builder.width_of(joined),
-    }
+    fields: dict[str, Value] = {"x": At(x), "x_stride": 4 * builder.width_of(x), "width": width, "taps": kind.taps}
+    fields |= {"out": At(joined), "out_stride": 4 * builder.width_of(joined)}
     shape = f"(T, {width}) → (T, {kind.taps * width})"
-    builder.emit(Operation("convolution.neighbours", KernelKey("neighbours"), fields, (x,), (joined,), shape))
+    builder.emit("convolution.neighbours", "neighbours", fields, (x,), (joined,), shape)
     builder.linear("convolution", joined, width, OUT, bias=True)
     builder.point(OUT, "the convolution of the embeddings over neighbouring tokens")
     if kind.activation:

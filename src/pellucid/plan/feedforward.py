@@ -6,9 +6,9 @@ from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.model.spec import FeedForward, Mixture, Router
-from pellucid.plan.builder import NO_BIAS, ROW_COUNT, Builder, tiles
+from pellucid.plan.builder import NO_BIAS, Builder, tiles
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Operation, Value, Vector, Weights
+from pellucid.plan.plan import At, Value, Vector, Weights
 
 # Feed-forward: up-projection, activation function and down-projection of each token. (T, D) → (T, D).
 
@@ -63,19 +63,11 @@ def apply(
 ) -> None:
     """x = f(x) * up, or f(x) without ``up``. ``function`` is the name of f in ``kernels/ops/elementwise.py``."""
     width, reads, rows = builder.width_of(x), (x, up) if up else (x,), builder.buffers[x].rows
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "up": At(up) if up else 0,
-        "limit": limit,
-        "sharpness": sharpness,
-        "width": width,
-        "out": At(x),
-        "quantized": 0,
-        "rows": ROW_COUNT[rows],
-    }
+    fields: dict[str, Value] = {"x": At(x), "up": At(up) if up else 0, "width": width, "out": At(x), "quantized": 0}
+    fields |= {"limit": limit, "sharpness": sharpness}
     kernel = KernelKey("activation", kind=function, activation_bits=8)
     partitions = dict.fromkeys(reads, tiles(width))
-    builder.emit(Operation(stage, kernel, fields, reads, (x,), shape, rows=rows, partitions=partitions))
+    builder.emit(stage, kernel, fields, reads, (x,), shape, rows, partitions=partitions)
 
 
 # Mixture of experts: a router chooses experts for each token, and their outputs are summed. (T, D) → (T, D).
@@ -156,7 +148,6 @@ def _choice_stride(router: Router) -> int:
 
 
 def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
-    """Choose the experts of each token, and compute their weights."""
     experts, chosen = router.experts, router.chosen
     scores = builder.linear(f"{stage}.router", x, experts, "scores", bias=router.bias, letters="E")
     builder.point(scores, "the router's score of each expert")
@@ -166,49 +157,29 @@ def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
     keys = builder.buffer("keys", experts + router.groups)
     ids = builder.buffer("chosen", chosen, letters="C", dtype="int32")
     weights = builder.buffer("weights", chosen, letters="C")
-    fields: dict[str, Value] = {
-        "scores": At(scores),
-        "experts": experts,
-        "stride": 4 * builder.width_of(scores),
-        "keys": At(keys),
-        "keys_stride": 4 * builder.width_of(keys),
-        "correction": Vector(f"{stage}.correction.bias") if router.correction else 0,
-        "groups": router.groups,
-        "kept": router.kept,
-        "chosen": chosen,
-        "normalize": int(router.normalize),
-        "factor": router.scale,
-        "factors": Vector(f"{stage}.expert_scale.weight") if router.expert_scale else 0,
-        "ids": At(ids),
-        "weights": At(weights),
-        "choice_stride": _choice_stride(router),
-        "rows": ROW_COUNT["tokens"],
-    }
+    fields: dict[str, Value] = {"scores": At(scores), "experts": experts, "stride": 4 * builder.width_of(scores)}
+    fields |= {"keys": At(keys), "keys_stride": 4 * builder.width_of(keys)}
+    fields |= {"groups": router.groups, "kept": router.kept, "chosen": chosen}
+    fields["correction"] = Vector(f"{stage}.correction.bias") if router.correction else 0
+    fields |= {"normalize": int(router.normalize), "factor": router.scale}
+    fields["factors"] = Vector(f"{stage}.expert_scale.weight") if router.expert_scale else 0
+    fields |= {"ids": At(ids), "weights": At(weights), "choice_stride": _choice_stride(router)}
     kernel = KernelKey("route", kind=router.score, group_best=router.group_best)
     reads, writes, shape = (scores,), (ids, weights, scores, keys), f"(T, {experts}) → (T, {chosen})"
-    builder.emit(Operation(f"{stage}.route", kernel, fields, reads, writes, shape))
-    about = "the chosen experts"
-    builder.point(ids, about, name=f"{stage}.experts", unit="expert")
+    builder.emit(f"{stage}.route", kernel, fields, reads, writes, shape)
+    builder.point(ids, "the chosen experts", name=f"{stage}.experts", unit="expert")
     builder.point(weights, "the weights of the chosen experts", name=f"{stage}.expert_weights")
 
 
 def _group(builder: Builder, stage: str, router: Router) -> None:
-    """Group the choices of all tokens by expert."""
     runs = builder.buffer("runs", router.experts + 1, "once", dtype="int32")
     sources = builder.buffer("sources", router.chosen, dtype="int32")
     places = builder.buffer("places", router.chosen, dtype="int32")
-    fields: dict[str, Value] = {
-        "ids": At("chosen"),
-        "choice_stride": _choice_stride(router),
-        "experts": router.experts,
-        "chosen": router.chosen,
-        "runs": At(runs),
-        "sources": At(sources),
-        "places": At(places),
-        "rows": ROW_COUNT["tokens"],
-    }
-    writes, shape = (runs, sources, places), f"(T, {router.chosen}) → ({router.experts} runs)"
-    builder.emit(Operation(f"{stage}.group", KernelKey("group"), fields, ("chosen",), writes, shape))
+    fields: dict[str, Value] = {"ids": At("chosen"), "choice_stride": _choice_stride(router)}
+    fields |= {"experts": router.experts, "chosen": router.chosen}
+    fields |= {"runs": At(runs), "sources": At(sources), "places": At(places)}
+    shape = f"(T, {router.chosen}) → ({router.experts} runs)"
+    builder.emit(f"{stage}.group", "group", fields, ("chosen",), (runs, sources, places), shape)
 
 
 def _experts(
@@ -223,74 +194,37 @@ def _experts(
     width = builder.width_of(x) // (1 if gathered else router.chosen)
     builder.buffer(out, router.chosen * rows)
     builder.view(out, "C F" if gathered else "C D", router.chosen, features, places="places")
-    fields: dict[str, Value] = {
-        "weights": Weights(f"{slot}.weight", router.experts),
-        "experts": router.experts,
-        "expert_bytes": packed.matrix_bytes(rows, width),
-        "groups": rows // ROWS,
-        "group_bytes": packed.group_bytes(width),
-        "columns": width,
-        "runs": At("runs"),
-        "sources": At("sources"),
-        "out": At(out),
-        "out_stride": 4 * rows,
-        "addend": Vector(f"{slot}.bias") if bias else NO_BIAS,
-        "addend_expert": 4 * rows if bias else 0,
-        "addend_group": 4 * ROWS if bias else 0,
-        "replicated": 0,
-        "rows": ROW_COUNT["tokens"],
-    }
+    stored = packed.matrix_bytes(rows, width)
+    fields: dict[str, Value] = {"weights": Weights(f"{slot}.weight", router.experts), "experts": router.experts}
+    fields |= {"expert_bytes": stored, "groups": rows // ROWS, "group_bytes": packed.group_bytes(width)}
+    fields |= {"columns": width, "runs": At("runs"), "sources": At("sources"), "replicated": 0}
+    fields |= {"out": At(out), "out_stride": 4 * rows, "addend": Vector(f"{slot}.bias") if bias else NO_BIAS}
+    fields |= {"addend_expert": 4 * rows if bias else 0, "addend_group": 4 * ROWS if bias else 0}
     kernel, source, fields["x_stride"] = builder.product("matmul_experts", slot, x, packed, width, gathered=gathered)
     fields["x"] = At(source)
-    builder.emit(
-        Operation(
-            slot,
-            kernel,
-            fields,
-            (source, "runs", "sources"),
-            (out,),
-            f"(T, {router.chosen} of {router.experts}, {width}) x ({features}, {width})ᵀ",
-            weight_bytes=router.chosen * packed.matrix_bytes(rows, width),
-            multiply_adds=router.chosen * features * width,
-        )
-    )
+    shape = f"(T, {router.chosen} of {router.experts}, {width}) x ({features}, {width})ᵀ"
+    cost = router.chosen * stored, router.chosen * features * width
+    builder.emit(slot, kernel, fields, (source, "runs", "sources"), (out,), shape, cost=cost)
     return out
 
 
 def _weigh(builder: Builder, stage: str, router: Router, x: str, features: int) -> None:
-    """Multiply x (T, C, features) by the weight of each chosen expert."""
     width = builder.width_of(x) // router.chosen
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "width": width,
-        "chosen": router.chosen,
-        "places": At("places"),
-        "weights": At("weights"),
-        "choice_stride": _choice_stride(router),
-        "rows": ROW_COUNT["tokens"],
-    }
-    shape = f"(T, {router.chosen}, {features})"
-    builder.emit(Operation(stage, KernelKey("weigh"), fields, (x, "places", "weights"), (x,), shape))
+    fields: dict[str, Value] = {"x": At(x), "width": width, "chosen": router.chosen}
+    fields |= {"places": At("places"), "weights": At("weights"), "choice_stride": _choice_stride(router)}
+    builder.emit(stage, "weigh", fields, (x, "places", "weights"), (x,), f"(T, {router.chosen}, {features})")
 
 
 def _combine(builder: Builder, stage: str, kind: Mixture, results: str, shared: str, gate: str, out: str) -> str:
     width, router = builder.width_of(out), kind.router
     weights = "" if kind.input_weights else "weights"
-    fields: dict[str, Value] = {
-        "results": At(results),
-        "width": width,
-        "chosen": router.chosen,
-        "places": At("places"),
-        "weights": At(weights) if weights else 0,
-        "choice_stride": _choice_stride(router),
-        "shared": At(shared) if shared else 0,
-        "gate": At(gate) if gate else 0,
-        "bias": Vector(f"{stage}.experts_output.bias") if kind.output_bias else 0,
-        "out": At(out),
-        "rows": ROW_COUNT["tokens"],
-    }
+    fields: dict[str, Value] = {"results": At(results), "width": width, "chosen": router.chosen, "out": At(out)}
+    fields |= {"places": At("places"), "choice_stride": _choice_stride(router)}
+    fields |= {"weights": At(weights) if weights else 0, "shared": At(shared) if shared else 0}
+    fields |= {"gate": At(gate) if gate else 0}
+    fields["bias"] = Vector(f"{stage}.experts_output.bias") if kind.output_bias else 0
     reads = tuple(name for name in (results, "places", weights, shared, gate) if name)
     partitions = dict.fromkeys((name for name in (shared, out) if name), tiles(width))
-    kernel, shape = KernelKey("combine"), f"(T, {router.chosen}, {width}) → (T, {width})"
-    builder.emit(Operation(f"{stage}.combine", kernel, fields, reads, (out,), shape, partitions=partitions))
+    shape = f"(T, {router.chosen}, {width}) → (T, {width})"
+    builder.emit(f"{stage}.combine", "combine", fields, reads, (out,), shape, partitions=partitions)
     return out

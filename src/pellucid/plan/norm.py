@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import Norm
-from pellucid.plan.builder import ROW_COUNT, Builder, heads
-from pellucid.plan.plan import LETTER, At, Fill, Operation, Value, Vector
+from pellucid.plan.builder import Builder, heads
+from pellucid.plan.plan import LETTER, At, Fill, Value, Vector
 
 
 def norm(
@@ -36,25 +36,15 @@ def norm(
     width = builder.width_of(x) // parts
     if parts > 1:
         builder.view(out, letters, parts, count, width)
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "width": width,
-        "count": count,
-        "parts": parts,
-        "weight": Vector(f"{slot}.weight") if kind.weight else Fill(factor, width),
-        "weight_part": 4 * count if own_weights else 0,
-        "bias": Vector(f"{slot}.bias") if kind.has_bias else Fill(0.0, width),
-        "eps": kind.eps,
-        "out": At(out),
-        "quantized": 0,
-        "factors": 0,
-        "replicated": 0,
-        "rows": ROW_COUNT[rows],
-    }
+    weight: Value = Vector(f"{slot}.weight") if kind.weight else Fill(factor, width)
+    bias: Value = Vector(f"{slot}.bias") if kind.has_bias else Fill(0.0, width)
+    fields: dict[str, Value] = {"x": At(x), "width": width, "count": count, "parts": parts, "eps": kind.eps}
+    fields |= {"weight": weight, "weight_part": 4 * count if own_weights else 0, "bias": bias}
+    fields |= {"out": At(out), "quantized": 0, "factors": 0, "replicated": 0}
     partitions = dict.fromkeys((x, out), heads(parts)) if parts > 1 else {}
     shape = f"({LETTER[rows]}, {count})" if parts == 1 else f"({LETTER[rows]}, {parts}, {count})"
     kernel = KernelKey("norm", kind=kind.kind, activation_bits=8)
-    builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
+    builder.emit(stage, kernel, fields, (x,), (out,), shape, rows, partitions=partitions)
     return out
 
 
@@ -87,19 +77,10 @@ def place(
     column ``start`` of x. The dimensions have the names ``letters``, by default the names of x's dimensions.
     """
     rows = builder.buffers[x].rows
-    fields: dict[str, Value] = {
-        "x": At(x, 4 * start),
-        "x_stride": 4 * builder.width_of(x),
-        "width": width,
-        "out": At(out),
-        "out_stride": 4 * builder.width_of(out),
-        "out_width": out_width,
-        "offset": offset,
-        "heads": count,
-        "rows": ROW_COUNT[rows],
-    }
+    fields: dict[str, Value] = {"x": At(x, 4 * start), "x_stride": 4 * builder.width_of(x), "width": width}
+    fields |= {"out": At(out), "out_stride": 4 * builder.width_of(out), "out_width": out_width}
+    fields |= {"offset": offset, "heads": count}
     builder.view(out, letters or builder.letters_of(x), count, min(offset + width, out_width), out_width)
     shape = f"({LETTER[rows]}, {count}, {width}) → ({LETTER[rows]}, {count}, {out_width})"
-    kernel, partitions = KernelKey("heads"), {out: heads(count)}
-    builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
+    builder.emit(stage, "heads", fields, (x,), (out,), shape, rows, partitions={out: heads(count)})
     return out

@@ -9,10 +9,10 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.model.outputs import Dense, Head, UnitLength
 from pellucid.plan.block import STREAMS, join_streams
-from pellucid.plan.builder import ROW_COUNT, Builder
+from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import LETTER, At, Operation, Value
+from pellucid.plan.plan import LETTER, At, Value
 from pellucid.plan.points import RowKind
 
 
@@ -32,9 +32,8 @@ def select_rows(builder: Builder, x: str) -> str:
 def _pick(builder: Builder, x: str, rows: RowKind, index: int) -> str:
     width, picked = builder.width_of(x), builder.buffer("picked", builder.count_of(x), rows)
     fields: dict[str, Value] = {"x": At(x), "width": width, "index": index, "out": At(picked)}
-    fields["rows"] = ROW_COUNT[rows]
     shape = f"(T, {width}) → ({LETTER[rows]}, {width})"
-    builder.emit(Operation("pick", KernelKey("pick"), fields, (x,), (picked,), shape, rows=rows))
+    builder.emit("pick", "pick", fields, (x,), (picked,), shape, rows)
     return picked
 
 
@@ -81,7 +80,7 @@ def pool(builder: Builder, x: str, kind: str, out: str, about: str) -> str:
     builder.buffer(out, builder.count_of(x), "sequences", letters=letters)
     fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(out)}
     shape = f"(T, {width}) → (B, {width})"
-    builder.emit(Operation("pool", KernelKey("pool", kind=kind), fields, (x,), (out,), shape, rows="sequences"))
+    builder.emit("pool", KernelKey("pool", kind=kind), fields, (x,), (out,), shape, "sequences")
     return builder.point(out, about)
 
 
@@ -103,16 +102,9 @@ def _logits(builder: Builder, head: Head, x: str) -> str:
         x = builder.linear("project.narrow", x, embedding.narrow, "narrowed")
         builder.point(x, "the last vectors, projected to the width of the embeddings")
     # This product has few rows, so finer activations cost little. No later layer would reduce its error.
-    logits = builder.linear(
-        "project",
-        x,
-        builder.spec.output_width,
-        "logits",
-        bias="project" if head.bias else False,
-        activation_bits=builder.sensitive_bits,
-        letters="V",
-        slot=slot,
-    )
+    bits, bias = builder.sensitive_bits, "project" if head.bias else False
+    width = builder.spec.output_width
+    logits = builder.linear("project", x, width, "logits", bias=bias, activation_bits=bits, letters="V", slot=slot)
     builder.scale("project.scale", logits, head.scale)
     if head.softcap:
         builder.softcap("project.softcap", logits, head.softcap)

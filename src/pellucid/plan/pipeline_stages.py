@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from pellucid.errors import InvalidRequest
 from pellucid.plan.passes import optimize
-from pellucid.plan.plan import Operation, Plan
+from pellucid.plan.plan import Operation, Plan, block_of
 
 CACHE = "cache."
 
@@ -116,16 +116,11 @@ def block_parts(plan: Plan) -> tuple[Plan, list[BlockPart]]:
     return replace(source, operations=tuple(repeated.values()), points={}), parts
 
 
-def _block(op: Operation) -> int | None:
-    kind, _, rest = op.stage.partition(".")
-    return int(rest.partition(".")[0]) if kind == "blocks" else None
-
-
 def _starts(operations: Sequence[Operation]) -> list[int]:
     """Indices of the first operation of each block."""
     starts: dict[int, int] = {}
     for index, op in enumerate(operations):
-        if (block := _block(op)) is not None:
+        if (block := block_of(op.stage)) is not None:
             starts.setdefault(block, index)
     return [starts[block] for block in sorted(starts)]
 
@@ -139,7 +134,7 @@ def _can_be_cut(operations: Sequence[Operation], at: int) -> bool:
 def _repeated(operations: Sequence[Operation]) -> dict[str, Operation]:
     """The operations that stages repeat, by the buffer that they write. They belong to no block and read no buffer."""
     last = {name: op for op in operations for name in op.writes}
-    return {name: op for name, op in last.items() if not op.reads and _block(op) is None}
+    return {name: op for name, op in last.items() if not op.reads and block_of(op.stage) is None}
 
 
 def _needed(before: Sequence[Operation], after: Sequence[Operation]) -> list[tuple[str, int]]:

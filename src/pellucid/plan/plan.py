@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.floats import bf16_rounded
 from pellucid.model.positions import RelativeBuckets, RelativePositions
 from pellucid.plan.points import Point, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
@@ -219,21 +220,14 @@ class KeyTable(Struct, frozen=True):
 
     def values(self) -> NDArray[np.float32]:
         """The table (H, columns) float32. Position 0 is in column 0."""
-        slopes = rounded_to_bfloat16(np.array(self.unscaled))
-        positions = rounded_to_bfloat16(np.arange(self.columns))
-        products = rounded_to_bfloat16(np.outer(slopes, positions))
+        slopes = bf16_rounded(np.array(self.unscaled, np.float32))
+        positions = bf16_rounded(np.arange(self.columns, dtype=np.float32))
+        products = bf16_rounded(np.outer(slopes, positions))
         values: NDArray[np.float32] = (self.scale * products.astype(np.float64)).astype(np.float32)
         return values
 
 
 BiasTable: TypeAlias = DistanceTable | LearnedTable | KeyTable
-
-
-def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
-    """Round finite numbers to the nearest bfloat16, ties to even. Returns float32."""
-    bits = x.astype(np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    return rounded.astype(np.uint32).view(np.float32)
 
 
 class BucketTable(Struct, frozen=True):
@@ -253,6 +247,12 @@ class BucketTable(Struct, frozen=True):
         """The table (columns,) int32. The columns after the ``origin`` are the next keys."""
         distances = range(self.origin, -self.context - BEYOND, -1)
         return np.array([self.kind.bucket(distance) for distance in distances], np.int32)
+
+
+def block_of(name: str) -> int | None:
+    """The number of the block of a stage or a point; None outside the blocks."""
+    first, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if first == "blocks" else None
 
 
 class Operation(Struct, frozen=True):
@@ -338,11 +338,8 @@ class Plan(Struct, frozen=True):
         """The operations as a table. Only the first two blocks are shown."""
         from pellucid.util.display import table
 
-        rows = []
-        for op in self.operations:
-            kind, _, rest = op.label.partition(".")
-            if kind != "blocks" or int(rest.partition(".")[0]) < 2:
-                rows.append([op.label, str(op.kernel), op.shape, op.weight_bytes])
+        first = (op for op in self.operations if (block_of(op.label) or 0) < 2)
+        rows = [[op.label, str(op.kernel), op.shape, op.weight_bytes] for op in first]
         return table(["stage", "operation", "shape", "bytes"], rows, f"{self!r}: the first two blocks")
 
     def __repr__(self) -> str:

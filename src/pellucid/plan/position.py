@@ -30,7 +30,6 @@ from pellucid.plan.plan import (
     DistanceTable,
     KeyTable,
     LearnedTable,
-    Operation,
     ScoreBias,
     Value,
     Vector,
@@ -93,16 +92,11 @@ def _position_table(
         kernel, nbytes = "position_keys", key_bytes(shape.kv_dtype, *sizes)
     for owner in (setup, builder):
         owner.buffer(f"{step}.table", nbytes // 4, "once")
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "heads": kind.heads,
-        "head_dim": shape.head_dim,
-        "scale": kind.scale,
-        "out": At(f"{step}.table"),
-    }
+    fields: dict[str, Value] = {"x": At(x), "out": At(f"{step}.table")}
+    fields |= {"heads": kind.heads, "head_dim": shape.head_dim, "scale": kind.scale}
     printed = f"({relative.buckets}, {kind.heads}, {kind.head_dim})"
     key = KernelKey(kernel, kv_dtype=shape.kv_dtype)
-    setup.emit(Operation(f"{step}_table", key, fields, (x,), (f"{step}.table",), printed))
+    setup.emit(f"{step}_table", key, fields, (x,), (f"{step}.table",), printed)
     return f"{step}.table"
 
 
@@ -146,15 +140,9 @@ def sinusoidal_frequencies(kind: Sinusoidal, width: int) -> tuple[float, ...]:
 def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
     frequencies = sinusoidal_frequencies(kind, builder.count_of(x))
     builder.constants["position.frequencies"] = frequencies
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "stride": 4 * builder.width_of(x),
-        "frequencies": Constant("position.frequencies"),
-        "pairs": len(frequencies),
-        "offset": kind.offset,
-    }
-    shape = f"(T, {builder.count_of(x)})"
-    builder.emit(Operation(builder.named("position"), KernelKey("sinusoidal"), fields, (x,), (x,), shape))
+    fields: dict[str, Value] = {"x": At(x), "stride": 4 * builder.width_of(x), "offset": kind.offset}
+    fields |= {"frequencies": Constant("position.frequencies"), "pairs": len(frequencies)}
+    builder.emit(builder.named("position"), "sinusoidal", fields, (x,), (x,), f"(T, {builder.count_of(x)})")
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
@@ -173,16 +161,9 @@ def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
 def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count: int) -> None:
     """Multiply the queries of ``count`` heads by a factor that depends on their position."""
     width = builder.width_of(q)
-    fields: dict[str, Value] = {
-        "x": At(q),
-        "width": width,
-        "heads": count,
-        "beta": kind.beta,
-        "length": kind.length,
-        "offset": kind.offset,
-    }
-    shape, partitions = f"(T, {width})", {q: heads(count)}
-    builder.emit(Operation(stage, KernelKey("query_scale"), fields, (q,), (q,), shape, partitions=partitions))
+    fields: dict[str, Value] = {"x": At(q), "width": width, "heads": count}
+    fields |= {"beta": kind.beta, "length": kind.length, "offset": kind.offset}
+    builder.emit(stage, "query_scale", fields, (q,), (q,), f"(T, {width})", partitions={q: heads(count)})
 
 
 def alibi_table(builder: Builder, kind: Attention) -> str:
@@ -216,17 +197,11 @@ def bucket_table(builder: Builder, stage: str, kind: Attention, buckets: Relativ
 def rotate(builder: Builder, stage: str, rotary: Rotary, x: str, count: int, head_dim: int) -> str:
     """Rotate (T, heads, K) in place by the step's angles."""
     angles = _angles_name(builder, rotary)
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "heads": count,
-        "head_dim": head_dim,
-        "pairs": rotary.dims // 2,
-        "angles": At(angles),
-        "stride": 4 * builder.width_of(angles),
-    }
+    fields: dict[str, Value] = {"x": At(x), "heads": count, "head_dim": head_dim, "pairs": rotary.dims // 2}
+    fields |= {"angles": At(angles), "stride": 4 * builder.width_of(angles)}
     kernel = KernelKey("rotary", pairing=rotary.pairing)
     shape = f"(T, {count}, {head_dim})"
-    builder.emit(Operation(stage, kernel, fields, (x, angles), (x,), shape, partitions={x: heads(count)}))
+    builder.emit(stage, kernel, fields, (x, angles), (x,), shape, partitions={x: heads(count)})
     return x
 
 
@@ -330,18 +305,9 @@ def _angles(builder: Builder, rotary: Rotary) -> None:
     builder.buffer(name, 2 * pairs)
     tables = [inverse_frequencies(rotary, context) for context in builder.spec.rotary_contexts]
     builder.constants[f"{name}.inverse_frequency"] = tuple(chain.from_iterable(tables))
-    fields: dict[str, Value] = {
-        "inverse_frequency": Constant(f"{name}.inverse_frequency"),
-        "scaled_stride": 8 * pairs * (len(tables) - 1),
-        "unscaled": builder.spec.unscaled_context,
-        "pairs": pairs,
-        "magnitude": rotary.scaling.magnitude if rotary.scaling else 1.0,
-        "out": At(name),
-        "stride": 4 * builder.width_of(name),
-    }
-    builder.emit(
-        Operation(
-            builder.named(f"position.{name}"), KernelKey("rotary_angles"), fields, (), (name,), f"(T, 2, {pairs})"
-        )
-    )
+    fields: dict[str, Value] = {"inverse_frequency": Constant(f"{name}.inverse_frequency"), "pairs": pairs}
+    fields |= {"scaled_stride": 8 * pairs * (len(tables) - 1), "unscaled": builder.spec.unscaled_context}
+    fields |= {"magnitude": rotary.scaling.magnitude if rotary.scaling else 1.0}
+    fields |= {"out": At(name), "stride": 4 * builder.width_of(name)}
+    builder.emit(builder.named(f"position.{name}"), "rotary_angles", fields, (), (name,), f"(T, 2, {pairs})")
     builder.point(name, "cosines and sines of the angles by which queries and keys are rotated")

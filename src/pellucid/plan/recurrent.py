@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -10,10 +10,10 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.model.spec import DeltaNet, Mamba, Norm, ShortConvolution
 from pellucid.plan.attention import NOUNS
-from pellucid.plan.builder import ROW_COUNT, Builder, columns
+from pellucid.plan.builder import Builder, columns
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm, regroup
-from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
+from pellucid.plan.plan import At, Cache, PageBytes, Value, Vector
 from pellucid.plan.points import View
 from pellucid.runtime.cache_layout import StateShape
 
@@ -81,28 +81,14 @@ def convolve(
     count, width = builder.count_of(x), builder.width_of(x)
     out = builder.buffer(f"{x}.conv", count)
     builder.view(out, builder.letters_of(x), parts, count // parts)
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "width": width,
-        "taps": taps,
-        "weight": Vector(f"{stage}.weight", by_column=True),
-        "weight_stride": 4 * width,
-        "bias": Vector(f"{stage}.bias") if bias else 0,
-        "out": At(out),
-        **(state.fields(part) if taps > 1 else {"state": 0, "page_bytes": 0}),
-    }
-    reads, writes = ((x, state.name_of(part)), (out, state.name_of(part))) if taps > 1 else ((x,), (out,))
-    builder.emit(
-        Operation(
-            stage,
-            KernelKey("convolve", silu=silu, ahead=ahead),
-            fields,
-            reads,
-            writes,
-            f"(T, {count}), {taps} taps",
-            partitions=dict.fromkeys((x, out), columns(width)),
-        )
-    )
+    fields: dict[str, Value] = {"x": At(x), "width": width, "taps": taps, "out": At(out)}
+    fields |= state.fields(part) if taps > 1 else {"state": 0, "page_bytes": 0}
+    fields |= {"weight": Vector(f"{stage}.weight", by_column=True), "weight_stride": 4 * width}
+    fields["bias"] = Vector(f"{stage}.bias") if bias else 0
+    own = (state.name_of(part),) if taps > 1 else ()
+    kernel, shape = KernelKey("convolve", silu=silu, ahead=ahead), f"(T, {count}), {taps} taps"
+    partitions = dict.fromkeys((x, out), columns(width))
+    builder.emit(stage, kernel, fields, (x, *own), (out, *own), shape, partitions=partitions)
     if taps > 1:
         state.point(builder, part, "the last inputs of a convolution, after the last token of a step")
     return out
@@ -112,17 +98,9 @@ def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) ->
     """Compute the step size and the decay of each head from the projection x (T, H). x becomes the step sizes."""
     heads = builder.count_of(x)
     out = builder.buffer("decays", heads)
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "width": builder.width_of(x),
-        "bias": Vector(f"{stage}.rate.bias"),
-        "rate": Vector(f"{stage}.rate.weight"),
-        "low": limits[0],
-        "high": limits[1],
-        "decays": At(out),
-        "rows": ROW_COUNT["tokens"],
-    }
-    builder.emit(Operation(f"{stage}.decay", KernelKey("decay"), fields, (x,), (x, out), f"(T, {heads})"))
+    fields: dict[str, Value] = {"x": At(x), "width": builder.width_of(x), "low": limits[0], "high": limits[1]}
+    fields |= {"bias": Vector(f"{stage}.rate.bias"), "rate": Vector(f"{stage}.rate.weight"), "decays": At(out)}
+    builder.emit(f"{stage}.decay", "decay", fields, (x,), (x, out), f"(T, {heads})")
     builder.point(x, "the step size of each head", name=f"{stage}.step_softplus")
     builder.point(out, "the factor by which each head's state decays")
     return x, out
@@ -173,35 +151,15 @@ def scan(
     """
     out = builder.buffer("scanned", shape.heads * shape.value_dim)
     builder.view(out, "H V", shape.heads, width, shape.value_dim)
-    fields: dict[str, Value] = {
-        "q": At(q),
-        "k": At(k),
-        "v": At(v),
-        "decays": At(decays),
-        "factors": At(factors),
-        "head_stride": 4 * builder.width_of(decays),
-        "skip": Vector(f"{stage}.skip.weight") if skip else 0,
-        "heads": shape.heads,
-        "groups": shape.groups,
-        "neighbours": shape.neighbours,
-        "key_dim": shape.key_dim,
-        "value_dim": shape.value_dim,
-        "key_stride": 4 * builder.width_of(k),
-        "group_stride": 4 * shape.key_dim,
-        "out": At(out),
-        **state.fields("memory"),
-    }
-    memory = state.name_of("memory")
-    builder.emit(
-        Operation(
-            f"{stage}.scan",
-            KernelKey("scan", delta=delta),
-            fields,
-            (q, k, v, decays, factors, memory),
-            (out, memory),
-            f"(T, {shape.heads}, {shape.value_dim}), state ({shape.heads}, {shape.key_dim}, {shape.value_dim})",
-        )
-    )
+    fields: dict[str, Value] = {**state.fields("memory"), "q": At(q), "k": At(k), "v": At(v), "out": At(out)}
+    fields |= {"decays": At(decays), "factors": At(factors), "head_stride": 4 * builder.width_of(decays)}
+    fields |= {"heads": shape.heads, "groups": shape.groups, "neighbours": shape.neighbours}
+    fields |= {"key_dim": shape.key_dim, "value_dim": shape.value_dim}
+    fields |= {"key_stride": 4 * builder.width_of(k), "group_stride": 4 * shape.key_dim}
+    fields["skip"] = Vector(f"{stage}.skip.weight") if skip else 0
+    reads, memory = (q, k, v, decays, factors), state.name_of("memory")
+    printed = f"(T, {shape.heads}, {shape.value_dim}), state ({shape.heads}, {shape.key_dim}, {shape.value_dim})"
+    builder.emit(f"{stage}.scan", KernelKey("scan", delta=delta), fields, (*reads, memory), (out, memory), printed)
     state.point(builder, "memory", "the recurrent state after the last token of a step")
     return builder.point(out, "the output of each head, read from its state")
 
@@ -367,3 +325,7 @@ def short_convolution(builder: Builder, stage: str, kind: ShortConvolution, x: s
     builder.point(mixed, "the result of the convolution")
     gated(builder, stage, "none", c, mixed, width)
     return builder.linear(f"{stage}.output", c, width, out, bias=kind.bias)
+
+
+RECURRENT: Mapping[type, Callable[..., str]] = {DeltaNet: delta_net, Mamba: mamba, ShortConvolution: short_convolution}
+"""The function that emits each kind of recurrent layer."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.kernels.attention.tiles import SPAN
+from pellucid.kernels.attention.rows import SPAN
 from pellucid.plan.passes import PatternEdit
 from pellucid.runtime.batch import PatternChange
 from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of

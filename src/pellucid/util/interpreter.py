@@ -1,4 +1,4 @@
-"""The Python interpreter: garbage collection, waits that Ctrl-C interrupts, modules with a function's name."""
+"""The Python interpreter: garbage collection, waits that Ctrl-C interrupts, modules by function name, processes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from types import ModuleType
 from typing import NoReturn, TypeVar
+
+OWN_CONSOLE = 0x0800_0000 | 0x0000_0200 if sys.platform == "win32" else 0
+"""Flags of CreateProcess for a process that Ctrl-C does not reach: CREATE_NO_WINDOW and CREATE_NEW_PROCESS_GROUP."""
 
 # Python's garbage collection: off while many long-lived objects are created, frequent while requests run.
 

@@ -30,10 +30,6 @@ _TERMINATE, _SET_QUOTA, _QUERY = 0x1, 0x100, 0x1000  # rights of a handle to a p
 _RATE_ON, _RATE_HARD, _RATE_RANGE = 0x1, 0x4, 0x10
 
 
-OWN_CONSOLE = 0x0800_0000 | 0x0000_0200 if sys.platform == "win32" else 0
-"""Flags of CreateProcess for a process that Ctrl-C does not reach: CREATE_NO_WINDOW and CREATE_NEW_PROCESS_GROUP."""
-
-
 class Relation(NamedTuple):
     """A core or a NUMA node: its efficiency class or its number, and its logical processors."""
 

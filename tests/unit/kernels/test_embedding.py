@@ -1,4 +1,4 @@
-"""Rows of packed tables equal the decoded rows exactly, scaled and optionally accumulated."""
+"""Rows of packed tables equal the decoded rows exactly, scaled and optionally accumulated; picking is exact."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pellucid.kernels.ops import embedding
 from pellucid.weights.pack import decode_blocks
 from pellucid.weights.quant.format import Format, formats
 
+vectors = st.integers(1, 6)
+counts_of_rows = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 POWERS = [form for form in formats().values() if form.packed.scale == "e8m0"]
 
 
@@ -98,3 +100,20 @@ def test_rows_of_a_table_have_the_bits_of_rows_of_a_packed_table(
     )  # fmt: skip
     call(KernelKey("embedding_rows"), batch, threads, weights=table, out=by_row, **fields)
     assert np.array_equal(by_row, packed)
+
+
+@given(seeds, st.lists(st.integers(0, 9), min_size=1, max_size=12), vectors, threads)
+def test_pick_copies_the_wanted_rows(seed: int, rows: list[int], vectors: int, threads: int) -> None:
+    x, out = numbers("normal", seed, 10, 16 * vectors), guarded((len(rows), 16 * vectors))
+    batch = Batch([10], output_rows=rows)
+    fields = {"x": x, "width": 16 * vectors, "index": StepRecord.at.output_rows, "out": out, "rows": "outputs"}
+    call(KernelKey("pick"), batch, threads, **fields)
+    assert np.array_equal(out, x[rows])
+
+
+@given(seeds, counts_of_rows, vectors, threads)
+def test_pick_copies_the_first_row_of_each_sequence(seed: int, counts: list[int], vectors: int, threads: int) -> None:
+    x, out = numbers("normal", seed, sum(counts), 16 * vectors), guarded((len(counts), 16 * vectors))
+    fields = {"x": x, "width": 16 * vectors, "index": StepRecord.at.first_row, "out": out, "rows": "sequences"}
+    call(KernelKey("pick"), Batch(counts), threads, **fields)
+    assert np.array_equal(out, x[np.cumsum([0, *counts[:-1]])])

@@ -28,16 +28,27 @@ do not change this order. ``split_work`` distributes the tiles over the threads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention.rows import RowHelpers, ScoresRecord, Tile, rows_of
-from pellucid.kernels.attention.tiles import ROWS, SPAN
-from pellucid.kernels.attention.walk import MAX_TILE_ROWS, PIECE, ScratchLayout, Walk, walk
+from pellucid.kernels.attention.rows import (
+    MAX_TILE_ROWS,
+    PIECE,
+    ROWS,
+    SPAN,
+    RowHelpers,
+    ScoresRecord,
+    ScratchLayout,
+    Tile,
+    rows_of,
+)
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, StepRecord
+
+if TYPE_CHECKING:
+    from pellucid.kernels.attention.walk import Walk
 
 # The distribution of tiles over threads: each thread gets an equal share of the total cost, in the order of the tiles.
 #
@@ -58,29 +69,11 @@ class WorkSplit(NamedTuple):
 
 def split_work(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> WorkSplit:
     """Make the helpers for the threads' parts of the tiles."""
-    scratch_of, thread_units = _scratch_of(simd), _thread_units(simd)
-    return WorkSplit(
-        scratch_of,
-        _extent(simd, rows),
-        _units(simd),
-        thread_units,
-        _compute_tile(simd, rows, walk, space),
-        _compute_pieces(simd, rows, walk, space, thread_units, scratch_of),
-    )
-
-
-def _scratch_of(simd: Any) -> Any:
-    at, load = StepRecord.at, simd.load_i64
+    at, load, seen_by = StepRecord.at, simd.load_i64, rows.seen_by
 
     @simd.jit
     def scratch_of(step, thread):
         return load(step + at.scratch) + thread * load(step + at.scratch_bytes)
-
-    return scratch_of
-
-
-def _extent(simd: Any, rows: RowHelpers) -> Any:
-    seen_by = rows.seen_by
 
     @simd.jit
     def extent(tile):
@@ -91,10 +84,6 @@ def _extent(simd: Any, rows: RowHelpers) -> Any:
         # Loading keys and values costs the same as the arithmetic of ROWS rows.
         return first_piece, pieces, (max(stop - start, 0) + SPAN) * (tile.rows + ROWS)
 
-    return extent
-
-
-def _units(simd: Any) -> Any:
     @simd.jit
     def units(tile, pieces, by_pieces):
         """Return the number of a tile's units. Different threads can compute different units.
@@ -108,10 +97,6 @@ def _units(simd: Any) -> Any:
             return pieces
         return max(tile.rows, pieces)
 
-    return units
-
-
-def _thread_units(simd: Any) -> Any:
     @simd.jit
     def bound(work, cost, units):
         """Return the first unit of a thread whose share starts at ``work`` within the tile's cost."""
@@ -127,7 +112,9 @@ def _thread_units(simd: Any) -> Any:
         first, end = simd.thread_range(total, thread, threads)
         return bound(first - work, cost, units), bound(end - work, cost, units)
 
-    return thread_units
+    compute_tile = _compute_tile(simd, rows, walk, space)
+    compute_pieces = _compute_pieces(simd, rows, walk, space, thread_units, scratch_of)
+    return WorkSplit(scratch_of, extent, units, thread_units, compute_tile, compute_pieces)
 
 
 def _compute_tile(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Any:
@@ -260,6 +247,8 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
 
     ``activation_bits`` is the width of the activation blocks.
     """
+    from pellucid.kernels.attention.walk import walk  # only to compile
+
     at, space = AttentionRecord.at, ScratchLayout(head_dim, value_dim)
     rows_of_step = rows_of(simd, at)
     walk_of_tile = walk(simd, at, rows_of_step, space, kv_dtype, activation_bits)

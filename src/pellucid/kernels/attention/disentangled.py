@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from pellucid.kernels.attention import attention, tiles
 from pellucid.kernels.attention.attention import AttentionRecord, body_of, split_work
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes, writer
-from pellucid.kernels.attention.rows import RowHelpers, rows_of
-from pellucid.kernels.attention.tiles import ROWS, SPAN
-from pellucid.kernels.attention.walk import MAX_TILE_ROWS, PIECE, SCORES, ScratchLayout, page_of, walk
+from pellucid.kernels.attention.rows import MAX_TILE_ROWS, PIECE, ROWS, SCORES, SPAN, RowHelpers, ScratchLayout, rows_of
+from pellucid.kernels.attention.walk import page_of, walk
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import SCRATCH_HEADER, Address, Record, StepRecord
 
@@ -37,7 +36,7 @@ class PositionTableRecord(Record):
     In: the projected vectors of R buckets (R, H, K) float32. Out: for each head
 
         keys      (pages, K, S): pages of S buckets, in the layout of keys in ``attention/kv_layout.py``
-        queries   (R, K), times a scale, with R rounded up to whole loops (``tiles.ROWS``)
+        queries   (R, K), times a scale, with R rounded up to whole loops (``rows.ROWS``)
 
     Numbers are float32, or bfloat16 beside a cache of bfloat16.
     """

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from pellucid.kernels.attention import tiles
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.tiles import ROWS, SPAN, widen_keys, widen_values
+from pellucid.kernels.attention.rows import ROWS, SPAN
+from pellucid.kernels.attention.tiles import widen_keys, widen_values
 
 
 class PageLoops(NamedTuple):

@@ -1,4 +1,4 @@
-"""Rows and tiles of attention: the queries of a tile, and the tokens that the queries see (attend to).
+"""Rows and tiles of attention: the queries of a tile, the tokens that the queries see (attend to), and their memory.
 
 A *row* is one query head of one token. The rows of a sequence that share a key/value head are numbered from 0 in the
 order (token, head of the group). A *tile* is a run of consecutive rows.
@@ -8,8 +8,77 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pellucid.kernels.attention.tiles import SPAN
-from pellucid.kernels.core.record import Address, Record, StepRecord
+from msgspec import Struct
+
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.kernels.core.record import SCRATCH_HEADER, Address, Record, StepRecord
+
+ROWS = 8  # maximum number of rows of a loop over a page
+SPAN = 32  # tokens whose scores a loop computes
+MAX_TILE_ROWS = 64  # maximum number of rows of a tile
+PIECE = 512  # tokens of a piece, which has its own softmax
+STATE = 8  # bytes of a row's state: the largest score and the sum of the weights, float32
+# Bytes between rows of scores. A power of two would map all rows to the same cache sets.
+SCORES = PIECE * 4 + 64
+
+
+class ScratchLayout(Struct, frozen=True):
+    """Byte offsets in a thread's scratch memory, for heads of widths K and V.
+
+    ``positions`` is the number of bytes for the scores of positions (``attention/disentangled.py``).
+    """
+
+    head_dim: int
+    value_dim: int
+    positions: int = 0
+
+    @property
+    def queries(self) -> int:
+        """(MAX_TILE_ROWS, K): the queries of the tile, multiplied by the scale."""
+        return SCRATCH_HEADER
+
+    @property
+    def totals(self) -> int:
+        """(MAX_TILE_ROWS, V) float32: the weighted values of the pieces so far."""
+        return self.queries + MAX_TILE_ROWS * self.head_dim * 4
+
+    @property
+    def states(self) -> int:
+        """(MAX_TILE_ROWS, 2) float32: the states of the pieces so far."""
+        return self.totals + MAX_TILE_ROWS * self.value_dim * 4
+
+    @property
+    def page(self) -> int:
+        """A head's keys or values in one page, widened to float32."""
+        return self.states + MAX_TILE_ROWS * STATE
+
+    @property
+    def weights(self) -> int:
+        """(MAX_TILE_ROWS, PIECE): the scores of a piece, then its weights."""
+        return self.page + PAGE * 4 * max(self.head_dim, self.value_dim)
+
+    @property
+    def piece(self) -> int:
+        """The result of a piece: sums and states."""
+        return self.weights + MAX_TILE_ROWS * SCORES
+
+    @property
+    def position_scores(self) -> int:
+        """The scores of positions."""
+        return self.piece + self.piece_bytes(MAX_TILE_ROWS)
+
+    @property
+    def shared_pieces(self) -> int:
+        """The results of pieces that threads share, for tiles of at most ROWS rows."""
+        return self.position_scores + self.positions
+
+    def piece_bytes(self, rows: int) -> int:
+        """Bytes of a piece's result: the rows' sums, then their states."""
+        return rows * (4 * self.value_dim + STATE)
+
+    def bytes(self, context: int) -> int:
+        """Bytes of the scratch memory of a thread, for sequences of at most ``context`` tokens."""
+        return self.shared_pieces + 2 * (-(-context // PIECE) + 1) * self.piece_bytes(ROWS)
 
 
 class RowsRecord(Record):
@@ -75,18 +144,6 @@ class RowHelpers(NamedTuple):
 
 def rows_of(simd: Any, at: Any) -> RowHelpers:
     """Make the helpers for rows. ``at`` holds the field offsets of attention's record."""
-    context_of, earliest = _context_of(simd, at), _earliest(simd, at)
-    seen = _seen(simd, at, earliest)
-
-    @simd.jit
-    def seen_by(tile):
-        """Return the range of tokens that a tile sees."""
-        return seen(tile, context_of(tile), tile.first, tile.rows)
-
-    return RowHelpers(context_of, _place_of(simd, at), _limits(simd, at, earliest), seen, seen_by)
-
-
-def _context_of(simd: Any, at: Any) -> Any:
     step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
 
     @simd.jit
@@ -102,24 +159,12 @@ def _context_of(simd: Any, at: Any) -> Any:
         pages += load(tile.record + at.group) * load(step + step_at.group_stride)
         return Context(length, pages + load(step + step_at.page_stride) * row, position)
 
-    return context_of
-
-
-def _place_of(simd: Any, at: Any) -> Any:
-    step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
-
     @simd.jit
     def place_of(tile, row):
         """Return the row's index among all (token, query head) pairs of the step."""
         first_token = load_i32(load(tile.step + step_at.first_row) + 4 * tile.sequence)
         head = tile.kv_head * tile.group + row % tile.group
         return (first_token + row // tile.group) * load(tile.record + at.heads) + head
-
-    return place_of
-
-
-def _earliest(simd: Any, at: Any) -> Any:
-    load = simd.load_i64
 
     @simd.jit
     def earliest(tile, position):
@@ -131,12 +176,6 @@ def _earliest(simd: Any, at: Any) -> Any:
             first = max(0, position - window + 1)
         return first
 
-    return earliest
-
-
-def _limits(simd: Any, at: Any, earliest: Any) -> Any:
-    load = simd.load_i64
-
     @simd.jit
     def limits(tile, context, row):
         """Return a row's position and the range of tokens that it sees: position, first, end."""
@@ -147,12 +186,6 @@ def _limits(simd: Any, at: Any, earliest: Any) -> Any:
         elif window != 0:
             end = min(end, position + window)
         return position, earliest(tile, position), end
-
-    return limits
-
-
-def _seen(simd: Any, at: Any, earliest: Any) -> Any:
-    load = simd.load_i64
 
     @simd.jit
     def seen(tile, context, first, rows):
@@ -171,4 +204,9 @@ def _seen(simd: Any, at: Any, earliest: Any) -> Any:
             begin = earliest(tile, context.position + first // tile.group) // SPAN * SPAN
         return begin, end
 
-    return seen
+    @simd.jit
+    def seen_by(tile):
+        """Return the range of tokens that a tile sees."""
+        return seen(tile, context_of(tile), tile.first, tile.rows)
+
+    return RowHelpers(context_of, place_of, limits, seen, seen_by)

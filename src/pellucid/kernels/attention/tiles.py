@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pellucid.kernels.attention import kv_layout
+from pellucid.kernels.attention.rows import ROWS, SPAN
 from pellucid.kernels.ops.elementwise import tanh_vector
 
-ROWS = 8  # maximum number of rows of a loop
-SPAN = 32  # tokens whose scores a loop computes
 MAX_BLOCK_VECTORS = 4  # maximum number of vectors of a row in a block of registers
 
 

@@ -1,7 +1,7 @@
 """The walk of a tile over its context: scores, softmax and weighted values, piece by piece.
 
-``ScratchLayout`` is the layout of a tile's data in a thread's scratch memory. The result of a piece is the rows' sums
-followed by their states. It is written to an address that the caller chooses, and then joined to the pieces before it.
+The result of a piece is the rows' sums followed by their states. It is written to an address that the caller chooses,
+and then joined to the pieces before it.
 """
 
 from __future__ import annotations
@@ -9,79 +9,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import Struct
 
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import PageLoops, page_loops
-from pellucid.kernels.attention.rows import RowHelpers
-from pellucid.kernels.attention.tiles import ROWS, softmax_of_row
-from pellucid.kernels.core.record import SCRATCH_HEADER
+from pellucid.kernels.attention.rows import PIECE, ROWS, SCORES, STATE, RowHelpers, ScratchLayout
+from pellucid.kernels.attention.tiles import softmax_of_row
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_blocks
-
-MAX_TILE_ROWS = 64  # maximum number of rows of a tile
-PIECE = 512  # tokens of a piece, which has its own softmax
-STATE = 8  # bytes of a row's state: the largest score and the sum of the weights, float32
-# Bytes between rows of scores. A power of two would map all rows to the same cache sets.
-SCORES = PIECE * 4 + 64
-
-
-class ScratchLayout(Struct, frozen=True):
-    """Byte offsets in a thread's scratch memory, for heads of widths K and V.
-
-    ``positions`` is the number of bytes for the scores of positions (``attention/disentangled.py``).
-    """
-
-    head_dim: int
-    value_dim: int
-    positions: int = 0
-
-    @property
-    def queries(self) -> int:
-        """(MAX_TILE_ROWS, K): the queries of the tile, multiplied by the scale."""
-        return SCRATCH_HEADER
-
-    @property
-    def totals(self) -> int:
-        """(MAX_TILE_ROWS, V) float32: the weighted values of the pieces so far."""
-        return self.queries + MAX_TILE_ROWS * self.head_dim * 4
-
-    @property
-    def states(self) -> int:
-        """(MAX_TILE_ROWS, 2) float32: the states of the pieces so far."""
-        return self.totals + MAX_TILE_ROWS * self.value_dim * 4
-
-    @property
-    def page(self) -> int:
-        """A head's keys or values in one page, widened to float32."""
-        return self.states + MAX_TILE_ROWS * STATE
-
-    @property
-    def weights(self) -> int:
-        """(MAX_TILE_ROWS, PIECE): the scores of a piece, then its weights."""
-        return self.page + PAGE * 4 * max(self.head_dim, self.value_dim)
-
-    @property
-    def piece(self) -> int:
-        """The result of a piece: sums and states."""
-        return self.weights + MAX_TILE_ROWS * SCORES
-
-    @property
-    def position_scores(self) -> int:
-        """The scores of positions."""
-        return self.piece + self.piece_bytes(MAX_TILE_ROWS)
-
-    @property
-    def shared_pieces(self) -> int:
-        """The results of pieces that threads share, for tiles of at most ROWS rows."""
-        return self.position_scores + self.positions
-
-    def piece_bytes(self, rows: int) -> int:
-        """Bytes of a piece's result: the rows' sums, then their states."""
-        return rows * (4 * self.value_dim + STATE)
-
-    def bytes(self, context: int) -> int:
-        """Bytes of the scratch memory of a thread, for sequences of at most ``context`` tokens."""
-        return self.shared_pieces + 2 * (-(-context // PIECE) + 1) * self.piece_bytes(ROWS)
 
 
 class Walk(NamedTuple):
@@ -116,11 +49,16 @@ def walk(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, kv_dtype: s
     loops = page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
     keys_of = page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
     values_of = page_of(simd, at.values, at.page_bytes, head_bytes(kv_dtype, value_dim))
+
+    @simd.jit
+    def add_no_scores(tile, context, scratch, piece):
+        pass
+
     return Walk(
         _begin(simd, at, rows, loops, space),
         _clear(simd, space),
         _scores(simd, rows, loops, space, keys_of, values_of, far),
-        _nothing(simd),
+        add_no_scores,
         _weights(simd, at, rows, loops, space),
         _values(simd, rows, loops, space, keys_of, values_of, far),
         _join(simd, space),
@@ -160,14 +98,6 @@ def _clear(simd: Any, space: ScratchLayout) -> Any:
             store_f32(scratch + states_at + r * STATE + 4, np.float32(0))
 
     return clear
-
-
-def _nothing(simd: Any) -> Any:
-    @simd.jit
-    def add_scores(tile, context, scratch, piece):
-        pass
-
-    return add_scores
 
 
 def page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:

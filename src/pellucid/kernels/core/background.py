@@ -19,7 +19,7 @@ from pellucid.errors import KernelError
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import CompileProgress, Library, can_cache, can_compile, shared
 from pellucid.kernels.core.objects import source_bytes
-from pellucid.util.windows import OWN_CONSOLE
+from pellucid.util.interpreter import OWN_CONSOLE
 
 # A process that compiles kernels and writes them to the cache folder.
 #

@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.matmul import int8_tiles, many_tokens
 from pellucid.kernels.matmul.int8_sums import SUMS, TOPS, add_scaled, as_signed, exact
 from pellucid.kernels.matmul.packed_layout import BLOCK, VECTOR, PackedLayout
 from pellucid.kernels.matmul.product import ManyTokens, MatmulRecord, TileSums, by_group_tiles, prefetch_ahead, product
@@ -180,6 +179,8 @@ def sums(packed: PackedLayout, activation_bits: int) -> TileSums:
 
 def _many_tokens(packed: PackedLayout, planes: int, simd: Any, gathered: bool) -> ManyTokens | None:
     """Return the helper for many tokens, or None if small tiles are as fast on this instruction set."""
+    from pellucid.kernels.matmul import int8_tiles, many_tokens  # only to compile
+
     if simd.ISA.tiles and int8_tiles.fits(packed):
         return int8_tiles.many_tokens(simd, packed, planes, gathered)
     if not gathered and pairs_fit(simd, packed):

@@ -213,20 +213,6 @@ def _tiles(simd: Any, sums: TileSums, max_tokens: int, gathered: bool) -> Any:
     return run
 
 
-def _tile_size(simd: Any, max_tokens: int) -> Any:
-    """Make the helper that maps the number of tokens left to the size of the next tile, at most ``max_tokens``."""
-
-    @simd.jit
-    def size(left):
-        if left >= 8 and max_tokens >= 8:
-            return 8
-        if left >= 4 and max_tokens >= 4:
-            return 4
-        return min(left, 2)
-
-    return size
-
-
 GroupSums = Callable[[Any, list[Any], Any, Any, list[Any]], list[list[Any]]]
 """(emitter, addresses of the groups, true at the groups' first read, D, addresses of the tokens' rows) → the vectors of
 16 sums, [token][group]."""
@@ -304,8 +290,16 @@ def max_tile_tokens(simd: Any, vectors: int) -> int:
 def _by_tiles(simd: Any, sums: TileSums, gathered: bool) -> Any:
     """Make the helper of ``rectangle`` that unpacks weights for each tile of tokens."""
     max_tokens = max_tile_tokens(simd, sums.vectors)
-    tile, size = _tiles(simd, sums, max_tokens, gathered), _tile_size(simd, max_tokens)
-    operands_from = from_tile(simd, gathered)
+    tile, operands_from = _tiles(simd, sums, max_tokens, gathered), from_tile(simd, gathered)
+
+    @simd.jit
+    def size(left):
+        """Return the size of the next tile if ``left`` tokens are left."""
+        if left >= 8 and max_tokens >= 8:
+            return 8
+        if left >= 4 and max_tokens >= 4:
+            return 4
+        return min(left, 2)
 
     @simd.jit
     def run(operands, groups, rows):

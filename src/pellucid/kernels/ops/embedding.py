@@ -1,10 +1,12 @@
-"""Rows of a packed matrix as float32: token embeddings, learned positions, token types.
+"""Rows by their index: of a matrix (token embeddings, learned positions, token types), or of a step (``pick``).
 
 In: indices (T,) int32, a matrix (V, D). Out: (T, D) float32. Each row is ``factor`` times the row of the matrix,
 optionally added to the values of ``out``.
 
 ``embedding`` reads a packed matrix, which matrix products may read too. A row of a packed matrix is scattered over 16
 times its bytes. ``embedding_rows`` reads a float32 matrix whose rows are contiguous. Both compute the same bits.
+
+``pick`` copies rows of the step: (T, D) -> (R, D), or the first rows of sequences (B, D).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Record, StepRecord
+from pellucid.kernels.core.record import Address, Count, Record, StepRecord
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
 
 
@@ -27,6 +29,14 @@ class EmbeddingRecord(Record):
     accumulate: int  # 1: add to out
     limit: int  # indices from ``limit`` on are replaced by 0; 0: no limit
     out: Address  # (T, D) float32
+
+
+class PickRecord(Record):
+    x: Address  # (T, D) float32
+    width: int  # D, a multiple of 16
+    index: int  # offset, in the step's record, of the address of the row numbers
+    out: Address  # (R, D) or (B, D) float32
+    rows: Count
 
 
 def reference(weights: NDArray[Any], index: NDArray[Any], factor: float = 1.0) -> NDArray[np.float64]:
@@ -135,5 +145,21 @@ def build_rows(simd: Any) -> Any:
                 if accumulate != 0:
                     before = vload(to + i)
                 vstore(to + i, before + vload(row + i) * factor)
+
+    return body
+
+
+@kernel("pick", PickRecord)
+def build_pick(simd: Any) -> Any:
+    at, load, vload, vstore = PickRecord.at, simd.load_i64, simd.vload, simd.vstore
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, width, out = load(record + at.x), load(record + at.width), load(record + at.out)
+        index = load(step + load(record + at.index))
+        for r in range(thread, load(step + load(record + at.rows)), threads):
+            source = x + simd.load_i32(index + 4 * r) * width * 4
+            for i in range(0, width * 4, 64):
+                vstore(out + r * width * 4 + i, vload(source + i))
 
     return body

@@ -1,6 +1,5 @@
-"""From the rows of tokens to the rows of the output: selection, pooling, scaling to length 1.
+"""From the rows of tokens to the rows of the output: pooling, scaling to length 1.
 
-pick       out[r] = x[index[r]]                               (T, D) -> (R, D), or the first rows of sequences (B, D)
 pool       one row for each sequence, from all its rows       (T, D) -> (B, D)
 normalize  x = x / |x|                                        (R, D), in place
 
@@ -22,14 +21,6 @@ from pellucid.kernels.core.record import Address, Count, Record, StepRecord
 KINDS = ("mean", "mean_sqrt", "weighted", "max", "sparse")
 LOG_STEPS = 8
 """Steps of Halley's iteration for log(a). Eight steps are enough for a < e^12."""
-
-
-class PickRecord(Record):
-    x: Address  # (T, D) float32
-    width: int  # D, a multiple of 16
-    index: int  # offset, in the step's record, of the address of the row numbers
-    out: Address  # (R, D) or (B, D) float32
-    rows: Count
 
 
 class PoolRecord(Record):
@@ -66,22 +57,6 @@ def normalize_reference(x: NDArray[Any]) -> NDArray[np.float64]:
     """Compute normalize in float64."""
     wide = x.astype(np.float64)
     return np.asarray(wide / np.linalg.norm(wide, axis=-1, keepdims=True), np.float64)
-
-
-@kernel("pick", PickRecord)
-def build_pick(simd: Any) -> Any:
-    at, load, vload, vstore = PickRecord.at, simd.load_i64, simd.vload, simd.vstore
-
-    @simd.jit
-    def body(record, step, thread, threads):
-        x, width, out = load(record + at.x), load(record + at.width), load(record + at.out)
-        index = load(step + load(record + at.index))
-        for r in range(thread, load(step + load(record + at.rows)), threads):
-            source = x + simd.load_i32(index + 4 * r) * width * 4
-            for i in range(0, width * 4, 64):
-                vstore(out + r * width * 4 + i, vload(source + i))
-
-    return body
 
 
 @kernel("pool", PoolRecord)

@@ -15,12 +15,13 @@ from typing import Any
 # An entry is two int64, 16 bytes. Entries are ordered by value, then by position. ``heap`` is the address of the root.
 
 
-def rising(simd: Any) -> Any:
-    """Make ``sift_up``, which moves an entry at the end up to its place."""
+def heaping(simd: Any) -> Any:
+    """Make ``order``, ``push`` and ``drop``, which build a heap, add an entry, and remove the smallest entry."""
     load, store_i64 = simd.load_i64, simd.store_i64
 
     @simd.jit
     def sift_up(heap, at):
+        """Move an entry at the end up to its place."""
         value, position = load(heap + at * 16), load(heap + at * 16 + 8)
         while at > 0:
             parent = (at - 1) // 2
@@ -33,13 +34,6 @@ def rising(simd: Any) -> Any:
         store_i64(heap + at * 16, value)
         store_i64(heap + at * 16 + 8, position)
 
-    return sift_up
-
-
-def sinking(simd: Any) -> Any:
-    """Make ``sift_down``, which moves an entry whose subtrees are heaps down to its place."""
-    load, store_i64 = simd.load_i64, simd.store_i64
-
     @simd.jit
     def before(heap, a, b):
         """True if entry ``a`` is ordered before entry ``b``."""
@@ -48,6 +42,7 @@ def sinking(simd: Any) -> Any:
 
     @simd.jit
     def sift_down(heap, at, size):
+        """Move an entry whose subtrees are heaps down to its place."""
         value, position = load(heap + at * 16), load(heap + at * 16 + 8)
         while True:
             child = 2 * at + 1
@@ -63,14 +58,6 @@ def sinking(simd: Any) -> Any:
             at = child
         store_i64(heap + at * 16, value)
         store_i64(heap + at * 16 + 8, position)
-
-    return sift_down
-
-
-def heaping(simd: Any) -> Any:
-    """Make ``order``, ``push`` and ``drop``, which build a heap, add an entry, and remove the smallest entry."""
-    load, store_i64 = simd.load_i64, simd.store_i64
-    sift_up, sift_down = rising(simd), sinking(simd)
 
     @simd.jit
     def order(heap, size):
@@ -164,12 +151,15 @@ def searching(simd: Any, value_of: Any, gather: Any) -> Any:
     return few
 
 
-def queueing(simd: Any) -> Any:
-    """Make ``fill``, ``offer``, ``prune`` and ``drop``: the heap of the values of many symbols.
+def queued(simd: Any, value_of: Any, gather: Any) -> Any:
+    """Make ``many``, which merges any number of symbols in the order of a heap.
 
-    An entry is a value and its index in ``values``. It is stale once ``values`` has another value at this index.
+    ``links`` holds a doubly linked list of the remaining symbols, in int32, followed by the heap. A symbol has at most
+    one entry that is not stale. Each merge removes one entry and adds up to two, so the heap could grow to 3 * count
+    entries; stale entries are removed before it exceeds 1.5 * count. An entry is a value and its index in ``values``.
+    It is stale once ``values`` has another value at this index.
     """
-    load, store_i64 = simd.load_i64, simd.store_i64
+    load, load_i32, store_i32, store_i64 = simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64
     order, push, drop = heaping(simd)
 
     @simd.jit
@@ -201,19 +191,6 @@ def queueing(simd: Any) -> Any:
                 kept += 1
         order(heap, kept)
         return kept
-
-    return fill, offer, prune, drop
-
-
-def queued(simd: Any, value_of: Any, gather: Any) -> Any:
-    """Make ``many``, which merges any number of symbols in the order of a heap.
-
-    ``links`` holds a doubly linked list of the remaining symbols, in int32, followed by the heap. A symbol has at most
-    one entry that is not stale. Each merge removes one entry and adds up to two, so the heap could grow to 3 * count
-    entries; stale entries are removed before it exceeds 1.5 * count.
-    """
-    load, load_i32, store_i32, store_i64 = simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64
-    fill, offer, prune, drop = queueing(simd)
 
     @simd.jit
     def many(ids, count, values, links, pairs, mask, out):

@@ -102,50 +102,19 @@ def spans_body(simd: Any, at: Any, change: Any) -> Any:
     return body
 
 
-def copying(simd: Any) -> Any:
-    """Make ``copy``, which copies bytes front to back. ``out`` may begin before the source and overlap it."""
-    load_u8, store_u8 = simd.load_u8, simd.store_u8
+def emitting(simd: Any) -> Any:
+    """Make ``superfluous`` and ``emit``.
 
-    @simd.jit
-    def copy(place, length, out):
-        for i in range(length):
-            store_u8(out + i, load_u8(place + i))
-
-    return copy
-
-
-def comparing(simd: Any) -> Any:
-    """Make ``begins_with``, which is true if some bytes begin with a prefix."""
-    load_u8 = simd.load_u8
-
-    @simd.jit
-    def begins_with(place, length, prefix, prefix_length):
-        if length < prefix_length:
-            return False
-        i = 0
-        while i < prefix_length and load_u8(place + i) == load_u8(prefix + i):
-            i += 1
-        return i == prefix_length
-
-    return begins_with
-
-
-def spacing(simd: Any) -> Any:
-    """Make ``superfluous``, which is true if a space at ``out_end`` of a span that begins at ``first`` is left out."""
-    load_u8 = simd.load_u8
+    ``superfluous`` is true if a space at ``out_end`` of a span that begins at ``first`` is left out. ``emit`` writes a
+    target to ``out`` at offset ``out_end`` and returns the new end.
+    """
+    load, load_u8, store_u8, store_i64 = simd.load_i64, simd.load_u8, simd.store_u8, simd.store_i64
 
     @simd.jit
     def superfluous(out, first, out_end, collapse, trim):
         if out_end == first:
             return trim
         return collapse and load_u8(out + out_end - 1) == 32
-
-    return superfluous
-
-
-def emitting(simd: Any, superfluous: Any) -> Any:
-    """Make ``emit``, which writes a target to ``out`` at offset ``out_end`` and returns the new end."""
-    load, load_u8, store_u8, store_i64 = simd.load_i64, simd.load_u8, simd.store_u8, simd.store_i64
 
     @simd.jit
     def emit(written, target, out, first, out_end, collapse, trim):
@@ -160,23 +129,7 @@ def emitting(simd: Any, superfluous: Any) -> Any:
                 out_end += 1
         return out_end
 
-    return emit
-
-
-def ruling(simd: Any) -> Any:
-    """Make ``rule``, which finds the longest or shortest rule at a position.
-
-    It returns the rule's target, and the number of bytes that the target replaces.
-    """
-    at, load, walk = RewriteRecord.at, simd.load_i64, walking(simd)
-
-    @simd.jit
-    def rule(record, position, end, longest):
-        text, slots = load(record + at.text), load(record + at.slots)
-        found, stop = walk(slots, load(record + at.rules), text + position, text + end, longest)
-        return found, stop - text - position
-
-    return rule
+    return superfluous, emit
 
 
 def clustering(simd: Any, length_of: Any, code_point: Any) -> Any:
@@ -212,9 +165,16 @@ def rewriting(simd: Any, rules: str) -> Any:
     It returns the end of the new text, or -1 to give up.
     """
     at, load, load_u8, load_i32 = RewriteRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
-    store_i64, run_of, superfluous = simd.store_i64, running(simd), spacing(simd)
+    store_i64, run_of, walk, (superfluous, emit) = simd.store_i64, running(simd), walking(simd), emitting(simd)
     length_of, code_point = decoding(simd)
-    rule, cluster, emit = ruling(simd), clustering(simd, length_of, code_point), emitting(simd, superfluous)
+    cluster = clustering(simd, length_of, code_point)
+
+    @simd.jit
+    def rule(record, position, end, longest):
+        """Find the longest or shortest rule. Returns its target, and the bytes that the target replaces."""
+        text, slots = load(record + at.text), load(record + at.slots)
+        found, stop = walk(slots, load(record + at.rules), text + position, text + end, longest)
+        return found, stop - text - position
 
     @simd.jit
     def rewrite(record, begin, end, first):
@@ -268,8 +228,23 @@ def rewriting(simd: Any, rules: str) -> Any:
 @kernel("text.rewrite", RewriteRecord)
 def build(simd: Any, rules: str) -> Any:
     """Build the replacement. ``rules`` is one of ``RULES``."""
-    at, load = RewriteRecord.at, simd.load_i64
-    copy, begins_with, rewrite = copying(simd), comparing(simd), rewriting(simd, rules)
+    at, load, load_u8, store_u8 = RewriteRecord.at, simd.load_i64, simd.load_u8, simd.store_u8
+    rewrite = rewriting(simd, rules)
+
+    @simd.jit
+    def copy(place, length, out):
+        """Copy bytes front to back. ``out`` may begin before the source and overlap it."""
+        for i in range(length):
+            store_u8(out + i, load_u8(place + i))
+
+    @simd.jit
+    def begins_with(place, length, prefix, prefix_length):
+        if length < prefix_length:
+            return False
+        i = 0
+        while i < prefix_length and load_u8(place + i) == load_u8(prefix + i):
+            i += 1
+        return i == prefix_length
 
     @simd.jit
     def change(record, begin, end, begins_text, start):

@@ -38,8 +38,12 @@ def scratch_bytes(longest: int) -> int:
     return 8 * BLOCK + NODE * (longest + 2)
 
 
-def summing(simd: Any, single: bool) -> Any:
-    """Make ``sum_of``, which returns a sum of scores, rounded to float32 if ``single``."""
+def searching(simd: Any, single: bool) -> Any:
+    """Make ``best``, which finds the best path to each position."""
+    at, load, load_u8, load_i32, load_f64 = (
+        UnigramRecord.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
+    )  # fmt: skip
+    store_i32, store_f64, behind, (length_of, _) = simd.store_i32, simd.store_f64, stepping(simd), decoding(simd)
 
     @simd.jit
     def sum_of(a, b):
@@ -47,31 +51,14 @@ def summing(simd: Any, single: bool) -> Any:
             return np.float64(np.float32(a + b))
         return a + b
 
-    return sum_of
-
-
-def offering(simd: Any) -> Any:
-    """Make ``offer``, which keeps a path to a position if it is the first (the score was NaN) or better than before."""
-    load_f64, store_i32, store_f64 = simd.load_f64, simd.store_i32, simd.store_f64
-
     @simd.jit
     def offer(nodes, start, stop, score, index):
+        """Keep a path to a position if it is the first (the score was NaN) or better than before."""
         there = nodes + stop * NODE
         if not score <= load_f64(there):
             store_f64(there, score)
             store_i32(there + 8, start)
             store_i32(there + 12, index)
-
-    return offer
-
-
-def searching(simd: Any, single: bool) -> Any:
-    """Make ``best``, which finds the best path to each position."""
-    at, load, load_u8, load_i32, load_f64 = (
-        UnigramRecord.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
-    )  # fmt: skip
-    store_f64, sum_of, offer = simd.store_f64, summing(simd, single), offering(simd)
-    behind, (length_of, _) = stepping(simd), decoding(simd)
 
     @simd.jit
     def again(nodes, start, reached, so_far):
@@ -112,22 +99,6 @@ def searching(simd: Any, single: bool) -> Any:
     return best
 
 
-def tracing(simd: Any) -> Any:
-    """Make ``trace``, which reverses the links of the best path and returns the end of its first piece, or -1."""
-    load_i32, store_i32 = simd.load_i32, simd.store_i32
-
-    @simd.jit
-    def trace(nodes, length):
-        stop, following = length, -1
-        while stop > 0:
-            start = load_i32(nodes + stop * NODE + 8)
-            store_i32(nodes + stop * NODE + 8, following)
-            following, stop = stop, start
-        return following
-
-    return trace
-
-
 def spelling(simd: Any) -> Any:
     """Make ``spell``, which writes unknown characters as bytes, if all bytes have ids, else as one id.
 
@@ -156,7 +127,17 @@ def spelling(simd: Any) -> Any:
 def build(simd: Any, single: bool) -> Any:
     """Build Unigram. With ``single``, sums are float32 and unknown characters become bytes, as in SentencePiece."""
     at, load, load_i32, store_i32 = UnigramRecord.at, simd.load_i64, simd.load_i32, simd.store_i32
-    best, trace, spell = searching(simd, single), tracing(simd), spelling(simd)
+    best, spell = searching(simd, single), spelling(simd)
+
+    @simd.jit
+    def trace(nodes, length):
+        """Reverse the links of the best path. Returns the end of its first piece, or -1."""
+        stop, following = length, -1
+        while stop > 0:
+            start = load_i32(nodes + stop * NODE + 8)
+            store_i32(nodes + stop * NODE + 8, following)
+            following, stop = stop, start
+        return following
 
     @simd.jit
     def ids_of(record, scratch, place, length, part, out):

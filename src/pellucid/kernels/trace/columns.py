@@ -47,12 +47,13 @@ class TraceEditRecord(TraceColumnsRecord):
     entries: Address  # (1 + 3 n,) int64: n, then the entries; values of an entry: (count,) float32
 
 
-def _own(simd: Any) -> Any:
-    """Make the helper for a thread's part of the columns first <= j < first + count, and of the rows.
+def _parts(simd: Any) -> Any:
+    """Make ``own`` and ``place``.
 
-    If rows have ``places``, the part is some columns of all rows.
+    ``own`` returns a thread's part of the columns first <= j < first + count, and of the rows. If rows have ``places``,
+    the part is some columns of all rows. ``place`` maps a row to its row of x.
     """
-    part = partition(simd)
+    part, load_i32 = partition(simd), simd.load_i32
 
     @simd.jit
     def own(width, first, count, rows, places, thread, threads):
@@ -61,24 +62,17 @@ def _own(simd: Any) -> Any:
             first_row, last_row = 0, ALL
         return max(first, low), min(first + count, high), first_row, last_row
 
-    return own
-
-
-def _place(simd: Any) -> Any:
-    """Make the helper that maps a row to its row of x: (record's places, its stride, the part, the row)."""
-    load_i32 = simd.load_i32
-
     @simd.jit
     def place(places, stride, part, row):
         return row if places == 0 else load_i32(places + row * stride + 4 * part)
 
-    return place
+    return own, place
 
 
 @kernel("trace_copy", TraceCopyRecord)
 def build_copy(simd: Any) -> Any:
     at, load, vload, vstore = TraceCopyRecord.at, simd.load_i64, simd.vload, simd.vstore
-    load_i32, store_i32, own, place = simd.load_i32, simd.store_i32, _own(simd), _place(simd)
+    load_i32, store_i32, (own, place) = simd.load_i32, simd.store_i32, _parts(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -106,7 +100,7 @@ def build_copy(simd: Any) -> Any:
 @kernel("trace_edit", TraceEditRecord)
 def build_edit(simd: Any) -> Any:
     at, load, load_f32, store_f32 = TraceEditRecord.at, simd.load_i64, simd.load_f32, simd.store_f32
-    own, place, zero, one = _own(simd), _place(simd), np.float32(0), np.float32(1)
+    (own, place), zero, one = _parts(simd), np.float32(0), np.float32(1)
 
     @simd.jit
     def body(record, step, thread, threads):

@@ -19,9 +19,7 @@ from pellucid.kernels.attention import tiles
 from pellucid.kernels.attention.disentangled import POSITION_BYTES, PositionRecord, position_scores
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
-from pellucid.kernels.attention.rows import RowsRecord, ScoresRecord, Tile, rows_of
-from pellucid.kernels.attention.tiles import SPAN
-from pellucid.kernels.attention.walk import PIECE, SCORES, ScratchLayout
+from pellucid.kernels.attention.rows import PIECE, SCORES, SPAN, RowsRecord, ScoresRecord, ScratchLayout, Tile, rows_of
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
 from pellucid.kernels.ops.elementwise import tanh_vector
@@ -205,8 +203,16 @@ def build_mix(simd: Any, value_dim: int, kv_dtype: str) -> Any:
     store16, size, each = loops.store, loops.size, head_bytes(kv_dtype, value_dim)
     vload, vstore, splat, keep = simd.vload, simd.vstore, simd.splat, simd.keep
     vmax, vabs, vmax_lane, vexp = simd.vmax, simd.vabs, simd.vmax_lane, simd.vexp
-    apply, scale_of = _apply(simd), _scale_of(simd, at)
-    zero, minus_infinity = np.float32(0), np.float32(-np.inf)
+    scale_of, zero, minus_infinity = _scale_of(simd, at), np.float32(0), np.float32(-np.inf)
+
+    @simd.jit
+    def apply(x, factors, addends, t):
+        """Factor times x plus addend, for 16 tokens from token ``t`` on."""
+        if factors != 0:
+            x = x * vload(factors + t * 4)
+        if addends != 0:
+            x = x + vload(addends + t * 4)
+        return x
 
     @simd.jit
     def change(tile, pattern, changed, entry, sums):
@@ -268,21 +274,6 @@ def build_mix(simd: Any, value_dim: int, kv_dtype: str) -> Any:
                     vstore(out + j, vload(out + j) + vload(sums + j))
 
     return body
-
-
-def _apply(simd: Any) -> Any:
-    vload = simd.vload
-
-    @simd.jit
-    def apply(x, factors, addends, t):
-        """Factor times x plus addend, for 16 tokens from token ``t`` on."""
-        if factors != 0:
-            x = x * vload(factors + t * 4)
-        if addends != 0:
-            x = x + vload(addends + t * 4)
-        return x
-
-    return apply
 
 
 def _scale_of(simd: Any, at: Any) -> Any:

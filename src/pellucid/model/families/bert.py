@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.families import jina
-from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, choice_head
+from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, choice_head, encoder_heads, fill_head
 from pellucid.model.outputs import Labels
 from pellucid.model.positions import RelativeBuckets, Rotary
 from pellucid.model.spec import ModelSpec
@@ -24,26 +24,13 @@ from pellucid.weights.checkpoint import Checkpoint
 def heads(base: str) -> Heads:
     """The heads, for a model whose tensors have names with the first part ``base``."""
     pooler, labels = HeadLayer(f"{base}.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")
-    return {
-        "classify": TaskHead((pooler, labels), "cls"),
-        "tag": TaskHead((labels,)),
-        "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
-        "fill": TaskHead(
-            (
-                HeadLayer("cls.predictions.transform.dense", activation="hidden"),
-                HeadLayer("cls.predictions.transform.LayerNorm", "norm"),
-            ),
-            decoder="cls.predictions.decoder",
-            bias="cls.predictions.bias",
-        ),
-        "NextSentencePrediction": TaskHead(
-            (pooler, HeadLayer("cls.seq_relationship", "labels")),
-            "cls",
-            labels=Labels(("next", "random")),
-            task="classify",
-        ),
-        "MultipleChoice": choice_head(pooler, labels),
-    }
+    at, following = "cls.predictions", (pooler, HeadLayer("cls.seq_relationship", "labels"))
+    return encoder_heads(
+        TaskHead((pooler, labels), "cls"),
+        fill_head(f"{at}.transform.dense", f"{at}.transform.LayerNorm", f"{at}.decoder", f"{at}.bias"),
+        NextSentencePrediction=TaskHead(following, "cls", labels=Labels(("next", "random")), task="classify"),
+        MultipleChoice=choice_head(pooler, labels),
+    )
 
 
 HEADS = heads("bert")
@@ -134,29 +121,16 @@ ROFORMER = StandardEncoder(
 #
 # The generator is a masked language model. Small models have a narrow embedding.
 
-ELECTRA_HEADS: Heads = {
-    "classify": TaskHead(
-        (HeadLayer("classifier.dense", activation="gelu"), HeadLayer("classifier.out_proj", "labels")), "cls"
-    ),
-    "tag": TaskHead((HeadLayer("classifier", "labels"),)),
-    "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
-    "fill": TaskHead(
-        (
-            HeadLayer("generator_predictions.dense", activation="gelu"),
-            HeadLayer("generator_predictions.LayerNorm", "norm"),
-        ),
-        decoder="generator_lm_head",
-        bias="generator_lm_head.bias",
-    ),
-    "PreTraining": TaskHead(
-        (
-            HeadLayer("discriminator_predictions.dense", activation="hidden"),
-            HeadLayer("discriminator_predictions.dense_prediction", "labels"),
-        ),
-        labels=Labels(("replaced",), "sigmoid"),
-        task="tag",
-    ),
-}
+FOUND = (
+    HeadLayer("discriminator_predictions.dense", activation="hidden"),
+    HeadLayer("discriminator_predictions.dense_prediction", "labels"),
+)
+GENERATOR = "generator_predictions"
+ELECTRA_HEADS = encoder_heads(
+    TaskHead((HeadLayer("classifier.dense", activation="gelu"), HeadLayer("classifier.out_proj", "labels")), "cls"),
+    fill_head(f"{GENERATOR}.dense", f"{GENERATOR}.LayerNorm", "generator_lm_head", "generator_lm_head.bias", "gelu"),
+    PreTraining=TaskHead(FOUND, labels=Labels(("replaced",), "sigmoid"), task="tag"),
+)
 
 ELECTRA = StandardEncoder(
     "electra",
@@ -186,17 +160,11 @@ NAMES = TensorNames(
     "distilbert.transformer.layer",
 )
 CLASSIFIER = (HeadLayer("pre_classifier", activation="relu"), HeadLayer("classifier", "labels"))
-DISTILBERT_HEADS: Heads = {
-    "classify": TaskHead(CLASSIFIER, "cls"),
-    "tag": TaskHead((HeadLayer("classifier", "labels"),)),
-    "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
-    "fill": TaskHead(
-        (HeadLayer("vocab_transform", activation="hidden"), HeadLayer("vocab_layer_norm", "norm")),
-        decoder="vocab_projector",
-        bias="vocab_projector.bias",
-    ),
-    "MultipleChoice": choice_head(*CLASSIFIER),
-}
+DISTILBERT_HEADS = encoder_heads(
+    TaskHead(CLASSIFIER, "cls"),
+    fill_head("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
+    MultipleChoice=choice_head(*CLASSIFIER),
+)
 
 DISTILBERT = StandardEncoder(
     "distilbert",
@@ -228,17 +196,11 @@ ALBERT_NAMES = bert_names("albert", "encoder.albert_layer_groups") | {
     "feedforward.norm": "full_layer_layer_norm",
 }
 POOLER, LABELS = HeadLayer("albert.pooler", activation="tanh"), HeadLayer("classifier", "labels")
-ALBERT_HEADS: Heads = {
-    "classify": TaskHead((POOLER, LABELS), "cls"),
-    "tag": TaskHead((LABELS,)),
-    "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
-    "fill": TaskHead(
-        (HeadLayer("predictions.dense", activation="hidden"), HeadLayer("predictions.LayerNorm", "norm")),
-        decoder="predictions.decoder",
-        bias="predictions.bias",
-    ),
-    "MultipleChoice": choice_head(POOLER, LABELS),
-}
+ALBERT_HEADS = encoder_heads(
+    TaskHead((POOLER, LABELS), "cls"),
+    fill_head("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias"),
+    MultipleChoice=choice_head(POOLER, LABELS),
+)
 
 
 def layer_names(config: Config, layers: int) -> list[str]:
@@ -263,9 +225,6 @@ ALBERT = StandardEncoder(
 ).family()
 
 
-# RoBERTa and the encoders with its structure: CamemBERT, XLM-RoBERTa, XLM-RoBERTa XL, MPNet.
-
-
 # RoBERTa (Liu et al. 2019), and the encoders with its structure: CamemBERT (Martin et al. 2020), XLM-RoBERTa (Conneau
 # et al. 2020), and sentence encoders and rerankers such as BGE-M3, multilingual E5 and BGE rerankers.
 #
@@ -274,20 +233,8 @@ ALBERT = StandardEncoder(
 
 def roberta_heads(base: str) -> Heads:
     """The heads, for a model whose tensors have names with the first part ``base``."""
-    labels = HeadLayer("classifier", "labels")
-    return {
-        "classify": TaskHead(
-            (HeadLayer("classifier.dense", activation="tanh"), HeadLayer("classifier.out_proj", "labels")), "cls"
-        ),
-        "tag": TaskHead((labels,)),
-        "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
-        "fill": TaskHead(
-            (HeadLayer("lm_head.dense", activation="gelu"), HeadLayer("lm_head.layer_norm", "norm")),
-            decoder="lm_head.decoder",
-            bias="lm_head.bias",
-        ),
-        "MultipleChoice": choice_head(HeadLayer(f"{base}.pooler.dense", activation="tanh"), labels),
-    }
+    pooler, labels = HeadLayer(f"{base}.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")
+    return {**jina.HEADS, "MultipleChoice": choice_head(pooler, labels)}
 
 
 ROBERTA_STANDARD = StandardEncoder(

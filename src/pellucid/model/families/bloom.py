@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
+from pellucid.model.standard_decoder import GPT_LIKE, UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 # BLOOM (BigScience 2022): a decoder with ALiBi, a norm of the embedding, layer norms and biases.
@@ -39,17 +39,11 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     return _embedding_norm(config, spec)
 
 
-BLOOM = StandardDecoder(
-    "bloom",
+BLOOM = replace(
+    GPT_LIKE,
+    name="bloom",
     positions="alibi",
-    bias=True,
-    output_bias=True,
-    activation="gelu_tanh",
-    gated=False,
-    feedforward_bias=True,
     widening=4,
-    norm=Norm("layer", 1e-5),
-    tied=True,
     defaults={"context": 2048},
     keys={
         "context": "seq_length",

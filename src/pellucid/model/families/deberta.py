@@ -14,8 +14,8 @@ from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
-from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
-from pellucid.model.outputs import OutputActivation
+from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, encoder_heads
+from pellucid.model.outputs import HiddenActivation, OutputActivation
 from pellucid.model.positions import Learned, RelativePositions
 from pellucid.model.sentence_modules import read_outputs
 from pellucid.model.spec import (
@@ -31,9 +31,8 @@ from pellucid.model.spec import (
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
 
-ACTIVATIONS: Mapping[str, OutputActivation] = {
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "tanh": "tanh",
-}  # fmt: skip
+HIDDEN: Mapping[str, HiddenActivation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
+ACTIVATIONS: Mapping[str, OutputActivation] = {**HIDDEN, "tanh": "tanh"}
 MAX_TAPS = 33
 BASE = {
     "embed": "embeddings.word_embeddings",
@@ -78,13 +77,8 @@ def _heads(checkpoint: Checkpoint, config: Config) -> Heads:
     pooled = config.choice("pooler_hidden_act", ACTIVATIONS, "gelu")
     config.check_count("pooler_hidden_size", config.count("hidden_size"), "the width of the model")
     legacy = config.flag("legacy", True) and f"{LEGACY}.transform.dense.weight" in checkpoint.tensors
-    labels = HeadLayer("classifier", "labels")
-    return {
-        "classify": TaskHead((HeadLayer("pooler.dense", activation=pooled), labels), "cls"),
-        "tag": TaskHead((labels,)),
-        "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
-        "fill": _legacy_fill(config) if legacy else FILL,
-    }
+    layers = (HeadLayer("pooler.dense", activation=pooled), HeadLayer("classifier", "labels"))
+    return encoder_heads(TaskHead(layers, "cls"), _legacy_fill(config) if legacy else FILL)
 
 
 def _legacy_fill(config: Config) -> TaskHead:
@@ -139,7 +133,6 @@ def _relative(config: Config, parts: list[str], v1: bool) -> RelativePositions |
 
 
 def _relative_norm(config: Config, norm: Norm) -> Norm | None:
-    """The norm of the vectors of relative positions."""
     stated = [part.strip() for part in config.text("norm_rel_ebd", "none").lower().split("|")]
     return norm if "layer_norm" in stated else None
 
@@ -161,8 +154,7 @@ def _read(checkpoint: Checkpoint, config: Config, v1: bool) -> Model:
     head_dim, parts = width // heads, _score_parts(config)
     config.check_count("attention_head_size", head_dim, "the width of the model divided by the heads")
     config.refuse("talking_head", False)
-    functions = {name: function for name, function in ACTIVATIONS.items() if name != "tanh"}
-    activation = config.choice("hidden_act", functions, "gelu")
+    activation = config.choice("hidden_act", HIDDEN, "gelu")
     norm = Norm("layer", config.number("layer_norm_eps", 1e-7))
     relative, relative_norm = _relative(config, parts, v1), None if v1 else _relative_norm(config, norm)
     attention = Attention(
@@ -176,7 +168,7 @@ def _read(checkpoint: Checkpoint, config: Config, v1: bool) -> Model:
         output_bias=True,
         disentangled=relative,
     )
-    feedforward = FeedForward(config.count("intermediate_size"), activation, gated=False, bias=True)  # type: ignore[arg-type]
+    feedforward = FeedForward(config.count("intermediate_size"), activation, gated=False, bias=True)
     layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
     positions, narrow = config.count("max_position_embeddings", 512), config.count("embedding_size", width)
     narrow = 0 if narrow == width else narrow
@@ -204,7 +196,6 @@ def _read(checkpoint: Checkpoint, config: Config, v1: bool) -> Model:
 
 
 def _slots(checkpoint: Checkpoint, spec: ModelSpec, v1: bool) -> Iterator[tuple[str, Slot | tuple[Slot, ...]]]:
-    """The tensors of the body."""
     prefix = "deberta." if "deberta.embeddings.word_embeddings.weight" in checkpoint.tensors else ""
     names = {slot: prefix + name for slot, name in BASE.items()}
     for i in range(len(spec.blocks)):

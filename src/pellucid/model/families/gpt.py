@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from pellucid.model.config import Config
 from pellucid.model.metadata import SlidingWindows, even
 from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
-from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, StandardDecoder
+from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, GPT_LIKE, StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames, places
 from pellucid.model.weight_map import Model
@@ -33,17 +33,11 @@ NAMES = TensorNames(
 )
 
 
-DECODER = StandardDecoder(
-    "gpt2",
+DECODER = replace(
+    GPT_LIKE,
+    name="gpt2",
     positions="learned",
-    bias=True,
-    output_bias=True,
-    activation="gelu_tanh",
-    gated=False,
-    feedforward_bias=True,
     widening=4,
-    norm=Norm("layer", 1e-5),
-    tied=True,
     keys=GPT_KEYS,
     aliases=GPT_ALIASES,
     unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # masks
@@ -103,7 +97,6 @@ ROTATED = 64  # default number of rotated values of a head
 
 
 def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Set the number of rotated values of a head from ``rotary_dim``."""
     attention = spec.attention
     assert attention.rotary is not None
     usual = attention.head_dim if config.is_present("rotary_dim") else min(ROTATED, attention.head_dim)
@@ -111,15 +104,15 @@ def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
     return spec.with_attention(rotary=replace(attention.rotary, dims=dims))
 
 
-GPTJ = StandardDecoder(
-    "gptj",
+GPTJ = replace(
+    GPT_LIKE,
+    name="gptj",
     architecture=None,
     pairing="interleaved",
-    activation="gelu_tanh",
-    gated=False,
-    feedforward_bias=True,
+    bias=False,
+    output_bias=False,
     widening=4,
-    norm=Norm("layer", 1e-5),
+    tied=False,
     placement="shared",
     head_bias=True,
     keys=GPT_KEYS,
@@ -154,16 +147,13 @@ def _parallel(config: Config, spec: ModelSpec) -> ModelSpec:
     return spec.with_blocks(placement="parallel" if parallel else "pre")
 
 
-GPT_NEOX = StandardDecoder(
-    "gpt_neox",
+GPT_NEOX = replace(
+    GPT_LIKE,
+    name="gpt_neox",
     architecture="gptneox",
     rotated=0.25,
-    bias=True,
-    output_bias=True,
     activation="gelu",
-    gated=False,
-    feedforward_bias=True,
-    norm=Norm("layer", 1e-5),
+    tied=False,
     keys={"kv_heads": "", "head_dim": "", "norm_eps": "layer_norm_eps", "feedforward_bias": ""},
     unused=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
     names=GPT_NEOX_NAMES,

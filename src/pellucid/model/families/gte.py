@@ -12,8 +12,7 @@ from typing import Literal
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
 from pellucid.model.metadata import rope_parameters
-from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
-from pellucid.model.outputs import OutputActivation
+from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, encoder_heads, fill_head
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
 from pellucid.model.standard_encoder import ACTIVATIONS, bidirectional, encoder_model, head_sizes
@@ -49,18 +48,9 @@ def _names(base: str, packed: bool) -> TensorNames:
 
 
 def _heads(base: str) -> Heads:
-    dense = HeadLayer(f"{base}.pooler.dense", activation="tanh")
-    labels = HeadLayer("classifier", "labels")
-    return {
-        "classify": TaskHead((dense, labels), "cls"),
-        "tag": TaskHead((labels,)),
-        "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
-        "fill": TaskHead(
-            (HeadLayer("lm_head.dense", activation="hidden"), HeadLayer("lm_head.norm", "norm")),
-            decoder="lm_head.decoder",
-            bias="lm_head.decoder.bias",
-        ),
-    }
+    layers = (HeadLayer(f"{base}.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels"))
+    fill = fill_head("lm_head.dense", "lm_head.norm", "lm_head.decoder", "lm_head.decoder.bias")
+    return encoder_heads(TaskHead(layers, "cls"), fill)
 
 
 def _rotary(config: Config, head_dim: int) -> Rotary:
@@ -83,24 +73,16 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of GteModel, or of NewModel of the hub."""
     config.refuse("position_embedding_type", "rope")
     config.refuse("logn_attention_scale", False)
-    for key in (
-        "pack_qkv",
-        "logn_attention_clip1",
-    ):  # tensors state the first; the second is an option of refused scaling
-        config.value(key)
+    config.value("pack_qkv")  # the tensors state it
+    config.value("logn_attention_clip1")  # an option of the refused scaling
     kinds: dict[str, Literal["layer", "rms"]] = {"layer_norm": "layer", "rms_norm": "rms"}
     eps = config.number("layer_norm_eps", 1e-12)
     norm = Norm(config.choice("layer_norm_type", kinds, "layer_norm"), eps)
     width, (_, head_dim) = config.count("hidden_size"), head_sizes(config)
     layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
-    activation: OutputActivation = config.choice("hidden_act", ACTIVATIONS, "gelu")
+    activation = config.choice("hidden_act", ACTIVATIONS, "gelu")
     attention = bidirectional(config, rotary=_rotary(config, head_dim), bias=True, output_bias=True)
-    feedforward = FeedForward(
-        config.count("intermediate_size"),
-        activation,  # type: ignore[arg-type]
-        gated=True,
-        output_bias=True,
-    )
+    feedforward = FeedForward(config.count("intermediate_size"), activation, gated=True, output_bias=True)
     types = config.optional_count("type_vocab_size") if config.has("type_vocab_size") else 1
     body = ModelSpec(
         "gte",

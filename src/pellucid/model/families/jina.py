@@ -14,8 +14,8 @@ from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model, gguf_names
 from pellucid.model.metadata import rope_parameters
-from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
-from pellucid.model.outputs import OutputActivation
+from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, encoder_heads, fill_head
+from pellucid.model.outputs import HiddenActivation
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
 from pellucid.model.standard_encoder import ACTIVATIONS, bidirectional, encoder_model, head_sizes
@@ -65,7 +65,7 @@ def _code_model(spec: ModelSpec) -> ModelSpec:
     return spec.with_attention(qk_norm=norm, qk_norm_whole=True).with_blocks(attention_post_norm=True)
 
 
-HIDDEN: Mapping[str, OutputActivation] = {"gelu": "gelu", "relu": "relu"}
+HIDDEN: Mapping[str, HiddenActivation] = {"gelu": "gelu", "relu": "relu"}
 """Activation functions of feed-forwards without a gate, and of heads."""
 
 
@@ -75,17 +75,12 @@ def from_config(checkpoint: Checkpoint, config: Config, heads: Heads) -> Model:
         config.refuse(key, False)
     config.refuse("position_embedding_type", "alibi")
     config.refuse("emb_pooler", "mean")
-    activations: dict[str, OutputActivation] = {"geglu": "gelu", "reglu": "relu"}
+    activations: dict[str, HiddenActivation] = {"geglu": "gelu", "reglu": "relu"}
     activation = config.choice("feed_forward_type", activations, "geglu")
-    hidden: OutputActivation = config.choice("hidden_act", HIDDEN, "gelu")
+    hidden = config.choice("hidden_act", HIDDEN, "gelu")
     norm = Norm("layer", config.number("layer_norm_eps", 1e-12))
     layers = config.count("num_hidden_layers", limit=MAX_LAYERS)
-    feedforward = FeedForward(
-        config.count("intermediate_size"),
-        activation,  # type: ignore[arg-type]
-        gated=True,
-        output_bias=True,
-    )
+    feedforward = FeedForward(config.count("intermediate_size"), activation, gated=True, output_bias=True)
     attention = bidirectional(config, alibi=True, bias=True, output_bias=True)
     body = ModelSpec(
         "jina_bert",
@@ -150,18 +145,11 @@ JINA_EMBEDDINGS_V3_NAMES = TensorNames(
     },
     "roberta.encoder.layers",
 )
-HEADS: Heads = {
-    "classify": TaskHead(
-        (HeadLayer("classifier.dense", activation="tanh"), HeadLayer("classifier.out_proj", "labels")), "cls"
-    ),
-    "tag": TaskHead((HeadLayer("classifier", "labels"),)),
-    "answer": TaskHead((HeadLayer("qa_outputs", "labels"),)),
-    "fill": TaskHead(
-        (HeadLayer("lm_head.dense", activation="gelu"), HeadLayer("lm_head.layer_norm", "norm")),
-        decoder="lm_head.decoder",
-        bias="lm_head.bias",
-    ),
-}
+HEADS = encoder_heads(
+    TaskHead((HeadLayer("classifier.dense", activation="tanh"), HeadLayer("classifier.out_proj", "labels")), "cls"),
+    fill_head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", "gelu"),
+)
+"""The heads of RoBERTa."""
 ADAPTER = re.compile(r".+\.parametrizations\.weight\.0\.lora_[AB]")
 TABLES = ("embed.weight", "embed.types.weight")
 ADAPTED = ".parametrizations.weight.original"
@@ -178,9 +166,9 @@ def jina_embeddings_v3_from_config(checkpoint: Checkpoint, config: Config) -> Mo
     of_hub = config.has("position_embedding_type")
     base, scaling = rope_parameters(config, base_key="rotary_emb_base", default=HUB_BASE if of_hub else BASE)
     norm = Norm("layer", config.number("layer_norm_eps", 1e-5))
-    activation: OutputActivation = config.choice("hidden_act", ACTIVATIONS, "gelu")
+    activation = config.choice("hidden_act", ACTIVATIONS, "gelu")
     attention = bidirectional(config, rotary=Rotary(base, head_dim, "half", scaling), bias=True, output_bias=True)
-    feedforward = FeedForward(config.count("intermediate_size"), activation, gated=False, bias=True)  # type: ignore[arg-type]
+    feedforward = FeedForward(config.count("intermediate_size"), activation, gated=False, bias=True)
     body = ModelSpec(
         "jina_embeddings_v3",
         checkpoint.path.name,

@@ -14,7 +14,7 @@ from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, Classifier, gguf_body, gguf_model
 from pellucid.model.metadata import rope_parameters, slide, sliding_layers
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
-from pellucid.model.outputs import OutputActivation, PoolingKind
+from pellucid.model.outputs import PoolingKind
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
 from pellucid.model.standard_encoder import ACTIVATIONS, bidirectional, encoder_model, head_sizes
@@ -53,7 +53,7 @@ def _windowed(spec: ModelSpec, sliding: list[bool], reach: int, base: float) -> 
 def _heads(config: Config) -> Heads:
     pools: dict[str, PoolingKind] = {"cls": "cls", "mean": "mean"}
     pooling = config.choice("classifier_pooling", pools, "cls")
-    activation: OutputActivation = config.choice("classifier_activation", ACTIVATIONS, "gelu")
+    activation = config.choice("classifier_activation", ACTIVATIONS, "gelu")
     dense = HeadLayer("head.dense", activation=activation, bias=config.flag("classifier_bias", False))
     layers, labels = (dense, HeadLayer("head.norm", "norm")), HeadLayer("classifier", "labels")
     bias = "decoder.bias" if config.flag("decoder_bias", True) else ""
@@ -77,9 +77,9 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     local_base, _ = rope_parameters(config, "sliding_attention", "local_rope_theta", LOCAL_BASE)
     bias = config.flag("attention_bias", False)
     attention = bidirectional(config, rotary=Rotary(base, head_dim, "half", scaling), bias=bias, output_bias=bias)
-    activation: OutputActivation = config.choice("hidden_activation", ACTIVATIONS, "gelu")
+    activation = config.choice("hidden_activation", ACTIVATIONS, "gelu")
     inner = config.count("intermediate_size")
-    feedforward = FeedForward(inner, activation, gated=True, bias=config.flag("mlp_bias", False))  # type: ignore[arg-type]
+    feedforward = FeedForward(inner, activation, gated=True, bias=config.flag("mlp_bias", False))
     body = ModelSpec(
         "modernbert",
         checkpoint.path.name,
@@ -100,7 +100,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     widths = list[int]()
     if decides := has_decision_blocks(own, LAYA):
         own, widths = without_decision(own)
-    activation: OutputActivation = own.choice("hidden_activation", ACTIVATIONS, "gelu")
+    activation = own.choice("hidden_activation", ACTIVATIONS, "gelu")
     body = gguf_body(
         checkpoint, own.with_prefix(""), "modernbert", activation, GGUF_NAMES, placement="pre", norm_bias=False
     )

@@ -17,8 +17,8 @@ from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model, gguf_names
 from pellucid.model.metadata import rope_parameters, rotary_dims
-from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
-from pellucid.model.outputs import OutputActivation
+from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, fill_head
+from pellucid.model.outputs import HiddenActivation
 from pellucid.model.positions import Rotary, RotaryScaling
 from pellucid.model.spec import Block, Embedding, FeedForward, Mixture, ModelSpec, Norm, Router
 from pellucid.model.standard_encoder import ACTIVATIONS, bidirectional, encoder_model, head_sizes
@@ -36,7 +36,7 @@ ALIASES: Mapping[str, str] = {
     "layer_norm_eps": "layer_norm_epsilon",
 }
 """The keys of the hub. A file of the hub that transformers has saved has both."""
-GATED: Mapping[str, OutputActivation] = {"swiglu": "silu", "geglu": "gelu"}
+GATED: Mapping[str, HiddenActivation] = {"swiglu": "silu", "geglu": "gelu"}
 """Activation functions whose feed-forward has a gate, in files of the hub."""
 
 
@@ -63,17 +63,11 @@ def _names(base: str, gated: bool) -> TensorNames:
 
 
 def _heads(base: str) -> Heads:
-    transform = "cls.predictions.transform"
+    at, labels = "cls.predictions", HeadLayer("classifier", "labels")
     return {
-        "classify": TaskHead(
-            (HeadLayer(f"{base}.pooler.dense", activation="tanh"), HeadLayer("classifier", "labels")), "cls"
-        ),
-        "tag": TaskHead((HeadLayer("classifier", "labels"),)),
-        "fill": TaskHead(
-            (HeadLayer(f"{transform}.dense", activation="hidden"), HeadLayer(f"{transform}.layer_norm", "norm")),
-            decoder="cls.predictions.decoder",
-            bias="cls.predictions.bias",
-        ),
+        "classify": TaskHead((HeadLayer(f"{base}.pooler.dense", activation="tanh"), labels), "cls"),
+        "tag": TaskHead((labels,)),
+        "fill": fill_head(f"{at}.transform.dense", f"{at}.transform.layer_norm", f"{at}.decoder", f"{at}.bias"),
     }
 
 
@@ -114,7 +108,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         config.value("max_position_embeddings")  # a default of transformers
     dense = FeedForward(
         config.count("intermediate_size"),
-        activation,  # type: ignore[arg-type]
+        activation,
         gated,
         bias=config.flag("mlp_fc1_bias", of_hub),
         output_bias=config.flag("mlp_fc2_bias", of_hub),

@@ -6,8 +6,8 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.positions import Sinusoidal
-from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
+from pellucid.model.spec import ModelSpec
+from pellucid.model.standard_decoder import GPT_LIKE, UNGROUPED_KEYS
 from pellucid.model.tensor_names import FAIRSEQ_BLOCK, TensorNames
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
@@ -42,16 +42,11 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     return replace(spec, embedding=replace(spec.embedding, narrow=narrow), final_norm=norm if final else None)
 
 
-_DECODER = StandardDecoder(
-    "opt",
+_DECODER = replace(
+    GPT_LIKE,
+    name="opt",
     positions="learned",
-    bias=True,
-    output_bias=True,
     activation="relu",
-    gated=False,
-    feedforward_bias=True,
-    norm=Norm("layer", 1e-5),
-    tied=True,
     architecture=None,
     keys={
         **UNGROUPED_KEYS,
@@ -91,17 +86,12 @@ def _xglm_from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     return replace(spec, embedding=replace(spec.embedding, scale=scale), position=Sinusoidal(10_000.0, XGLM_OFFSET))
 
 
-XGLM = StandardDecoder(
-    "xglm",
+XGLM = replace(
+    GPT_LIKE,
+    name="xglm",
     architecture=None,
     positions="none",
-    bias=True,
-    output_bias=True,
     activation="gelu",
-    gated=False,
-    feedforward_bias=True,
-    norm=Norm("layer", 1e-5),
-    tied=True,
     keys={
         **UNGROUPED_KEYS,
         "width": "d_model",

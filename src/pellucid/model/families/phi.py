@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_decoder import GPT_LIKE, StandardDecoder
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
 # Phi-1, 1.5 and 2 (Microsoft 2023): parallel attention and feed-forward with one layer norm.
 
-PHI = StandardDecoder(
-    "phi",
+PHI = replace(
+    GPT_LIKE,
+    name="phi",
     architecture="phi2",
     rotated=0.5,
-    bias=True,
-    output_bias=True,
-    activation="gelu_tanh",
-    gated=False,
-    feedforward_bias=True,
-    norm=Norm("layer", 1e-5),
+    tied=False,
     placement="shared",
     head_bias=True,
     head_norm="qk_layernorm",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from pellucid.model.config import Config
-from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.spec import ModelSpec
+from pellucid.model.standard_decoder import GPT_LIKE
 from pellucid.model.tensor_names import TRANSFORMERS
 
 
@@ -15,15 +17,9 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     return spec
 
 
-STARCODER2 = StandardDecoder(
-    "starcoder2",
-    bias=True,
-    output_bias=True,
-    activation="gelu_tanh",
-    gated=False,
-    feedforward_bias=True,
-    norm=Norm("layer", 1e-5),
-    tied=True,
+STARCODER2 = replace(
+    GPT_LIKE,
+    name="starcoder2",
     keys={"norm_eps": "norm_epsilon", "bias": "use_bias", "feedforward_bias": "use_bias", "window": "sliding_window"},
     config_change=_from_config,
     names=TRANSFORMERS | {"feedforward.up": "mlp.c_fc", "feedforward.down": "mlp.c_proj"},

@@ -170,13 +170,11 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 def _encoder(attention: Attention, feedforward: FeedForward, norm: Norm, layers: int, **fields: Any) -> ModelSpec:
-    """The spec of an encoder with ``layers`` equal blocks."""
     block = Block(attention, feedforward, norm, "pre")
     return ModelSpec("t5", blocks=(block,) * layers, final_norm=norm, **fields)
 
 
 def _with_decoder(encoder: ModelSpec, layers: int, head: Head, start: tuple[int, ...]) -> ModelSpec:
-    """The spec of an encoder-decoder whose decoder has the sizes of the encoder."""
     own, block = encoder.attention, encoder.blocks[0]
     cross = replace(own, relative=None)
     decoder = replace(block, attention=replace(own, causal=True), cross=cross)
@@ -184,7 +182,6 @@ def _with_decoder(encoder: ModelSpec, layers: int, head: Head, start: tuple[int,
 
 
 def _is_encoder(config: Config) -> bool:
-    """True if the file has only an encoder."""
     stated = config.value("architectures")
     return isinstance(stated, list) and any("EncoderModel" in str(name) for name in stated)
 

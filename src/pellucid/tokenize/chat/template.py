@@ -31,7 +31,7 @@ from msgspec.structs import asdict
 from pellucid.errors import InvalidRequest, TemplateError
 from pellucid.errors.messages import reason, shown
 from pellucid.tokenize.chat.template_pipes import PIPE_BYTES, TimedOut, TooMuchMemory, WorkerEnded, memory_of, pipes_of
-from pellucid.util.windows import OWN_CONSOLE
+from pellucid.util.interpreter import OWN_CONSOLE
 
 MAX_WORKERS = 4
 """Maximum number of renderings at a time, over all threads. Further renderings wait."""
