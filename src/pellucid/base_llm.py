@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from pellucid.engine.encoder_inputs import EncoderInput
@@ -97,6 +98,10 @@ class BaseLLM(ABC, Generic[R]):
         """Text → token ids and back."""
         return self.inputs.tokenizer
 
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self.inputs = structs.replace(self.inputs, tokenizer=tokenizer)
+
     @property
     def context(self) -> int:
         """Maximum number of tokens of prompt and answer together."""
@@ -142,7 +147,7 @@ class BaseLLM(ABC, Generic[R]):
             from pellucid.receipts.issuer import refuse_receipt
 
             refuse_receipt(parsed.generation, "the request continues an earlier answer")
-        return self.backend.submit(prompt, parsed, whole("n", n, 1, self.backend.most_answers), resumed)
+        return self.backend.submit(self.inputs, prompt, parsed, whole("n", n, 1, self.backend.most_answers), resumed)
 
     def _request_options(self, options: dict[str, Any], stream: TraceStream | None = None) -> RequestOptions:
         """The options of a request: the given options, completed by the file's recommendations."""
@@ -219,7 +224,7 @@ class BaseLLM(ABC, Generic[R]):
         scheduling, (watching, edits, _) = self.scheduling.with_options(given), self.tracing.watching(given)
         generation = Options.of((*vars(beams), *OTHER_OPTIONS), **given)
         parsed = RequestOptions(generation, scheduling, watching, None, given, edits)
-        result = self.backend.search(prompt, parsed, beams)
+        result = self.backend.search(self.inputs, prompt, parsed, beams)
         if watching is not None:
             warn_all(watching.unused(result.usage.prompt_tokens + result.longest - 1))
         return result

@@ -103,7 +103,7 @@ class LLM(BaseLLM[LocalRequest]):
         base = why_base(checkpoint, tokenizer)
         inputs = Inputs(runner.spec, tokenizer, runner.limits.context, why_base=base)
         self.engine = Engine(runner, pipeline.step, draft=draft)
-        backend, points = EngineBackend(self.engine, inputs), partial(_points, runner)
+        backend, points = EngineBackend(self.engine), partial(_points, runner)
         unwatched = DIVIDED if runner.stage else ""
         super().__init__(checkpoint, runner.model, inputs, recommended or {}, backend, points, unwatched, signer)
         self.dictionaries: Mapping[str, Dictionary] = {}
@@ -232,7 +232,7 @@ class LLM(BaseLLM[LocalRequest]):
         hidden = best_of is not None and options.get("logprobs") is None  # computed for the order only
         if hidden:
             options["logprobs"] = 0
-        requests = EngineBackend(self.engine, self.inputs).samples(prompt, self._request_options(dict(options)), count)
+        requests = EngineBackend(self.engine).samples(self.inputs, prompt, self._request_options(dict(options)), count)
         warn_unused(*requests)
         generations = [one for request in requests for one in request.results()]
         if best_of is not None:
@@ -254,7 +254,7 @@ class LLM(BaseLLM[LocalRequest]):
         from pellucid.trace.frames import TraceStream
 
         stream = TraceStream(self.points, points, MOST_LIMIT, norms=norms)
-        return self.backend.submit(prompt, self._request_options(options, stream), 1, resumed), stream
+        return self.backend.submit(self.inputs, prompt, self._request_options(options, stream), 1, resumed), stream
 
     def _identity_here(self) -> ModelIdentity:
         return self.identity()

@@ -19,7 +19,7 @@ from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.base_llm import BaseLLM
-    from pellucid.cluster.actors import ReplicaSettings
+    from pellucid.cluster.ray_actors import ReplicaSettings
     from pellucid.cluster.secret import ClusterSecret
     from pellucid.load_options import LoadOptions
     from pellucid.receipts.receipt import Signer
@@ -159,7 +159,7 @@ class Replicas:
         return record_on_cluster(job, self.address, progress)
 
     def _settings(self, source: str, options: LoadOptions) -> ReplicaSettings:
-        from pellucid.cluster.actors import ReplicaSettings
+        from pellucid.cluster.ray_actors import ReplicaSettings
 
         if options.draft is not None and self.stages > 1:
             raise InvalidRequest(

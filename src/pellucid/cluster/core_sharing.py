@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from pellucid.cluster.actors import ReplicaSettings
+from pellucid.cluster.ray_actors import ReplicaSettings
 from pellucid.cluster.ray_head import ask_head
 from pellucid.cluster.secret import say
 from pellucid.cluster.supervisor import QUIET, Supervisor

@@ -16,9 +16,9 @@ from typing import Any
 import ray
 from msgspec import structs
 
-from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.core_sharing import CoreSharing, warn_about_cores
 from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.ray_actors import ReplicaSettings
 from pellucid.cluster.ray_head import connect
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret

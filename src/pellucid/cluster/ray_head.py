@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from pellucid.cluster.actors import RECONNECTS
+from pellucid.cluster.ray_actors import RECONNECTS
 from pellucid.errors import InvalidRequest
 
 T = TypeVar("T")

@@ -47,16 +47,15 @@ class FleetBackend:
     """Runs requests on the replicas of a fleet. Do not call ``search`` in the thread of the fleet's event loop."""
 
     fleet: Fleet
-    inputs: Inputs
     most_answers = wire.MAX_SEQUENCES
 
     def submit(
-        self, prompt: PromptInput, options: RequestOptions, n: int = 1, resumed: Sequence[int] = ()
+        self, inputs: Inputs, prompt: PromptInput, options: RequestOptions, n: int = 1, resumed: Sequence[int] = ()
     ) -> RemoteRequest:
-        return RemoteRequest(self.fleet, self.inputs, prompt, options, n, resumed)
+        return RemoteRequest(self.fleet, inputs, prompt, options, n, resumed)
 
-    def search(self, prompt: PromptInput, options: RequestOptions, beams: BeamOptions) -> Beams:
-        ids, chain, scheduling = self.inputs.prompt(prompt), options.generation.chain(), options.scheduling
+    def search(self, inputs: Inputs, prompt: PromptInput, options: RequestOptions, beams: BeamOptions) -> Beams:
+        ids, chain, scheduling = inputs.prompt(prompt), options.generation.chain(), options.scheduling
         sent = (
             {**options.given, **vars(beams)} if chain.greedy else {**options.given, "seed": chain.seed, **vars(beams)}
         )
@@ -102,7 +101,7 @@ class RemoteModel(BaseLLM[RemoteRequest]):
     weight_bytes = 0
 
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
-        backend, points = FleetBackend(fleet, opened.inputs), partial(_points, opened)
+        backend, points = FleetBackend(fleet), partial(_points, opened)
         unwatched = DIVIDED if stages > 1 else ""
         super().__init__(opened.checkpoint, opened.model, opened.inputs, opened.recommended, backend, points, unwatched)
         self.opened, self.fleet, self._wait = opened, fleet, backend.wait

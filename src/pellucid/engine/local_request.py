@@ -229,7 +229,6 @@ class EngineBackend:
     """Runs requests on an engine of this process."""
 
     engine: Engine
-    inputs: Inputs
 
     @property
     def most_answers(self) -> int:
@@ -237,12 +236,12 @@ class EngineBackend:
         return self.engine.runner.limits.sequences
 
     def submit(
-        self, prompt: PromptInput, options: RequestOptions, n: int = 1, resumed: Sequence[int] = ()
+        self, inputs: Inputs, prompt: PromptInput, options: RequestOptions, n: int = 1, resumed: Sequence[int] = ()
     ) -> LocalRequest:
         chains, certain = options.generation.chain().with_seeds(n), [(token, 1.0) for token in resumed]
-        return LocalRequest(self.engine, self.inputs, prompt, options, chains, certain)
+        return LocalRequest(self.engine, inputs, prompt, options, chains, certain)
 
-    def samples(self, prompt: PromptInput, options: RequestOptions, count: int) -> list[LocalRequest]:
+    def samples(self, inputs: Inputs, prompt: PromptInput, options: RequestOptions, count: int) -> list[LocalRequest]:
         """Generate ``count`` answers to a prompt, in several requests if the answers do not fit into one step.
 
         Later requests find the prompt in the prefix cache. The time limit applies to all requests together.
@@ -254,15 +253,15 @@ class EngineBackend:
             if end is not None and first:
                 own = replace(own, max_time=max(end - time.perf_counter(), 1e-9))
             batch = structs.replace(options, generation=own)
-            request = LocalRequest(self.engine, self.inputs, prompt, batch, chains[first : first + size])
+            request = LocalRequest(self.engine, inputs, prompt, batch, chains[first : first + size])
             run_together([request])
             requests.append(request)
         return requests
 
-    def search(self, prompt: PromptInput, options: RequestOptions, beams: BeamOptions) -> Beams:
+    def search(self, inputs: Inputs, prompt: PromptInput, options: RequestOptions, beams: BeamOptions) -> Beams:
         from pellucid.engine.tasks.beam_search import search_beams
 
-        return search_beams(self.engine, self.inputs, prompt, options, beams)
+        return search_beams(self.engine, inputs, prompt, options, beams)
 
     def state(self) -> EngineState:
         return self.engine.state()

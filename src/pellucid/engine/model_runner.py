@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import CacheManager, pages_of, rows_of, scratch_bytes
+from pellucid.engine.plan_variants import BoundPlan, PlanVariants
 from pellucid.engine.programs import (
     BlockPrograms,
     Borders,
@@ -23,7 +24,6 @@ from pellucid.engine.programs import (
     rows_of_border,
     run_setup,
 )
-from pellucid.engine.traced_program import BoundPlan, PlanVariants
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.kernels.attention.kv_layout import PAGE

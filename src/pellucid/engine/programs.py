@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import rows_of
-from pellucid.engine.traced_program import BeginStep, BoundPlan, PlanVariants
+from pellucid.engine.plan_variants import BeginStep, BoundPlan, PlanVariants
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.core.library import CompileProgress, shared
 from pellucid.model.spec import ModelSpec

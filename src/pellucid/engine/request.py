@@ -315,14 +315,14 @@ class Backend(Protocol[R]):
         """Maximum number of answers of a request."""
         ...
 
-    def submit(self, prompt: PromptInput, options: RequestOptions, n: int, resumed: Sequence[int]) -> R:
+    def submit(self, inputs: Inputs, prompt: PromptInput, options: RequestOptions, n: int, resumed: Sequence[int]) -> R:
         """A request for ``n`` answers, which continue the prompt and the tokens ``resumed``. It is not started.
 
         Raises: as ``Request``, and InvalidRequest if an option cannot be sent to the process that runs the request.
         """
         ...
 
-    def search(self, prompt: PromptInput, options: RequestOptions, beams: BeamOptions) -> Beams:
+    def search(self, inputs: Inputs, prompt: PromptInput, options: RequestOptions, beams: BeamOptions) -> Beams:
         """Find the best continuations of a prompt. Raises: as ``LLM.beam_search``."""
         ...
 

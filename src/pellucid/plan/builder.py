@@ -1,6 +1,6 @@
 """The builder of plans: buffers by name, operations in order, and the matrix product.
 
-The functions of ``tasks.py`` to ``outputs.py`` append unfused operations to the builder. The passes then
+The functions of ``embedding.py`` to ``outputs.py`` append unfused operations to the builder. The passes then
 optimize the list of operations.
 """
 

@@ -43,7 +43,7 @@ class PatternChange(NamedTuple):
 class Recorder(Protocol):
     """Records and changes values of one sequence. The thread that runs the step calls the methods.
 
-    ``watch`` lists the taps and edits (a ``plan.traced_plan.Watch``). A tap records a value, and an edit changes a
+    ``watch`` lists the taps and edits (a ``Watch`` of ``plan/passes.py``). A tap records a value, and an edit changes a
     value. Sequences with equal watches share operations.
     """
 

@@ -147,8 +147,7 @@ class Call:
 # A program is a table of records (``kernels/core/record.py``). ``run`` announces a step by a new epoch number. Every
 # thread then executes the records of the table in order, and all threads wait for each other at the end. Between steps
 # a worker thread spins for half a millisecond (50 µs if there are more threads than cores). Then the worker waits on a
-# condition until a step needs it. Small steps may not need all workers: the thread tuner chooses the number of threads
-# (``executor.py``).
+# condition until a step needs it. Small steps may not need all workers: the thread tuner chooses the number of threads.
 
 FORKED = "this model was loaded before a fork, and its threads do not exist in the child: load it in the child"
 LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))

@@ -2,8 +2,7 @@
 
 Most steps need only a few tokens, or sums over all tokens. So arrays of the vocabulary's size are allocated only when a
 step needs them. A temperature is stored as a number, and the logits are divided by it only on access. Compiled code
-finds the highest logits (``kernels/ops/logits.py``) and sums the exponentials in float64
-(``kernels/ops/logits.py``).
+finds the highest logits and sums the exponentials in float64 (``kernels/ops/logits.py``).
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 from support.ray_server import SECONDS, ClusterServer, ray_nodes, runs
 
 from pellucid.cluster import core_sharing, ingress
-from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.core_sharing import CoreSharing, warn_about_cores
+from pellucid.cluster.ray_actors import ReplicaSettings
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 from pellucid.testing import random_model

@@ -14,7 +14,7 @@ pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
 from pellucid import loading
 from pellucid.cluster import actors
-from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
+from pellucid.cluster.ray_actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.load_options import LoadOptions
 

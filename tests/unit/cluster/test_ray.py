@@ -192,7 +192,7 @@ def test_replicas_are_replaced_while_they_are_asked(server: ClusterServer, alone
 ORPHAN = """
 import os, re, signal, sys, time
 import ray
-from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
+from pellucid.cluster.ray_actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.secret import ClusterSecret
 
 address, model, ended = sys.argv[1:]

@@ -15,8 +15,8 @@ from support.fake_ray import Actor, Ray, fake_ray
 
 from pellucid.cluster import ray_head
 from pellucid.cluster import supervisor as module
-from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.fleet import Fleet, RemoteTask
+from pellucid.cluster.ray_actors import ReplicaSettings
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.stage_server import StageLost
 from pellucid.cluster.supervisor import Supervisor

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention import attention, tiles
+from pellucid.kernels.attention import attention, inner_loops
 from pellucid.kernels.attention.attention import AttentionRecord, body_of, split_work
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes, writer
 from pellucid.kernels.attention.rows import MAX_TILE_ROWS, PIECE, ROWS, SCORES, SPAN, RowHelpers, ScratchLayout, rows_of
@@ -182,7 +182,7 @@ def position_scores(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, 
     keys_of = page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
     stored = table_dtype(kv_dtype)
     table_bytes = head_bytes(stored, head_dim)
-    multiply, number_bytes = tiles.scores_tile(simd, ROWS, head_dim, stored), 4
+    multiply, number_bytes = inner_loops.scores_tile(simd, ROWS, head_dim, stored), 4
     if stored == "bf16":
         from pellucid.kernels.simd.bf16_dot import ROW_BYTES
 
@@ -256,7 +256,7 @@ def _opened(simd: Any, head_dim: int, kv_dtype: str) -> Any:
             return here
 
         return as_stored
-    widen = tiles.widen_keys(simd, head_dim, kv_dtype)
+    widen = inner_loops.widen_keys(simd, head_dim, kv_dtype)
 
     @simd.jit
     def widened(here, page):

@@ -1,4 +1,4 @@
-"""Scores and values of one page for any number of rows, composed of the fixed-size loops of ``attention/tiles.py``.
+"""Scores and values of one page for any number of rows, composed of the fixed-size loops of ``inner_loops.py``.
 
 Tiles of more than 8 rows first *open* the page: they widen it to float32 once. Smaller tiles read the page as stored,
 and bfloat16 pages are always read as stored.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pellucid.kernels.attention import tiles
+from pellucid.kernels.attention import inner_loops
+from pellucid.kernels.attention.inner_loops import widen_keys, widen_values
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.rows import ROWS, SPAN
-from pellucid.kernels.attention.tiles import widen_keys, widen_values
 
 
 class PageLoops(NamedTuple):
@@ -57,8 +57,8 @@ def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: in
     """Make the helpers for types other than bfloat16. Pages are opened for tiles of more than 8 rows."""
     few_scores = _scores_of_few(simd, head_dim, kv_dtype, head_dim * 4, stride)
     few_values = _values_of_few(simd, value_dim, kv_dtype, stride)
-    wide_scores = tiles.scores_tile(simd, ROWS, head_dim, "f32")
-    wide_values = tiles.values_tile(simd, ROWS, value_dim, "f32")
+    wide_scores = inner_loops.scores_tile(simd, ROWS, head_dim, "f32")
+    wide_values = inner_loops.values_tile(simd, ROWS, value_dim, "f32")
     wider_keys, wider_values = widen_keys(simd, head_dim, kv_dtype), widen_values(simd, value_dim, kv_dtype)
 
     @simd.jit
@@ -97,7 +97,7 @@ def _scores_of_few(simd: Any, head_dim: int, kv_dtype: str, query_bytes: int, st
     """
     from pellucid.kernels.simd.emitter import LANES, TARGET
 
-    scores8 = tiles.scores_tile(simd, ROWS, head_dim, kv_dtype)
+    scores8 = inner_loops.scores_tile(simd, ROWS, head_dim, kv_dtype)
     few = _scores_of_four(simd, head_dim, kv_dtype, query_bytes, stride, SPAN)
 
     @simd.jit
@@ -124,7 +124,9 @@ def _scores_of_few(simd: Any, head_dim: int, kv_dtype: str, query_bytes: int, st
 
 def _scores_of_four(simd: Any, head_dim: int, kv_dtype: str, query_bytes: int, stride: int, span: int) -> Any:
     """Make the helper for scores of any number of rows with ``span`` tokens, from loops over 4, 3, 2 and 1 rows."""
-    scores4, scores3, scores2, scores1 = (tiles.scores_tile(simd, n, head_dim, kv_dtype, span) for n in (4, 3, 2, 1))
+    scores4, scores3, scores2, scores1 = (
+        inner_loops.scores_tile(simd, n, head_dim, kv_dtype, span) for n in (4, 3, 2, 1)
+    )
 
     @simd.jit
     def few(queries, count, here, token, ahead, further, out):
@@ -150,7 +152,7 @@ def _values_of_few(simd: Any, value_dim: int, kv_dtype: str, stride: int) -> Any
     """Make the helper for weighted values of any number of rows, from loops over 8, 4, 3, 2 and 1 rows."""
     out_bytes = value_dim * 4
     values8, values4, values3, values2, values1 = (
-        tiles.values_tile(simd, n, value_dim, kv_dtype) for n in (8, 4, 3, 2, 1)
+        inner_loops.values_tile(simd, n, value_dim, kv_dtype) for n in (8, 4, 3, 2, 1)
     )
 
     @simd.jit

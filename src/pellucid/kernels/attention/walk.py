@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pellucid.kernels.attention.inner_loops import softmax_of_row
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import PageLoops, page_loops
 from pellucid.kernels.attention.rows import PIECE, ROWS, SCORES, STATE, RowHelpers, ScratchLayout
-from pellucid.kernels.attention.tiles import softmax_of_row
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_blocks
 
 

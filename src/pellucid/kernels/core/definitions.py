@@ -9,7 +9,8 @@
 The body of an operation takes four integers: the address of its record, the address of the step's record
 (``record.py``), the index of its thread, and the number of threads. All threads call the body; each works on its part.
 The body returns nothing, raises nothing and allocates nothing. Kernels that Python calls directly (in ``text``,
-``logits``, ``program`` and ``matmul/pack.py``) also take four integers, but most use only the address of their record.
+``ops/logits.py``, ``program`` and ``matmul/pack.py``) also take four integers, but most use only the address of their
+record.
 
 A compiled body is a C function with Numba's calling convention: it takes the addresses for a return value and for an
 error, then the four integers, and returns an int32 status.

@@ -151,10 +151,12 @@ def _imports(text: str) -> Iterator[str]:
 # object is found by its name, which contains the hash of the kernel's sources, so changed sources make it unreachable.
 # Its content is used only if it has the hash that the index states.
 #
-# magic         16 bytes count         uint32 index         count entries, in the order of their names' digests: the
-# digest of the name (16 bytes), the digest of the content (16 bytes), offset and length of a group (uint32 each),
-# offset and length of the object in the group after decompression (uint32 each) groups        LZMA streams of several
-# objects with similar code, which take a third of the bytes of single streams
+#     magic     16 bytes
+#     count     uint32
+#     index     count entries, in the order of their names' digests: the digest of the name (16 bytes), the digest of
+#               the content (16 bytes), offset and length of a group (uint32 each), offset and length of the object in
+#               the group after decompression (uint32 each)
+#     groups    LZMA streams of several objects with similar code, which take a third of the bytes of single streams
 
 FOLDER = ROOT / "objects"
 SUFFIX = ".kernels"

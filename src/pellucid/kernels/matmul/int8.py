@@ -62,7 +62,7 @@ def _pair_sums(
     from numba.core import cgutils
 
     from pellucid.kernels import simd
-    from pellucid.kernels.matmul import operands
+    from pellucid.kernels.matmul import unpack
 
     zero, blocks = e.fill(simd.f32, 0.0), e.b.sdiv(columns, e.const(BLOCK))
     totals = [[cgutils.alloca_once_value(e.b, zero) for _ in groups] for _ in rows]
@@ -79,7 +79,7 @@ def _pair_sums(
         xs = [e.at(r, offset) for r in rows]
         sums = _exact_pairs(e, packed, planes, here, xs)
         for g, scale in enumerate(scales):
-            factors = operands.block_scales(e, packed, scale, operands.unit_scales(e, packed, scale), e.const(0))
+            factors = unpack.block_scales(e, packed, scale, unpack.unit_scales(e, packed, scale), e.const(0))
             for total, of_token, at in zip(totals, sums, xs):
                 value = add_scaled(e, planes, e.b.load(total[g]), [of_token[g]], factors, at)
                 e.b.store(value, total[g])
@@ -120,13 +120,13 @@ def reference(x: NDArray[Any], weights: NDArray[np.float64], addend: NDArray[Any
 
 def _column(e: Any, packed: PackedLayout, weights: Any) -> Any:
     """Return a function for ``exact`` that emits vector i of the block whose planes are at ``weights``."""
-    from pellucid.kernels.matmul import operands
+    from pellucid.kernels.matmul import unpack
 
     signed = as_signed(packed)
 
     def column(i: int) -> Any:
-        value = operands.vector(e, packed, weights, i)
-        return operands.without_zero_point(e, packed, value) if signed else value
+        value = unpack.vector(e, packed, weights, i)
+        return unpack.without_zero_point(e, packed, value) if signed else value
 
     return column
 
@@ -138,7 +138,7 @@ def _emit_sums(
     from numba.core import cgutils
 
     from pellucid.kernels import simd
-    from pellucid.kernels.matmul import operands
+    from pellucid.kernels.matmul import unpack
 
     per_unit, zero = packed.unit // BLOCK, e.fill(simd.f32, 0.0)
     blocks = e.b.sdiv(width, e.const(BLOCK))
@@ -147,7 +147,7 @@ def _emit_sums(
     with cgutils.for_range(e.b, e.b.sdiv(blocks, e.const(per_unit))) as units:
         unit = e.at(scales_start, e.times(units.index, packed.scale_bytes))
         prefetch_ahead(e, first_time, unit, packed.scale_bytes)
-        factors = operands.unit_scales(e, packed, unit)
+        factors = unpack.unit_scales(e, packed, unit)
         first = e.times(units.index, per_unit)
         with cgutils.for_range(e.b, e.const(per_unit)) as inner:
             block = e.at(first, inner.index)
@@ -157,7 +157,7 @@ def _emit_sums(
             xs = [e.at(row, offset) for row in rows]
             column = _column(e, packed, here)
             parts = [exact(e, packed, planes, column, part, xs) for part in range(BLOCK // packed.sub)]
-            scales = operands.block_scales(e, packed, unit, factors, inner.index)
+            scales = unpack.block_scales(e, packed, unit, factors, inner.index)
             for total, sums, x in zip(totals, zip(*parts), xs):
                 e.b.store(add_scaled(e, planes, e.b.load(total), sums, scales, x), total)
     return [e.b.load(total) for total in totals]

@@ -8,8 +8,6 @@ from typing import Any
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
 from pellucid.kernels.matmul.quantize import TOP
 
-# Emits the float part of integer products: exact sums of a block, scaled and added to a total (see ``int8.py``).
-
 SUMS, TOPS = 8, 16  # offsets in bytes of a block's sums after its planes
 
 

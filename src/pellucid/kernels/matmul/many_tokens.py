@@ -119,7 +119,7 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit code that unpacks weights and scales of ``count`` blocks from ``first`` on. A row has ``blocks`` blocks."""
     from numba.core import cgutils
 
-    from pellucid.kernels.matmul import operands
+    from pellucid.kernels.matmul import unpack
 
     memory, weights, group_bytes, blocks, first, count, first_time = args
     first_time = e.b.icmp_signed("!=", first_time, e.const(0))
@@ -131,14 +131,14 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
             number = e.b.add(units.index, e.b.sdiv(first, e.const(per_unit)))
             unit = e.at(scales, e.times(number, packed.scale_bytes))
             prefetch_ahead(e, first_time, unit, packed.scale_bytes)
-            factors = operands.unit_scales(e, packed, unit)
+            factors = unpack.unit_scales(e, packed, unit)
             with cgutils.for_range(e.b, e.const(per_unit)) as inner:
                 block = e.b.add(e.times(units.index, per_unit), inner.index)
                 here = e.at(planes, e.times(e.b.add(first, block), packed.plane_bytes))
                 prefetch_ahead(e, first_time, here, packed.plane_bytes)
                 _unpack_block(layout, e, here, e.at(unpacked, layout.weights(e, block)))
                 to = e.at(unpacked, layout.scales(e, block))
-                for scale in operands.block_scales(e, packed, unit, factors, inner.index):
+                for scale in unpack.block_scales(e, packed, unit, factors, inner.index):
                     for factor in scale if packed.minimum else scale[:1]:
                         e.store(factor, to, VECTOR)
                         to = e.at(to, VECTOR)
@@ -146,11 +146,11 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
 def _unpack_block(layout: UnpackedLayout, e: Any, here: Any, to: Any) -> None:
     """Emit code that unpacks a block to bytes."""
-    from pellucid.kernels.matmul import operands
+    from pellucid.kernels.matmul import unpack
 
-    for i, value in enumerate(operands.planes(e, layout.packed, here)):
+    for i, value in enumerate(unpack.planes(e, layout.packed, here)):
         if layout.signed:
-            value = operands.without_zero_point(e, layout.packed, value)
+            value = unpack.without_zero_point(e, layout.packed, value)
         e.store(value, e.at(to, VECTOR * i), VECTOR)
 
 

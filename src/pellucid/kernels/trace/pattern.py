@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.kernels.attention import tiles
+from pellucid.kernels.attention import inner_loops
 from pellucid.kernels.attention.disentangled import POSITION_BYTES, PositionRecord, position_scores
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
@@ -71,7 +71,7 @@ def _body(simd: Any, at: Any, head_dim: int, kv_dtype: str, add_positions: Any) 
     step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
     rows, loops = rows_of(simd, at), page_loops(simd, head_dim, head_dim, kv_dtype, SCORES)
     context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
-    scores = tiles.scores_tile(simd, 1, head_dim, kv_dtype)
+    scores = inner_loops.scores_tile(simd, 1, head_dim, kv_dtype)
     store16, number_bytes = loops.store, loops.size
     key_bytes, finish = head_bytes(kv_dtype, head_dim), _finish(simd, at)
     vload, vstore, splat = simd.vload, simd.vstore, simd.splat
@@ -198,7 +198,7 @@ class TraceMixRecord(RowsRecord):
 def build_mix(simd: Any, value_dim: int, kv_dtype: str) -> Any:
     at, step_at, load, load_i32 = TraceMixRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     rows, loops = rows_of(simd, at), page_loops(simd, value_dim, value_dim, kv_dtype, SCORES)
-    add_values = tiles.values_tile(simd, 1, value_dim, kv_dtype)
+    add_values = inner_loops.values_tile(simd, 1, value_dim, kv_dtype)
     context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
     store16, size, each = loops.store, loops.size, head_bytes(kv_dtype, value_dim)
     vload, vstore, splat, keep = simd.vload, simd.vstore, simd.splat, simd.keep

@@ -33,7 +33,7 @@ from pellucid.serve.chat.messages import Tool, ToolChoice, template_messages
 from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.tokenize import Tokenizer
 
-# Detects a model's format of tool calls and reasoning by rendering a conversation with a call.
+# The model's format of tool calls and reasoning: it is seen in a rendered conversation with a call.
 
 NAME, ARGUMENTS = "lookup", {"city": "Paris", "days": 1}
 TOOL = {
