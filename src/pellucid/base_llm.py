@@ -1,4 +1,4 @@
-"""What a model does with requests, wherever its engine runs: it checks them, and its backend runs them."""
+"""The requests of a model: the model checks them, and its backend runs them, here or on replicas."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Tracing:
         return trace.watching(own, probes), edits, probes
 
     def tracer(self, edits: Sequence[Edit] | None) -> RequestTracer | None:
-        """What records and edits values of a request with these ``edits`` alone, inside the current trace."""
+        """The tracer of a request with these ``edits`` alone, inside the current trace. None: nothing applies."""
         return self.watching({"edits": edits})[0]
 
     def edited(

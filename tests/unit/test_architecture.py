@@ -25,7 +25,7 @@ MOST_FILES = 12
 
 
 def named(name: str, path: str) -> Any:
-    """What the page names: a class, a function or a value of a module."""
+    """A class, a function or a value of a module, which the page names."""
     return reduce(getattr, name.split("."), import_module("pellucid." + path.replace("/", ".")))
 
 

@@ -232,7 +232,7 @@ class EngineBackend:
 
     @property
     def most_answers(self) -> int:
-        """As many as a step may have."""
+        """Maximum number of sequences of a step."""
         return self.engine.runner.limits.sequences
 
     def submit(

@@ -308,7 +308,7 @@ R = TypeVar("R", bound=Request, covariant=True)
 
 
 class Backend(Protocol[R]):
-    """Where a model's requests run: on an engine of this process, or over the wire on the replicas of a cluster."""
+    """Runs the requests of a model: on an engine of this process, or over the wire on the replicas of a cluster."""
 
     @property
     def most_answers(self) -> int:

@@ -1,4 +1,4 @@
-"""Where the recorded values of a sequence go: the sinks that a recorder passes each step's blocks of values to.
+"""Sinks of recorded values: a recorder passes each step's blocks of values to the sinks of its sequence.
 
 recorder ─► sink     memory    ``MemorySink``, for traces that are read after the run
                   stream    ``frames.TraceStream``, for traces that are read while the request runs
