@@ -1,9 +1,11 @@
 """Sinks of recorded values: a recorder passes each step's blocks of values to the sinks of its sequence.
 
-recorder ─► sink     memory    ``MemorySink``, for traces that are read after the run
-                  stream    ``frames.TraceStream``, for traces that are read while the request runs
-                  file      ``dataset/shard_recorder.py``
-                  wire      ``cluster/remote_trace.py`` sends the frames of a stream
+    recorder ─► sink    memory    `MemorySink`, for traces that are read after the run
+                        stream    ``frames.TraceStream``, for traces that are read while the request runs
+                        file      ``dataset/shard_recorder.py``
+                        wire      ``cluster/remote_trace.py`` sends the frames of a stream
+
+A sink is a function; the recorder calls it in the engine's thread.
 """
 
 from __future__ import annotations
