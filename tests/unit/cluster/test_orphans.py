@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
 from pellucid import loading
-from pellucid.cluster import actors
+from pellucid.cluster import ray_actors
 from pellucid.cluster.ray_actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.load_options import LoadOptions
@@ -66,8 +66,8 @@ def run(
             util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"),
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(actors, "ray", ray)
-            patch.setattr(actors, "Replica", kind)
+            patch.setattr(ray_actors, "ray", ray)
+            patch.setattr(ray_actors, "Replica", kind)
             patch.setattr(loading, "load_model", load)
             made = ReplicaActor(settings, ClusterSecret.drawn().text, "replica", ORPHANED)
             await asyncio.wait_for(work(made, ended), 20)

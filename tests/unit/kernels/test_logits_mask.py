@@ -7,8 +7,7 @@ import pytest
 from support.kernels import assert_guards, guarded
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.ops import logits as logits_mask
-from pellucid.kernels.ops.logits import MaskRecord
+from pellucid.kernels.ops.logits import MaskRecord, mask_reference
 from pellucid.runtime.executor import Call
 from pellucid.runtime.memory import address
 
@@ -25,5 +24,5 @@ def test_only_allowed_ones_keep_their_logit(n: int, share: float) -> None:
     out = guarded(n)
     Call(KernelKey(KERNEL), MaskRecord)(logits=address(logits), count=n, mask=address(mask), out=address(out))
     assert_guards(out)
-    np.testing.assert_array_equal(out, logits_mask.reference(logits, mask))
+    np.testing.assert_array_equal(out, mask_reference(logits, mask))
     assert ((out > -np.inf) == bits[:n]).all()

@@ -35,7 +35,7 @@ def run(
 def check(logits: np.ndarray, scale: float) -> None:
     highest = float(logits.max())
     weights, blocks, totals = run(logits, highest, scale)
-    wanted, wanted_blocks, (total, moment) = logits_softmax.reference(logits, highest, scale)
+    wanted, wanted_blocks, (total, moment) = logits_softmax.softmax_reference(logits, highest, scale)
     np.testing.assert_allclose(weights, wanted, rtol=3e-15, atol=1e-300)
     np.testing.assert_allclose(blocks, wanted_blocks, rtol=1e-13, atol=1e-300)
     np.testing.assert_allclose(totals, [total, moment], rtol=1e-13, atol=1e-290)

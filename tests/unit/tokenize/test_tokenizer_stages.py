@@ -7,7 +7,7 @@ import sys
 from itertools import product
 
 import pytest
-from tokenizer_cases import tokenizer
+from tokenizer_cases import GOLDENS, from_folder, tokenizer
 
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.kinds.wordpiece import WordPiece
@@ -92,7 +92,7 @@ def test_cuts_only_where_no_piece_could_span() -> None:
 
 
 def test_the_memory_of_pre_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, model, asked = tokenizer("tiny_wordpiece"), WordPiece.__call__, list[str]()
+    ours, model, asked = from_folder(GOLDENS / "tiny_wordpiece"), WordPiece.__call__, list[str]()
 
     def counted(self: WordPiece, pre_token: str) -> list[int]:
         asked.append(pre_token)
