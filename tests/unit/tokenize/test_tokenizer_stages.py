@@ -7,7 +7,7 @@ import sys
 from itertools import product
 
 import pytest
-from tokenizer_cases import GOLDENS, from_folder, tokenizer
+from tokenizer_cases import GOLDENS, from_folder
 
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.kinds.wordpiece import WordPiece
