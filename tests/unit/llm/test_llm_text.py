@@ -176,9 +176,9 @@ def test_tokens_without_a_choice_are_read_together_and_change_nothing(
     steps = []
     forward = llm.runner.forward
 
-    def counted(chunks: Any) -> Any:
+    def counted(chunks: Any, **how: Any) -> Any:
         steps.append(sum(len(chunk.tokens) for chunk in chunks))
-        return forward(chunks)
+        return forward(chunks, **how)
 
     monkeypatch.setattr(llm.runner, "forward", counted)
     options = {**DRAWN, "max_new_tokens": 40, "json_schema": schema, "logprobs": 2, "watch": True}

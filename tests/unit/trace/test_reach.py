@@ -249,7 +249,8 @@ def test_numbers_that_edits_spoil_are_their_fault(llm: LLM, point: str, edits: C
 
 def test_without_edits_the_weights_are_to_blame(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = type(llm.runner).forward
-    monkeypatch.setattr(type(llm.runner), "forward", lambda self, chunks: forward(self, chunks) * np.float32("nan"))
+    nan = np.float32("nan")
+    monkeypatch.setattr(type(llm.runner), "forward", lambda self, chunks, **how: forward(self, chunks, **how) * nan)
     with pytest.raises(KernelError, match="the weights are damaged"), llm.trace("embed"):
         llm.generate(PROMPT, **ONE)
     monkeypatch.undo()

@@ -172,9 +172,9 @@ def test_an_edited_cross_pattern_decides_what_an_answer_looks_at(llm: LLM) -> No
 def test_a_source_that_loses_its_pages_is_recorded_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, forward = list[int](), llm.runner.encoder.forward
 
-    def counted(chunks: list[Chunk]) -> Any:
+    def counted(chunks: list[Chunk], **how: Any) -> Any:
         encoded.extend(len(chunk.tokens) for chunk in chunks)
-        return forward(chunks)
+        return forward(chunks, **how)
 
     monkeypatch.setattr(llm.runner.encoder, "forward", counted)
     with llm.trace("encoder.blocks.0.residual") as trace:
@@ -342,9 +342,9 @@ def test_a_source_that_is_encoded_again_is_streamed_once(llm: LLM, monkeypatch: 
     """A request that loses its pages runs its source again."""
     encoded, forward = list[int](), llm.runner.encoder.forward
 
-    def counted(chunks: list[Chunk]) -> Any:
+    def counted(chunks: list[Chunk], **how: Any) -> Any:
         encoded.extend(len(chunk.tokens) for chunk in chunks)
-        return forward(chunks)
+        return forward(chunks, **how)
 
     monkeypatch.setattr(llm.runner.encoder, "forward", counted)
     frames = list[TraceFrame]()
