@@ -167,7 +167,7 @@ def test_a_request_ends_while_its_mask_is_computed(llm: LLM, gate: Gate) -> None
     llm.engine.between_steps(lambda: None)  # the engine hears messages
     other = in_thread(lambda: llm.generate(PROMPT, **FREE))
     assert len(ended(other).ids) == 60
-    gate.free = 1  # a request with slow masks waits for its first mask before it starts
+    gate.free = 2  # a request with slow masks waits for its first masks before it starts: { has one way
     with pytest.raises(DeadlinePassed, match=r"0\.3 s"):
         llm.generate(PROMPT, **DRAWN, deadline=0.3)
     gate.open.set()

@@ -121,4 +121,5 @@ def test_arm_processors_are_described_by_the_system(
 def test_macos_names_the_features_of_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     present = {"hw.optional.neon", "hw.optional.arm.FEAT_DotProd"}
     monkeypatch.setattr(macos, "sysctl_number", lambda name: int(name in present))
+    monkeypatch.setattr(macos, "sysctl_text", lambda name: "Apple M1")
     assert arm("darwin", monkeypatch) == {"neon", "dotprod"}
