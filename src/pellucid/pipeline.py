@@ -9,7 +9,7 @@ tokens of all sequences through the plan, and passes the outputs to the tasks of
 A client makes a request. The request tokenizes its prompt (``engine/request.py``, ``tokenize/text_encoder.py``) and
 submits a task. A task is any work that needs the model (``engine/tasks/``): text generation, beam search, scoring,
 sentence embedding. A job is a task in the scheduler (``engine/job.py``). For text generation, ``process`` calls
-``TextSequence.sample`` (``engine/text_sequence.py``), which applies the softmax and
+``TextSequence.sample`` (``engine/tasks/generation.py``), which applies the softmax and
 samples a token (``sample/chain.py``), detokenizes it (``tokenize/stages/decode.py``) and checks the stop criteria.
 """
 

@@ -12,8 +12,8 @@ from support.page_server import MODELS, OTHERS, PageServer
 from support.page_visit import SECONDS, SIZES, Visit, is_fitting, serious
 
 import pellucid
-from pellucid.plan.pipeline_stages import Stage
 from pellucid.trace import logit_lens, neighbours
+from pellucid.tracing import DIVIDED
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -62,7 +62,7 @@ def test_the_page_opens_where_values_cannot_be_watched(browser: Any, folder: Pat
 
     def load(name: str) -> Any:
         llm = pellucid.load(folder / name, threads=2)
-        llm.runner.stage = Stage(llm.plan, 0, range(3), (), ())
+        llm.tracing.unwatched = DIVIDED
         return llm
 
     served = PageServer(folder, names=["mixture.gguf"], load=load)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
@@ -110,7 +111,8 @@ def test_an_address_starts_nothing_without_a_click(browser: Any, server: PageSer
     Visit(browser, server.url).close()  # the first model is in memory
     for model, is_loaded in (("smollm2", True), ("learned", False)):
         if not is_loaded:
-            asyncio.run(server.models.unload(model))
+            with ThreadPoolExecutor() as threads:  # Playwright has an event loop in this thread
+                threads.submit(asyncio.run, server.models.unload(model)).result()
         visit = Visit(browser, "about:blank", wait="html")
         context, site, asked = visit.context, visit.page, list[tuple[str, str]]()
         context.on("request", lambda one, asked=asked: asked.append((one.method, one.url.removeprefix(server.url))))

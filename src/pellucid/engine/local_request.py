@@ -20,8 +20,7 @@ from pellucid.engine.request import PromptOutput, Request, RequestOptions, Seque
 from pellucid.engine.source import with_source
 from pellucid.engine.state import EngineState
 from pellucid.engine.task import Task
-from pellucid.engine.tasks.generation import GenerationTask, PromptSequence
-from pellucid.engine.text_sequence import TextSequence
+from pellucid.engine.tasks.generation import GenerationTask, PromptSequence, TextSequence
 from pellucid.errors import InvalidRequest
 from pellucid.sample.chain import Chain
 

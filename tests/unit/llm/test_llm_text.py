@@ -187,7 +187,7 @@ def test_tokens_without_a_choice_are_read_together_and_change_nothing(
         made = llm.generate([7, 8], **{**options, "seed": seed})
         together = len(steps)
         with monkeypatch.context() as patched:
-            patched.setattr("pellucid.engine.text_sequence.MAX_FORCED_TOKENS", 0)
+            patched.setattr("pellucid.engine.tasks.generation.MAX_FORCED_TOKENS", 0)
             steps.clear()
             alone = llm.generate([7, 8], **{**options, "seed": seed})
         assert together < len(steps)

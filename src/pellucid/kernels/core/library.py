@@ -1,4 +1,4 @@
-"""Loads kernels: from the object files of this installation, from the cache on disk, or from the compiler.
+"""Loads kernels: from the cache on disk, from the object files of this installation, or from the compiler.
 
 An installation may hold the object files of the most frequent kernels for its system (``objects.py``). Another kernel
 is compiled once for a machine, by Numba. Object files that were used or compiled are stored in a cache folder. Their
