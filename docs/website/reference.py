@@ -283,17 +283,17 @@ OMITTED: Mapping[str, str] = {
 INTERNAL = frozenset(
     (
         *_of("pellucid.engine", "speculation.DraftModel engine.Engine inputs.Inputs model_runner.ModelRunner"),
-        *_of("pellucid.engine", "recorder.RequestTracer request.RequestOptions"),
+        *_of("pellucid.engine", "recorder.RequestTracer request.RequestOptions state.ReplicaStates"),
         *_of(
             "pellucid", "kernels.core.definitions.KernelKey runtime.cached_sequence.CachedSequence sample.chain.Chain"
         ),
         *_of("pellucid", "model.weight_map.Model weights.checkpoint.Checkpoint tokenize.stages.decode.Decoder"),
         *_of(
-            "pellucid.trace",
-            "sequence_recorder.SequenceRecorder registered_vectors.Control dataset.shard_file.ShardLayout",
+            "pellucid.trace", "sequence_recorder.SequenceRecorder control_vector.Control dataset.shard_file.ShardLayout"
         ),
         *_of("pellucid.decide", "prompts.ScoredOptions prompts.QuestionSpans"),
         *_of("pellucid.tokenize.encoding", "SliceableT"),
+        *_of("pellucid.base_llm", "R"),
     )
 )
 """Types in public signatures that are not public."""
