@@ -38,5 +38,6 @@ def test_points_are_described_in_the_order_of_the_pipeline(name: str, tmp_path: 
         if point.kind in ("value", "probabilities"):
             assert point.view == op.views[point.write], point
             assert point.dtype == plain.buffers[op.writes[point.write]].dtype, point
+            assert point.shape.startswith("(B, T") is (point.rows != "sequences"), point
     last = "project.probabilities" if "project.logits" in plain.points else "normalize"
     assert points[-1].name == last
