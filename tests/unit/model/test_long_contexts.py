@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,18 @@ def test_a_model_is_loaded_with_a_context_beyond_the_one_of_its_file(tmp_path: P
         pellucid.load(path, context=129)
     with pellucid.load(path, context=100) as longer:
         assert longer.generate(text, max_new_tokens=4, ignore_eos=True).usage.generated_tokens == 4
+
+
+@pytest.mark.parametrize("mscale", [0.0, 0.8])
+def test_yarn_of_latent_attention_scales_scores_and_not_angles(mscale: float, tmp_path: Path) -> None:
+    """DeepSeek's ``mscale_all_dim``, of which GGUF files state a tenth: scores have the square of its magnitude."""
+    keys = {"type": "yarn", "factor": 4.0, "original_context_length": 64, "yarn_log_multiplier": mscale / 10}
+    plain, scaled = (
+        random_model("deepseek2", tmp_path / f"{len(own)}.gguf", metadata=own)
+        for own in ({}, {f"rope.scaling.{key}": value for key, value in keys.items()})
+    )
+    with opened(plain) as (_, before), opened(scaled) as (_, after):
+        factor = after.spec.attention.scale / before.spec.attention.scale
+        magnitude = after.spec.attention.rotary.scaling.magnitude
+    assert factor == pytest.approx((0.1 * mscale * math.log(4.0) + 1.0) ** 2)
+    assert magnitude == (1.0 if mscale else pytest.approx(0.1 * math.log(4.0) + 1.0))
