@@ -17,11 +17,20 @@ from pellucid.kernels.core import isa
 KERNELS = Path(__file__).parents[1] / "unit" / "kernels"
 TESTS = [
     str(KERNELS / f"test_{name}.py")
-    for name in ("matmul_int8", "matmul_bf16", "experts", "by_head", "quantize", "norm", "roof", "simd")
+    for name in (
+        "matmul_int8",
+        "matmul_floats_bf16",
+        "grouped_experts",
+        "grouped_heads",
+        "quantize",
+        "norm",
+        "roof",
+        "simd",
+    )
 ]
 FORMATS = "Q2_K or Q6_K or IQ4_NL or Q8_0 or Q4_1"
 # Products by expert and by head compile the same sums for seconds each, so one format is enough for them.
-WHICH = f"(matmul_int8 and ({FORMATS})) or ((experts or by_head) and Q6_K) or bf16 or quantize or norm or roof or simd"
+WHICH = f"(matmul_int8 and ({FORMATS})) or ((grouped_experts or grouped_heads) and Q6_K) or bf16 or quantize or norm or roof or simd"
 
 
 @pytest.mark.long
