@@ -30,7 +30,7 @@ TESTS = [
 ]
 FORMATS = "Q2_K or Q6_K or IQ4_NL or Q8_0 or Q4_1"
 # Products by expert and by head compile the same sums for seconds each, so one format is enough for them.
-WHICH = f"(matmul_int8 and ({FORMATS})) or ((grouped_experts or grouped_heads) and Q6_K) or bf16 or quantize or norm or roof or simd"
+WHICH = f"(matmul_int8 and ({FORMATS})) or (grouped and Q6_K) or bf16 or quantize or norm or roof or simd"
 
 
 @pytest.mark.long
