@@ -84,6 +84,8 @@ class LLM(BaseLLM[LocalRequest]):
         draft: the draft model, None if the model was loaded without a draft model.
     """
 
+    backend: EngineBackend
+
     def __new__(cls, *parts: Any, **named: Any) -> LLM:
         if "model" in named or isinstance(next(iter(parts), None), (str, Path)):  # as vLLM's LLM(model=...)
             raise InvalidRequest("LLM(...) takes the parts of a loaded model: pellucid.load(MODEL) loads a model")
@@ -232,7 +234,7 @@ class LLM(BaseLLM[LocalRequest]):
         hidden = best_of is not None and options.get("logprobs") is None  # computed for the order only
         if hidden:
             options["logprobs"] = 0
-        requests = EngineBackend(self.engine).samples(self.inputs, prompt, self._request_options(dict(options)), count)
+        requests = self.backend.samples(self.inputs, prompt, self._request_options(dict(options)), count)
         warn_unused(*requests)
         generations = [one for request in requests for one in request.results()]
         if best_of is not None:

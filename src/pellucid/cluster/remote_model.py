@@ -18,7 +18,7 @@ from pellucid import pipeline
 from pellucid.base_llm import BaseLLM
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.remote_request import RemoteRequest, called
+from pellucid.cluster.remote_request import RemoteRequest, called, sent_options
 from pellucid.decide.decider import Decider
 from pellucid.decide.questions import Decisions, questions_of, state_of
 from pellucid.engine.encoder_inputs import EncoderInput
@@ -56,12 +56,9 @@ class FleetBackend:
 
     def search(self, inputs: Inputs, prompt: PromptInput, options: RequestOptions, beams: BeamOptions) -> Beams:
         ids, chain, scheduling = inputs.prompt(prompt), options.generation.chain(), options.scheduling
-        sent = (
-            {**options.given, **vars(beams)} if chain.greedy else {**options.given, "seed": chain.seed, **vars(beams)}
-        )
         body = {
             "prompt": ids,
-            "options": wire.plain_options(sent),
+            "options": {**sent_options(options, chain), **wire.plain_options(vars(beams))},
             "edits": wire.edits_fields(options.edits),
             "priority": scheduling.priority,
             "deadline": scheduling.deadline,

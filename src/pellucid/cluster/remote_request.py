@@ -18,6 +18,7 @@ from pellucid.engine.output import TokenOutput
 from pellucid.engine.request import PromptOutput, Request, RequestOptions, SequenceOutput
 from pellucid.errors import KernelError, PellucidError
 from pellucid.plan.points import Point
+from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS
 from pellucid.tracing import refuse_late
 
@@ -41,8 +42,7 @@ class RemoteRequest(Request):
         chain = self.options.chain()
         # Refuse invalid options here, before the response begins. A replica would refuse them later.
         self._sampler(chain).end()
-        given = options.given if chain.greedy else {**options.given, "seed": chain.seed}
-        self._sent_options, self._resumed = wire.plain_options(given), resumed
+        self._sent_options, self._resumed = sent_options(options, chain), resumed
         chains = chain.with_seeds(n)
         self.outputs = [SequenceOutput(chain, self.options) for chain in chains]
         self._begin_recorders(1)  # checks edits; the recorders of the replica record and edit
@@ -236,6 +236,15 @@ class RemoteRequest(Request):
         """End the request with an error."""
         self._ended = True
         self._queue.put_nowait(error)
+
+
+def sent_options(options: RequestOptions, chain: Chain) -> dict[str, Any]:
+    """The options for replicas: the given options, with the seed of this process.
+
+    Raises:
+        InvalidRequest: a value is a function or another object that cannot be sent.
+    """
+    return wire.plain_options(options.given if chain.greedy else {**options.given, "seed": chain.seed})
 
 
 class _GenerateTask(RemoteTask):

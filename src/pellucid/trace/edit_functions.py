@@ -53,14 +53,14 @@ class EditFunctions:
         piece: Callable[[int], str],
     ) -> None:
         self._instrumentation = instrumentation
-        self._number, self._prompt, self._state, self._piece = number, prompt, state, piece
+        self._number, self.prompt, self._state, self._piece = number, prompt, state, piece
         self.error: BaseException | None = None
         self._called: dict[tuple[str, int, int], CalledRows] = {}
         self._read: dict[tuple[str, Positions], list[_ReadRows]] = {}
 
     def follow(self, other: EditFunctions) -> None:
         """Continue after the positions that ``other`` has seen."""
-        self._prompt, self._state = other._prompt, other._state
+        self.prompt, self._state = other.prompt, other._state
         self._called = {key: rows.copy() for key, rows in other._called.items()}
 
     def forget(self) -> None:
@@ -157,20 +157,12 @@ class EditFunctions:
         if not len(positions) or self.error is not None:
             return None
         if (new := known.new(positions)).any():
+            at_new, ids = positions[new], tokens[new].tolist()
             reads = {name: self._reading(name, selected) for name in edit.reads}
-            read = {name: part[np.isin(at, positions[new])] for name, (at, part) in reads.items()}
-            context = CallContext(
-                selected,
-                self._number,
-                positions[new],
-                tokens[new].tolist(),
-                self._prompt,
-                self._state,
-                self._piece,
-                read,
-            )
+            read = {name: part[np.isin(at, at_new)] for name, (at, part) in reads.items()}
+            context = CallContext(selected, self._number, at_new, ids, self.prompt, self._state, self._piece, read)
             try:
-                known.keep(positions[new], run_function(edit, values[new], context, checked))
+                known.keep(at_new, run_function(edit, values[new], context, checked))
             except PellucidError as error:
                 self.error = error
                 return None

@@ -44,7 +44,7 @@ class SequenceRecorder:
         state: dict[Any, Any] | None = None,
         piece: Callable[[int], str] = str,
     ) -> None:
-        self.instrumentation, self.source, self.prompt = instrumentation, source, prompt
+        self.instrumentation, self.source = instrumentation, source
         self.memory = None if budget is None else MemorySink(budget, reserve)
         self.sinks: list[Sink] = [] if self.memory is None else [self.memory.put]
         self.streamed = False
@@ -93,6 +93,11 @@ class SequenceRecorder:
     @property
     def first_recorded(self) -> int | None:
         return self.instrumentation.tokens.start if self.instrumentation.recorded else None
+
+    @property
+    def prompt(self) -> int:
+        """The number of the prompt's tokens."""
+        return self._functions.prompt
 
     @property
     def error(self) -> BaseException | None:

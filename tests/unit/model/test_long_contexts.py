@@ -105,7 +105,7 @@ def test_a_model_is_loaded_with_a_context_beyond_the_one_of_its_file(tmp_path: P
 
 @pytest.mark.parametrize("mscale", [0.0, 0.8])
 def test_yarn_of_latent_attention_scales_scores_and_not_angles(mscale: float, tmp_path: Path) -> None:
-    """DeepSeek's ``mscale_all_dim``, of which GGUF files state a tenth: scores have the square of its magnitude."""
+    """DeepSeek's ``mscale_all_dim`` (GGUF files state a tenth): scores have the square of its magnitude."""
     keys = {"type": "yarn", "factor": 4.0, "original_context_length": 64, "yarn_log_multiplier": mscale / 10}
     plain, scaled = (
         random_model("deepseek2", tmp_path / f"{len(own)}.gguf", metadata=own)
