@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ import numpy as np
 import pytest
 from support.replicas import finished, replicas, run
 
-from pellucid.errors import InvalidRequest
+from pellucid.errors import DeadlinePassed, InvalidRequest
 from pellucid.llm import LLM
-from pellucid.trace import ControlVector, LinearProbe, RegisteredVectors
+from pellucid.trace import ControlVector, LinearProbe, RegisteredVectors, scale
 
 pytestmark = pytest.mark.slow
 PROMPT = "the cat sat on the mat, and "
@@ -43,6 +45,26 @@ def test_they_travel_with_a_request_that_moves(llama_file: Path, alone: LLM, n: 
                 assert one.logprobs is not None
                 assert other.logprobs is not None
                 assert np.array_equal(one.logprobs.chosen, other.logprobs.chosen)
+
+    run(work())
+
+
+def test_beams_take_edits_and_the_scheduling_of_a_request(llama_file: Path, alone: LLM) -> None:
+    how: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 12}
+    control: dict[str, Any] = {"steer": {"calm": 0.4}, "edits": [scale("blocks.0.attention.output", 0.5)]}
+    alone.vectors = VECTORS
+    wanted = alone.beam_search(PROMPT, **how, **control)
+    assert wanted.tree != alone.beam_search(PROMPT, **how).tree
+
+    async def work() -> None:
+        async with replicas(llama_file, 1) as (_, model):
+            model.vectors = VECTORS
+            search = partial(asyncio.to_thread, model.beam_search, PROMPT, **how, **control)
+            assert (await search(priority=2, deadline=60)).tree == wanted.tree
+            with pytest.raises(InvalidRequest, match="deadline"):
+                await search(deadline=-1)
+            with pytest.raises(DeadlinePassed):
+                await search(deadline=1e-9)
 
     run(work())
 
