@@ -43,9 +43,10 @@ def team(threads: int) -> Iterator[Executor]:
 
 
 def parked(executor: Executor) -> bool:
-    """Wait until all workers have not run for a while. Returns False after a timeout."""
+    """Wait until all workers have not run for a while. Returns False after a timeout, a long one: on a busy machine a
+    worker that still looks for work is put aside again and again, and each time counts."""
     workers = [one.native_id for one in threading.enumerate() if re.fullmatch(r"pellucid-\d+", one.name)]
-    end, seen = time.monotonic() + 5, list[int]()
+    end, seen = time.monotonic() + 60, list[int]()
     while len(workers) == executor.threads - 1 and time.monotonic() < end:
         before, seen = seen, [switches(number) for number in workers if number]
         if before == seen:
