@@ -30,8 +30,8 @@ import numpy as np
 import pellucid
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import shared
+from pellucid.kernels.core.loop import RADIX
 from pellucid.kernels.matmul.product import part_of_thread
-from pellucid.kernels.program.loop import RADIX
 from pellucid.measure.roofs import Profile, Roofs, cpu_name, profile_step
 from pellucid.plan.plan import Operation
 from pellucid.runtime.executor import Executor, Program, table

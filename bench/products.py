@@ -34,7 +34,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from pellucid.kernels.core import isa
-from pellucid.kernels.matmul.packed_layout import ROWS
+from pellucid.kernels.matmul.layouts import ROWS
 from pellucid.weights.quant.format import formats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -71,10 +71,10 @@ class Variant:
             # All sets, because emulated tiles use the vectors of another set.
             isa.KNOWN = tuple(replace(one, unpacks=unpacks) for one in isa.KNOWN)
         if "fewest" in self.changes:
-            from pellucid.kernels.matmul import int8_tiles, many_tokens
+            from pellucid.kernels.matmul import int8, many_tokens
 
             fewest = self.changes["fewest"]
-            int8_tiles.MIN_TOKENS, many_tokens.MIN_TOKENS = fewest, (fewest, fewest)
+            int8.MIN_TOKENS, many_tokens.MIN_TOKENS = fewest, (fewest, fewest)
 
 
 @dataclass(frozen=True)

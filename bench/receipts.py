@@ -21,7 +21,7 @@ import numpy as np
 
 import pellucid
 from pellucid.measure.roofs import facts
-from pellucid.weights.model_hash import _computed
+from pellucid.weights.manifest import _computed
 from pellucid.weights.sources.source import Silent
 
 PROMPT = "Once upon a time"

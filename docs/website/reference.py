@@ -181,7 +181,7 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.lenses.attribution", "Attribution"),
             *_of("pellucid.trace.lenses.attribution", "Contribution"),
             "pellucid.trace.token_contributions",
-            *_of("pellucid.trace.lenses.token_contributions", "TokenContributions ContributingToken"),
+            *_of("pellucid.trace.lenses.heads", "TokenContributions ContributingToken"),
             "pellucid.trace.relevance",
             "pellucid.trace.lenses.relevance.Relevance",
             *_of("pellucid.trace", "head_scores heads_between position_of rollout"),

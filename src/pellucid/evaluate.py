@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.engine.tasks.scoring import score, teacher_forced_logits
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import shown
+from pellucid.errors import InvalidRequest, shown
 from pellucid.llm import LLM
 from pellucid.sample.candidates import Candidates
 from pellucid.util.checks import whole

@@ -26,8 +26,7 @@ from pellucid.engine.output import Generation, Score
 from pellucid.engine.request import run_together
 from pellucid.engine.speculation import DraftModel
 from pellucid.engine.task import ReadingTask
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import InvalidRequest, brief, shown
 from pellucid.generate_options import GenerationOptions, TextOptions
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.load_options import LoadOptions
@@ -37,7 +36,7 @@ from pellucid.runtime.processors import machine_bytes
 from pellucid.sample.options import CHECKS
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
-from pellucid.tokenize.instruct import why_base
+from pellucid.tokenize.load import why_base
 from pellucid.trace.budget import BUDGET, MOST_LIMIT
 from pellucid.tracing import DIVIDED, refuse_late, warn_all, warn_unused
 from pellucid.util import checks
@@ -545,7 +544,7 @@ class LLM(BaseLLM[LocalRequest]):
         decisions = decider.decisions(asked, prompts, self.label_scores(prompts, edits))
         if not explain:
             return decisions
-        from pellucid.decide.explain import explained
+        from pellucid.decide.decider import explained
 
         return explained(self, decider, decisions, prompts, read, edits)
 
@@ -722,9 +721,8 @@ class LLM(BaseLLM[LocalRequest]):
                 another dataset, the disk is too small, or the current trace has edits.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
-        from pellucid.trace.dataset.activation_dataset import ActivationDataset
+        from pellucid.trace.dataset.activation_dataset import ActivationDataset, record_dataset
         from pellucid.trace.dataset.index import DatasetOptions, NoProgress
-        from pellucid.trace.dataset.recorder import record_dataset
         from pellucid.util.text_file import corpus_of
 
         if self.tracing.has_edits:

@@ -11,8 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.model.outputs import Task
 from pellucid.util.checks import boolean, real, string, strings, whole
 
@@ -200,7 +199,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         # These modules import NumPy, which would slow --help down.
         from pellucid.kernels.attention.kv_layout import KV_DTYPES
-        from pellucid.kernels.program.loop import MAX_THREADS
+        from pellucid.kernels.core.loop import MAX_THREADS
         from pellucid.runtime.memory import PINS
 
         for name in ("precise", "cap_context", "pulls"):

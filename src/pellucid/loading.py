@@ -17,8 +17,7 @@ from pellucid.engine.cache_manager import ModelMemory, free_memory
 from pellucid.engine.inputs import Inputs
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.speculation import DraftModel
-from pellucid.errors import CacheFull, InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import CacheFull, InvalidRequest, brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions, describe_options, refuse_unknown
@@ -34,7 +33,7 @@ from pellucid.runtime.memory import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import Tokenizer, load_tokenizer
-from pellucid.tokenize.instruct import why_base
+from pellucid.tokenize.load import why_base
 from pellucid.util.interpreter import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
@@ -293,7 +292,7 @@ def read_with_options(checkpoint: Checkpoint, options: LoadOptions, tokenizer: C
     )
     if options.precise or not model.spec.encodes:
         return model
-    from pellucid.model.encoder_weights import convert_encoder
+    from pellucid.model.read import convert_encoder
 
     return convert_encoder(checkpoint, model)
 

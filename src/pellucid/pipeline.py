@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from pellucid.engine.engine import Engine
-from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.kernels.matmul.layouts import PackedLayout
 from pellucid.model.shapes import ENCODER
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.attention import add_source_layers, write_source

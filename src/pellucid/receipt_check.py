@@ -16,8 +16,7 @@ from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.request import RequestOptions
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.receipts.issuer import PELLUCID_VERSION, edit_records, options_of
 from pellucid.receipts.receipt import LINK, EditRecord, ModelIdentity, Receipt, end_of, link, public_key_in, text_hash
 from pellucid.sample.options import Options

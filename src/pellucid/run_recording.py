@@ -9,8 +9,7 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.output import Generation
 from pellucid.engine.request import run_together
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.sample.options import Options

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.engine.recorder import EngineRecorder, RequestTracer
 from pellucid.engine.request import Request
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.plan.points import Point
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from support.encoder_models import encoder_models
 from support.tiny import TASKS
 
 import pellucid
-from pellucid.errors import PellucidError
-from pellucid.errors.messages import brief
+from pellucid.errors import PellucidError, brief
 from pellucid.llm import LLM
 from pellucid.tokenize import Tokenizer
 from pellucid.trace import Dictionary, log_probability

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
+from pellucid.kernels.matmul.layouts import BLOCK, ROWS, PackedLayout
 from pellucid.weights.pack import Matrix, pack, prepare
 from pellucid.weights.quant.format import BlockFields, Format
 
@@ -91,7 +91,7 @@ def packed_matrix(form: Format, raw: NDArray[np.uint8], threads: int = 1) -> Mat
 
 
 def unpack(packed: PackedLayout, data: NDArray[np.uint8], rows: int, columns: int) -> BlockFields:
-    """Read the packed layout of ``kernels/matmul/packed_layout.py`` back in plain NumPy."""
+    """Read the packed layout of ``kernels/matmul/layouts.py`` back in plain NumPy."""
     groups, blocks, units = -(-rows // ROWS), columns // BLOCK, columns // packed.unit
     plane_bytes = ROWS * BLOCK * packed.bits // 8
     values = np.zeros((groups * ROWS, columns), np.uint8)

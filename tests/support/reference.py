@@ -13,9 +13,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.ops import copies
+from pellucid.kernels.ops import copies, recurrent
 from pellucid.kernels.ops.mixture import route_reference
-from pellucid.kernels.recurrent import convolve, scan
 from pellucid.model.positions import Learned, RelativePositions, Rotary, Sinusoidal
 from pellucid.model.shapes import ENCODER, expected_shapes
 from pellucid.model.slot_reader import SlotReader
@@ -260,7 +259,7 @@ class Reference:
 
     def convolve(self, x: Array, slot: str, bias: bool, silu: bool = False) -> Array:
         weight = self.weight(f"{slot}.weight").reshape(x.shape[1], -1).T
-        return convolve.reference(x, weight, self.weight(f"{slot}.bias") if bias else 0.0, silu)
+        return recurrent.reference(x, weight, self.weight(f"{slot}.bias") if bias else 0.0, silu)
 
     def delta_net(self, x: Array, kind: DeltaNet, at: str) -> Array:
         tokens = len(x)
@@ -270,8 +269,8 @@ class Reference:
         )
         q, k = (part / np.sqrt((part * part).sum(-1, keepdims=True) + 1e-6) for part in (q, k))
         step = self.linear(x, f"{at}.step")
-        _, shrunk = scan.decay_reference(step, self.weight(f"{at}.rate.bias"), self.weight(f"{at}.rate.weight"))
-        out = scan.reference(
+        _, shrunk = recurrent.decay_reference(step, self.weight(f"{at}.rate.bias"), self.weight(f"{at}.rate.weight"))
+        out = recurrent.scan_reference(
             q * kind.key_dim**-0.5, k, v, shrunk, sigmoid(self.linear(x, f"{at}.beta")), delta=True,
             neighbours=1 if kind.tiled else 0,
         )  # fmt: skip
@@ -287,8 +286,10 @@ class Reference:
             for n, heads in (("x", kind.heads), ("b", kind.groups), ("c", kind.groups))
         )
         rate, bias = (self.weight(f"{at}.rate.{part}").reshape(-1) for part in ("weight", "bias"))
-        steps, shrunk = scan.decay_reference(parts["step"], bias, rate, *kind.limits)
-        out = scan.reference(c, b, value, shrunk, steps, self.weight(f"{at}.skip.weight").reshape(-1), delta=False)
+        steps, shrunk = recurrent.decay_reference(parts["step"], bias, rate, *kind.limits)
+        out = recurrent.scan_reference(
+            c, b, value, shrunk, steps, self.weight(f"{at}.skip.weight").reshape(-1), delta=False
+        )
         gate = ACTIVATIONS["silu"](parts["gate"])
         out = out.reshape(tokens, -1) * (1 if kind.norm_first else gate)
         if kind.norm:

@@ -17,8 +17,8 @@ from pellucid.kernels.core import isa
 from pellucid.kernels.core.definitions import KernelKey, definitions
 from pellucid.kernels.core.host import Host
 from pellucid.measure.paper import paper_model, paper_shapes
-from pellucid.model.encoder_weights import convert_encoder
 from pellucid.model.family import known_families
+from pellucid.model.read import convert_encoder
 from pellucid.model.shapes import expected_shapes
 from pellucid.plan.bind import layouts
 from pellucid.testing import planned_model

@@ -367,7 +367,7 @@ def test_canonical_bytes() -> None:
 
 
 def test_ctrl_c_can_leave_no_lock_of_a_hash_locked(path: Path, conditions_of_main: list[threading.Condition]) -> None:
-    from pellucid.weights.model_hash import tensor_hash
+    from pellucid.weights.manifest import tensor_hash
     from pellucid.weights.open import open_checkpoint
 
     assert len(tensor_hash(open_checkpoint(path))) == 64
@@ -380,7 +380,7 @@ def test_the_hash_of_weights_is_kept_until_the_file_changes(
     import os
     import time
 
-    from pellucid.weights import model_hash as module
+    from pellucid.weights import manifest as module
 
     computed = list[Any]()
 

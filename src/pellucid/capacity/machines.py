@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import InvalidRequest, brief, reason
 from pellucid.measure.cost import Rates
 from pellucid.measure.roofs import Roofs, machine_rates
 from pellucid.runtime.processors import machine_bytes, processors

@@ -17,8 +17,7 @@ import uvicorn
 from pellucid.capacity.simulate import Outcome, Simulation, Traffic
 from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import Progress, StepCosts
-from pellucid.errors import KernelError
-from pellucid.errors.messages import bounded
+from pellucid.errors import KernelError, bounded
 from pellucid.llm import LLM
 from pellucid.measure.server_load import Lengths
 from pellucid.serve.guard import AccessRules

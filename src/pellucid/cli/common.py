@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from pellucid.cli.command import model_names
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import one_line
+from pellucid.errors import InvalidRequest, one_line
 from pellucid.util.checks import characters
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ def file_text(file: str, remedy: str) -> str:
     """The text of a file in UTF-8. The error for a file that cannot be read ends with ``remedy``."""
     from pathlib import Path
 
-    from pellucid.errors.messages import reason, shown
+    from pellucid.errors import reason, shown
 
     try:
         return Path(file).read_text("utf-8")
@@ -140,7 +139,7 @@ def file_text(file: str, remedy: str) -> str:
 
 def texts_or_lines(texts: Iterable[str]) -> Iterator[str]:
     """``texts``, with the lines of a file, without empty lines, in place of ``@FILE``."""
-    from pellucid.errors.messages import shown
+    from pellucid.errors import shown
 
     for text in texts:
         if names_a_file(text):

@@ -29,11 +29,10 @@ from pellucid.cli.command import (
     expanded,
     known_commands,
 )
+from pellucid.cli.options import with_options
 from pellucid.cli.other_words import COMMANDS, PARTS
-from pellucid.cli.sampling_options import with_options
 from pellucid.cli.translation import TranslatingCommand, translated_command
-from pellucid.errors import InvalidRequest, ModelNotFound, PellucidError
-from pellucid.errors.messages import bounded, brief, reason, shown
+from pellucid.errors import InvalidRequest, ModelNotFound, PellucidError, bounded, brief, reason, shown
 
 # Depending on its version, Typer has its own copy of Click or uses the installed one. Both are found through Typer.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -15,9 +15,8 @@ import typer
 from msgspec import structs
 
 from pellucid.cli import common
-from pellucid.cli.loading import SHARED, load
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import one_line, shown
+from pellucid.cli.options import SHARED, load
+from pellucid.errors import InvalidRequest, one_line, shown
 from pellucid.load_options import LoadOptions
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
     from pellucid.serve.server import Settings
     from pellucid.trace.control_vector import RegisteredVectors
+    from pellucid.trace.dataset.activation_dataset import RecordedDataset
     from pellucid.trace.dataset.index import DatasetOptions
-    from pellucid.trace.dataset.recorder import RecordedDataset
     from pellucid.util.text_file import TextFile
 
 # Options of a server: its address, its access rules, and the limits of connections and times.

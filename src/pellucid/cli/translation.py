@@ -12,8 +12,7 @@ from typer.core import TyperCommand
 
 from pellucid.cli import common
 from pellucid.cli.other_words import COMMANDS, OPTIONS, PROGRAMS, REFUSED_COMMANDS, OtherOption
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import shown
+from pellucid.errors import InvalidRequest, shown
 
 # A command that refuses empty values of its options.
 

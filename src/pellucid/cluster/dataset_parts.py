@@ -17,12 +17,12 @@ import ray
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.cluster.ray_head import connect
+from pellucid.cluster.ray_actors import connect
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.load_options import LoadOptions
 from pellucid.loading import load_model, open_model
+from pellucid.trace.dataset.activation_dataset import RecordedDataset, record_dataset
 from pellucid.trace.dataset.index import DatasetOptions, NoProgress, read_index, shards_in
-from pellucid.trace.dataset.recorder import RecordedDataset, record_dataset
 from pellucid.util.text_file import TextFile
 
 POLL = 0.5  # seconds between two looks at the folder

@@ -17,8 +17,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 
 from pellucid.cluster import wire
 from pellucid.cluster.remote_trace import RequestWatch
-from pellucid.cluster.replica_tasks import TASKS
-from pellucid.cluster.request_log import ReplicaRequest, RequestLog
+from pellucid.cluster.replica_tasks import TASKS, ReplicaRequest, RequestLog
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress, RefusalLog, say
 from pellucid.cluster.stage_server import StageLost
 from pellucid.errors import InvalidRequest, PellucidError

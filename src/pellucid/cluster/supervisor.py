@@ -20,8 +20,7 @@ import ray
 from ray.exceptions import RayError
 
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.ray_actors import ReplicaActor, ReplicaSettings
-from pellucid.cluster.ray_head import NAMESPACE, REACHES, ask_head
+from pellucid.cluster.ray_actors import NAMESPACE, REACHES, ReplicaActor, ReplicaSettings, ask_head
 from pellucid.cluster.secret import ClusterSecret, say
 from pellucid.cluster.stage_server import StageLost
 from pellucid.errors import PellucidError, QueueFull

@@ -20,8 +20,7 @@ from pellucid import errors
 from pellucid.decide.questions import Decision, DecisionExplanation, Decisions, Question
 from pellucid.engine.output import Beams, BeamText, Timings, TokenOutput, Usage
 from pellucid.engine.request import PromptOutput
-from pellucid.errors import InvalidRequest, KernelError, PellucidError
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, KernelError, PellucidError, brief
 from pellucid.receipts.receipt import ModelIdentity
 from pellucid.sample.beams import Node
 from pellucid.sample.chain import TokenTrace

@@ -19,8 +19,7 @@ from pellucid.decide.prompts import (
     without_special,
 )
 from pellucid.decide.questions import TYPES, Content, Question, Scores
-from pellucid.errors import InvalidRequest, TemplateError
-from pellucid.errors.messages import shown
+from pellucid.errors import InvalidRequest, TemplateError, shown
 from pellucid.model.config import Config
 from pellucid.model.decision_heads import HIDDEN_NORM, joint_head, joint_shapes
 from pellucid.model.slot_reader import SlotReader

@@ -13,8 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid.decide.questions import MOST_OPTIONS, TYPES, Option, Question, QuestionType
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import FileFormatError, UnsupportedModel, brief, shown
 from pellucid.model.config import Config
 from pellucid.model.decision_heads import LAYA, is_headed, offsets_of
 from pellucid.tokenize import Tokenizer

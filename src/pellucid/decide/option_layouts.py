@@ -33,8 +33,7 @@ from pellucid.decide.prompts import (
 )
 from pellucid.decide.questions import TYPES, Content, Question, QuestionType, Scores
 from pellucid.engine.encoder_inputs import EncoderInput
-from pellucid.errors import FileFormatError, InvalidRequest, TemplateError
-from pellucid.errors.messages import shown
+from pellucid.errors import FileFormatError, InvalidRequest, TemplateError, shown
 from pellucid.model.decision_heads import CLEF, KEV, LAYA, OMNI
 from pellucid.model.outputs import Dense
 from pellucid.trace.edits import Edit

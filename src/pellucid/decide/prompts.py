@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from pellucid.decide.labels import LETTERS, DecisionFormat, Label, LabelScheme
 from pellucid.decide.questions import Content, Question, Scores
 from pellucid.engine.encoder_inputs import EncoderInput
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import shown
+from pellucid.errors import FileFormatError, UnsupportedModel, shown
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import Edit

@@ -10,8 +10,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import InvalidRequest, brief, shown
 from pellucid.tokenize.chat.conversation import refuse_other_than_text, template_variables
 from pellucid.trace.export import json_fields
 from pellucid.util import checks

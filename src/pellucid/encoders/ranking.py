@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from pellucid.encoders.tasks import EncoderModel, classify, embed, sparse, token_vectors
 from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.inputs import Inputs
-from pellucid.errors import ContextOverflow, InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import ContextOverflow, InvalidRequest, brief, shown
 from pellucid.model.outputs import PairPrompt, Similarity, Task
 from pellucid.trace.edits import Edit
 from pellucid.util import checks

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.inputs import Inputs
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.model.config import MAX_DIMENSION
 from pellucid.model.outputs import scores_of
 from pellucid.model.spec import ModelSpec

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from pellucid.errors import ContextOverflow, InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import ContextOverflow, InvalidRequest, brief, shown
 from pellucid.model.outputs import Task
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer

@@ -13,8 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pellucid.engine.encoder_inputs import EncoderInputs
-from pellucid.errors import ContextOverflow, InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import ContextOverflow, InvalidRequest, brief, shown
 from pellucid.model.outputs import Task
 from pellucid.tokenize.chat.conversation import is_message
 from pellucid.util import checks
@@ -31,7 +30,7 @@ class Inputs(EncoderInputs, frozen=True):
     encoder, and ``context`` limits source and answer separately.
 
     ``why_base`` is the reason why the model is a base model, which continues text; "" for an instruct model, which
-    answers messages (``tokenize/instruct.py``).
+    answers messages (``tokenize/load.py``).
     """
 
     why_base: str = ""

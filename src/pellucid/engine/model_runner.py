@@ -24,8 +24,7 @@ from pellucid.engine.programs import (
     rows_of_border,
     run_setup,
 )
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import shown
+from pellucid.errors import InvalidRequest, shown
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.weight_map import Model

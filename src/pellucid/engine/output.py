@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from msgspec import Struct
 
-from pellucid.errors.messages import brief
+from pellucid.errors import brief
 from pellucid.sample.chain import Draw, TokenTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep, options_of

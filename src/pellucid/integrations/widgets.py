@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.trace.lenses.logit_lens import LogitLens
 from pellucid.trace.recorded_run import RecordedRun
 from pellucid.web.bundle import widget_script, widget_style

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.kernels.matmul.layouts import PackedLayout
 from pellucid.plan.plan import Operation, Plan
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape

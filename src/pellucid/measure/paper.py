@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import pipeline
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import reason, shown
+from pellucid.errors import FileFormatError, reason, shown
 from pellucid.measure.cost import Cost, Rates, attention_costs, kv_bytes, state_bytes
 from pellucid.model.read import planned_from_config
 from pellucid.model.shapes import ENCODER, Shape, expected_shapes

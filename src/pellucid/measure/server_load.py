@@ -21,8 +21,7 @@ from typing import Any
 
 import httpx
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import InvalidRequest, brief, shown
 from pellucid.util.checks import real, secret_value, whole
 
 WORDS = (

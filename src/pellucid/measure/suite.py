@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import shown
+from pellucid.errors import InvalidRequest, shown
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.model.spec import ModelSpec
 from pellucid.runtime import cache

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, UnsupportedModel, brief
 
 T = TypeVar("T")
 _MISSING: Any = object()

@@ -8,8 +8,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, UnsupportedModel, brief
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.gguf_encoder import CLASSIFIER, NORM, gguf_dense
 from pellucid.model.metadata import GGUF_PATTERN

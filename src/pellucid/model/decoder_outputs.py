@@ -20,8 +20,7 @@ from itertools import count
 
 from msgspec.structs import replace
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import UnsupportedModel, brief, shown
 from pellucid.model.config import Config
 from pellucid.model.decision_heads import CLEF, KEV, joint_head, joint_outputs, pointer_head
 from pellucid.model.gguf_encoder import POOLING, RANK, gguf_dense, gguf_labels

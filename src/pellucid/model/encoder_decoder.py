@@ -8,8 +8,7 @@ from typing import Literal
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import UnsupportedModel, brief, shown
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
 from pellucid.model.output_heads import CLASS

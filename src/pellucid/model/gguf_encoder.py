@@ -9,8 +9,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import UnsupportedModel, brief
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.metadata import gguf_attention, gguf_vocabulary
 from pellucid.model.output_heads import OutputParts

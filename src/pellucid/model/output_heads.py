@@ -12,8 +12,7 @@ from typing import Any, Literal
 from msgspec import Struct, field
 from msgspec.structs import asdict, replace
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import UnsupportedModel, brief, shown
 from pellucid.model.config import Config
 from pellucid.model.outputs import (
     Dense,

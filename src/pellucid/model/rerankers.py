@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import shown
+from pellucid.errors import UnsupportedModel, shown
 from pellucid.model.config import Config
 from pellucid.model.output_heads import OutputParts
 from pellucid.model.outputs import Dense, Labels, PairPrompt, Pooling

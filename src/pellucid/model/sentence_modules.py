@@ -9,8 +9,7 @@ from typing import get_args
 import msgspec
 from msgspec.structs import replace
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import UnsupportedModel, brief
 from pellucid.model.config import MAX_DIMENSION, Config
 from pellucid.model.output_heads import Heads, OutputParts, read_head, stated_head
 from pellucid.model.outputs import (

@@ -12,8 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import shown
+from pellucid.errors import FileFormatError, UnsupportedModel, shown
 from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.pack import BF16_PAIRS, decode_blocks, stored_as, to_bf16, to_q8_0

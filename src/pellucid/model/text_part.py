@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import shown
+from pellucid.errors import FileFormatError, shown
 from pellucid.model.config import Config
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor

@@ -21,8 +21,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import UnsupportedModel, brief, shown
 from pellucid.model.config import Config
 
 Neutral: TypeAlias = Callable[[Any, Config], bool]

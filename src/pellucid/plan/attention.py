@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
+from pellucid.kernels.matmul.layouts import BLOCK, ROWS, round_up
 from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.spec import Attention, Latent, ModelSpec
 from pellucid.plan.builder import NO_BIAS, Builder, heads

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import CompileProgress, shared
 from pellucid.kernels.core.record import WORD
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
+from pellucid.kernels.matmul.layouts import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.kernels.matmul.product import column_ends
 from pellucid.kernels.matmul.quantize import block_bytes
 from pellucid.model.shapes import expected_shapes

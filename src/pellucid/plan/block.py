@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.record import StepRecord
-from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.kernels.matmul.layouts import ROWS, round_up
 from pellucid.model.spec import AltUp, Block, FeedForward, Mixture, PerLayer
 from pellucid.plan.attention import attention, cross_attention
 from pellucid.plan.builder import Builder

@@ -13,7 +13,7 @@ from typing import Any
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.record import StepRecord
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
+from pellucid.kernels.matmul.layouts import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.kernels.matmul.quantize import block_bytes
 from pellucid.model.shapes import smoothing_slots
 from pellucid.model.spec import ModelSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.kernels.matmul.layouts import ROWS, round_up
 from pellucid.model.spec import FeedForward, Mixture, Router
 from pellucid.plan.builder import NO_BIAS, Builder, tiles
 from pellucid.plan.norm import norm

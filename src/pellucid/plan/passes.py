@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid.kernels.core.definitions import KernelKey, Traits, definition
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS
+from pellucid.kernels.matmul.layouts import BLOCK, ROWS
 from pellucid.plan.builder import NO_BIAS, ROW_COUNT, tiles
 from pellucid.plan.plan import LETTER, REPLICATED, At, Operation, Plan, Value
 from pellucid.plan.points import RowKind
@@ -230,11 +230,11 @@ def _conflicts(accesses: set[Access], buffers: tuple[str, ...], op: Operation) -
 # watched operation. The passes fuse only adjacent operations, so the watched value stays in memory. The other
 # operations do not change, and a recording does not change a bit of the results.
 #
-#     tap       copies columns of a value                        kernels/trace/columns.py
+#     tap       copies columns of a value                        kernels/ops/copies.py
 #     edit      changes columns of a value
-#     pattern   recomputes attention scores or patterns          kernels/trace/pattern.py
+#     pattern   recomputes attention scores or patterns          kernels/attention/pattern.py
 #     remade    recomputes them for the next operation, mix
-#     mix       applies changed scores or patterns to the output of heads    kernels/trace/pattern.py
+#     mix       applies changed scores or patterns to the output of heads    kernels/attention/pattern.py
 
 OUT, REMADE = "trace", "trace.remade"
 """Names in ``reads`` and ``writes`` for the memory of recorded values, and for the patterns that a mix applies."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.kernels.matmul.layouts import ROWS, round_up
 
 RowKind = Literal["tokens", "outputs", "sequences", "once"]
 PointKind = Literal["value", "probabilities", "pattern", "scores", "state", "output"]

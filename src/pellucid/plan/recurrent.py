@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.kernels.matmul.layouts import ROWS, round_up
 from pellucid.model.spec import DeltaNet, Mamba, Norm, ShortConvolution
 from pellucid.plan.attention import NOUNS
 from pellucid.plan.builder import Builder, columns

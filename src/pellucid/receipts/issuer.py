@@ -14,8 +14,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from pellucid.errors import InvalidRequest, KernelError
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, KernelError, brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.plan.plan import Plan
 from pellucid.receipts.receipt import EditRecord, ModelIdentity, Receipt, ReceiptRequest, Signer, canonical, issued
@@ -24,7 +23,7 @@ from pellucid.sample.options import Options
 from pellucid.sample.step import options_of as options_of_step
 from pellucid.tokenize import Tokenizer
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.model_hash import tensor_hash
+from pellucid.weights.manifest import tensor_hash
 from pellucid.weights.sources.source import DownloadProgress
 
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import FileFormatError, InvalidRequest, brief, reason
 from pellucid.weights.checkpoint import ModelFile
 from pellucid.weights.json_files import parse_json
 

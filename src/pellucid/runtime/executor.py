@@ -18,10 +18,10 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest, KernelError
+from pellucid.kernels.core import loop
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.core.record import RECORD_WORDS, Record, float_word
-from pellucid.kernels.program import loop
 from pellucid.runtime.memory import Placement, address, aligned
 from pellucid.runtime.processors import processors
 

@@ -16,8 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.runtime.processors import Processors, processors
 
 # Memory aligned to cache lines, for vector instructions and per-thread records.

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from pellucid.kernels.program.loop import MAX_THREADS
-from pellucid.runtime.resources.core import Core
+from pellucid.kernels.core.loop import MAX_THREADS
+from pellucid.runtime.resources import Core
 
 
 class Processors(Struct, frozen=True):

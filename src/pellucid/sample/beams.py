@@ -26,8 +26,7 @@ import numpy as np
 from msgspec import Struct, field
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest, NothingLeft
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, NothingLeft, brief
 from pellucid.sample.candidates import Candidates, Floats
 from pellucid.sample.chain import Sampler
 from pellucid.util.checks import real, whole

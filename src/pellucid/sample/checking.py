@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample.step import Check
 from pellucid.util import checks
 

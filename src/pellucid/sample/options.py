@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample.chain import Chain
 from pellucid.sample.checking import anything, one_of, real, texts, tokens, whole
 from pellucid.sample.step import Check, SamplerStep, option, options_of, owners, steps

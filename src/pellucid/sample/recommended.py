@@ -10,8 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample.options import Options
 from pellucid.sample.step import owners
 from pellucid.weights.checkpoint import Checkpoint

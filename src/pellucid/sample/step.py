@@ -25,8 +25,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample.candidates import Candidates
 from pellucid.util.checks import token_id
 from pellucid.util.registry import discover_classes, file_of

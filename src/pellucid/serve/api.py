@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 
 from pellucid import errors
 from pellucid.base_llm import BaseLLM
-from pellucid.errors.messages import reason
+from pellucid.errors import reason
 from pellucid.serve.live_requests import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool

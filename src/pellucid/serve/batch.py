@@ -21,8 +21,7 @@ from typing import Any
 
 from pellucid.base_llm import BaseLLM
 from pellucid.engine.request import Request, run_together
-from pellucid.errors import InvalidRequest, PellucidError
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import InvalidRequest, PellucidError, brief, reason
 from pellucid.serve import batch_output
 from pellucid.serve.api import error_details, status_of
 from pellucid.serve.apis.cohere import RANKING, ranked

@@ -16,8 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from msgspec import Struct
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import InvalidRequest, brief, reason
 from pellucid.load_options import LoadOptions
 
 # The id of an answer of a batch. It binds the answer to its request, to the model and to the options.

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from pellucid.encoders.ranking import prompt_for
 from pellucid.encoders.tasks import EncoderModel, unit_length
 from pellucid.engine.inputs import Inputs, several
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import InvalidRequest, brief, shown
 from pellucid.model.outputs import Task, UnitLength
 from pellucid.serve.request_body import listed_texts
 from pellucid.tokenize.encoding import Side

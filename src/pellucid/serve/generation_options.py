@@ -11,8 +11,7 @@ from typing import Any
 
 from msgspec import Meta
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample import checking
 from pellucid.sample.options import CHECKS, Options, check_of
 from pellucid.sample.recommended import with_recommended

@@ -23,8 +23,7 @@ from anyio import current_time, fail_after
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pellucid.errors import DeadlinePassed, InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import DeadlinePassed, InvalidRequest, brief
 from pellucid.serve.api import MOST_BODY, TOO_LONG, error_form, json_response
 from pellucid.serve.live_requests import Viewer
 from pellucid.util.checks import secret_value

@@ -15,8 +15,7 @@ from starlette.requests import Request as HTTPRequest
 
 from pellucid.base_llm import BaseLLM
 from pellucid.engine.request import Request
-from pellucid.errors import InvalidRequest, NotFound
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, NotFound, brief
 from pellucid.trace.frames import TraceStream
 
 T = TypeVar("T")

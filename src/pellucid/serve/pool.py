@@ -15,8 +15,7 @@ from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
 from pellucid.base_llm import BaseLLM
-from pellucid.errors import CacheFull, InvalidRequest, ModelNotFound, QueueFull
-from pellucid.errors.messages import brief
+from pellucid.errors import CacheFull, InvalidRequest, ModelNotFound, QueueFull, brief
 from pellucid.weights.catalogue import find
 from pellucid.weights.gguf import SPLIT_NAME
 from pellucid.weights.sources.source import DownloadProgress, source_of

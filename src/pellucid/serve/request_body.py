@@ -19,8 +19,7 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Struct, ValidationError
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.serve.generation_options import ABSENT, checked_options, ignored_schema
 from pellucid.serve.json_schema import Schema, alternatives, cleaned, closed_object, described, expected, schema_of
 

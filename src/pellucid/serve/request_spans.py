@@ -22,8 +22,7 @@ from starlette.requests import Request as HTTPRequest
 
 import pellucid
 from pellucid.engine.request import Request
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import InvalidRequest, brief, reason
 from pellucid.serve.metrics import REASONS
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pellucid.errors import InvalidRequest, NotFound
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, NotFound, brief
 
 MOST_RESPONSES, MOST_BYTES = 512, 32 << 20
 """Limits of one key: number of responses, and bytes of their JSON."""

@@ -25,8 +25,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pellucid.base_llm import BaseLLM
-from pellucid.errors import InvalidRequest, PellucidError
-from pellucid.errors.messages import reason
+from pellucid.errors import InvalidRequest, PellucidError, reason
 from pellucid.llm import LLM
 from pellucid.runtime.memory import share_heaps
 from pellucid.serve.api import JSON_LINES, NAMED_SSE, SSE, Api, ClientCall, Route, error_form, json_response, known_apis

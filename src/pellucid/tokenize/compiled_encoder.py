@@ -29,8 +29,7 @@ from pellucid.tokenize.compiled.compiled_pipeline import (
 from pellucid.tokenize.compiled.rewrite_table import rewrite_stages
 from pellucid.tokenize.encoding import Columns
 from pellucid.tokenize.patterns.automaton import automaton
-from pellucid.tokenize.stages.aligned import AlignedText, without_surrogates
-from pellucid.tokenize.stages.character_map import places_of
+from pellucid.tokenize.stages.aligned import AlignedText, places_of, without_surrogates
 from pellucid.tokenize.stages.normalize import Normalizer, Replace, Sequential
 from pellucid.tokenize.stages.pretokenize import AddedTokens, NormalizeStep, Split, Stage
 from pellucid.tokenize.tokenizer_model import TokenizerModel

@@ -8,8 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 
 # The tokens of an encoded text, stored as columns. A long text has hundreds of thousands of tokens, and most callers
 # read only a few of them. A ``Token`` is created only when it is read.

@@ -8,24 +8,138 @@ needs no other file. The format of a file is detected from its contents, not fro
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.tokenize.files import sentencepiece, sentencepiece_layout, vocab_files
-from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
-from pellucid.tokenize.files.sidecar import Json, Sidecar
+from msgspec.structs import replace
+
+from pellucid.errors import FileFormatError, InvalidRequest, UnsupportedModel, brief
+from pellucid.tokenize import parsed_cache
+from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.files import json_components, sentencepiece, vocab_files
+from pellucid.tokenize.files.json_model import JsonModelReader
+from pellucid.tokenize.files.sentencepiece import ModelBuilder, SentencePieceFile
+from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json
 from pellucid.tokenize.files.tokenizer_classes import (
     SENTENCEPIECE,
     VOCAB_JSON_MERGES,
     VOCAB_JSON_SENTENCEPIECE,
     VOCAB_TXT,
+    TokenizerClass,
 )
+from pellucid.tokenize.files.tokenizer_json import TokenizerJson
+from pellucid.tokenize.files.vocab_files import read_ids
 from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
+from pellucid.tokenize.stages import normalize
 from pellucid.tokenize.stages.postprocess import Template
+from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens, PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
+from pellucid.tokenize.vocabulary import TokenType, Vocabulary
+
+# Builds a tokenizer from ``tokenizer.json``, the format of Hugging Face ``tokenizers``.
+#
+# In: the file's contents. Out: a :class:`Tokenizer`. ``files/json_components.py`` builds each component of the file.
+# No part is skipped: an unknown component, field or value raises :class:`UnsupportedModel`, which names it.
+# ``truncation`` and ``padding`` are read, but applied only on request.
+
+Models = Sequence[JsonModelReader]
+SpecReader = Callable[[bytes, Path, Sidecar], Json]
+
+
+def from_tokenizer_json(path: Path, sidecar: Sidecar, models: Models, read: SpecReader | None = None) -> Tokenizer:
+    """A tokenizer from a ``tokenizer.json``; a reader in ``models`` builds the model stage.
+
+    ``read`` is for a file of another format. It takes the file's bytes, its path and its sidecar files, and returns the
+    contents of a ``tokenizer.json``. The large parts are parsed once and cached.
+
+    Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
+    """
+    data = path.read_bytes()
+    identity = [path.name, sidecar.named, sidecar.added, sidecar.kind, sidecar.model_type]
+    context = b"" if read is None else json.dumps(identity).encode()
+    place = parsed_cache.cache_name(data, context) if len(data) >= parsed_cache.WORTH_CACHING else None
+    if place is not None and (arrays := parsed_cache.read(place)) is not None:
+        spec = json.loads(parsed_cache.text_of(arrays["spec"]))
+        return _build(TokenizerJson(path, spec, arrays, numbers=read is None), sidecar, models)
+    parts = _checked(path, parse_json(data, path) if read is None else read(data, path, sidecar), models, read is None)
+    tokenizer = _build(parts, sidecar, models)
+    if place is not None and (arrays := parts.to_cache()) is not None:
+        parsed_cache.write(place, arrays)
+    return tokenizer
+
+
+def from_spec(path: Path, spec: Json, sidecar: Sidecar, models: Models) -> Tokenizer:
+    """A tokenizer of a known class, from its vocabulary as the contents of a ``tokenizer.json``.
+
+    Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
+    """
+    tokenizer = _build(_checked(path, spec, models, numbers=False), sidecar, models)
+    return dataclasses.replace(tokenizer, post_processor=sidecar.template(tokenizer.vocabulary, path))
+
+
+def _checked(path: Path, spec: Json, models: Models, numbers: bool) -> TokenizerJson:
+    known = sorted({model.type for model in models})
+    name = spec["model"].get("type") if isinstance(spec.get("model"), dict) else None
+    if name is None:
+        raise FileFormatError(path, "model.type", "missing")
+    if name not in known:
+        raise UnsupportedModel(
+            f"{path.name}: model type {brief(name)} is not implemented; known are {', '.join(known)}"
+        )
+    return TokenizerJson(path, spec, numbers=numbers)
+
+
+def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -> list[AddedToken]:
+    """The added tokens that are matched in normalized text, with their texts normalized. Also sets ``parts.spoken``."""
+    tokens = [token for token in parts.added if token.normalized]
+    if normalizer is None:
+        return tokens
+    try:
+        normalized = [replace(token, text=normalizer(token.text)) for token in tokens]
+    except InvalidRequest as refused:
+        raise parts.wrong("added_tokens", str(refused)) from None
+    for token, written in zip(tokens, normalized):
+        if token.text and not written.text:
+            problem = f"the normalizer leaves nothing of {brief(token.text)}, so the token can never match"
+            raise parts.wrong("added_tokens", problem)
+    changed = {new.id: new.text for new, old in zip(normalized, tokens) if new.text != old.text}
+    if changed:
+        parts.spoken = [changed.get(index, token) for index, token in enumerate(parts.vocabulary.tokens)]
+    return normalized
+
+
+def _build(parts: TokenizerJson, sidecar: Sidecar, models: Models) -> Tokenizer:
+    stages = parts.build(json_components.pre_tokenizers, "pre_tokenizer")
+    (reader,) = (r for r in models if r.type == parts.model["type"] and r.claims(parts, stages))
+    model: TokenizerModel = parts.build(lambda parts, _: reader.build(parts), "model")
+    vocabulary = parts.vocabulary
+    template, trims = parts.build(json_components.post_processors, "post_processor")
+    if sidecar.speaks(vocabulary):
+        # The source language of the config overrides the file, as in transformers.
+        template = sidecar.template(vocabulary, parts.path)
+    normalizer = normalize.sequence(parts.build(json_components.normalizers, "normalizer"))
+    normalized = _normalized(parts, normalizer)
+    return Tokenizer(
+        vocabulary=vocabulary,
+        added=AddedTokens(token for token in parts.added if not token.normalized),
+        normalized_added=AddedTokens(normalized),
+        normalizer=normalizer,
+        pre_tokenizer=PreTokenizer(tuple(json_components.unspelled(stages) or () if model.spells_bytes else stages)),
+        model=model,
+        post_processor=template,
+        trims=trims,
+        decoder=parts.build(json_components.decoder, "decoder"),
+        **sidecar.arguments(vocabulary),
+        truncation=parts.build(json_components.truncation, "truncation"),
+        padding=parts.build(json_components.padding, "padding"),
+    )
+
 
 FILES = "tokenizer.json, vocab.json with merges.txt, tekken.json, *.tiktoken, *.model, vocab.txt"
 
@@ -71,16 +185,16 @@ def _reader(path: Path) -> Reader | None:
         return _of_spec(vocab_files.read_vocab_json, VOCAB_JSON_MERGES, "GPT2Tokenizer") if has_merges else None
     head = _head(path)
     if vocab_files.is_tekken(head):
-        return lambda path, sidecar: from_file(
+        return lambda path, sidecar: from_tokenizer_json(
             path, vocab_files.tekken_sidecar(sidecar), json_models(), vocab_files.read_tekken
         )
     if path.suffix == ".json":
-        return lambda path, sidecar: from_file(path, sidecar, json_models())
+        return lambda path, sidecar: from_tokenizer_json(path, sidecar, json_models())
     _refuse_rwkv(path)
     if path.suffix == ".txt":
         return _of_spec(vocab_files.read_vocab_txt, VOCAB_TXT, "BertTokenizer")
     if path.suffix == ".tiktoken" or vocab_files.is_tiktoken(head):
-        return lambda path, sidecar: from_file(path, sidecar, json_models(), vocab_files.read_tiktoken)
+        return lambda path, sidecar: from_tokenizer_json(path, sidecar, json_models(), vocab_files.read_tiktoken)
     return _sentencepiece if ".model" in path.name or path.suffix == ".spm" or _PROTO.match(head) else None
 
 
@@ -128,8 +242,8 @@ def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
     if known is None:
         return sentencepiece.from_file(file, path, models, sidecar, partial(_bos_eos, path, sidecar))
     if known.file == VOCAB_JSON_SENTENCEPIECE:
-        return sentencepiece_layout.from_vocab_json(file, path, models, sidecar)
-    return sentencepiece_layout.from_class(file, path, models, sidecar)
+        return from_vocab_json(file, path, models, sidecar)
+    return from_class(file, path, models, sidecar)
 
 
 def _bos_eos(path: Path, sidecar: Sidecar, named: Mapping[str, int]) -> Template:
@@ -143,3 +257,134 @@ def _bos_eos(path: Path, sidecar: Sidecar, named: Mapping[str, int]) -> Template
                 raise FileFormatError(path, f"{name}_piece", problem)
             around[name] = [named[name]]
     return Template.around(around["bos"], around["eos"])
+
+
+# The ids of a SentencePiece file in a model whose tokenizer class numbers the pieces differently.
+#
+# In: the file and its class (``files/tokenizer_classes.py``), or the ids of a ``vocab.json``. Out: a tokenizer.
+# ``files/sentencepiece.py`` builds it from a copy of the file with one piece per id of the model.
+
+LANGUAGE = re.compile(">>(.+)<<")
+"""A token of Marian's vocabularies, which begins a text and names the language to translate into."""
+
+
+def with_class_pieces(
+    file: SentencePieceFile, known: TokenizerClass, config: Json, names: Mapping[str, str]
+) -> SentencePieceFile:
+    """The file with the pieces of its class at the start and the end. ``names`` are the special tokens."""
+    first, kept, own = known.first(config), slice(known.replaced, None), set(file.pieces)
+    last = [piece for piece in known.last(config) if piece not in own]
+    unknown = names["unk_token"] if TokenType.UNKNOWN in file.types[: known.replaced] else None
+    types = [_type(piece, unknown) for piece in first]
+    scores = file.scores[kept]
+    if known.splits_commas:
+        scores = [score - 100 * _joins_comma(piece) for piece, score in zip(file.pieces[kept], scores)]
+    return replace(
+        file,
+        pieces=[*first, *file.pieces[kept], *last],
+        scores=[*[0.0] * len(first), *scores, *[0.0] * len(last)],
+        types=[*types, *file.types[kept], *[int(TokenType.CONTROL)] * len(last)],
+    )
+
+
+def _type(piece: str, unknown: str | None) -> int:
+    """The type of a piece that a class puts before the pieces of the file."""
+    if piece.endswith("NOTUSED"):
+        return int(TokenType.UNUSED)
+    return int(TokenType.UNKNOWN if piece == unknown else TokenType.CONTROL)
+
+
+def _joins_comma(piece: str) -> bool:
+    return piece.endswith(",") and piece[-2:-1].isdigit()
+
+
+def with_vocab_ids(
+    file: SentencePieceFile, ids: Mapping[str, int], special: Mapping[str, int], path: Path
+) -> SentencePieceFile:
+    """The file with the ids of a ``vocab.json``; pieces that the ``vocab.json`` lacks follow.
+
+    ``special`` maps tokens that text does not become to their types. Raises :class:`FileFormatError`.
+    """
+    size = len(ids)
+    if sorted(ids.values()) != list(range(size)):
+        raise FileFormatError(path, "vocab.json", f"the ids of {size} pieces are not 0 to {size - 1}")
+    own = {piece: at for at, piece in enumerate(file.pieces)}
+    pieces, scores, types = sorted(ids, key=ids.__getitem__), list[float](), list[int]()
+    for piece in pieces:
+        at = own.get(piece)
+        scores.append(0.0 if at is None else file.scores[at])
+        types.append(special.get(piece, int(TokenType.UNUSED) if at is None else file.types[at]))
+    for piece, at in own.items():
+        if piece not in ids and file.types[at] in (TokenType.NORMAL, TokenType.USER_DEFINED):
+            pieces.append(piece)
+            scores.append(file.scores[at])
+            types.append(file.types[at])
+    return replace(file, pieces=pieces, scores=scores, types=types)
+
+
+class KnownPieces(TokenizerModel):
+    """A model stage whose pieces from the id ``size`` on are unknown to the neural network."""
+
+    def __init__(self, model: TokenizerModel, size: int, unknown: int) -> None:
+        self._model, self._size, self._unknown = model, size, unknown
+
+    def spans(self, pre_token: str) -> list[Span]:
+        spans = self._model.spans(pre_token)
+        return [(index if index < self._size else self._unknown, start, end) for index, start, end in spans]
+
+    def explain(self, pre_token: str) -> Mapping[str, Any]:
+        return self._model.explain(pre_token)
+
+
+def from_class(file: SentencePieceFile, path: Path, models: Mapping[int, ModelBuilder], sidecar: Sidecar) -> Tokenizer:
+    """A tokenizer with the ids and special tokens of a known class. Raises as ``sentencepiece.from_file``."""
+    known = sidecar.known
+    assert known is not None
+    if sidecar.config.get("split_by_punct"):
+        raise UnsupportedModel(f"{path.name}: split_by_punct in tokenizer_config.json is not implemented")
+    file = with_class_pieces(file, known, sidecar.config, sidecar.names())
+    return sentencepiece.from_file(file, path, models, sidecar, normalizers=known.normalizers(sidecar.config))
+
+
+def from_vocab_json(
+    file: SentencePieceFile, path: Path, models: Mapping[int, ModelBuilder], sidecar: Sidecar
+) -> Tokenizer:
+    """A tokenizer with the ids of the ``vocab.json`` next to a SentencePiece file. Raises as ``from_class``.
+
+    The texts that a Marian model writes have a SentencePiece file of their own, ``target.spm``, and may have ids of
+    their own, in ``target_vocab.json``.
+    """
+    of_source, of_target = (path.with_name(name) for name in ("vocab.json", "target_vocab.json"))
+    source = _with_ids_of(file, path, of_source, models, sidecar)
+    if not (other := path.with_name("target.spm")).is_file():
+        return source
+    of_target = of_target if sidecar.config.get("separate_vocabs") else of_source
+    target = sentencepiece.read(other.read_bytes(), other)
+    return dataclasses.replace(source, target=_with_ids_of(target, other, of_target, models, sidecar))
+
+
+def _with_ids_of(
+    file: SentencePieceFile, path: Path, vocab: Path, models: Mapping[int, ModelBuilder], sidecar: Sidecar
+) -> Tokenizer:
+    """A tokenizer with the ids of the file ``vocab``, and of the languages after them."""
+    if not vocab.is_file():
+        raise FileFormatError(vocab, "file", f"missing: {path.name} of a {sidecar.kind} has its ids there")
+    ids = read_ids(vocab)
+    tokens = sidecar.languages
+    ids |= {token: len(ids) + at for at, token in enumerate(tokens.values())}
+    names, started = sidecar.names(), {piece: LANGUAGE.fullmatch(piece) for piece in ids}
+    special = dict.fromkeys((*names.values(), *tokens.values()), int(TokenType.CONTROL))
+    special |= {piece: int(TokenType.UNUSED) for piece, found in started.items() if found}
+    special[names["unk_token"]] = int(TokenType.UNKNOWN)
+    whole = with_vocab_ids(file, ids, special, vocab)
+    found = sentencepiece.from_file(whole, path, models, sidecar)
+    size, pieces = len(ids), found.vocabulary
+    if pieces.size > size:
+        (unknown,) = pieces.of_type(TokenType.UNKNOWN)
+        pieces = Vocabulary(pieces.tokens[:size], pieces.types[:size], vocab, "vocab.json")
+        found = dataclasses.replace(found, vocabulary=pieces, model=KnownPieces(found.model, size, unknown))
+    if not any(started.values()):
+        return found
+    codes = {match[1]: ids[piece] for piece, match in started.items() if match}
+    added = [*found.added, *(AddedToken(ids[f">>{code}<<"], f">>{code}<<", text_start=True) for code in codes)]
+    return dataclasses.replace(found, added=AddedTokens(added), languages=codes)

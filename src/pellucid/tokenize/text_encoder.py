@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.tokenize.encoder import Encoder
 from pellucid.tokenize.encoding import Encoding, Padding, SliceableT, TokenTable, Truncation, combined
 from pellucid.tokenize.stages.postprocess import Template

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.tokenize.encoding import Padding, Truncation
 from pellucid.tokenize.stages.decode import CharacterGroup, CharacterGrouper, PieceBytes, StreamDecoder, groups
 from pellucid.tokenize.text_encoder import TextEncoder

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, InvalidRequest, brief
 from pellucid.util.checks import is_whole
 
 # Piece → id of a large vocabulary, without a dictionary until many pieces have been looked up. It takes 120 ms to

@@ -34,12 +34,11 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.attribution import attribute
     from pellucid.trace.lenses.comparison import difference, neighbours, similarity, vector_of, word_map
     from pellucid.trace.lenses.features import features, top_examples
-    from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
+    from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout, token_contributions
     from pellucid.trace.lenses.logit_lens import label_lens, logit_lens
     from pellucid.trace.lenses.patching import ablation_sweep, causal_trace, knockout_sweep, patch_sweep, path_patch
     from pellucid.trace.lenses.relevance import relevance
     from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability, sweep
-    from pellucid.trace.lenses.token_contributions import token_contributions
     from pellucid.trace.linear_probe import LinearProbe
     from pellucid.trace.recorded_run import RecordedRun
 
@@ -68,7 +67,7 @@ _LAZY = {
     "lenses.attribution": ("attribute",),
     "lenses.features": ("features", "top_examples"),
     "backward.jacobian_lens": ("JacobianLens",),
-    "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),
+    "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout", "token_contributions"),
     "lenses.logit_lens": ("label_lens", "logit_lens"),
     "lenses.comparison": ("difference", "neighbours", "similarity", "vector_of", "word_map"),
     "backward.gradients": ("attribution_patch", "gradients", "integrated_gradients"),
@@ -77,7 +76,6 @@ _LAZY = {
     "lenses.patching": ("ablation_sweep", "causal_trace", "knockout_sweep", "patch_sweep", "path_patch"),
     "lenses.relevance": ("relevance",),
     "lenses.targets": ("divergence", "log_probability", "logit_difference", "probability", "sweep"),
-    "lenses.token_contributions": ("token_contributions",),
 }
 """The names of each module. A module is imported when a name is first used, so that models load without them."""
 

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors import FileFormatError, InvalidRequest, brief, reason, shown
 from pellucid.plan.points import Point
 from pellucid.trace.edits import Edit, add, listed
 from pellucid.trace.linear_probe import ENDINGS, LinearProbe, check_ending, listed_probes, read_vectors, write_vectors

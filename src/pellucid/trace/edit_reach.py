@@ -8,8 +8,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.kernels.attention.rows import SPAN
 from pellucid.plan.passes import PatternEdit
 from pellucid.runtime.batch import PatternChange

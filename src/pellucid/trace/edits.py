@@ -26,8 +26,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
 
-from pellucid.errors import InvalidRequest, PellucidError
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import InvalidRequest, PellucidError, brief, shown
 from pellucid.trace.selection import Selection, runs_of
 from pellucid.util.checks import real, whole
 

@@ -22,10 +22,11 @@ from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.sample.chain import Draw, TokenTrace, likeliest
 from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded, sections
 from pellucid.trace.export import json_fields
-from pellucid.trace.lenses import attribution, token_contributions
+from pellucid.trace.lenses import attribution
 from pellucid.trace.lenses.attribution import Attribution
+from pellucid.trace.lenses.heads import TokenContributions, token_contributions
+from pellucid.trace.lenses.heads import needed as token_points
 from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
-from pellucid.trace.lenses.token_contributions import TokenContributions
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, residual_points
 from pellucid.util.checks import whole
@@ -168,7 +169,7 @@ def explain(
     first = len(model.spec.start if model.spec.encoder else model.tokenizer.encode(prompt)) - 1
     notes = list[str]()
     of_parts = _needed(attribution.needed, model, "no attribution", notes)
-    of_tokens = _needed(token_contributions.needed, model, "no contributions of tokens", notes)
+    of_tokens = _needed(token_points, model, "no contributions of tokens", notes)
     with model.trace(*_selected(model, first, step, [*of_parts, *of_tokens])) as trace:
         request = model.start(prompt, **(dict[str, Any](max_new_tokens=step, watch=True) | options))
         outputs = list(request)
@@ -187,7 +188,7 @@ def explain(
     attributed = attribution.attribute(model, sequence, draw.token, position=last) if of_parts else None
     by_token = None
     if of_tokens:
-        by_token = token_contributions.token_contributions(model, sequence, draw.token, position=last)
+        by_token = token_contributions(model, sequence, draw.token, position=last)
     ranked = _heads(model, sequence, attributed, heads, last)
     embedding = "embed" if "embed" in model.points else residual_points(model)[0]
     return PromptExplanation(

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import InvalidRequest, brief, reason
 from pellucid.trace.selection import Selection
 from pellucid.util.display import visible
 

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import LIMIT, MOST_LIMIT
 from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of, patterns_of, values_of

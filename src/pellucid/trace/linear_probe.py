@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors import FileFormatError, InvalidRequest, brief, reason, shown
 from pellucid.plan.points import Point
 from pellucid.trace.selection import Selection, select
 from pellucid.util.checks import boolean, real, text

@@ -22,8 +22,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 
 ENDLESS, MOST_PARTS = 1 << 31, 64
 RANGE = re.compile(r"(-?\d{1,10})?(?:(:)(-?\d{1,10})?(?::(\d{0,10}))?)?")

@@ -21,8 +21,7 @@ import numpy as np
 from msgspec import Meta, ValidationError, convert
 from numpy.typing import NDArray
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import FileFormatError, InvalidRequest, brief, reason
 from pellucid.model.describe import block_sizes, model_sizes
 from pellucid.model.positions import Rotary
 from pellucid.model.shapes import ENCODER

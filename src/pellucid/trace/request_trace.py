@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import ReservedBytes, TraceBudget
 from pellucid.trace.edit_reach import never_recorded, refuse_empty

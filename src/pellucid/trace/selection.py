@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.model.shapes import ENCODER
 from pellucid.plan.points import Point
 from pellucid.trace.positions import EVERY, RANGE, Positions, TokenTexts, parse, unquoted

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import BUDGET, TraceBudget
 from pellucid.trace.edits import Edit

@@ -13,13 +13,12 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import InvalidRequest, brief, shown
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
-from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.kernels.matmul.layouts import ROWS, round_up
 from pellucid.kernels.matmul.product import MatmulRecord
-from pellucid.model.encoder_weights import without_conversions
+from pellucid.model.read import without_conversions
 from pellucid.model.slot_reader import SlotReader, shape_of
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.weight_map import Model

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 
 HEADER = re.compile(r"[\t\x20-\x7e\x80-\xff\udc80-\udcff]*")
 """Texts that an HTTP header can carry (RFC 9110, section 5.5). Surrogates stand for bytes that are not UTF-8."""

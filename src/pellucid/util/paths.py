@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import InvalidRequest, brief, reason
 
 VARIABLE = "PELLUCID_HOME"
 STAGING = ".staging"  # suffix of a file being written

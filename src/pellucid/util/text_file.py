@@ -12,8 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from msgspec import DecodeError
 from msgspec.json import decode
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, one_line, reason, shown
+from pellucid.errors import InvalidRequest, brief, one_line, reason, shown
 from pellucid.util.checks import items
 
 PIECE = 1 << 13

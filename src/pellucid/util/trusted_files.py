@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from pellucid.errors.messages import reason
+from pellucid.errors import reason
 from pellucid.util.paths import NO_HOME, NOWHERE, STAGING, VARIABLE, home, make_folder, move, staged, user_cache
 
 KEY_NAME = "cache.key"

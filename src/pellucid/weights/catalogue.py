@@ -21,8 +21,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pellucid.errors import DownloadInterrupted, ModelNotFound, SourceError
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import DownloadInterrupted, ModelNotFound, SourceError, brief, reason
 from pellucid.util.paths import file_lock, home, make_folder, move
 from pellucid.weights.manifest import hash_file
 from pellucid.weights.sources.source import DownloadProgress, sources

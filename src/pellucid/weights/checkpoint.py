@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import reason, shown
+from pellucid.errors import FileFormatError, reason, shown
 
 if TYPE_CHECKING:
     import numpy as np

@@ -28,8 +28,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import FileFormatError, brief, shown
 from pellucid.weights import gguf_values as stored
 from pellucid.weights.checkpoint import FileCheckpoint, ModelFile, Tensor
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import FileFormatError, UnsupportedModel, brief, reason
 from pellucid.util.paths import is_file_name
 from pellucid.weights.checkpoint import ModelFile
 

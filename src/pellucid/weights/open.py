@@ -7,8 +7,7 @@ import re
 import warnings
 from pathlib import Path
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import reason, shown
+from pellucid.errors import FileFormatError, reason, shown
 from pellucid.weights import refusals
 from pellucid.weights.checkpoint import Checkpoint, ModelFile
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf

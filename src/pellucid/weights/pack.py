@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
-from pellucid.kernels.matmul.file_layout import FileLayout
 from pellucid.kernels.matmul.floats import bf16_bits
+from pellucid.kernels.matmul.layouts import ROWS, FileLayout, PackedLayout, round_up
 from pellucid.kernels.matmul.pack import PackRecord
-from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
 from pellucid.runtime.memory import address, aligned
 from pellucid.util.interpreter import join
 from pellucid.weights.checkpoint import Checkpoint, Tensor

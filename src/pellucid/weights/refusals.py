@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import FileFormatError, UnsupportedModel, brief, shown
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.json_files import read_json
 

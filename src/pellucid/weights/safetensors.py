@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import FileFormatError, brief, shown
 from pellucid.util.paths import is_file_name
 from pellucid.weights.checkpoint import FileCheckpoint, ModelFile, Tensor
 from pellucid.weights.json_files import MAX_JSON, parse_json, read_json, read_modules

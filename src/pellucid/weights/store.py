@@ -22,14 +22,12 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from pellucid.errors import FileFormatError, ModelNotFound, SourceError
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors import FileFormatError, ModelNotFound, SourceError, brief, reason, shown
 from pellucid.util.paths import NO_HOME, NOWHERE, home, make_folder, move
 from pellucid.weights.catalogue import CatalogueModel, fetch_model, find, locked, not_found, staging
 from pellucid.weights.manifest import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
-from pellucid.weights.sources.schemes.local import SOURCE as LOCAL
-from pellucid.weights.sources.schemes.local import unreadable
-from pellucid.weights.sources.source import SCHEME, DownloadProgress, Silent, Source, source_of, sources
+from pellucid.weights.sources.source import SCHEME, DownloadProgress, Silent, Source, source_of, sources, unreadable
+from pellucid.weights.sources.source import SOURCE as LOCAL
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

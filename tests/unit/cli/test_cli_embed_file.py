@@ -17,7 +17,7 @@ import pytest
 from support.command import PROGRAM, Command
 
 import pellucid
-from pellucid.cli.vector_file import VectorFile
+from pellucid.cli.output_file import VectorFile
 from pellucid.errors import InvalidRequest
 from pellucid.util.text_file import TextFile
 

@@ -17,8 +17,8 @@ from pellucid.cli.command import Command as CommandDeclared
 from pellucid.cli.command import CommandGroup, expanded, known_commands
 from pellucid.cli.commands import run
 from pellucid.cli.common import MAY_BE_EMPTY
-from pellucid.cli.loading import DRAFT, ENCODER, SERVER, SHARED
 from pellucid.cli.main import application
+from pellucid.cli.options import DRAFT, ENCODER, SERVER, SHARED
 from pellucid.cli.serving_options import Replicas
 from pellucid.load_options import LoadOptions
 from pellucid.serve.guard import AccessRules

@@ -20,8 +20,8 @@ pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
 from support.ray_server import SECONDS, ClusterServer, ray_nodes, runs
 
-from pellucid.cluster import core_sharing, ingress
-from pellucid.cluster.core_sharing import CoreSharing, warn_about_cores
+from pellucid.cluster import ingress
+from pellucid.cluster.ingress import CoreSharing, warn_about_cores
 from pellucid.cluster.ray_actors import ReplicaSettings
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
@@ -78,7 +78,7 @@ def shared(models: dict[str, Replicas], cores: float = 0.0, rounds: int = 1) -> 
         sharing.supervisors.update(models)  # type: ignore[arg-type]
         running = asyncio.ensure_future(sharing.run())
         for number in range(rounds):
-            seconds = number * (core_sharing.PLACES + 1)
+            seconds = number * (ingress.PLACES + 1)
             checks = 2
             while checks:
                 may_check.release()
@@ -88,9 +88,9 @@ def shared(models: dict[str, Replicas], cores: float = 0.0, rounds: int = 1) -> 
         return pool
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core_sharing, "time", SimpleNamespace(monotonic=lambda: seconds))
-        patch.setattr(core_sharing, "LOOKS", 0.001)
-        patch.setattr(core_sharing, "HEAD_LATE", math.inf)
+        patch.setattr(ingress, "time", SimpleNamespace(monotonic=lambda: seconds))
+        patch.setattr(ingress, "LOOKS", 0.001)
+        patch.setattr(ingress, "HEAD_LATE", math.inf)
         try:
             return asyncio.run(asyncio.wait_for(main(), 30))
         finally:
@@ -113,7 +113,7 @@ def test_a_model_that_wants_more_replicas_stops_no_model_between_its_requests(mo
     models = {"idle": Replicas(3), "wants": Replicas(1, waits=True, running=9)}
     shared(models)
     assert models["idle"].left == 3
-    monkeypatch.setattr(core_sharing, "QUIET", 1e-9)
+    monkeypatch.setattr(ingress, "QUIET", 1e-9)
     shared(models)
     assert models["idle"].left == 2
 
@@ -136,8 +136,8 @@ def test_replicas_come_back_when_cores_are_free() -> None:
 
 
 def test_a_head_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(core_sharing, "HEAD_LATE", 0.2)
-    monkeypatch.setattr(core_sharing, "LOOKS", 0.02)
+    monkeypatch.setattr(ingress, "HEAD_LATE", 0.2)
+    monkeypatch.setattr(ingress, "LOOKS", 0.02)
     answers = True
 
     def free() -> float:
@@ -156,7 +156,7 @@ def test_a_head_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, capsys: py
         task.cancel()
 
     asyncio.run(asyncio.wait_for(main(), 30))
-    assert capsys.readouterr().err.splitlines() == [core_sharing.HEAD_DOWN, "Ray's head answers again"]
+    assert capsys.readouterr().err.splitlines() == [ingress.HEAD_DOWN, "Ray's head answers again"]
 
 
 def test_a_warning_about_cores(capsys: pytest.CaptureFixture[str]) -> None:

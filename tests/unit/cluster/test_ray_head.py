@@ -16,7 +16,7 @@ pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
 from support.ray_server import SECONDS, ClusterServer, ray_nodes
 
-from pellucid.cluster.core_sharing import HEAD_DOWN
+from pellucid.cluster.ingress import HEAD_DOWN
 from pellucid.llm import LLM
 
 pytestmark = pytest.mark.slow

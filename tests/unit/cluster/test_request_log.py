@@ -18,7 +18,7 @@ from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.replica import Replica
 from pellucid.cluster.replica_link import ReplicaLink
-from pellucid.cluster.request_log import ReplicaRequest, RequestLog
+from pellucid.cluster.replica_tasks import ReplicaRequest, RequestLog
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.llm import LLM
 from pellucid.loading import open_model

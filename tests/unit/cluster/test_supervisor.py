@@ -13,7 +13,7 @@ pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 from ray.exceptions import RayTaskError
 from support.fake_ray import Actor, Ray, fake_ray
 
-from pellucid.cluster import ray_head
+from pellucid.cluster import ray_actors
 from pellucid.cluster import supervisor as module
 from pellucid.cluster.fleet import Fleet, RemoteTask
 from pellucid.cluster.ray_actors import ReplicaSettings
@@ -63,9 +63,9 @@ def supervised(
 
 
 def test_windows_cannot_be_part_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_head.sys, "platform", "win32")
+    monkeypatch.setattr(ray_actors.sys, "platform", "win32")
     with pytest.raises(InvalidRequest, match="a cluster needs Linux or macOS"):
-        ray_head.connect("auto")
+        ray_actors.connect("auto")
 
 
 def test_ready_when_a_replica_is_up() -> None:

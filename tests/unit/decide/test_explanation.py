@@ -12,7 +12,7 @@ import pytest
 from support.decisions import QUESTIONS, STATES, TEMPLATES, decision_model
 
 import pellucid
-from pellucid.decide.explain import explained_words
+from pellucid.decide.decider import explained_words
 from pellucid.decide.questions import DecisionExplanation
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM

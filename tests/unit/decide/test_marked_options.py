@@ -26,7 +26,7 @@ from pellucid.errors import (
     UnsupportedModel,
 )
 from pellucid.llm import LLM
-from pellucid.model.encoder_weights import convert_encoder
+from pellucid.model.read import convert_encoder
 from pellucid.testing import random_model
 from pellucid.trace import ablate, attribute, relevance, scale
 

@@ -16,7 +16,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.programs import UNEVEN, DataParallel
 from pellucid.errors import InvalidRequest
 from pellucid.loading import step_limits
-from pellucid.model.encoder_weights import convert_encoder
+from pellucid.model.read import convert_encoder
 from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import ALONE_TOKENS, Chunk
 from pellucid.runtime.cache import BlockTable

@@ -11,8 +11,8 @@ from support.kernels import Batch, call, guarded, numbers, seeds, threads
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize
+from pellucid.kernels.matmul.layouts import BLOCK, round_up
 from pellucid.kernels.matmul.many_tokens import BATCH, CHUNK
-from pellucid.kernels.matmul.packed_layout import BLOCK, round_up
 from pellucid.weights.quant.format import formats
 
 FORMATS = {name: formats()[name] for name in ("Q4_K", "Q6_K", "Q8_0", "MXFP4", "F32", "BF16")}

@@ -16,9 +16,9 @@ from support.kernels import Batch, guarded
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
+from pellucid.kernels.core.loop import RADIX
 from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.ops.embedding import PickRecord
-from pellucid.kernels.program.loop import RADIX
 from pellucid.runtime.executor import Executor, Program, table
 
 PICK = KernelKey("pick")

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from support.blocks import packed_matrix, quantised, random_blocks, unpack
 from support.kernels import seeds
 
-from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half
-from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
+from pellucid.kernels.matmul.layouts import ROWS, BitPlane, FileLayout, PackedLayout, half
 from pellucid.weights.quant.format import Format, formats
 
 INTEGERS = quantised(dict(formats()))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.kernels import Batch, call, guarded
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.kernels.matmul.layouts import PackedLayout
 from pellucid.kernels.matmul.product import column_ends
 
 FLOATS = PackedLayout("f32", 32)

@@ -9,7 +9,7 @@ import pytest
 from support.tiny import ENCODERS, TINY, opened
 
 import pellucid
-from pellucid.model.encoder_weights import convert_encoder
+from pellucid.model.read import convert_encoder
 from pellucid.model.slot_reader import SlotReader
 from pellucid.testing import random_model
 from pellucid.weights.pack import to_bf16, to_q8_0

@@ -13,7 +13,7 @@ from support.tiny import TINY, opened
 
 import pellucid
 from pellucid.model import slot_reader
-from pellucid.model.encoder_weights import convert_encoder
+from pellucid.model.read import convert_encoder
 from pellucid.model.slot_reader import LARGEST, SlotReader, factors
 from pellucid.testing import random_model
 from pellucid.weights.pack import to_q8_0

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from pellucid.errors import KernelError
+from pellucid.kernels.core.loop import MAX_THREADS
 from pellucid.kernels.core.record import RECORD_WORDS
-from pellucid.kernels.program.loop import MAX_THREADS
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.processors import processors
 

@@ -16,7 +16,7 @@ from pellucid.runtime import memory as module
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import HUGE_PAGE, Placement, address, aligned
 from pellucid.runtime.processors import Processors, processors
-from pellucid.runtime.resources.core import Core
+from pellucid.runtime.resources import Core
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TWO_SOCKETS = Processors(tuple(Core(cpu // 8, frozenset({cpu, cpu + 16})) for cpu in range(16)))

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.kernels.program.loop import MAX_THREADS
+from pellucid.kernels.core.loop import MAX_THREADS
 from pellucid.runtime.processors import Processors, processors
-from pellucid.runtime.resources import linux
-from pellucid.runtime.resources.core import Core
+from pellucid.runtime.resources import Core, linux
 
 
 def described(system: Path, files: dict[str, str]) -> Path:

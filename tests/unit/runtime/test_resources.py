@@ -15,9 +15,9 @@ import pytest
 from support.fresh import fresh
 
 from pellucid.runtime.processors import Processors
+from pellucid.runtime.resources import Core
 from pellucid.runtime.resources import macos as macos_resources
 from pellucid.runtime.resources import windows as windows_resources
-from pellucid.runtime.resources.core import Core
 from pellucid.util import macos, windows
 
 GB = 1 << 30

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.served import Served, models_folder, serving
 
 import pellucid
-from pellucid.cli.loading import template_of
+from pellucid.cli.options import template_of
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.step import steps

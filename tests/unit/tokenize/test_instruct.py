@@ -12,7 +12,7 @@ from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, write_llama, write_llama
 from support.tokenizer_file import TEMPLATE, gguf_tokenizer, write_tokenizer
 
 from pellucid.loading import open_model
-from pellucid.tokenize.instruct import BASE, INSTRUCT
+from pellucid.tokenize.load import BASE, INSTRUCT
 
 NO_TEMPLATE = "it has no chat template"
 NO_END = "its chat template ends turns with no end token of the file"

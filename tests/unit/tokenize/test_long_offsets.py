@@ -10,9 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pellucid.tokenize.encoding import Token, TokenTable
-from pellucid.tokenize.stages import character_map, normalize
-from pellucid.tokenize.stages.aligned import AlignedText
-from pellucid.tokenize.stages.character_map import CharacterMap
+from pellucid.tokenize.stages import aligned, normalize
+from pellucid.tokenize.stages.aligned import AlignedText, CharacterMap
 from pellucid.tokenize.stages.normalize import Bert, Lowercase, Nmt, Normalize, Normalizer, Rewrite, matches
 from pellucid.tokenize.unicode import bracket
 
@@ -53,7 +52,7 @@ def test_arrays_and_patterns_agree(stage: Normalizer, text: str) -> None:
     found = []
     for short in (-1, 1 << 30):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(character_map, "SHORT", short)
+            patch.setattr(aligned, "SHORT", short)
             patch.setattr(normalize, "SHORT", short)
             found.append(plain(stage.aligned(cut(text))))
     assert found[0] == found[1]

@@ -26,7 +26,7 @@ from pellucid.errors import ContextOverflow, FileFormatError, InvalidRequest, Ke
 from pellucid.llm import LLM
 from pellucid.testing import random_model
 from pellucid.trace import ActivationDataset, ablate
-from pellucid.trace.dataset import recorder, shard_recorder
+from pellucid.trace.dataset import activation_dataset, shard_recorder
 from pellucid.trace.dataset.columns import StoredColumn, widened
 from pellucid.trace.dataset.shard_file import ShardLayout, ShardWriter
 from pellucid.trace.dataset.shard_recorder import Survey
@@ -392,7 +392,7 @@ def test_edits_are_refused(llm: LLM, tmp_path: Path) -> None:
 
 def test_a_disk_that_is_too_small(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(recorder.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(activation_dataset.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InvalidRequest, match=r"the dataset needs 0\.0\d\d GB, and 0\.000 GB are free: name a folder"):
         llm.record_dataset(TEXTS, "embed", out=tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
@@ -438,14 +438,14 @@ def test_a_folder_that_another_process_writes(llm: LLM, tmp_path: Path) -> None:
 def test_a_corpus_that_changes_during_the_run(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(TEXTS))
-    survey = recorder.CorpusReader.survey
+    survey = activation_dataset.CorpusReader.survey
 
     def then_changes(*arguments: Any) -> Survey:
         found = survey(*arguments)
         corpus.write_text("\n".join(TEXTS[:-1]))
         return found
 
-    monkeypatch.setattr(recorder.CorpusReader, "survey", then_changes)
+    monkeypatch.setattr(activation_dataset.CorpusReader, "survey", then_changes)
     with pytest.raises(InvalidRequest, match="corpus: changed during the run"):
         llm.record_dataset(corpus, "embed", out=tmp_path / "data")
 

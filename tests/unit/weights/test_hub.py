@@ -18,7 +18,7 @@ from pellucid.errors import DownloadInterrupted, SourceError
 from pellucid.weights.sources import http_download
 from pellucid.weights.sources import hub as module
 from pellucid.weights.sources.hub import HTTP, Hub, HubFile, snapshot
-from pellucid.weights.sources.schemes.huggingface import SOURCE
+from pellucid.weights.sources.huggingface import SOURCE
 from pellucid.weights.sources.source import Silent
 
 MODEL = bytes(range(256)) * 2000

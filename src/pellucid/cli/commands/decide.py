@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.cli.loading import Loading, check_task, load
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, one_line, shown
+from pellucid.cli.options import Loading, check_task, load
+from pellucid.errors import InvalidRequest, brief, one_line, shown
 
 if TYPE_CHECKING:
     from pellucid.decide.questions import Decision, DecisionExplanation, Decisions

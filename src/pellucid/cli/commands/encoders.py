@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.cli.loading import EncoderLoading, check_task, load
+from pellucid.cli.options import EncoderLoading, check_task, load
 from pellucid.errors import InvalidRequest
 from pellucid.util.checks import whole
 
@@ -202,11 +202,11 @@ def _embed_file(
     truncate: bool,
 ) -> tuple[int, int]:
     """Write the vectors of a file of texts. Returns the number of vectors and of their components."""
-    from pellucid.cli.vector_file import VectorFile
+    from pellucid.cli.output_file import VectorFile
     from pellucid.encoders.tasks import embed, vector_width
     from pellucid.serve.batch_output import options_hash
     from pellucid.util.text_file import TextFile
-    from pellucid.weights.model_hash import model_hash
+    from pellucid.weights.manifest import model_hash
 
     source = TextFile(file, field)
     target = VectorFile(out, source)

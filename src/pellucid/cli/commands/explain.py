@@ -9,9 +9,8 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.cli.loading import Loading, load
+from pellucid.cli.options import Loading, checked, load
 from pellucid.cli.output_file import OutputFile
-from pellucid.cli.sampling_options import checked
 from pellucid.errors import InvalidRequest
 from pellucid.util.checks import real, whole
 

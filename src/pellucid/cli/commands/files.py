@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import OptionGroup, command
-from pellucid.cli.loading import EncoderLoading, Loading, load
-from pellucid.cli.sampling_options import VectorFolder, registered
+from pellucid.cli.options import EncoderLoading, Loading, VectorFolder, load, registered
 from pellucid.cli.serving_options import CLUSTER, ClusterOptions, FixedCluster, Replicas
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
     from pellucid.load_options import LoadOptions
+    from pellucid.trace.dataset.activation_dataset import RecordedDataset
     from pellucid.trace.dataset.index import DatasetOptions
-    from pellucid.trace.dataset.recorder import RecordedDataset
     from pellucid.util.text_file import TextFile
 
 MAX_CONCURRENCY = 1024
@@ -72,7 +70,7 @@ def batch_command(
 def _hash(model: str, loading: LoadOptions) -> str:
     """The hash of a model's files. A missing model is downloaded."""
     from pellucid.loading import open_model
-    from pellucid.weights.model_hash import model_hash
+    from pellucid.weights.manifest import model_hash
 
     with common.progress() as bars:
         opened = open_model(model, loading, progress=bars)
@@ -151,7 +149,7 @@ def _recorded(
     if machines is not None:
         with common.progress() as bars:
             return machines.record(model, loading, source, points, out, options, bars.recording_shards)
-    from pellucid.trace.dataset.recorder import record_dataset
+    from pellucid.trace.dataset.activation_dataset import record_dataset
 
     with load(model, loading) as llm, common.progress() as bars:
         return record_dataset(llm, source, points, out, options, bars)

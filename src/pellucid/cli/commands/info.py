@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid.cli import common
 from pellucid.cli.command import command
 from pellucid.cli.commands.models import facts_of
-from pellucid.cli.loading import PreciseLoading
+from pellucid.cli.options import PreciseLoading
 from pellucid.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _model(name: str) -> dict[str, Any]:
     from pellucid.model.read import read_model
     from pellucid.sample.recommended import recommended
     from pellucid.tokenize import load_tokenizer
-    from pellucid.tokenize.instruct import why_base
+    from pellucid.tokenize.load import why_base
     from pellucid.weights.catalogue import find
     from pellucid.weights.checkpoint import parameter_count, stored_bytes
     from pellucid.weights.store import installed

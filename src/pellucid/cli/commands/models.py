@@ -9,8 +9,7 @@ from msgspec.structs import asdict
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.errors import InvalidRequest, PellucidError
-from pellucid.errors.messages import one_line
+from pellucid.errors import InvalidRequest, PellucidError, one_line
 
 if TYPE_CHECKING:
     from pellucid.weights.catalogue import CatalogueModel

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.cli.loading import Loading, load
+from pellucid.cli.options import Loading, load
 from pellucid.cli.planning import MachinesFile, show_layouts
 from pellucid.errors import InvalidRequest
 

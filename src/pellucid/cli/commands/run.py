@@ -14,11 +14,9 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.cli.loading import DraftLoading, load, with_template
+from pellucid.cli.options import ControlOptions, DraftLoading, checked, load, steered, with_template
 from pellucid.cli.output_file import OutputFile
-from pellucid.cli.sampling_options import ControlOptions, checked, steered
-from pellucid.errors import InvalidRequest, PellucidError
-from pellucid.errors.messages import one_line, shown
+from pellucid.errors import InvalidRequest, PellucidError, one_line, shown
 from pellucid.util.checks import characters
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.cli.loading import Loading, load
-from pellucid.cli.sampling_options import checked
+from pellucid.cli.options import Loading, checked, load
 from pellucid.util.checks import whole
 
 if TYPE_CHECKING:

@@ -11,11 +11,9 @@ from msgspec.structs import replace
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.cli.loading import Loading, ServerLoading, load, with_template
-from pellucid.cli.sampling_options import Guards, VectorFolder, registered
+from pellucid.cli.options import Guards, Loading, ServerLoading, VectorFolder, load, registered, with_template
 from pellucid.cli.serving_options import ClusterOptions, ServingOptions, Texts, repeated
-from pellucid.errors import InvalidRequest, NotFound
-from pellucid.errors.messages import brief, one_line, shown
+from pellucid.errors import InvalidRequest, NotFound, brief, one_line, shown
 from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.errors.messages import one_line
+from pellucid.errors import one_line
 
 if TYPE_CHECKING:
     from pellucid.tokenize.explain import Explanation, PreToken

@@ -10,7 +10,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import command
-from pellucid.cli.loading import Loading, load
+from pellucid.cli.options import Loading, load
 from pellucid.cli.output_file import OutputFile
 from pellucid.errors import InvalidRequest
 

@@ -13,8 +13,7 @@ from pellucid.engine.recorder import EngineRecorder, RequestTracer, blame_edits,
 from pellucid.engine.request import RequestOptions
 from pellucid.engine.source import SourceSequence, with_source
 from pellucid.engine.task import ChunkOutput, Wait
-from pellucid.errors import InvalidRequest, KernelError
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, KernelError, brief
 from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options

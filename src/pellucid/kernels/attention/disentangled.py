@@ -95,9 +95,9 @@ def build_queries(simd: Any, kv_dtype: str) -> Any:
     )  # fmt: skip
     store, number_bytes = simd.vstore, 4
     if table_dtype(kv_dtype) == "bf16":
-        from pellucid.kernels.simd import bf16_dot
+        from pellucid.kernels.simd import dot
 
-        store, number_bytes = bf16_dot.store_row, bf16_dot.ROW_BYTES
+        store, number_bytes = dot.store_row, dot.ROW_BYTES
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -184,7 +184,7 @@ def position_scores(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, 
     table_bytes = head_bytes(stored, head_dim)
     multiply, number_bytes = inner_loops.scores_tile(simd, ROWS, head_dim, stored), 4
     if stored == "bf16":
-        from pellucid.kernels.simd.bf16_dot import ROW_BYTES
+        from pellucid.kernels.simd.dot import ROW_BYTES
 
         number_bytes = ROW_BYTES
     row_bytes, opened = head_dim * number_bytes, _opened(simd, head_dim, kv_dtype)

@@ -268,14 +268,14 @@ def softmax_of_row(simd: Any, store: Any, size: int) -> Any:
 
 
 # The loops over bfloat16 keys and values. Queries and weights are rounded to bfloat16 too. Each multiply-add takes two
-# columns of a score, or two tokens of a sum (``simd/bf16_dot.py``). The cache stores the pairs as the multiply-adds
+# columns of a score, or two tokens of a sum (``simd/dot.py``). The cache stores the pairs as the multiply-adds
 # read them, so no number is widened.
 
 
 def _paired_scores_tile(simd: Any, rows: int, width: int, span: int) -> Any:
     from numba.core import cgutils
 
-    from pellucid.kernels.simd import bf16_dot
+    from pellucid.kernels.simd import dot
 
     def emit(e: Any, *operands: Any) -> None:
         queries, keys, token, ahead, further, out, stride = operands
@@ -283,19 +283,19 @@ def _paired_scores_tile(simd: Any, rows: int, width: int, span: int) -> Any:
         prefetch = Prefetch(start_of_span, e.const(width // 2), ahead, further, rows < ROWS)
         for row_range, tokens in register_blocks(simd, rows, span // 16):
             totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in row_range]
-            starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in row_range]
+            starts = [e.at(queries, width * dot.ROW_BYTES * r) for r in row_range]
             with cgutils.for_range(e.b, e.const(width // 2)) as loop:
                 key = e.at(keys, e.times(e.at(e.times(loop.index, kv_layout.PAGE), token), 4))
                 places = [e.at(key, 64 * part) for part in tokens]
                 if row_range.start == 0:
                     prefetch.share(e, loop.index, 64 * tokens.start, 64 * len(tokens))
-                for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
+                for turn, half in turns(e, simd, totals, dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
-                    loaded = [bf16_dot.half_of(e, both, half) for both in pairs]
+                    loaded = [dot.half_of(e, both, half) for both in pairs]
                     for row, start in zip(totals, starts):
-                        q = bf16_dot.spread(e, start, loop.index, half)
+                        q = dot.spread(e, start, loop.index, half)
                         for total, numbers in zip(row[turn], loaded):
-                            e.b.store(bf16_dot.add(e, e.b.load(total), q, numbers), total)
+                            e.b.store(dot.add(e, e.b.load(total), q, numbers), total)
             store_scores(e, totals, row_range, tokens, out, stride)
 
     return simd.inner_loop(7, emit)
@@ -304,7 +304,7 @@ def _paired_scores_tile(simd: Any, rows: int, width: int, span: int) -> Any:
 def _paired_values_tile(simd: Any, rows: int, width: int) -> Any:
     from numba.core import cgutils
 
-    from pellucid.kernels.simd import bf16_dot
+    from pellucid.kernels.simd import dot
 
     vectors = width // 16
 
@@ -329,15 +329,15 @@ def _paired_values_tile(simd: Any, rows: int, width: int) -> Any:
                 places = [e.at(value, 64 * part) for part in parts]
                 if row_range.start == 0:
                     prefetch.share(e, pair, 64 * parts.start, 64 * len(parts))
-                for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
+                for turn, half in turns(e, simd, totals, dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
                     if last:
-                        pairs = [bf16_dot.first_only(e, both) for both in pairs]
-                    loaded = [bf16_dot.half_of(e, both, half) for both in pairs]
+                        pairs = [dot.first_only(e, both) for both in pairs]
+                    loaded = [dot.half_of(e, both, half) for both in pairs]
                     for row, start in zip(totals, starts):
-                        weight = bf16_dot.spread(e, start, pair, half)
+                        weight = dot.spread(e, start, pair, half)
                         for total, numbers in zip(row[turn], loaded):
-                            e.b.store(bf16_dot.add(e, e.b.load(total), weight, numbers), total)
+                            e.b.store(dot.add(e, e.b.load(total), weight, numbers), total)
 
             with cgutils.for_range(e.b, whole) as loop:
                 add(loop.index, last=False)

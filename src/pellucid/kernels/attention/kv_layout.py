@@ -4,7 +4,7 @@ A page holds S = ``PAGE`` tokens of every key/value head. A head's keys are stor
 scores of 16 tokens are one vector and need no horizontal sum. A head's values are stored by tokens, (S, V).
 
     f16, f32    the numbers in this type
-    bf16        the numbers in pairs, as ``simd/bf16_dot.py`` multiplies them: two columns of a key, (K/2, S, 2), or
+    bf16        the numbers in pairs, as ``simd/dot.py`` multiplies them: two columns of a key, (K/2, S, 2), or
                 two tokens' values, (S/2, V, 2)
     q8_0        int8, with a scale for 32 columns of a token: a number is scale * q. The float16 scales follow all
                 numbers of a head: (K/32, S) for keys, (S, V/32) for values. scale = max |x| / 127.
@@ -152,7 +152,7 @@ def _scaled_writer(simd: Any, clamp: Any) -> tuple[Any, Any]:
 
 def _paired_writer(simd: Any, clamp: Any) -> tuple[Any, Any]:
     """Make the helpers for "bf16"."""
-    from pellucid.kernels.simd.bf16_dot import store_halves, store_pairs
+    from pellucid.kernels.simd.dot import store_halves, store_pairs
 
     @simd.jit
     def keys(x, width, to, slot, spare):

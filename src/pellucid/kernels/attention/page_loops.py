@@ -41,16 +41,16 @@ def page_loops(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: 
 
 def _paired(simd: Any, head_dim: int, value_dim: int, stride: int) -> PageLoops:
     """Make the helpers for bfloat16 pages, which are read as stored."""
-    from pellucid.kernels.simd import bf16_dot
+    from pellucid.kernels.simd import dot
 
-    few_scores = _scores_of_few(simd, head_dim, "bf16", head_dim * bf16_dot.ROW_BYTES, stride)
+    few_scores = _scores_of_few(simd, head_dim, "bf16", head_dim * dot.ROW_BYTES, stride)
     few_values = _values_of_few(simd, value_dim, "bf16", stride)
 
     @simd.jit
     def unopened(rows, here, page):
         pass
 
-    return PageLoops(unopened, few_scores, unopened, few_values, bf16_dot.store_row, bf16_dot.ROW_BYTES)
+    return PageLoops(unopened, few_scores, unopened, few_values, dot.store_row, dot.ROW_BYTES)
 
 
 def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:

@@ -13,8 +13,7 @@ import platform
 import sys
 from typing import Any
 
-from pellucid.errors import KernelError
-from pellucid.errors.messages import reason
+from pellucid.errors import KernelError, reason
 
 _WINDOWS_LIBRARIES = ("kernel32", "kernelbase", "ntdll", "ucrtbase")
 _COMMIT, _READ, _READ_WRITE, _READ_EXECUTE = (0x3000, 0x02, 0x04, 0x20)  # Windows: MEM_COMMIT | MEM_RESERVE, PAGE_...

@@ -109,7 +109,7 @@ class Definition(Struct, frozen=True):
 
 PACKAGE = "pellucid.kernels"
 ROOT = Path(__file__).parents[1]
-_NO_KERNELS = ("core", "simd")  # folders that declare no kernels
+_NO_KERNELS = ("simd",)  # folders that declare no kernels
 _DECLARATION = '\n@kernel("'
 _definitions: dict[str, Definition] = {}
 

@@ -23,8 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from pellucid.errors import KernelError
-from pellucid.errors.messages import reason
+from pellucid.errors import KernelError, reason
 from pellucid.kernels.core import linker
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.isa import target

@@ -73,7 +73,7 @@ class Record:
         """Return the record as int64 words: the header, zeros by default, and the fields in order.
 
         All fields must be given. The words of the header are all given or all omitted; only the loop over a program
-        reads them (kernels/program/loop.py).
+        reads them (kernels/core/loop.py).
         """
         if header and len(header) != cls.header:
             raise TypeError(f"{cls.__name__}: {len(header)} words of a header; it has {cls.header}")

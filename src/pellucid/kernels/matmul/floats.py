@@ -4,7 +4,7 @@
 tile shape sums the columns in ascending order with fused multiply-adds.
 
 ``matmul_bf16``: (T, D) as the kernel ``to_bf16`` writes them, packed weights (N, D) in pairs of bfloat16 numbers → (T,
-N) float32, summed in float32 (``simd/bf16_dot.py``). Encoders use this product: their steps have many tokens, so
+N) float32, summed in float32 (``simd/dot.py``). Encoders use this product: their steps have many tokens, so
 multiply-adds limit them, and this product needs half as many instructions as a product in float32. Every tile shape
 sums the pairs in ascending order. With many tokens, a tile is two groups of 16 weight rows times eight tokens, because
 fewer sums would wait for each other.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
-from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR, PackedLayout
+from pellucid.kernels.matmul.layouts import ROWS, VECTOR, PackedLayout
 from pellucid.kernels.matmul.product import ManyTokens, MatmulRecord, TileSums, by_group_tiles, prefetch_ahead, product
 
 UNROLL = 4  # columns of an iteration; D is a multiple of it
@@ -98,10 +98,10 @@ def bf16_reference(x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] 
 @kernel("to_bf16", ToBf16Record, by_row=True)
 def build_rounding(simd: Any) -> Any:
     """Build the rounding of activations. Rows of ``out`` are 4 * D bytes apart."""
-    from pellucid.kernels.simd import bf16_dot
+    from pellucid.kernels.simd import dot
 
-    at, load, vload, store_row = ToBf16Record.at, simd.load_i64, simd.vload, bf16_dot.store_row
-    row_bytes = bf16_dot.ROW_BYTES
+    at, load, vload, store_row = ToBf16Record.at, simd.load_i64, simd.vload, dot.store_row
+    row_bytes = dot.ROW_BYTES
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -132,7 +132,7 @@ def _bf16_sums(e: Any, groups: list[Any], first_time: Any, width: Any, rows: lis
     from numba.core import cgutils
 
     from pellucid.kernels import simd
-    from pellucid.kernels.simd import bf16_dot
+    from pellucid.kernels.simd import dot
 
     totals = [[cgutils.alloca_once_value(e.b, e.fill(simd.f32, 0.0)) for _ in groups] for _ in rows]
     with cgutils.for_range(e.b, e.b.sdiv(width, e.const(2 * BF16_UNROLL))) as loop:
@@ -142,19 +142,19 @@ def _bf16_sums(e: Any, groups: list[Any], first_time: Any, width: Any, rows: lis
             prefetch_ahead(e, first_time, place, BF16_UNROLL * VECTOR)
         for i in range(BF16_UNROLL):
             pairs = [e.load(e.at(place, i * VECTOR), simd.vec(simd.i32), VECTOR) for place in here]
-            for half in bf16_dot.HALVES:
-                numbers = [bf16_dot.half_of(e, both, half) for both in pairs]
+            for half in dot.HALVES:
+                numbers = [dot.half_of(e, both, half) for both in pairs]
                 for row, of_token in zip(rows, totals):
-                    value = bf16_dot.spread(e, row, e.at(first, i), half)
+                    value = dot.spread(e, row, e.at(first, i), half)
                     for total, number in zip(of_token, numbers):
-                        e.b.store(bf16_dot.add(e, e.b.load(total), value, number), total)
+                        e.b.store(dot.add(e, e.b.load(total), value, number), total)
     return [[e.b.load(total) for total in of_token] for of_token in totals]
 
 
 def _many_tokens(simd: Any, gathered: bool) -> ManyTokens | None:
     """Make the product of many tokens, if the instruction set has enough registers."""
-    from pellucid.kernels.simd import bf16_dot
+    from pellucid.kernels.simd import dot
 
-    if gathered or not bf16_dot.NATIVE:
+    if gathered or not dot.NATIVE:
         return None
     return by_group_tiles(simd, GROUPS, TOKENS, _bf16_sums, TOKENS)

@@ -7,7 +7,7 @@ from typing import Any
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
 from pellucid.kernels.matmul import floats, int8
-from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.kernels.matmul.layouts import PackedLayout
 from pellucid.kernels.matmul.product import Operands, ProductRecord, TileSums, from_tile, rectangle
 
 # Matrix product of heads: each head of a row is multiplied with its own matrix (latent attention).

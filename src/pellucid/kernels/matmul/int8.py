@@ -30,15 +30,10 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.matmul.int8_sums import SUMS, TOPS, add_scaled, as_signed, exact
-from pellucid.kernels.matmul.packed_layout import BLOCK, VECTOR, PackedLayout
+from pellucid.kernels.matmul.layouts import BLOCK, ROWS, VECTOR, PackedLayout
+from pellucid.kernels.matmul.many_tokens import UnpackedLayout, rectangle
 from pellucid.kernels.matmul.product import ManyTokens, MatmulRecord, TileSums, by_group_tiles, prefetch_ahead, product
 from pellucid.kernels.matmul.quantize import block_bytes, values
-
-# The integer matrix product of 8-bit weights for many tokens on 512-bit registers: pairs of groups of weight rows.
-#
-# A tile is two groups of 16 weight rows times six tokens. Each activation that is loaded is multiplied with both
-# groups, and each vector of weights with all tokens, so loads do not limit the speed. The sums equal the sums of
-# ``int8.py``, bit for bit. Sums and totals of a tile take 24 of the 32 registers.
 
 GROUPS = 2
 SUMS_IN_ALL = 12  # int32 sums of a tile: groups x tokens x planes
@@ -62,7 +57,7 @@ def _pair_sums(
     from numba.core import cgutils
 
     from pellucid.kernels import simd
-    from pellucid.kernels.matmul import unpack
+    from pellucid.kernels.matmul import packing
 
     zero, blocks = e.fill(simd.f32, 0.0), e.b.sdiv(columns, e.const(BLOCK))
     totals = [[cgutils.alloca_once_value(e.b, zero) for _ in groups] for _ in rows]
@@ -79,7 +74,7 @@ def _pair_sums(
         xs = [e.at(r, offset) for r in rows]
         sums = _exact_pairs(e, packed, planes, here, xs)
         for g, scale in enumerate(scales):
-            factors = unpack.block_scales(e, packed, scale, unpack.unit_scales(e, packed, scale), e.const(0))
+            factors = packing.block_scales(e, packed, scale, packing.unit_scales(e, packed, scale), e.const(0))
             for total, of_token, at in zip(totals, sums, xs):
                 value = add_scaled(e, planes, e.b.load(total[g]), [of_token[g]], factors, at)
                 e.b.store(value, total[g])
@@ -89,7 +84,7 @@ def _pair_sums(
 def _exact_pairs(e: Any, packed: PackedLayout, planes: int, groups: list[Any], xs: list[Any]) -> list[list[list[Any]]]:
     """Emit the exact int32 sums of a block: [token][group][plane]."""
     from pellucid.kernels import simd
-    from pellucid.kernels.simd import int8_dot
+    from pellucid.kernels.simd import dot
 
     def start(plane: int, x: Any) -> Any:
         if not packed.zero_point or plane not in (planes - 1, planes - 3):
@@ -101,7 +96,7 @@ def _exact_pairs(e: Any, packed: PackedLayout, planes: int, groups: list[Any], x
     sums = []
     for x in xs:
         starts = [start(plane, x) for plane in range(planes)]
-        sums.append([[int8_dot.Sum(e, one, packed.max_byte) for one in starts] for _ in groups])
+        sums.append([[dot.Sum(e, one, packed.max_byte) for one in starts] for _ in groups])
     for i in range(BLOCK // 4):
         vectors = [e.load(e.at(group, VECTOR * i), simd.vec(simd.i32), VECTOR) for group in groups]
         for x, of_token in zip(xs, sums):
@@ -109,7 +104,7 @@ def _exact_pairs(e: Any, packed: PackedLayout, planes: int, groups: list[Any], x
                 value = e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32))
                 for vector, of_group in zip(vectors, of_token):
                     of_group[plane].add(vector, value)
-        int8_dot.interleave(e, [one for of_token in sums for of_group in of_token for one in of_group])
+        dot.interleave(e, [one for of_token in sums for of_group in of_token for one in of_group])
     return [[[one.total() for one in of_group] for of_group in of_token] for of_token in sums]
 
 
@@ -120,13 +115,13 @@ def reference(x: NDArray[Any], weights: NDArray[np.float64], addend: NDArray[Any
 
 def _column(e: Any, packed: PackedLayout, weights: Any) -> Any:
     """Return a function for ``exact`` that emits vector i of the block whose planes are at ``weights``."""
-    from pellucid.kernels.matmul import unpack
+    from pellucid.kernels.matmul import packing
 
     signed = as_signed(packed)
 
     def column(i: int) -> Any:
-        value = unpack.vector(e, packed, weights, i)
-        return unpack.without_zero_point(e, packed, value) if signed else value
+        value = packing.vector(e, packed, weights, i)
+        return packing.without_zero_point(e, packed, value) if signed else value
 
     return column
 
@@ -138,7 +133,7 @@ def _emit_sums(
     from numba.core import cgutils
 
     from pellucid.kernels import simd
-    from pellucid.kernels.matmul import unpack
+    from pellucid.kernels.matmul import packing
 
     per_unit, zero = packed.unit // BLOCK, e.fill(simd.f32, 0.0)
     blocks = e.b.sdiv(width, e.const(BLOCK))
@@ -147,7 +142,7 @@ def _emit_sums(
     with cgutils.for_range(e.b, e.b.sdiv(blocks, e.const(per_unit))) as units:
         unit = e.at(scales_start, e.times(units.index, packed.scale_bytes))
         prefetch_ahead(e, first_time, unit, packed.scale_bytes)
-        factors = unpack.unit_scales(e, packed, unit)
+        factors = packing.unit_scales(e, packed, unit)
         first = e.times(units.index, per_unit)
         with cgutils.for_range(e.b, e.const(per_unit)) as inner:
             block = e.at(first, inner.index)
@@ -157,7 +152,7 @@ def _emit_sums(
             xs = [e.at(row, offset) for row in rows]
             column = _column(e, packed, here)
             parts = [exact(e, packed, planes, column, part, xs) for part in range(BLOCK // packed.sub)]
-            scales = unpack.block_scales(e, packed, unit, factors, inner.index)
+            scales = packing.block_scales(e, packed, unit, factors, inner.index)
             for total, sums, x in zip(totals, zip(*parts), xs):
                 e.b.store(add_scaled(e, planes, e.b.load(total), sums, scales, x), total)
     return [e.b.load(total) for total in totals]
@@ -179,12 +174,191 @@ def sums(packed: PackedLayout, activation_bits: int) -> TileSums:
 
 def _many_tokens(packed: PackedLayout, planes: int, simd: Any, gathered: bool) -> ManyTokens | None:
     """Return the helper for many tokens, or None if small tiles are as fast on this instruction set."""
-    from pellucid.kernels.matmul import int8_tiles, many_tokens  # only to compile
+    from pellucid.kernels.matmul import int8, many_tokens
 
-    if simd.ISA.tiles and int8_tiles.fits(packed):
-        return int8_tiles.many_tokens(simd, packed, planes, gathered)
+    if simd.ISA.tiles and int8.fits(packed):
+        return int8.many_tokens(simd, packed, planes, gathered)
     if not gathered and pairs_fit(simd, packed):
         return pairs_of_groups(simd, packed, planes)
     if simd.ISA.unpacks and many_tokens.unpacking_is_faster(packed):
         return many_tokens.on_vectors(simd, packed, planes, gathered)
     return None
+
+
+# The integer matrix product for many tokens on tile registers (AMX), with unpacked weights (``many_tokens.py``).
+#
+#     for each 32 tokens, or the last 16 or fewer, and some blocks at a time
+#         tiles     exact int32 sums → memory: 16 tokens x 16 rows each
+#         add       sums, scaled → totals in float32
+#
+# A block of unpacked weights has the layout of a B tile, and the planes of 16 tokens' blocks have the layout of A
+# tiles, so tiles load both without a copy. The zero point is subtracted when weights are unpacked, so sums need no zero
+# point. The float part takes as long as the tiles, so every operation per sum counts.
+
+INT8_TILES_GROUPS = 2  # groups of 16 weight rows: B tiles
+TILES = 2  # tiles of 16 tokens: A tiles
+TOKENS = 16  # tokens of a tile
+TILE = 1024  # bytes of a tile
+MIN_TOKENS = 32  # minimum number of tokens for tiles
+
+
+def fits(packed: PackedLayout) -> bool:
+    """True if weights without their zero point fit into signed bytes."""
+    return packed.max_byte - packed.zero_point <= 127
+
+
+class TiledLayout(UnpackedLayout, frozen=True):
+    """Unpacked weights, sums of tiles, and the state of emulated tiles."""
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks whose sums are in memory at a time, so that the sums stay in the L1 cache."""
+        return max(1, 4 // (self.parts * self.planes))
+
+    @property
+    def more(self) -> int:
+        return self._sums_bytes + int(_tiles().STATE_BYTES)
+
+    @property
+    def _sums_bytes(self) -> int:
+        return self.blocks * self.parts * self.planes * INT8_TILES_GROUPS * TILES * TILE
+
+    @property
+    def state(self) -> int:
+        """Offset of the state of emulated tiles."""
+        return self.places["more"] + self._sums_bytes
+
+    def sums(self, block: int, part: int, plane: int, group: int) -> int:
+        """Offset of the sums of the first token with the rows of a group. The next token's sums follow."""
+        number = ((block * self.parts + part) * self.planes + plane) * INT8_TILES_GROUPS + group
+        return self.places["more"] + number * TILES * TILE
+
+
+def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) -> ManyTokens:
+    """Make the product of many tokens."""
+    layout = TiledLayout(packed, planes, gathered, INT8_TILES_GROUPS, TILES * TOKENS, signed=True)
+    many, block_size = layout.blocks, layout.block_bytes
+    configure, release = layout.operation(_configure, 2), layout.operation(_release, 1)
+    add_blocks = {
+        (tiles, blocks): layout.operation(
+            lambda p, e, args, tiles=tiles, blocks=blocks: _add_blocks(p, tiles, blocks, e, args), 6
+        )
+        for tiles in (1, TILES)
+        for blocks in (1, many)
+    }
+    two_many, two_one, one_many, one_one = (
+        add_blocks[tiles, blocks] for tiles, blocks in ((TILES, many), (TILES, 1), (1, many), (1, 1))
+    )
+
+    @simd.jit
+    def add_blocks_of(memory, x, x_stride, count, token, tokens):
+        block = 0
+        while block + many <= count:
+            if tokens > TOKENS:
+                two_many(memory, x + block * block_size, x_stride, block, token, tokens)
+            else:
+                one_many(memory, x + block * block_size, x_stride, block, token, tokens)
+            block += many
+        while block < count:
+            if tokens > TOKENS:
+                two_one(memory, x + block * block_size, x_stride, block, token, tokens)
+            else:
+                one_one(memory, x + block * block_size, x_stride, block, token, tokens)
+            block += 1
+
+    @simd.jit
+    def begin(memory):
+        configure(memory, TOKENS)
+
+    @simd.jit
+    def add(memory, x, x_stride, count, token, tokens):
+        done = 0
+        if tokens == TILES * TOKENS:
+            add_blocks_of(memory, x, x_stride, count, token, tokens)
+            done = tokens
+        elif tokens >= TOKENS:
+            add_blocks_of(memory, x, x_stride, count, token, TOKENS)
+            done = TOKENS
+        if done < tokens:
+            configure(memory, tokens - done)
+            add_blocks_of(memory, x + done * x_stride, x_stride, count, token + done, tokens - done)
+
+    return ManyTokens(rectangle(simd, layout, begin, add, release), MIN_TOKENS, INT8_TILES_GROUPS, 1)
+
+
+@functools.cache
+def _tiles() -> Any:
+    from pellucid.kernels.simd import tiles
+
+    return tiles
+
+
+def _configure(layout: TiledLayout, e: Any, args: Any) -> None:
+    """Emit code that sets the shapes of the tiles, with ``tokens`` tokens in each tile of activations."""
+    memory, tokens = args
+    sub = layout.packed.sub
+    shapes = [(tokens, sub)] * TILES + [(sub // 4, VECTOR)] * INT8_TILES_GROUPS + [(tokens, VECTOR)] * 4
+    _tiles().Tiles(e, e.at(memory, layout.state)).configure(shapes)
+
+
+def _release(layout: TiledLayout, e: Any, args: Any) -> None:
+    """Emit code that releases the tiles."""
+    _tiles().Tiles(e, e.at(args[0], layout.state)).release()
+
+
+def _add_blocks(layout: TiledLayout, tiles: int, blocks: int, e: Any, args: Any) -> None:
+    """Emit code that adds the products of ``blocks`` blocks with the tokens of ``tiles`` tiles to the tokens' totals.
+
+    ``x`` is the address of the first token's first block, ``block`` the index of this block in the chunk, ``token`` the
+    first token's index in the batch, and ``tokens`` the number of tokens.
+    """
+    memory, x, x_stride, block, token, tokens = args
+    _multiply(layout, tiles, blocks, e, memory, x, x_stride, block)
+    _add_sums(layout, blocks, e, memory, x, x_stride, block, token, tokens)
+
+
+def _multiply(
+    layout: TiledLayout, tiles: int, blocks: int, e: Any, memory: Any, x: Any, x_stride: Any, block: Any
+) -> None:
+    unit, sub = _tiles().Tiles(e, e.at(memory, layout.state)), layout.packed.sub
+    row, turn = e.const(VECTOR), 0
+    for number in range(blocks):
+        for part in range(layout.parts):
+            for group in range(INT8_TILES_GROUPS):
+                weights = e.at(e.at(memory, layout.group(group)), layout.weights(e, e.at(block, number)))
+                unit.load(TILES + group, e.at(weights, part * sub * ROWS), row)
+            for plane in range(layout.planes):
+                for tile in range(tiles):
+                    tokens = e.at(x, e.times(x_stride, TOKENS * tile))
+                    offset = number * layout.block_bytes + BLOCK * plane + part * sub
+                    unit.load(tile, e.at(tokens, offset), x_stride)
+                    for group in range(INT8_TILES_GROUPS):
+                        c, turn = TILES + INT8_TILES_GROUPS + turn % 4, turn + 1
+                        unit.zero(c)
+                        unit.multiply(c, tile, TILES + group)
+                        to = layout.sums(number, part, plane, group) + tile * TILE
+                        unit.store(c, e.at(memory, to), row)
+
+
+def _add_sums(
+    layout: TiledLayout, blocks: int, e: Any, memory: Any, x: Any, x_stride: Any, block: Any, token: Any, tokens: Any
+) -> None:
+    from numba.core import cgutils
+
+    from pellucid.kernels.simd.emitter import f32, i32, vec
+
+    for group in range(INT8_TILES_GROUPS):
+        unpacked = e.at(memory, layout.group(group))
+        scales = [layout.load_scales(e, unpacked, e.at(block, number)) for number in range(blocks)]
+        with cgutils.for_range(e.b, tokens) as loop:
+            to = e.at(unpacked, layout.total(e, e.b.add(token, loop.index)))
+            row, lane = e.at(x, e.b.mul(x_stride, loop.index)), e.times(loop.index, VECTOR)
+            total = e.load(to, vec(f32), VECTOR)
+            for number, of_block in enumerate(scales):
+                sums = []
+                for part in range(layout.parts):
+                    at = [layout.sums(number, part, plane, group) for plane in range(layout.planes)]
+                    sums.append([e.load(e.at(e.at(memory, sum), lane), vec(i32), VECTOR) for sum in at])
+                here = e.at(row, number * layout.block_bytes)
+                total = add_scaled(e, layout.planes, total, sums, of_block, here)
+            e.store(total, to, VECTOR)

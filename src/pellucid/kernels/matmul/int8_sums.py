@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
+from pellucid.kernels.matmul.layouts import BLOCK, PackedLayout
 from pellucid.kernels.matmul.quantize import TOP
 
 SUMS, TOPS = 8, 16  # offsets in bytes of a block's sums after its planes
@@ -51,9 +51,9 @@ CHAINS = 4  # independent partial sums of a block; the next block's sums are ind
 
 def as_signed(packed: PackedLayout) -> bool:
     """True if weights are used as signed bytes, which have no zero point."""
-    from pellucid.kernels.simd import int8_dot
+    from pellucid.kernels.simd import dot
 
-    return packed.zero_point == 128 and int8_dot.prefers_signed(packed.max_byte)
+    return packed.zero_point == 128 and dot.prefers_signed(packed.max_byte)
 
 
 def exact(
@@ -66,7 +66,7 @@ def exact(
     interleaved at every vector of weights to hide latency; integer sums do not depend on the order.
     """
     from pellucid.kernels import simd
-    from pellucid.kernels.simd import int8_dot
+    from pellucid.kernels.simd import dot
 
     per_part = 8 * packed.sub // BLOCK
     each = max(1, CHAINS * packed.sub // (BLOCK * len(xs) * planes))
@@ -84,7 +84,7 @@ def exact(
 
     def begin(plane: int, x: Any) -> Any:
         start = e.fill(simd.i32, 0) if late else zero_point(plane, x)
-        return int8_dot.Sum(e, start, packed.max_byte, signed, each)
+        return dot.Sum(e, start, packed.max_byte, signed, each)
 
     sums = [[begin(plane, x) for plane in range(planes)] for x in xs]
     for i in range(part * per_part, (part + 1) * per_part):
@@ -95,7 +95,7 @@ def exact(
         # Tokens take turns after every second vector. With sums of 16 bits they take turns after every vector, because
         # a pair of vectors would take too many registers.
         if len(xs) > 1 and (i % 2 or late):
-            int8_dot.interleave(e, [one for token in sums for one in token])
+            dot.interleave(e, [one for token in sums for one in token])
     totals = []
     for token, x in zip(sums, xs):
         whole = [one.total() for one in token]

@@ -9,7 +9,7 @@ tokens at a time:
             add   the products with the chunk's blocks to the tokens' totals, in ascending order of the blocks
     finish        out = totals + addend
 
-Products are added with tile registers (``int8_tiles.py``) or with vectors (``many_tokens.py``), depending on the
+Products are added with tile registers (``int8.py``) or with vectors (``many_tokens.py``), depending on the
 instruction set.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from msgspec import Struct
 
 from pellucid.kernels.matmul.int8_sums import add_scaled, as_signed, exact
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
+from pellucid.kernels.matmul.layouts import BLOCK, ROWS, VECTOR, PackedLayout
 from pellucid.kernels.matmul.product import ManyTokens, from_tile, max_tile_tokens, prefetch_ahead
 from pellucid.kernels.matmul.quantize import block_bytes
 
@@ -119,7 +119,7 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit code that unpacks weights and scales of ``count`` blocks from ``first`` on. A row has ``blocks`` blocks."""
     from numba.core import cgutils
 
-    from pellucid.kernels.matmul import unpack
+    from pellucid.kernels.matmul import packing
 
     memory, weights, group_bytes, blocks, first, count, first_time = args
     first_time = e.b.icmp_signed("!=", first_time, e.const(0))
@@ -131,14 +131,14 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
             number = e.b.add(units.index, e.b.sdiv(first, e.const(per_unit)))
             unit = e.at(scales, e.times(number, packed.scale_bytes))
             prefetch_ahead(e, first_time, unit, packed.scale_bytes)
-            factors = unpack.unit_scales(e, packed, unit)
+            factors = packing.unit_scales(e, packed, unit)
             with cgutils.for_range(e.b, e.const(per_unit)) as inner:
                 block = e.b.add(e.times(units.index, per_unit), inner.index)
                 here = e.at(planes, e.times(e.b.add(first, block), packed.plane_bytes))
                 prefetch_ahead(e, first_time, here, packed.plane_bytes)
                 _unpack_block(layout, e, here, e.at(unpacked, layout.weights(e, block)))
                 to = e.at(unpacked, layout.scales(e, block))
-                for scale in unpack.block_scales(e, packed, unit, factors, inner.index):
+                for scale in packing.block_scales(e, packed, unit, factors, inner.index):
                     for factor in scale if packed.minimum else scale[:1]:
                         e.store(factor, to, VECTOR)
                         to = e.at(to, VECTOR)
@@ -146,11 +146,11 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
 def _unpack_block(layout: UnpackedLayout, e: Any, here: Any, to: Any) -> None:
     """Emit code that unpacks a block to bytes."""
-    from pellucid.kernels.matmul import unpack
+    from pellucid.kernels.matmul import packing
 
-    for i, value in enumerate(unpack.planes(e, layout.packed, here)):
+    for i, value in enumerate(packing.planes(e, layout.packed, here)):
         if layout.signed:
-            value = unpack.without_zero_point(e, layout.packed, value)
+            value = packing.without_zero_point(e, layout.packed, value)
         e.store(value, e.at(to, VECTOR * i), VECTOR)
 
 
@@ -211,7 +211,7 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
     groups, copies = layout.groups, layout.places["copies"]
     memory_of, gathered = simd.stack_memory(layout.places["end"]), layout.gathered
     operands_from = from_tile(simd, gathered)
-    unpack, clear = layout.operation(_unpack, 7), layout.operation(_clear, 2)
+    packing, clear = layout.operation(_unpack, 7), layout.operation(_clear, 2)
     finish, copy = layout.operation(_finish, 7), layout.operation(_copy, 6)
 
     @simd.jit
@@ -236,7 +236,7 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
                 clear(memory, tokens)
                 while first < blocks:
                     count = min(CHUNK, blocks - first)
-                    unpack(memory, o.weights, o.group_bytes, blocks, first, count, first_row == 0)
+                    packing(memory, o.weights, o.group_bytes, blocks, first, count, first_row == 0)
                     add_chunk(memory, o.x, o.x_stride, o.sources, first, count, tokens)
                     first += count
                 finish(memory, tokens, o.out, o.out_stride, o.addend, o.addend_group, o.addend_row)

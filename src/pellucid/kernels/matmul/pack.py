@@ -1,7 +1,7 @@
-"""Packs weights from their stored formats into the layout of ``matmul/packed_layout.py``.
+"""Packs weights from their stored formats into the layout of ``matmul/layouts.py``.
 
 Python calls these kernels directly, each call for a range of groups. ``pack_int`` reads rows of blocks as described by
-``matmul/file_layout.py``; ``pack_float`` reads rows of numbers of 2 or 4 bytes. Both read a multiple of 16 consecutive
+``matmul/layouts.py``; ``pack_float`` reads rows of numbers of 2 or 4 bytes. Both read a multiple of 16 consecutive
 rows.
 """
 
@@ -11,8 +11,7 @@ from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record
-from pellucid.kernels.matmul.file_layout import FileLayout
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
+from pellucid.kernels.matmul.layouts import BLOCK, ROWS, FileLayout, PackedLayout
 
 
 class PackRecord(Record):
@@ -24,7 +23,7 @@ class PackRecord(Record):
 
 @kernel("pack_int", PackRecord)
 def pack_int(simd: Any, packed: PackedLayout, stored: FileLayout) -> Any:
-    from pellucid.kernels.matmul.pack_blocks import store_planes, store_scale_fields, values
+    from pellucid.kernels.matmul.packing import store_planes, store_scale_fields, values
 
     assert stored.values == packed.unit, (
         f"a block has {stored.values} values; the packed layout's unit has {packed.unit}"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from pellucid.kernels.core.record import Address, Count, Record
-from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR
+from pellucid.kernels.matmul.layouts import ROWS, VECTOR
 
 # Divides the output (T, N) of a matrix product among threads: by columns, and also by rows if this is faster.
 #

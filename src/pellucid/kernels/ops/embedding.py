@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record, StepRecord
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
+from pellucid.kernels.matmul.layouts import BLOCK, ROWS, PackedLayout
 
 
 class EmbeddingRecord(Record):
@@ -50,7 +50,7 @@ def _row(simd: Any, packed: PackedLayout) -> Any:
     from numba.core import cgutils
     from numba.core import types as t
 
-    from pellucid.kernels.matmul import unpack
+    from pellucid.kernels.matmul import packing
 
     def write(e: Any, value: Any, factor: Any, out: Any, accumulate: Any) -> None:
         value = e.b.fmul(value, factor)
@@ -77,8 +77,8 @@ def _row(simd: Any, packed: PackedLayout) -> Any:
         with cgutils.for_range(e.b, blocks) as loop:
             unit = e.at(scales_start, e.times(e.b.sdiv(loop.index, e.const(per_unit)), packed.scale_bytes))
             in_unit = e.b.srem(loop.index, e.const(per_unit))
-            values = unpack.planes(e, packed, e.at(group, e.times(loop.index, packed.plane_bytes)))
-            scales = unpack.block_scales(e, packed, unit, unpack.unit_scales(e, packed, unit), in_unit)
+            values = packing.planes(e, packed, e.at(group, e.times(loop.index, packed.plane_bytes)))
+            scales = packing.block_scales(e, packed, unit, packing.unit_scales(e, packed, unit), in_unit)
             for i, four in enumerate(values):
                 scale, minimum = scales[i * len(scales) // 8]
                 word = e.b.extract_element(four, lane32)

@@ -108,7 +108,7 @@ def build_multiply(simd: Any) -> Any:
     from llvmlite import ir
     from numba.core import cgutils
 
-    from pellucid.kernels.simd import int8_dot
+    from pellucid.kernels.simd import dot
 
     at, load, count = MultiplyRecord.at, simd.load_i64, chain_count()
 
@@ -121,11 +121,11 @@ def build_multiply(simd: Any) -> Any:
         ]
         with cgutils.for_range(e.b, rounds):
             before = [e.b.load(place) for place in chains]
-            sums = [int8_dot.Sum(e, value, MAX_FACTOR) for value in before]
+            sums = [dot.Sum(e, value, MAX_FACTOR) for value in before]
             for term, each in enumerate(factors):
                 for chain, one in enumerate(sums):
                     one.add(each, before[(chain + 1 + term) % count])
-                int8_dot.interleave(e, sums)
+                dot.interleave(e, sums)
             for one, place in zip(sums, chains):
                 e.b.store(one.total(), place)
         total = e.fill(simd.i32, 0)

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import UnsupportedModel, brief
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
 from pellucid.model.output_heads import HeadLayer, Heads, TaskHead, encoder_heads

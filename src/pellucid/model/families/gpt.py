@@ -1,4 +1,4 @@
-"""GPT, GPT-2, GPT-J, GPT-NeoX, Pythia, gpt-oss."""
+"""GPT, GPT-2, GPT-J, GPT-NeoX, Pythia, gpt-oss, StarCoder 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames, places
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
-# GPT-2 (Radford et al. 2019): learned positions, layer norms, biases, matrices stored as (inputs, outputs).
+# GPT, GPT-2, GPT-J, GPT-NeoX, Pythia, gpt-oss.
 
 NAMES = TensorNames(
     {
@@ -234,3 +234,22 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 GPT_OSS = replace(_DECODER.family(), safetensors={"gpt_oss": from_config})
+
+
+# StarCoder 2 (Lozhkov et al. 2024): layer norms, biases everywhere, an ungated feed-forward with GELU.
+
+
+def _starcoder2_from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    # Older files have these keys, and transformers ignores them.
+    for key in ("activation_function", "layer_norm_epsilon"):
+        config.value(key)
+    return spec
+
+
+STARCODER2 = replace(
+    GPT_LIKE,
+    name="starcoder2",
+    keys={"norm_eps": "norm_epsilon", "bias": "use_bias", "feedforward_bias": "use_bias", "window": "sliding_window"},
+    config_change=_starcoder2_from_config,
+    names=TRANSFORMERS | {"feedforward.up": "mlp.c_fc", "feedforward.down": "mlp.c_proj"},
+).family()

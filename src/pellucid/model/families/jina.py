@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import FileFormatError, brief, shown
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
 from pellucid.model.gguf_encoder import GGUF_KEYS, gguf_body, gguf_model, gguf_names

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.errors.messages import brief
+from pellucid.errors import brief
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.metadata import except_every, slide
 from pellucid.model.positions import QueryScale

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
-from pellucid.runtime.resources.core import Core
+from pellucid.runtime.resources import Core
 
 SYSTEM = Path("/")
 # A core is an efficiency core if its capacity is less than this share of the largest capacity. The efficiency cores of

@@ -10,7 +10,7 @@ import functools
 import mmap
 import os
 
-from pellucid.runtime.resources.core import Core
+from pellucid.runtime.resources import Core
 from pellucid.util.macos import sysctl_number, sysctl_text, vm_statistics
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 
-from pellucid.runtime.resources.core import Core
+from pellucid.runtime.resources import Core
 from pellucid.util import windows
 
 

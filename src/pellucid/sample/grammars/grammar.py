@@ -20,13 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.runtime.memory import release_heap
 from pellucid.sample.grammars import schema
 from pellucid.sample.grammars.problems import refusal, refused
+from pellucid.sample.grammars.rewrites import innermost
 from pellucid.sample.grammars.schema import check_length
-from pellucid.sample.grammars.subschemas import innermost
 from pellucid.util import checks
 
 if TYPE_CHECKING:

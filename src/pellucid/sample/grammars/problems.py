@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import one_line, shown
+from pellucid.errors import InvalidRequest, one_line, shown
 
 MEND, SIMPLER = "fix it, or remove it", "make it simpler"
 MAX_PROBLEM_CHARACTERS = 300

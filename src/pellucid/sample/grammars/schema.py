@@ -14,11 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample.grammars.problems import refused
-from pellucid.sample.grammars.rewrites import as_any_of, without_endless_parts
-from pellucid.sample.grammars.subschemas import is_number, list_in, subschemas, target
+from pellucid.sample.grammars.rewrites import as_any_of, is_number, list_in, subschemas, target, without_endless_parts
 
 MAX_CHARACTERS = 1 << 20
 ESCAPED = re.compile(r"[\0-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")

@@ -10,8 +10,7 @@ from msgspec import Meta, field
 
 from pellucid.base_llm import BaseLLM
 from pellucid.engine.output import Usage
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.serve.api import NAMED_SSE, NO_DETAILS, Api, ErrorDetails, Events
 from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation, prompt_of

@@ -14,8 +14,7 @@ from msgspec import Meta
 from pellucid.base_llm import BaseLLM
 from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
 from pellucid.encoders.tasks import embed
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.serve import encoder_inputs as encoders
 from pellucid.serve import request_body as bodies
 from pellucid.serve.api import NO_DETAILS, Api, ErrorDetails

@@ -14,8 +14,7 @@ from starlette.responses import Response
 from pellucid.base_llm import BaseLLM
 from pellucid.decide.questions import LEAST_LEVELS, MOST_LEVELS, MOST_OPTIONS, MOST_QUESTIONS
 from pellucid.encoders.tasks import embed, token_vectors
-from pellucid.errors import ContextOverflow, InvalidRequest, QueueFull, UnsupportedTask
-from pellucid.errors.messages import shown
+from pellucid.errors import ContextOverflow, InvalidRequest, QueueFull, UnsupportedTask, shown
 from pellucid.llm import LLM
 from pellucid.sample.options import Options
 from pellucid.serve.api import DATA_SSE, NO_DETAILS, Api, ClientCall, ErrorDetails, Route, StreamForm, json_response

@@ -15,8 +15,7 @@ from msgspec import Meta, Struct
 
 from pellucid.base_llm import BaseLLM
 from pellucid.engine.request import Request
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.api import Events
 from pellucid.serve.apis import llamacpp_fields as llama

@@ -16,8 +16,7 @@ from typing import Any, Protocol
 import pellucid
 from pellucid.base_llm import BaseLLM
 from pellucid.engine.request import Request
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample.options import Options
 from pellucid.sample.step import options_of, owners, steps
 from pellucid.sample.steps.penalties import MAX_ENTRIES as MOST_BIASED

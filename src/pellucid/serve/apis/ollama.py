@@ -15,8 +15,7 @@ from starlette.responses import Response
 from pellucid.base_llm import BaseLLM
 from pellucid.encoders.tasks import embed, vector_width
 from pellucid.engine.request import Request
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.serve.api import JSON_LINES, Api, ClientCall, Events, Route, event_stream, json_response
 from pellucid.serve.apis import ollama_fields
 from pellucid.serve.apis.ollama_fields import (

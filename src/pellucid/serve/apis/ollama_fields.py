@@ -17,8 +17,7 @@ from msgspec import Meta, field
 from pellucid.base_llm import BaseLLM
 from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample.logprobs import joined
 from pellucid.serve import request_body as bodies
 from pellucid.serve.api import NO_DETAILS, ErrorDetails

@@ -14,8 +14,7 @@ from pellucid.encoders.tasks import embed, vector_width
 from pellucid.engine.inputs import several
 from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.sample.logprobs import Logprobs, joined
 from pellucid.serve import encoder_inputs as encoders
 from pellucid.serve import openai_parts as openai

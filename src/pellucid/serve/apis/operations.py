@@ -13,8 +13,7 @@ from starlette.responses import Response
 
 import pellucid
 from pellucid.base_llm import BaseLLM
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.serve.api import Api, ClientCall, Route, json_response, known_apis
 from pellucid.serve.apis.tei import tokens_of
 from pellucid.serve.chat.chat_run import Conversation, prompt_of

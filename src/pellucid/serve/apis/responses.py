@@ -12,8 +12,7 @@ from starlette.responses import Response
 
 from pellucid.base_llm import BaseLLM
 from pellucid.engine.output import Generation
-from pellucid.errors import InvalidRequest, NotFound
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, NotFound, brief
 from pellucid.sample.step import options_of, owners
 from pellucid.serve.api import NAMED_SSE, Api, ClientCall, Events, Route, json_response
 from pellucid.serve.apis import responses_fields as fields

@@ -15,8 +15,7 @@ import pellucid
 from pellucid.base_llm import BaseLLM
 from pellucid.encoders.ranking import similarity_of_rows
 from pellucid.encoders.tasks import Classification, EncoderModel, classify, embed, sparse, token_vectors
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.model.outputs import Labels, Task, scores_of
 from pellucid.serve import encoder_inputs as encoders
 from pellucid.serve import request_body as bodies

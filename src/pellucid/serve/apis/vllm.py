@@ -10,8 +10,7 @@ from pellucid.base_llm import BaseLLM
 from pellucid.encoders.ranking import PAIR_TASKS, pair_scores
 from pellucid.encoders.tasks import classify, embed, token_vectors
 from pellucid.engine.encoder_inputs import EncoderInput
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import shown
+from pellucid.errors import InvalidRequest, shown
 from pellucid.model.outputs import Task, scores_of
 from pellucid.serve import request_body as bodies
 from pellucid.serve.api import Api

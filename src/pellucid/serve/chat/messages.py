@@ -10,8 +10,7 @@ from typing import Annotated, Any, TypeAlias
 
 from msgspec import Meta, Struct
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.serve.generation_options import ignored
 from pellucid.serve.request_body import Fields
 from pellucid.tokenize.chat.conversation import conversation

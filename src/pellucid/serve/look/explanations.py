@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.llm import LLM
 from pellucid.sample.beams import BeamOptions
 from pellucid.serve.look import prompt_fields as prompts
@@ -24,10 +23,10 @@ from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.attribution import needed as attribution_points
 from pellucid.trace.lenses.comparison import around
 from pellucid.trace.lenses.features import features
+from pellucid.trace.lenses.heads import needed as token_points
+from pellucid.trace.lenses.heads import token_contributions
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.logit_lens import needed as lens_points
-from pellucid.trace.lenses.token_contributions import needed as token_points
-from pellucid.trace.lenses.token_contributions import token_contributions
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import read
 from pellucid.util.checks import whole
@@ -245,7 +244,7 @@ def _checked_ids(ids: list[int], llm: LLM, most: int) -> list[int]:
 def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any]:
     """Contribution of each part of the model to the logit of ``token`` (``trace/lenses/attribution.py``).
 
-    With ``by_token`` also of each token, as ``token_contributions`` (``trace/lenses/token_contributions.py``).
+    With ``by_token`` also of each token, as ``token_contributions`` (``trace/lenses/heads.py``).
     """
     fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), _stream_edits(body.fields, llm)
     count = len(prompt.read)

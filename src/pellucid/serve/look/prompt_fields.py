@@ -13,8 +13,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from pellucid.base_llm import BaseLLM
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.llm import LLM
 from pellucid.serve.chat.messages import ChatMessage
 from pellucid.serve.request_body import Fields, ModelFields, RequestBody, TokenId

@@ -10,8 +10,7 @@ from msgspec import Meta
 
 from pellucid.base_llm import BaseLLM
 from pellucid.engine.task import ReadingTask
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.kernels.core.record import StepRecord
 from pellucid.llm import LLM
 from pellucid.measure.roofs import profile_turns

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from pellucid.base_llm import BaseLLM
 from pellucid.engine.output import Generation
 from pellucid.engine.request import Request
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.plan.points import Point
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.api import Events, array_body

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from pellucid.engine.encoder_inputs import EncoderInput
 from pellucid.engine.request import Request
 from pellucid.engine.tasks.encoding import EncodingTask
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.llm import LLM
 from pellucid.serve.api import array_body
 from pellucid.serve.generation_options import CONTROL, LOGPROBS, OPENAI_DEFAULTS, generation_options

@@ -12,8 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pellucid.errors import InvalidRequest, TemplateError
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors import InvalidRequest, TemplateError, brief, reason, shown
 from pellucid.util.checks import characters
 
 REASONING = ("reasoning_content", "thinking", "reasoning")

@@ -28,8 +28,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from pellucid.errors import InvalidRequest, TemplateError
-from pellucid.errors.messages import reason, shown
+from pellucid.errors import InvalidRequest, TemplateError, reason, shown
 from pellucid.tokenize.chat.template_pipes import PIPE_BYTES, TimedOut, TooMuchMemory, WorkerEnded, memory_of, pipes_of
 from pellucid.util.interpreter import OWN_CONSOLE
 

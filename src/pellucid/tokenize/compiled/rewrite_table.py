@@ -28,8 +28,7 @@ from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.patterns.oniguruma import parse
 from pellucid.tokenize.patterns.tree import sets
 from pellucid.tokenize.stages import normalize
-from pellucid.tokenize.stages.aligned import GROWTH_EXTRA
-from pellucid.tokenize.stages.character_map import CharacterMap
+from pellucid.tokenize.stages.aligned import GROWTH_EXTRA, CharacterMap
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.normalize import Form, Normalizer
 from pellucid.tokenize.stages.precompiled_charsmap import PrecompiledNormalizer, SentencePieceNormalizer

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, UnsupportedModel, brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.stages.pretokenize import AddedToken, AddedTokens

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import UnsupportedModel, brief, shown
 from pellucid.kernels.text.split import BEHAVIORS
 from pellucid.tokenize.encoding import Padding, Truncation
 from pellucid.tokenize.files.tokenizer_json import MAX_LETTERS, ComponentReader, Json, TokenizerJson, read_steps

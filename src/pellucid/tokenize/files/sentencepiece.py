@@ -17,8 +17,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, UnsupportedModel, brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.files.sidecar import Json, Sidecar
 from pellucid.tokenize.files.tokenizer_json import SEPARATOR

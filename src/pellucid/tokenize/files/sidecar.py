@@ -16,8 +16,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors import FileFormatError, UnsupportedModel, brief, reason, shown
 from pellucid.model.config import Config
 from pellucid.tokenize.files.gguf_fields import end_ids
 from pellucid.tokenize.files.tokenizer_classes import CLASSES, OF_MODEL, TokenizerClass

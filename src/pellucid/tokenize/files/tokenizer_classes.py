@@ -14,8 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, UnsupportedModel, brief
 from pellucid.tokenize.patterns.published import QWEN2
 from pellucid.tokenize.stages import normalize
 from pellucid.tokenize.stages.normalize import Normalizer

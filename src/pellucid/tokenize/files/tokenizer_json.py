@@ -13,8 +13,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import FileFormatError, UnsupportedModel, brief, shown
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.merges import BY_RANK, PairRanks
 from pellucid.tokenize.parsed_cache import Arrays

@@ -20,8 +20,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import FileFormatError, UnsupportedModel, brief, shown
 from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json, read_json
 from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published

@@ -12,8 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, UnsupportedModel, brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.encoding import Span

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import UnsupportedModel
-from pellucid.errors.messages import brief
+from pellucid.errors import UnsupportedModel, brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults

@@ -13,7 +13,7 @@ from functools import cached_property
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors.messages import brief
+from pellucid.errors import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, SpecialTokenDefaults

@@ -24,8 +24,7 @@ from itertools import accumulate, chain
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import shown
+from pellucid.errors import InvalidRequest, shown
 from pellucid.tokenize.patterns import tree as nodes
 from pellucid.tokenize.patterns.oniguruma import PatternError, parse
 from pellucid.tokenize.patterns.published import LINEAR

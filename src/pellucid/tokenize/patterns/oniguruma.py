@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from pellucid.errors.messages import shown
+from pellucid.errors import shown
 from pellucid.tokenize import unicode
 from pellucid.tokenize.patterns import oniguruma_rules as rules
 from pellucid.tokenize.patterns import tree as nodes

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from pellucid.errors.messages import shown
+from pellucid.errors import shown
 from pellucid.tokenize import unicode
 from pellucid.tokenize.patterns import tree as nodes
 from pellucid.tokenize.patterns.oniguruma_sets import ANY, PatternError

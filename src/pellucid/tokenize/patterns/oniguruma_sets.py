@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-from pellucid.errors.messages import shown
+from pellucid.errors import shown
 from pellucid.tokenize import unicode
 from pellucid.tokenize.patterns.tree import Concat, Either, Node, Set
 from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union

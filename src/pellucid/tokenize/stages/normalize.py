@@ -19,8 +19,18 @@ from msgspec import Struct
 
 from pellucid.tokenize.patterns.matcher import compiled, matcher
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
-from pellucid.tokenize.stages.aligned import AlignedText, Replacer, check_growth, placed
-from pellucid.tokenize.stages.character_map import SHORT, CharacterMap, Decomposed, decomposed, decompositions, marks
+from pellucid.tokenize.stages.aligned import (
+    SHORT,
+    AlignedText,
+    CharacterMap,
+    Decomposed,
+    Replacer,
+    check_growth,
+    decomposed,
+    decompositions,
+    marks,
+    placed,
+)
 from pellucid.tokenize.stages.decode import byte_letters
 from pellucid.tokenize.unicode import Ranges, bracket, letters, members, ranges, singles, small_letters
 

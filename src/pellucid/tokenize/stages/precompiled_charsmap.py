@@ -18,8 +18,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pellucid.errors import FileFormatError
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.patterns.matcher import compiled
 from pellucid.tokenize.stages.aligned import AlignedText, check_growth, placed

@@ -10,8 +10,7 @@ import numpy as np
 from msgspec.structs import replace as struct_replace
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.plan.plan import Operation
 from pellucid.plan.points import Point, View
 from pellucid.trace.backward.products import product_of

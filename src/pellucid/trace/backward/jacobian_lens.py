@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, InvalidRequest, brief
 from pellucid.trace.backward.gradients import BackwardPass
 from pellucid.trace.backward.reverse_walk import refuse_too_long, tape_bytes
 from pellucid.trace.linear_probe import ENDINGS, read_vectors, write_vectors

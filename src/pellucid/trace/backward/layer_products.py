@@ -181,7 +181,7 @@ def _padded(vector: Wide, width: int) -> Wide:
 
 
 def scan(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """The state of each head: S = a S + k ⊗ u, out = Sᵀ q + skip v (``kernels/recurrent/scan.py``)."""
+    """The state of each head: S = a S + k ⊗ u, out = Sᵀ q + skip v (``kernels/ops/recurrent.py``)."""
     H, G, K, V = (size_of(op, name) for name in ("heads", "groups", "key_dim", "value_dim"))
     spread = size_of(op, "group_stride") // 4
     group = np.arange(H) // size_of(op, "neighbours") % G

@@ -10,8 +10,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.kernels.matmul.floats import bf16_bits
 from pellucid.plan.points import Point
 from pellucid.trace.positions import Positions

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from msgspec import Struct, ValidationError, convert, to_builtins
 from msgspec.structs import replace
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief, one_line, reason, shown
+from pellucid.errors import FileFormatError, InvalidRequest, brief, one_line, reason, shown
 from pellucid.trace.dataset.columns import DTYPES, SAFETENSORS, StoredColumn
 from pellucid.trace.dataset.shard_file import (
     KEY,

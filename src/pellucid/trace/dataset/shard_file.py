@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest, KernelError
-from pellucid.errors.messages import one_line, reason, shown
+from pellucid.errors import InvalidRequest, KernelError, one_line, reason, shown
 from pellucid.trace.dataset.columns import SAFETENSORS, TYPES, StoredColumn
 from pellucid.util.paths import move
 from pellucid.util.text_file import parquet

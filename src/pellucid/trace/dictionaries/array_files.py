@@ -13,8 +13,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors import FileFormatError, UnsupportedModel, brief, reason, shown
 from pellucid.weights.checkpoint import FileCheckpoint, ModelFile, Tensor
 from pellucid.weights.pack import decode
 from pellucid.weights.safetensors import read_table

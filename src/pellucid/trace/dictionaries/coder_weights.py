@@ -13,8 +13,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.plan.points import Point
 from pellucid.trace.dictionaries.array_files import FLOATS, ArrayFile, SafetensorsArrays, check_shape, finite, take
 from pellucid.trace.transformer_lens_names import hooks_of

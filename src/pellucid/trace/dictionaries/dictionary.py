@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, InvalidRequest, brief
 from pellucid.trace.dictionaries.coder_weights import (
     MOST_FEATURES,
     ArrayRows,

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, reason
+from pellucid.errors import InvalidRequest, brief, reason
 from pellucid.trace.export import Axis, Exportable, LabelledArray
 from pellucid.trace.graphs.graph_files import DrawnGraph, GraphNode, document, draw
 from pellucid.trace.lenses.targets import Target

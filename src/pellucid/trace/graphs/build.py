@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.model.spec import Mixture
 from pellucid.trace.backward.reverse_walk import Rows
 from pellucid.trace.dictionaries.dictionary import Dictionary

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.model.spec import FeedForward, Mixture, Norm
 from pellucid.sample.candidates import Candidates
 from pellucid.trace.dictionaries.dictionary import Dictionary

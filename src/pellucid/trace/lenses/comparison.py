@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import InvalidRequest, brief
 from pellucid.trace.export import json_fields
 from pellucid.trace.traced_model import WEIGHT_ROWS, ModelWeights, OpenedModel, TracedModel, read, residual_points
 from pellucid.util.checks import is_whole, items, whole

@@ -12,8 +12,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import InvalidRequest, brief, shown
 from pellucid.kernels.ops.elementwise import activation_reference as activation
 from pellucid.kernels.ops.norm import reference as normalized
 from pellucid.model.outputs import Dense, UnitLength

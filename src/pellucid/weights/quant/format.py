@@ -14,8 +14,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels.matmul.file_layout import FileLayout
-from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.kernels.matmul.layouts import FileLayout, PackedLayout
 from pellucid.util.registry import discover
 
 EXPONENTS = {

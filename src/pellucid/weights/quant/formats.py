@@ -4,8 +4,7 @@ IQ4_XS, MXFP4).
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.file_layout import BitField, BitPlane, FileLayout, ScaleField, half, whole
-from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.kernels.matmul.layouts import BitField, BitPlane, FileLayout, PackedLayout, ScaleField, half, whole
 from pellucid.weights.quant.format import Format
 
 # Q4_0: value = d (q - 8).

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import Struct
 
-from pellucid.errors import DownloadInterrupted, SourceError
-from pellucid.errors.messages import reason
+from pellucid.errors import DownloadInterrupted, SourceError, reason
 from pellucid.weights.sources.source import CHECKING, DownloadProgress
 
 if TYPE_CHECKING:

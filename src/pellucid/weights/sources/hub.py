@@ -28,8 +28,7 @@ from urllib.parse import quote, urlsplit
 
 from msgspec import Meta, Struct
 
-from pellucid.errors import DownloadInterrupted, SourceError
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors import DownloadInterrupted, SourceError, brief, reason, shown
 from pellucid.util.paths import NOWHERE, file_lock, is_file_name, make_folder, move
 from pellucid.weights.sources.http_download import GIT, HTTP
 from pellucid.weights.sources.source import DownloadProgress

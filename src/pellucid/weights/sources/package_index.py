@@ -16,8 +16,7 @@ from urllib.request import url2pathname
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.errors import DownloadInterrupted, SourceError
-from pellucid.errors.messages import reason, shown
+from pellucid.errors import DownloadInterrupted, SourceError, reason, shown
 
 if TYPE_CHECKING:
     from packaging.version import Version

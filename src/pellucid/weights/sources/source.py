@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from pellucid.errors import SourceError, brief, reason
 from pellucid.util.registry import discover
 
 SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # at least two letters: C:\ is a drive
@@ -68,7 +70,7 @@ class Source(ABC):
 @functools.cache
 def sources() -> Mapping[str, Source]:
     """Every source, by its scheme. Raises TypeError: two files declare the same scheme."""
-    return discover("pellucid.weights.sources.schemes", Source, lambda source: (source.scheme,))  # type: ignore[type-abstract]
+    return discover("pellucid.weights.sources", Source, lambda source: (source.scheme,))  # type: ignore[type-abstract]
 
 
 def source_of(text: str) -> tuple[str, str] | None:
@@ -81,3 +83,37 @@ def source_of(text: str) -> tuple[str, str] | None:
             return scheme, rest
     named = SCHEME.fullmatch(text)
     return (named["scheme"], named["rest"]) if named else None
+
+
+def unreadable(path: str) -> str | None:
+    """The reason why the existence of ``path`` cannot be checked; None if the check succeeds."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    # OSError: no permission, or a loop of links. RuntimeError: an unknown user. ValueError: a NUL in the name.
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"{brief(path)} cannot be read: {reason(error)}"
+    return None
+
+
+class Local(Source):
+    """``local:PATH``, or PATH alone: files and folders on this machine."""
+
+    scheme = "local"
+
+    def cached(self, rest: str) -> Path | None:
+        try:
+            path = Path(rest).expanduser()
+            return path if rest and os.path.exists(path) else None
+        except RuntimeError:  # an unknown user
+            return None
+
+    def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
+        path = self.cached(rest)
+        if path is None:
+            raise SourceError(unreadable(rest) or f"there is no file or folder {brief(rest)}")
+        return path
+
+
+SOURCE: Source = Local()

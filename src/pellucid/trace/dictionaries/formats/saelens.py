@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors import FileFormatError, InvalidRequest, brief
 from pellucid.trace.dictionaries.array_files import SafetensorsArrays, StatedConfig, file_named, refuse_unused, take
 from pellucid.trace.dictionaries.coder_weights import (
     NORMALIZATIONS,

@@ -9,7 +9,7 @@ from support.kernels import Batch, assert_close, call, guarded, numbers, seeds, 
 from support.recurrent import cuts, in_steps, lengths
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.recurrent import convolve
+from pellucid.kernels.ops import recurrent
 
 
 @settings(max_examples=60)
@@ -34,7 +34,7 @@ def test_convolve(
     assert whole.tobytes() == in_steps(step, lengths, cuts, size, seed % 1000).tobytes()
     for first, count in zip(np.cumsum([0, *lengths]), lengths):
         part = slice(first, first + count)
-        want = convolve.reference(x[part], weight, bias if biased else 0.0, silu)
+        want = recurrent.reference(x[part], weight, bias if biased else 0.0, silu)
         assert_close(whole[part], want, 2e-6 * (1 + np.abs(want).max()))
 
 
@@ -58,5 +58,5 @@ def test_tokens_may_see_later_tokens_of_their_sequence(
     whole = in_steps(step, lengths, [], max(1, taps - 1) * 48)
     for first, count in zip(np.cumsum([0, *lengths]), lengths):
         part = slice(first, first + count)
-        want = convolve.reference(x[part], weight, ahead=ahead)
+        want = recurrent.reference(x[part], weight, ahead=ahead)
         assert_close(whole[part], want, 2e-6 * (1 + np.abs(want).max()))

@@ -1,18 +1,4 @@
-"""The recurrence of Mamba-2 and Gated DeltaNet: each head's state is a matrix S that every token updates.
-
-    S = a_t S + k_t ⊗ u_t             out_t = Sᵀ q_t + skip v_t                    S (K, V); q, k (K,); u, v (V,)
-
-    Mamba-2            u_t = b_t v_t                              (Dao and Gu 2024: k is B, q is C, b the step, v is x)
-    Gated DeltaNet     u_t = b_t (v_t - (a_t S)ᵀ k_t)             (Yang et al. 2024: the prediction of S is subtracted)
-
-In: queries and keys (T, G, K), values (T, H, V), a and b (T, H). Several heads share the queries and keys of one group.
-Out: (T, H, V). The state of a sequence is (H, K, V) float32; before the first token it is zeros. The state's columns
-are stored in blocks of 64, (H, V / 64, K, 64); the remaining columns are in blocks of 16.
-
-The columns of S do not depend on each other. A thread therefore updates 64 columns of one head for all tokens of a
-sequence. One pass over the rows computes a token, and also Sᵀ k of the next token. This pass sums the same numbers in
-the same order as a separate pass, so the bits do not depend on the split of a sequence into steps.
-"""
+"""Recurrent layers, which keep a state of fixed size instead of all earlier tokens: convolution and scan."""
 
 from __future__ import annotations
 
@@ -23,8 +9,22 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record, StepRecord
+from pellucid.kernels.ops.elementwise import sigmoid_vector
 
-# Locates a sequence's rows, and its state in the cache, for the kernels that read and write the state.
+# The recurrence of Mamba-2 and Gated DeltaNet: each head's state is a matrix S that every token updates.
+#
+#     S = a_t S + k_t ⊗ u_t             out_t = Sᵀ q_t + skip v_t                    S (K, V); q, k (K,); u, v (V,)
+#
+#   Mamba-2            u_t = b_t v_t                              (Dao and Gu 2024: k is B, q is C, b the step, v is x)
+#   Gated DeltaNet     u_t = b_t (v_t - (a_t S)ᵀ k_t)             (Yang et al. 2024: the prediction of S is subtracted)
+#
+# In: queries and keys (T, G, K), values (T, H, V), a and b (T, H). Several heads share the queries and keys of one
+# group. Out: (T, H, V). The state of a sequence is (H, K, V) float32; before the first token it is zeros. The state's
+# columns are stored in blocks of 64, (H, V / 64, K, 64); the remaining columns are in blocks of 16.
+#
+# The columns of S do not depend on each other. A thread therefore updates 64 columns of one head for all tokens of a
+# sequence. One pass over the rows computes a token, and also Sᵀ k of the next token. This pass sums the same numbers in
+# the same order as a separate pass, so the bits do not depend on the split of a sequence into steps.
 
 
 class StateRecord(Record):
@@ -144,7 +144,7 @@ class ScanRecord(StateRecord):
     out: Address  # (T, H * V) float32
 
 
-def reference(
+def scan_reference(
     q: NDArray[Any],
     k: NDArray[Any],
     v: NDArray[Any],
@@ -176,7 +176,7 @@ def reference(
 
 
 @kernel("scan", ScanRecord)
-def build(simd: Any, delta: bool) -> Any:
+def scan_build(simd: Any, delta: bool) -> Any:
     """Build the recurrence of a step's sequences. ``delta`` selects Gated DeltaNet."""
     at, step_at, load = ScanRecord.at, StepRecord.at, simd.load_i64
     sequence_of, wide, narrow = state_sequence(simd, at), _columns(simd, delta, 4), _columns(simd, delta, 1)
@@ -333,3 +333,88 @@ def _token(simd: Any, delta: bool, vectors: int, last: bool) -> Any:
         return o0, o1, o2, o3, p0, p1, p2, p3
 
     return update
+
+
+# Depthwise convolution: each column is a weighted sum of the same column in the last J tokens.
+#
+#     out[t, c] = f(bias[c] + sum over j < J of weight[j, c] * x[t - (J - 1) + j, c])          (T, C) → (T, C)
+#
+# With ``ahead`` A, the sum is over x[t - (J - 1) + j + A, c], with zeros after the last token: the last A of the J
+# tokens are later tokens. With ``ahead``, a sequence must run in one step (LFM2.5's encoders).
+#
+# f is SiLU (Mamba-2, Gated DeltaNet) or the identity (LFM2). The state is the last J - 1 inputs, (J - 1, C) float32;
+# before the first token the state is zeros. The sum runs from the oldest token to the newest, so its bits do not depend
+# on the split of a sequence into steps.
+
+
+class ConvolveRecord(StateRecord):
+    """``state`` is (J - 1, C) float32."""
+
+    x: Address  # (T, C) float32
+    width: int  # C, a multiple of 16
+    taps: int  # J
+    weight: Address  # (J, weight_stride / 4) float32
+    weight_stride: int  # bytes
+    bias: Address  # (C,) float32, or 0: none
+    out: Address  # (T, C) float32; not x
+
+
+def reference(
+    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | float = 0.0, silu: bool = False, ahead: int = 0
+) -> NDArray[np.float64]:
+    """Compute in float64 the convolution of a whole sequence, starting from a state of zeros.
+
+    x (T, C), weight (J, C).
+    """
+    zeros = np.zeros((len(weight) - 1, x.shape[1]))
+    padded = np.concatenate([zeros, x.astype(np.float64), zeros])
+    out = bias + sum(padded[j + ahead : j + ahead + len(x)] * row for j, row in enumerate(weight.astype(np.float64)))
+    return np.asarray(out / (1 + np.exp(-out)) if silu else out, np.float64)
+
+
+@kernel("convolve", ConvolveRecord)
+def build(simd: Any, silu: bool, ahead: int) -> Any:
+    """Build the convolution of a step's sequences. With ``silu``, f is SiLU."""
+    at, step_at, load = ConvolveRecord.at, StepRecord.at, simd.load_i64
+    vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
+    sequence_of, sigmoid = state_sequence(simd, at), sigmoid_vector(simd)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, out, bias = load(record + at.x), load(record + at.out), load(record + at.bias)
+        weight, stride = load(record + at.weight), load(record + at.weight_stride)
+        row, kept = 4 * load(record + at.width), load(record + at.taps) - 1
+        # Columns are divided as in matrix products, so that a thread's input is already in its own CPU cache.
+        blocks = (row + 127) // 128
+        begin, end = blocks * thread // threads * 128, min(row, blocks * (thread + 1) // threads * 128)
+        for s in range(load(step + step_at.sequences)):
+            before, after, first, count = sequence_of(record, step, s)
+            for t in range(count):
+                here = x + (first + t) * row
+                for c in range(begin, end, 64):
+                    total = splat(0.0)
+                    if bias != 0:
+                        total = vload(bias + c)
+                    for j in range(kept + 1):
+                        back = kept - j - ahead
+                        if back <= t:
+                            if t - back < count:
+                                total = fma(vload(here - back * row + c), vload(weight + j * stride + c), total)
+                        elif before != 0:
+                            old = before + (kept + t - back) * row + c
+                            total = fma(vload(old), vload(weight + j * stride + c), total)
+                    if silu:
+                        total = total * sigmoid(total)
+                    vstore(out + (first + t) * row + c, total)
+            # The state may be updated in place: each of its rows is read before it is written.
+            for j in range(kept):
+                token = count - kept + j
+                for c in range(begin, end, 64):
+                    value = splat(0.0)
+                    if token >= 0:
+                        value = vload(x + (first + token) * row + c)
+                    elif before != 0:
+                        value = vload(before + (kept + token) * row + c)
+                    vstore(after + j * row + c, value)
+
+    return body

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.kernels import ULP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.ops import rotary
+from pellucid.kernels.ops import positions
 
 lengths = st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 7)), min_size=1, max_size=3)
 
@@ -69,9 +69,9 @@ def test_pairs_turn_and_the_rest_of_a_head_stays(
     table = angles(batch, frequency, threads)
     fields = {"x": x, "heads": heads, "head_dim": K, "pairs": dims // 2, "angles": table, "stride": table.strides[0]}
     call(KernelKey("rotary", pairing=pairing), batch, threads, **fields)
-    want = rotary.reference(before, batch.keep["positions"], frequency, pairing == "interleaved")
+    want = positions.reference(before, batch.keep["positions"], frequency, pairing == "interleaved")
     # Each of two products has the rounding of the angle and its own, then one for the difference; |pair| bounds all.
-    size = rotary.reference(np.abs(before), np.zeros(len(x)), frequency, pairing == "interleaved")
+    size = positions.reference(np.abs(before), np.zeros(len(x)), frequency, pairing == "interleaved")
     first = slice(0, dims, 2) if pairing == "interleaved" else slice(0, dims // 2)
     second = slice(1, dims, 2) if pairing == "interleaved" else slice(dims // 2, dims)
     pair = size[..., first] + size[..., second]

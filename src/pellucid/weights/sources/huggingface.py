@@ -18,8 +18,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from pellucid.errors import SourceError
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import SourceError, brief, shown
 from pellucid.util.paths import is_file_name
 from pellucid.weights.safetensors import INDEX_NAME, SINGLE_NAME
 from pellucid.weights.sources.source import DownloadProgress, Source

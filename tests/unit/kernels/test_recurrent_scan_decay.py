@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.kernels import Batch, assert_close, call, guarded, kinds, numbers, seeds, threads, tokens
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.recurrent import scan
+from pellucid.kernels.ops import recurrent
 
 
 @settings(max_examples=60)
@@ -21,7 +21,7 @@ def test_decay(kind: str, seed: int, T: int, H: int, threads: int) -> None:
         KernelKey("decay"), Batch([T]), threads, x=steps, width=H, bias=bias, rate=rate, low=0.0, high=np.inf,
         decays=decays, rows="tokens",
     )  # fmt: skip
-    want, shrunk = scan.decay_reference(x, bias, rate, high=3e38)
+    want, shrunk = recurrent.decay_reference(x, bias, rate, high=3e38)
     rounding = 3e-7 + 1e-7 * np.minimum(np.abs(x + bias), 90)  # of the exponential and its argument
     assert_close(steps, want, rounding * want + 1e-37)
     assert_close(decays, shrunk, (1e-6 + 2 * rounding * np.abs(want * rate)) * shrunk + 1e-37)

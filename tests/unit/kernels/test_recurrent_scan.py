@@ -10,7 +10,7 @@ from support.kernels import Batch, assert_close, call, guarded, numbers, seeds, 
 from support.recurrent import cuts, in_steps, lengths
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.recurrent import scan
+from pellucid.kernels.ops import recurrent
 
 SHAPES = st.sampled_from([(1, 1, 16, 16), (4, 2, 16, 64), (6, 3, 24, 80), (2, 1, 128, 128), (3, 3, 5, 32)])
 
@@ -54,7 +54,7 @@ def test_scan(
     assert whole.tobytes() == in_steps(step, lengths, cuts, H * K * V, seed % 1000).tobytes()
     for first, count in zip(np.cumsum([0, *lengths]), lengths):
         part = slice(first, first + count)
-        want = scan.reference(
+        want = recurrent.scan_reference(
             q[part],
             k[part],
             v[part],
@@ -72,6 +72,6 @@ def test_the_references_take_in_a_token_after_another(delta: bool) -> None:
     """References against numbers by hand: one head, one key, two tokens."""
     q, k = np.ones((2, 1, 1)), np.array([[[1.0]], [[2.0]]])
     v, a, b = np.array([[[3.0]], [[5.0]]]), np.array([[0.5], [0.5]]), np.ones((2, 1))
-    out = scan.reference(q, k, v, a, b, delta=delta)
+    out = recurrent.scan_reference(q, k, v, a, b, delta=delta)
     second = 1.5 + 2 * (5 - 1.5 * 2) if delta else 1.5 + 2 * 5
     assert out.ravel().tolist() == [3.0, second]

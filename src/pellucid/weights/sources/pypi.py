@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from pellucid.errors import SourceError
-from pellucid.errors.messages import brief, reason, shown
+from pellucid.errors import SourceError, brief, reason, shown
 from pellucid.util.paths import is_file_name
 from pellucid.weights.sources.http_download import copy_entry, damages
 from pellucid.weights.sources.source import DownloadProgress, Source

@@ -174,7 +174,7 @@ class TraceMixRecord(RowsRecord):
         out += Σ_j (p'_j - p_j) v_j        p' = factor * p + addend
         with ``raw``: p = softmax(s)       p' = softmax(s'), s' = factor * s + addend
 
-    p and s are rows from ``trace/pattern.py``, v are the cached values. Factors and addends have a number for each
+    p and s are rows of ``trace_pattern``, v are the cached values. Factors and addends have a number for each
     token. An addend of minus infinity masks a token. If p' equals p, no bit of ``out`` changes, because nothing is
     added. Tokens that the row does not see keep a weight of 0. If all tokens are masked, all weights are 0.
 
