@@ -105,3 +105,8 @@ def test_values_are_short_where_they_come_from_files_and_requests(text: str, tmp
 def test_a_value_is_shortened_by_itself_so_that_the_remedy_stays() -> None:
     with pytest.raises(InvalidRequest, match=r"n='x+\.\.\.: must be a whole number from 1 to 2; so there$"):
         checks.whole("n", "x" * 5000, 1, 2, "so there")
+
+
+@pytest.mark.parametrize(("path", "shown"), [("models/tiny.gguf", "tiny.gguf"), ("/", "/"), ("models", "models")])
+def test_a_message_about_a_file_has_its_name(path: str, shown: str) -> None:
+    assert str(FileFormatError(path, "magic", "is wrong", 1024)) == f"{shown}: magic at byte 1,024: is wrong"

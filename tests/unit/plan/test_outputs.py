@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from support.tiny import TINY, model_runner, opened
 from pellucid import pipeline
 from pellucid.kernels.ops.pooling import normalize_reference, pool_reference
 from pellucid.model.outputs import Pooling, UnitLength
+from pellucid.model.read import read_model
 from pellucid.plan.bind import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
+from pellucid.testing import random_model
+from pellucid.weights.open import open_checkpoint
 
 TEXTS = [[3, 1, 4, 1, 5], [9, 2, 6], [7]]
 
@@ -52,3 +56,12 @@ def test_cls_is_the_first_row_and_last_the_last_row() -> None:
     with model_runner(TINY["bert"], plan, spec=spec) as runner:
         last = runner.forward([Chunk(BlockTable(), ids, 1) for ids in TEXTS])
     np.testing.assert_array_equal(last, rows[ends - 1])
+
+
+def test_the_bits_of_activations_of_an_encoder_with_quantized_weights(tmp_path: Path) -> None:
+    """The first products of a feed-forward are sensitive (decision 3), its last product is not."""
+    with open_checkpoint(random_model("bert", tmp_path / "bert.gguf", form="Q8_0")) as checkpoint:
+        model = read_model(checkpoint)
+        plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), 8)
+    bits = {one.stage: dict(one.kernel.parameters).get("activation_bits") for one in plan.operations}
+    assert [bits[f"blocks.{layer}.feedforward.{part}"] for layer in (0, 1) for part in ("up", "down")] == [16, 8] * 2
