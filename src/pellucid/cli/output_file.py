@@ -9,14 +9,15 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pellucid.errors import InvalidRequest, brief, one_line, reason, shown
 from pellucid.util.paths import move, output_lock, refuse_same, staged
 from pellucid.util.text_file import TextFile, parquet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Output files of commands: checked before the work, and written whole or not at all.
 
@@ -185,6 +186,8 @@ class VectorFile:
             if self._kind == ".npy":
                 self._output.replace_by(self._part)
             else:
+                import numpy as np
+
                 vectors = np.load(self._part, mmap_mode="r", allow_pickle=False)
                 write = _write_jsonl if self._kind == ".jsonl" else _write_parquet
                 with staged(self._part.parent, b"") as staging:
@@ -232,6 +235,8 @@ def _header(texts: int, width: int) -> bytes:
     """The header of an array (texts, width) float32 in NumPy's format."""
     from io import BytesIO
 
+    import numpy as np
+
     header = BytesIO()
     described: Any = {"descr": "<f4", "fortran_order": False, "shape": (texts, width)}
     np.lib.format.write_array_header_1_0(header, described)
@@ -239,6 +244,8 @@ def _header(texts: int, width: int) -> bytes:
 
 
 def _write(file: BinaryIO, vectors: NDArray[np.float32]) -> None:
+    import numpy as np
+
     file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
     file.flush()
     os.fsync(file.fileno())
@@ -248,7 +255,7 @@ def _rows(source: TextFile, vectors: NDArray[np.float32]) -> Iterator[tuple[list
     """The texts and their vectors, ``ROWS`` at a time."""
     texts = source.texts()
     for start in range(0, len(vectors), ROWS):
-        rows = np.array(vectors[start : start + ROWS])
+        rows = vectors[start : start + ROWS].copy()
         yield [text for (_, text), _ in zip(texts, rows)], rows
 
 

@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
 from msgspec import Struct, field, to_builtins
 from msgspec.structs import replace
 
@@ -249,6 +248,8 @@ def _computed(checkpoint: Checkpoint, progress: DownloadProgress, check: Callabl
 
 def _of_tensor(checkpoint: Checkpoint, name: str, advance: Callable[[int], None]) -> str:
     """SHA-256 (hexadecimal) of the bytes of a tensor."""
+    import numpy as np  # commands that list models do not wait for it
+
     digest, size = hashlib.sha256(), checkpoint.tensors[name].nbytes
     buffer = np.empty(min(PIECE, size), np.uint8)
     for start in range(0, size, PIECE):

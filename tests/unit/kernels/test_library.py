@@ -183,15 +183,11 @@ def test_the_hash_of_sources_is_the_same_wherever_they_are(copied: Path) -> None
 @pytest.mark.parametrize(
     ("name", "imported", "others"),
     [
-        (
-            "attention",
-            ["attention/walk.py", "attention/inner_loops.py", "matmul/quantize.py", "simd/dot.py"],
-            "text",
-        ),
+        ("attention", ["attention/walk.py", "attention/inner_loops.py", "matmul/quantize.py", "simd/dot.py"], "text"),
         ("text.merge", ["text/merge.py", "text/words.py", "text/pieces.py"], "attention"),
         (
             "matmul_int8",
-            ["matmul/int8.py", "matmul/int8_sums.py", "matmul/many_tokens.py", "matmul/unpack.py", "simd/dot.py"],
+            ["matmul/int8.py", "matmul/int8_sums.py", "matmul/many_tokens.py", "matmul/packing.py", "simd/dot.py"],
             "logits",
         ),
     ],
