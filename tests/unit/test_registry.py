@@ -85,7 +85,7 @@ def test_two_classes_of_one_name_are_an_error_that_names_both_files(package: Pat
         (known_commands, "pellucid.cli.commands", "A = CommandGroup('run', '', {})"),
         (
             sources,
-            "pellucid.weights.sources.schemes",
+            "pellucid.weights.sources",
             "class A(Source):\n    scheme = 'hf'\n    cached = fetch = None\nSOURCE = A()",
         ),
     ],

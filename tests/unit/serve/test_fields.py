@@ -90,6 +90,9 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/profile": {"model": "one"},
     "/look/attribution": {**LOOK, "token": 97},
     "/look/graph": {**LOOK, "nodes": 20},
+    "/look/causes": {**LOOK, "token": 97, "tried": 4},
+    "/look/heads": LOOK,
+    "/look/place": LOOK,
     "/look/neighbours": {"model": "one", "words": "a"},
     "/look/weights": {"model": "one", "point": "blocks.0.attention.q", "index": 0},
     "/look/pieces": {"model": "one", "ids": [97]},
@@ -101,6 +104,7 @@ BODIES = {name: route.body.schema for api in known_apis().values() for name, rou
 SAME = {id(schema) for name, schema in BODIES.items() if name.split(" ")[1] in BASES}
 ROUTES = {name: schema for name, schema in BODIES.items() if name.split(" ")[1] in BASES or id(schema) not in SAME}
 """Schemas of request bodies, by the first route of each schema."""
+FINDING = ("causes", "heads", "place")
 A, TWO = {"logit_bias": {"97": 100}}, {"allowed": [97, 98]}
 """The answer consists of the letter a; of a and b."""
 NO_LIMIT = dict.fromkeys(("max_tokens", "max_output_tokens", "n_predict", "num_predict"))
@@ -346,7 +350,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     },
     **{
         f"/look/{route} messages[].{field}": ({"prompt": None, "messages": [message]}, value)
-        for route in ("generate", "trace", "lens", "beams", "attribution", "graph", "features")
+        for route in ("generate", "trace", "lens", "beams", "attribution", "graph", "features", *FINDING)
         for field, message, value in LOOK_MESSAGES
     },
     # fields of single routes
@@ -365,6 +369,10 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "/look/graph dictionary": ({}, "sae"),
     "/look/graph tokens": ({}, [97]),
     "/look/attribution against": ({}, 98),
+    "/look/causes token": ({}, 98),
+    "/look/place word": ({}, "t"),
+    "/look/place key": ({"word": "e"}, "t"),
+    "/look/causes against": ({}, 98),
     "/look/trace edits": ({}, [{"edit": "ablate", "point": "blocks.0.residual"}]),
     "/look/generate points": ({}, ["embed"]),
     "/look/generate norms": ({}, ["embed"]),

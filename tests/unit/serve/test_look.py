@@ -20,7 +20,8 @@ from pellucid.llm import LLM
 from pellucid.model.spec import FeedForward
 from pellucid.plan.dataflow import dataflow
 from pellucid.serve.guard import AccessRules
-from pellucid.trace import ablate, attribute, attribution_graph, logit_lens, mask, scale
+from pellucid.trace import ablate, attribute, attribution_graph, causes, find_heads, logit_lens, mask, scale
+from pellucid.util.probabilities import softmax
 from pellucid.web.bundle import web_files
 from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
@@ -180,6 +181,25 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     assert asked(served, "lens", prompt=ids, token=best, position=2)["ranks"][-1] == [[1]]
     found = asked(served, "attribution", prompt=ids, token=65, position=2)
     assert found["total"] == pytest.approx(attribute(llm, ids, 65, position=2).total)
+    why = asked(served, "causes", prompt=ids, token=65, top=2, tried=4)
+    own = causes(llm, ids, 65, top=2, tried=4)
+    assert {key: value for key, value in why.items() if key != "texts"} == json.loads(json.dumps(own.as_dict()))
+    assert why["texts"]["65"] == llm.tokenizer.piece(65)
+    heads = asked(served, "heads", prompt=ids, position=2, top=3)
+    for one, same in zip(heads["heads"], find_heads(llm, ids, 2, top=3), strict=True):
+        assert (one["layer"], one["head"], one["key"]) == (same.layer, same.head, same.key)
+        with llm.trace("project.logits[tokens=-1]") as trace:
+            edit = ablate(f"blocks.{same.layer}.attention.heads[heads={same.head}]")
+            llm.generate(ids, max_new_tokens=1, temperature=0, edits=[edit])
+        left = softmax(trace.sequences[0]["project.logits"][-1])
+        assert one["without"] == pytest.approx(left[heads["token"]], rel=1e-5)
+    found = asked(served, "place", prompt=PROMPT)
+    lens = logit_lens(llm, ids, top=1, positions=[-1])
+    last = int(lens.ids[-1, 0, 0])
+    mine = np.log(logit_lens(llm, ids, top=1, tokens=[last], positions=[-1]).wanted[1:, 0, 0])
+    assert (found["position"], found["block"]) == (len(ids) - 1, int(np.diff(mine).argmax()) + 1)
+    of_block = [one for one in find_heads(llm, ids, -1, top=32) if one.layer == found["block"]]
+    assert (found["heads"][0]["head"], found["heads"][0]["key"]) == (of_block[0].head, of_block[0].key)
     drawn = asked(served, "graph", prompt=ids, nodes=20, tokens=[65])
     whole = attribution_graph(llm, ids, target=[65], nodes=20)
     expected = whole.pruned().as_dict()

@@ -246,10 +246,10 @@ def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any
 
     With ``by_token`` also of each token, as ``token_contributions`` (``trace/lenses/heads.py``).
     """
-    fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), _stream_edits(body.fields, llm)
+    fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), stream_edits(body.fields, llm)
     count = len(prompt.read)
     at = whole("position", -1 if fields.position is None else fields.position, -count, count - 1) % count
-    _refuse_long(prompt, MAX_AT_ONE)
+    refuse_long(prompt, MAX_AT_ONE)
     points = token_points(llm, at) if fields.by_token else attribution_points(llm)
     run = read(llm, prompt.ids, points, edits, answer=prompt.answer)
     found = attribute(llm, run, fields.token, against=fields.against, position=at)
@@ -259,7 +259,7 @@ def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any
     return {**found.as_dict(), "token_contributions": by_token.as_dict()}
 
 
-def _refuse_long(prompt: prompts.PromptTokens, most: int) -> None:
+def refuse_long(prompt: prompts.PromptTokens, most: int) -> None:
     for name, tokens in (("prompt", prompt.ids), ("answer", prompt.answer)):
         if len(tokens) > most:
             raise InvalidRequest(f"{name} has {len(tokens):,} tokens; the limit is {most:,} here")
@@ -267,19 +267,19 @@ def _refuse_long(prompt: prompts.PromptTokens, most: int) -> None:
 
 def lens(body: RequestBody[LensFields], llm: LLM) -> dict[str, Any]:
     """Logit lens: predictions after each block, at every position or at one (``trace/lenses/logit_lens.py``)."""
-    fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), _stream_edits(body.fields, llm)
+    fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), stream_edits(body.fields, llm)
     positions = None
     if fields.position is not None:
         positions = [whole("position", fields.position, -len(prompt.read), len(prompt.read) - 1)]
-        _refuse_long(prompt, MAX_AT_ONE)
+        refuse_long(prompt, MAX_AT_ONE)
     else:
-        _refuse_long(prompt, min(MAX_LENS, MAX_SCORES // llm.spec.embedding.vocabulary))
+        refuse_long(prompt, min(MAX_LENS, MAX_SCORES // llm.spec.embedding.vocabulary))
     tokens = [] if fields.token is None else [fields.token]
     run = read(llm, prompt.ids, lens_points(llm), edits, answer=prompt.answer)
     return logit_lens(llm, run, top=fields.top, tokens=tokens, positions=positions).as_dict()
 
 
-def _stream_edits(fields: prompts.PromptFields, llm: LLM) -> list[Edit]:
+def stream_edits(fields: prompts.PromptFields, llm: LLM) -> list[Edit]:
     """The body's edits, for a run that a lens reads."""
     edits = prompts.edits_of(fields.edits, llm)
     for one in select(llm.points, [edit.where for edit in edits]):

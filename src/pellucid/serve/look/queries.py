@@ -20,6 +20,7 @@ from pellucid.plan.points import Point
 from pellucid.sample.step import steps
 from pellucid.serve.api import array_body
 from pellucid.serve.look import explanations as explain
+from pellucid.serve.look import finding
 from pellucid.serve.request_body import BodyType, Count, F, Fields, ModelFields, RequestBody, TokenId
 from pellucid.trace.recorded_run import shape_of
 from pellucid.trace.selection import select
@@ -351,6 +352,9 @@ QUERIES: Mapping[str, ModelQuery] = {
     "attribution": _query(
         "Contribution of each part to the logit of a token.", explain.AttributionFields, explain.attribution
     ),
+    "causes": _query("The tokens, heads and neurons that make a token lead.", finding.CausesFields, finding.why),
+    "heads": _query("Heads that read specifically at a position.", finding.HeadsFields, finding.reading_heads),
+    "place": _query("Where a picture of a prompt should look.", finding.PlaceFields, finding.place),
     "graph": _query(
         "Attribution graph of the next token, in Neuronpedia's format.", explain.GraphFields, explain.graph
     ),

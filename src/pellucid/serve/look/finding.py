@@ -1,0 +1,132 @@
+"""POST /look/causes, /look/heads, /look/place: why a token, heads by what they read, where to look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import numpy as np
+from msgspec import Meta
+
+from pellucid.engine.encoder_inputs import EncoderInput
+from pellucid.llm import LLM
+from pellucid.serve.look import prompt_fields as prompts
+from pellucid.serve.look.explanations import refuse_long, stream_edits
+from pellucid.serve.request_body import RequestBody
+from pellucid.trace.edits import Edit, ablate
+from pellucid.trace.lenses.heads import pattern_points
+from pellucid.trace.lenses.logit_lens import logit_lens
+from pellucid.trace.lenses.logit_lens import needed as lens_points
+from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import read
+from pellucid.trace.why import MOST_TOKENS as MOST_READ
+from pellucid.trace.why import MOST_TOP as MOST_CAUSES
+from pellucid.trace.why import MOST_TRIED, ReadingHead, causes, find_heads
+from pellucid.util.probabilities import softmax
+
+
+class CausesFields(prompts.PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/causes. ``token`` and ``against`` are texts or ids."""
+
+    token: Any = None
+    against: Any = None
+    top: Annotated[int, Meta(ge=1, le=MOST_CAUSES)] = 3
+    tried: Annotated[int, Meta(ge=1, le=MOST_TRIED)] = 24
+
+
+def why(body: RequestBody[CausesFields], llm: LLM) -> dict[str, Any]:
+    """The tokens, heads and neurons that make a token lead, each taken out (``trace/why.py``)."""
+    fields, prompt = body.fields, prompts.prompt_of(body, llm)
+    found = causes(
+        llm,
+        prompt.ids,
+        fields.token,
+        against=fields.against,
+        top=fields.top,
+        tried=fields.tried,
+        edits=prompts.edits_of(fields.edits, llm),
+    )
+    named = {found.token, found.against, *(one.says for one in (*found.tokens, *found.heads, *found.neurons))}
+    return {**found.as_dict(), "texts": {str(token): llm.tokenizer.piece(token) for token in sorted(named)}}
+
+
+class HeadsFields(prompts.PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/heads: the ``position`` that reads, and the position ``key`` that is read (any by default)."""
+
+    position: int = -1
+    key: Annotated[int, Meta(ge=0)] | None = None
+    top: Annotated[int, Meta(ge=1, le=MOST_CAUSES)] = 8
+
+
+def reading_heads(body: RequestBody[HeadsFields], llm: LLM) -> dict[str, Any]:
+    """Heads that read specifically at a position, with what the model says at the end of the prompt without each."""
+    fields, prompt, edits = body.fields, prompts.prompt_of(body, llm), stream_edits(body.fields, llm)
+    run = _patterns(llm, prompt, edits)
+    return _without(llm, prompt, find_heads(llm, run, fields.position, key=fields.key, top=fields.top), edits)
+
+
+def _patterns(llm: LLM, prompt: prompts.PromptTokens, edits: Sequence[Edit], *more: str) -> SequenceTrace:
+    """A run of a prompt with all patterns."""
+    refuse_long(prompt, MOST_READ)
+    points = [*pattern_points(llm), *more]
+    if llm.spec.generates:
+        return read(llm, prompt.ids, points, edits, answer=prompt.answer)
+    with llm.trace(*points) as trace:
+        llm.encode([EncoderInput(prompt.ids)], list(edits))
+    return trace.sequences[0]
+
+
+def _without(
+    llm: LLM, prompt: prompts.PromptTokens, found: Sequence[ReadingHead], edits: Sequence[Edit]
+) -> dict[str, Any]:
+    """The heads as data; for a text that is continued, with the probability of the likeliest token without each."""
+    heads = [asdict(one) for one in found]
+    if not llm.spec.generates or llm.spec.encoder:
+        return {"heads": heads}
+    copies = [[ablate(f"blocks.{one.layer}.attention.heads[heads={one.head}]")] for one in found]
+    outputs = dict(llm.edited_outputs(prompt.ids, copies, list(edits)))
+    token = int(outputs[-1].argmax())
+    shares = {number: float(softmax(logits)[token]) for number, logits in outputs.items()}
+    for number, one in enumerate(heads):
+        one["without"] = shares[number]
+    return {"heads": heads, "token": token, "text": llm.tokenizer.piece(token), "probability": shares[-1]}
+
+
+class PlaceFields(prompts.PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/place: words of the prompt, the ``word`` that reads, and the word ``key`` that it reads."""
+
+    word: str = ""
+    key: str = ""
+
+
+def place(body: RequestBody[PlaceFields], llm: LLM) -> dict[str, Any]:
+    """Where a picture of a prompt should look: a token, a block and a head (``heads`` as in /look/heads, at most one).
+
+    The token is ``word``, or the last token. The head is the head that reads ``key`` there most specifically. Without
+    a key, it is the most specific head of the block that multiplies the probability of the likeliest token most.
+    """
+    prompt, edits = prompts.prompt_of(body, llm), stream_edits(body.fields, llm)
+    pieces = [llm.tokenizer.piece(token).strip().lower() for token in prompt.read]
+    at, key = (
+        [n for n, piece in enumerate(pieces) if word and piece == word.lower()]
+        for word in (body.fields.word, body.fields.key)
+    )
+    position = at[0] if at else len(pieces) - 1
+    if llm.spec.encoder or not pattern_points(llm) or len(pieces) < 2:
+        return {"position": position, "heads": []}
+    turns = llm.spec.generates and not (at and key)
+    run = _patterns(llm, prompt, edits, *(lens_points(llm) if turns else ()))
+    found = find_heads(llm, run, position, key=key[0] if at and key else None, top=MOST_CAUSES)
+    if not turns:
+        return {"position": position, **_without(llm, prompt, found[:1], edits)}
+    last = logit_lens(llm, run, top=1, positions=[position])
+    likely = int(last.ids[-1, 0, 0])
+    mine = logit_lens(llm, run, top=1, tokens=[likely], positions=[position]).wanted[1:, 0, 0]
+    block = int(np.diff(np.log(np.maximum(mine, 1e-45))).argmax()) + 1 if len(mine) > 1 else 0
+    own = [one for one in found if one.layer == block]
+    return {"position": position, "block": block, "heads": [asdict(one) for one in own[:1]]}
+
+
+def _words(fields: PlaceFields) -> tuple[str, str]:
+    return fields.word, fields.key
