@@ -6,7 +6,7 @@ import json
 import re
 import time
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -20,10 +20,12 @@ HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202
 READ = """() => !document.querySelector('[aria-busy="true"]')
     && ![...document.querySelectorAll('[role=status], .empty')].some((one) => one.textContent.startsWith('Reading'))"""
 
+NO_OPENING = "#" + quote('{"model": ""}')
+"""An address that asks for nothing: the page waits for what the test does."""
 QUIET = 0.45  # seconds after which the address follows a run
 UP_TO_DATE = """(text) => {
     if (location.hash.length < 2) return false;
-    return !document.querySelector(text) || JSON.parse(decodeURIComponent(location.hash.slice(1))).made.length > 0;
+    return !document.querySelector(text) || JSON.parse(decodeURIComponent(location.hash.slice(1))).made?.length > 0;
 }"""
 
 
@@ -39,7 +41,9 @@ class Visit:
         wait: str = "textarea, .error",
         motion: str = "reduce",
         scale: float = 1,
+        opening: bool = False,
     ) -> None:
+        """Open a page. With ``opening``, it opens as for a person: on a finished picture of its first example."""
         width, height = SIZES[size]
         self.context = browser.new_context(
             viewport={"width": width, "height": height},
@@ -51,7 +55,7 @@ class Visit:
         self.page, self.said = self.context.new_page(), list[str]()
         self.page.on("console", lambda one: self.said.append(one.text) if one.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.goto(url)
+        self.page.goto(url if opening or not url.startswith("http") or "#" in url else f"{url}/{NO_OPENING}")
         load = self.page.get_by_role("button", name="Load it")
         self.page.locator(wait).or_(load).first.wait_for(timeout=SECONDS)
         if load.count():
@@ -93,10 +97,18 @@ class Visit:
 
     def stages(self) -> list[str]:
         """Names of all panels."""
+        self.list_stages()
         return [one.get_attribute("id").removeprefix("tab-") for one in self.page.locator("[role=tab]").all()]
+
+    def list_stages(self) -> None:
+        """Show the tabs of all panels."""
+        tabs = self.page.get_by_role("button", name="Stages in depth")
+        if tabs.count():
+            tabs.click()
 
     def open(self, stage: str) -> Any:
         """Open a panel and wait for its values. Returns it."""
+        self.list_stages()
         tab, panel = self.page.locator(f"#tab-{stage}"), self.page.locator(f"#stage-{stage}")
         if tab.get_attribute("aria-selected") != "true":
             tab.click()
@@ -135,7 +147,7 @@ class Visit:
     def wait_for_place(self, **place: Any) -> None:
         """Wait until the address says this of the selection; what it does not say is 0."""
         code = """(wanted) => {
-            const { at } = JSON.parse(decodeURIComponent(location.hash.slice(1)));
+            const { at = {} } = JSON.parse(decodeURIComponent(location.hash.slice(1)));
             return Object.entries(wanted).every(([name, value]) => (at[name] ?? 0) === value);
         }"""
         self.page.wait_for_function(code, arg=place, timeout=5000)
@@ -145,7 +157,7 @@ class Visit:
         self.page.wait_for_timeout(max(0, 1000 * (self._ran + QUIET - time.monotonic())))
         self.page.wait_for_function(UP_TO_DATE, arg=TEXT, timeout=SECONDS)
         address = json.loads(unquote(self.page.url.partition("#")[2]))
-        address["at"] |= place
+        address["at"] = address.get("at", {}) | place
         self.page.evaluate("(to) => { location.hash = encodeURIComponent(to); }", json.dumps(address))
         self.settle()
 

@@ -1,8 +1,9 @@
 """Takes pictures of the page: python tests/web/screenshots.py docs/images --no-tour
 
-    page.png, page-narrow.png    the whole picture
+    page.png, page-narrow.png    the page as it opens
+    replay.png                   the picture in the middle of a step
     block.png, number.png        nearer: a block, and a head with the formula of one number
-    run.png                      an animation: a token's way through the stages, and more tokens
+    run.png                      an animation: one step of the model from the left to the right
     tour/1.png, 1-narrow.png …   every stop of the tour on both widths
 
 Needs the packages of `make test-web`. SmolLM2 decodes greedily, so that the pictures are the same each time.
@@ -37,7 +38,8 @@ TEXT = "The animal didn't cross the street because it was too tired. It"
 STOPS, BLOCK, HEAD, IT, ANIMAL = 9, 13, 8, 8, 1
 SIZES |= {"page": (1280, 1080), "page-narrow": (390, 1200)}
 EDGE = 8  # pixels around a part of the page
-BEAT, STEP, STEPS = 380, 620, 6  # milliseconds of the animation's frames; tokens after the first
+BEAT, FRAMES, MOMENT = 180, 56, 0.33  # milliseconds of the animation's frames, their number; the moment of the still
+SEEK = "(one, t) => { one.value = 1000 * t; one.dispatchEvent(new Event('input', { bubbles: true })); }"
 
 
 def serve() -> str:
@@ -59,20 +61,21 @@ def take(visit: Visit, path: Path, **options: Any) -> None:
 
 def take_views(browser: Any, url: str, out: Path) -> None:
     """Pictures for the documentation."""
-    visit = Visit(browser, url, "page", scale=1.5)
-    visit.write(TEXT, tokens=24, temperature=0)
-    visit.go(block=BLOCK, head=HEAD, token=IT, key=ANIMAL, point=f"blocks.{BLOCK}.attention.pattern")
+    visit = Visit(browser, url, "page", scale=1.5, opening=True)
+    visit.page.locator(".why .three").wait_for(timeout=SECONDS)
     visit.page.evaluate("scrollTo(0, 0)")
-    take(visit, out / "page.png")
-    visit.go(view="block", key=-1, point=f"blocks.{BLOCK}.attention.q")
+    take(visit, out / "page.png", full_page=True)
+    visit.page.get_by_label("moment of the step").evaluate(SEEK, MOMENT)
+    take(visit, out / "replay.png", clip=box_of(visit, ".picture-box"), full_page=True)
+    visit.write(TEXT, tokens=24, temperature=0)
+    visit.go(view="block", block=BLOCK, head=HEAD, token=IT, key=-1, point=f"blocks.{BLOCK}.attention.q")
     take(visit, out / "block.png", clip=box_of(visit, ".picture-box"), full_page=True)
     visit.go(view="head", key=ANIMAL, point=f"blocks.{BLOCK}.attention.pattern")
-    take(visit, out / "number.png", clip=box_of(visit, ".picture-box", ".cards"), full_page=True)
+    take(visit, out / "number.png")
     visit.close()
-    narrow = Visit(browser, url, "page-narrow", "dark", scale=1.5)
-    narrow.write(TEXT, tokens=24, temperature=0)
-    narrow.go(block=BLOCK, head=HEAD, token=IT)
-    narrow.page.locator(".picture-box").evaluate("(one) => one.scrollIntoView()")
+    narrow = Visit(browser, url, "page-narrow", "dark", scale=1.5, opening=True)
+    narrow.page.locator(".why .three").wait_for(timeout=SECONDS)
+    narrow.page.locator(".lead").evaluate("(one) => one.scrollIntoView()")
     take(narrow, out / "page-narrow.png")
     narrow.close()
 
@@ -105,33 +108,17 @@ def take_tour(browser: Any, url: str, out: Path) -> None:
 
 
 def take_animation(browser: Any, url: str, path: Path) -> None:
-    """A token's way from stage to stage, then a token in each frame."""
-    visit, frames = Visit(browser, url, "wide"), list[tuple[NDArray[np.uint8], int]]()
+    """The replay of a step, a frame for each of ``FRAMES`` moments."""
+    visit, frames = Visit(browser, url, "wide", opening=True), list[tuple[NDArray[np.uint8], int]]()
     page, context = visit.page, browser.new_context()
-    decoder = context.new_page()
-
-    def frame(milliseconds: int) -> None:
-        box = box_of(visit, ".prompt-line", ".picture-box")
-        box["height"] = float(frames[0][0].shape[0]) if frames else box["height"]
+    decoder, slider = context.new_page(), page.get_by_label("moment of the step")
+    page.locator(".why .three").wait_for(timeout=SECONDS)
+    box = box_of(visit, ".lead", ".scrubber")
+    for number in range(FRAMES + 1):
+        slider.evaluate(SEEK, number / FRAMES)
+        page.wait_for_timeout(60)
         shot = page.screenshot(clip=box, full_page=True, animations="disabled")
-        frames.append((pixels(decoder, shot), milliseconds))
-
-    visit.write("The capital of France is", tokens=1, temperature=0)
-    visit.go(block=BLOCK, head=HEAD)
-    frame(STEP)
-    page.get_by_role("button", name="Slow").click()
-    page.locator(".column.lit").first.wait_for()
-    seen = ""
-    while stage := page.evaluate("document.querySelector('.column.lit')?.getAttribute('class')"):
-        if stage != seen:
-            frame(BEAT)
-        seen = stage
-        page.wait_for_timeout(30)
-    for _ in range(STEPS):
-        page.get_by_role("button", name="Step").click()
-        visit.rest()
-        frame(STEP)
-    frames[-1] = (frames[-1][0], 3 * STEP)
+        frames.append((pixels(decoder, shot), 3 * BEAT if number == FRAMES else BEAT))
     path.write_bytes(animated_png(frames))
     visit.close()
     context.close()

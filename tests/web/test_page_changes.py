@@ -34,7 +34,6 @@ def test_a_head_is_ablated_and_the_texts_compared(browser: Any, server: PageServ
     assert changed != before
     assert page.locator(".ribbon .before").count() > 0
     assert page.locator(".candidate .before").count() > 0
-    assert page.locator(".mark.before").count() == 1
     assert "made without the changes" in page.locator(".write").inner_text()
     line = section.locator(".effect").inner_text()
     assert serious(page) == []
@@ -147,6 +146,7 @@ def test_a_change_by_touch_is_run_and_taken_back(browser: Any, server: PageServe
     assert neuron.startswith("blocks.1.feedforward.hidden [")
     card.get_by_role("slider").fill("4")
     card.get_by_role("button", name="take out").click()
+    visit.list_stages()
     assert page.locator("#tab-changes").inner_text() == "Changes (1)"
     visit.go(point="blocks.1.attention.output", dim=0)
     card.get_by_role("button", name="take out the output of attention in block 1").click()
@@ -159,6 +159,7 @@ def test_a_change_by_touch_is_run_and_taken_back(browser: Any, server: PageServe
     again = Visit(browser, page.url)
     again.make_again()
     assert again.text() == after
+    again.list_stages()
     assert again.page.locator("#tab-changes").inner_text() == "Changes (2)"
     again.close()
     changes = visit.open("changes")
@@ -228,5 +229,4 @@ def test_a_change_moves_the_vector_of_a_sentence(browser: Any, server: PageServe
         llm.embed(["The dog bites the man."], edits=[ablate("blocks.1.attention.heads[heads=3]")])
     plain, changed = (one["normalize"].ravel().astype(float) for one in trace.sequences)
     assert f"moves by {np.linalg.norm(plain - changed):.3f}," in line
-    assert visit.page.locator(".legend").first.inner_text().count("probability") == 0
     visit.close()

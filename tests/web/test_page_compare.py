@@ -12,7 +12,7 @@ from xml.dom import minidom
 import pytest
 from support.browser import AGAIN, ended, fill, run_form
 from support.page_server import PageServer
-from support.page_visit import SECONDS, serious
+from support.page_visit import NO_OPENING, SECONDS, serious
 
 import pellucid
 
@@ -28,7 +28,7 @@ def opened(browser: Any, url: str, width: int = 1280, height: int = 900, scheme:
     page, said = context.new_page(), list[str]()
     page.on("console", lambda one: said.append(one.text) if one.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(url)
+    page.goto(url if "#" in url or not url.startswith("http") else f"{url}/{NO_OPENING}")
     page.locator(".picture-box, .offer").first.wait_for(timeout=SECONDS)
     yield page
     assert said == []
@@ -77,6 +77,11 @@ def checked(browser: Any, svg: Path, png: Path) -> Any:
     return root
 
 
+def words_of(element: Any) -> str:
+    """The text of an element and of the elements in it."""
+    return "".join(one.data if one.nodeType == one.TEXT_NODE else words_of(one) for one in element.childNodes)
+
+
 @pytest.mark.parametrize("view", ["whole", "block", "head", "vector"])
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_every_view_is_exported(
@@ -96,7 +101,7 @@ def test_every_view_is_exported(
             page.locator(".number-card .formula").wait_for()
         root = checked(browser, *exported(page, tmp_path))
         chosen = page.locator(".chosen-token").all_text_contents()
-    texts = [one.firstChild.data for one in root.getElementsByTagName("text") if one.firstChild]
+    texts = [words_of(one) for one in root.getElementsByTagName("text")]
     caption = root.getElementsByTagName("title")[0].firstChild.data
     assert caption.startswith("smollm2 · “")
     assert caption.endswith(" · Pellucid")

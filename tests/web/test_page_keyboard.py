@@ -40,6 +40,7 @@ def test_the_keyboard_reaches_everything(browser: Any, server: PageServer) -> No
     flow.focus()
     page.keyboard.press("End")
     assert flow.get_attribute("aria-valuenow") == "29"
+    visit.list_stages()
     page.locator("#tab-blocks").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.browser import MADE, MAIN, TEXT, ended, fill
+from support.browser import MADE, MAIN, ended, fill
 from support.page_server import PageServer
 from support.page_visit import SECONDS, Visit
 from support.sampling import Words
@@ -51,7 +51,7 @@ def test_the_picture_follows_a_run(browser: Any, server: PageServer) -> None:
     assert second["isMoving"]
     for moment in (first, second):
         assert moment["chosen"] == moment["tokens"] - 2, "the token after which the last one was drawn"
-        assert moment["rows"][-2:] == [moment["chosen"], moment["chosen"] + 1]
+        assert moment["rows"][-1] == moment["chosen"], "what comes after the chosen token does not exist in its step"
         assert moment["candidates"] > 4
         assert moment["drawn"] != "?"
     assert second["level"] != first["level"]
@@ -175,25 +175,79 @@ def test_step_makes_one_token(browser: Any, server: PageServer) -> None:
     visit.close()
 
 
-def test_a_slow_replay_shows_stage_after_stage(browser: Any, server: PageServer) -> None:
+SEEK = """(one, t) => {
+    one.value = Math.round(1000 * t);
+    one.dispatchEvent(new Event('input', { bubbles: true }));
+}"""
+DRAWN = """() => {
+    const svg = document.querySelector('.section > svg'), front = svg.querySelector('clipPath rect');
+    const x = front ? +front.getAttribute('width') : Infinity, left = svg.getBoundingClientRect().left;
+    const scale = svg.viewBox.baseVal.width / svg.getBoundingClientRect().width;
+    const clipped = [...svg.querySelectorAll('[clip-path] text')];
+    const isSeen = (one) => (one.getBoundingClientRect().left - left) * scale < x;
+    return {
+        front: x,
+        texts: clipped.filter(isSeen).map((one) => one.textContent),
+        loop: !!svg.querySelector('.loop'), drawn: !!svg.querySelector('.drawn'), cut: !!svg.querySelector('.cut'),
+        said: document.querySelector('.lead .says').textContent,
+        shares: [...svg.querySelectorAll('.candidate .share')].map((one) => +one.getAttribute('width')),
+        text: document.querySelector(".text[role='group']").textContent,
+        why: !!document.querySelector('.why'),
+    };
+}"""
+
+
+def test_a_replay_shows_nothing_that_has_not_happened(browser: Any, server: PageServer) -> None:
+    """At ten moments, the answer is nowhere on the page before it is drawn; at the end the picture is as before."""
     visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    visit.write("The capital of France is", tokens=4, temperature=0.7, seed=1)
+    visit.go(token=4, block=23, head=4)
+    page, before = visit.page, visit.text()
+    slider, fronts = page.get_by_label("moment of the step"), list[float]()
+    for t in (0.02, 0.11, 0.2, 0.29, 0.37, 0.46, 0.55, 0.61, 0.66, 0.7):
+        slider.evaluate(SEEK, t)
+        page.wait_for_timeout(50)
+        seen = page.evaluate(DRAWN)
+        fronts.append(seen["front"])
+        assert not any("Paris" in one for one in seen["texts"]), (t, seen)
+        assert "Paris" not in seen["said"] + seen["text"]
+        assert [seen[name] for name in ("loop", "drawn", "cut", "why")] == [False] * 4
+    assert fronts == sorted(fronts)
+    assert len(set(fronts)) == len(fronts)
+    moments = list[Any]()
+    for t in (0.78, 0.82, 0.86, 0.9, 0.95):  # softmax, temperature, cuts, draw, loop
+        slider.evaluate(SEEK, t)
+        page.wait_for_timeout(50)
+        moments.append(page.evaluate(DRAWN))
+    assert [one["drawn"] for one in moments][-2:] == [True, True]
+    assert not moments[0]["drawn"]
+    assert moments[-1]["loop"]
+    assert not moments[-2]["loop"]
+    assert moments[0]["shares"][0] < moments[-1]["shares"][0], "the share at temperature 1, then of what is left"
+    slider.evaluate(SEEK, 1)
+    page.wait_for_timeout(50)
+    assert visit.text() == before
+    assert page.evaluate(DRAWN)["why"]
+    assert page.locator(".wavefront").count() == 0
+    assert visit.said == []
+    visit.close()
+
+
+def test_a_replay_plays_and_pauses(browser: Any, server: PageServer) -> None:
+    visit = Visit(browser, server.url, motion="no-preference")
     visit.choose("mixture")
     visit.write("some words", tokens=3, temperature=0)
-    page, before = visit.page, visit.text()
-    slow = page.get_by_role("button", name="Slow")
-    slow.click()
-    seen = list[str]()
+    page = visit.page
+    page.get_by_role("button", name="Replay").click()
+    page.locator(".wavefront").wait_for(state="attached")
+    page.wait_for_timeout(600)
     page.get_by_role("button", name="Pause").click()
-    for _ in range(6):
-        seen.append(page.locator(".column.lit").first.get_attribute("class").split()[1])
-        page.get_by_role("button", name="Next stage").click()
-    page.wait_for_timeout(2000)
-    assert len(set(seen)) == 6, seen
-    assert page.locator(".column.lit").count() == 1, "a pause ends with a click"
-    assert seen[0] == "text"
-    assert page.locator(f"{TEXT} .token").count() < len(before)
-    slow.click()
-    assert visit.text() == before
-    assert page.locator(".column.unlit").count() == 0
+    first = page.evaluate(DRAWN)["front"]
+    page.wait_for_timeout(300)
+    assert page.evaluate(DRAWN)["front"] == first, "a pause holds the front"
+    page.get_by_role("button", name="Replay").click()
+    page.locator(".wavefront").wait_for(state="detached", timeout=30_000)
+    assert page.get_by_role("button", name="Replay").count() == 1
     assert visit.said == []
     visit.close()

@@ -173,7 +173,7 @@ def test_a_long_text_is_pooled(browser: Any, server: PageServer) -> None:
     assert arrays["heads"]["shape"][1:] == [-(-count // (-(-count // 168)))] * 2
     assert arrays["rows"]["shape"][::2] == [1, count]
     folds = [int(one.get_attribute("aria-label").split()[0]) for one in visit.page.locator(".column.text .fold").all()]
-    assert sum(folds) + visit.page.locator(".column.text .token").count() == count, "each token has a row or a fold"
+    assert sum(folds) + visit.page.locator(".column.text .token").count() == visit.chosen() + 1, "a row or a fold each"
     asked = len([key for key in visit.answers() if '"pool"' in key])
     matrix = section.get_by_role("slider", name="attention pattern")
     matrix.focus()
@@ -235,12 +235,12 @@ def test_a_panel_stays_open_until_it_is_closed(browser: Any, server: PageServer)
     visit = Visit(browser, server.url)
     visit.choose("smollm2")
     page = visit.page
-    places = [page.get_by_role("button", name=name, exact=True) for name in ("Slow", "Stop", "Link")]
+    places = [page.get_by_role("button", name=name, exact=True) for name in ("Stop", "Link")]
     assert all(one.is_disabled() for one in places)
     before = [one.bounding_box() for one in places]
     visit.write("The capital of France is", tokens=4, temperature=0)
     assert [one.bounding_box() for one in places] == before
-    assert [one.is_disabled() for one in places] == [False, True, False]
+    assert [one.is_disabled() for one in places] == [True, False]
     visit.open("tokens")
     page.locator("#tab-tokens").click()
     assert page.locator("#stage-tokens").count() == 1

@@ -58,7 +58,7 @@ def test_the_page_shows_what_python_records(browser: Any, server: PageServer) ->
         for name in ("blocks.0.feedforward.hidden", "project.logits"):
             found, token = answer_to(f"{name}[tokens")
             assert np.array_equal(np.float32(found["arrays"][name]["values"]), own[name][token])
-        lens, _ = answer_to("/look/lens")
+        lens, _ = answer_to('"top":3')
         assert lens == json.loads(json.dumps(logit_lens(llm, ids, top=3).as_dict()))
         attributed, _ = answer_to("/look/attribution")
         again = attribute(llm, ids[:-1], ids[-1]).as_dict()

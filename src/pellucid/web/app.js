@@ -18,15 +18,15 @@ import { streamed } from "/web/picture/flow.js";
 import { sections } from "/web/picture/layout.js";
 import { NumberCard } from "/web/picture/number.js";
 import { Pictures } from "/web/picture/pinned.js";
-import { useSlow } from "/web/picture/picture.js";
 import { get } from "/web/server/api.js";
 import { openFile } from "/web/server/opened.js";
 import { readRun } from "/web/server/recorded.js";
 import { FORM, fromAddress, toAddress } from "/web/state/address.js";
+import { useFinding } from "/web/state/finding.js";
 import { usePlace, within } from "/web/state/place.js";
 import { asked, promptOf, useWriting } from "/web/state/writing.js";
 import { AboutCard } from "/web/words/about.js";
-import { Examples } from "/web/words/examples.js";
+import { Examples, examplesOf } from "/web/words/examples.js";
 import { TOUR } from "/web/words/tour.js";
 
 const QUIET = 400; // milliseconds before the address follows a form
@@ -96,10 +96,16 @@ function Recorded({ recorded, onFile, fileError, onClose, pinned, setPinned }) {
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
       <${Text} labels=${pieces} path=${path} promptLength=${text.prompt.length} at=${at} choose=${choose} running=${false} /></section>
-      <${Guarded} body=${() => html`<${Pictures} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale} beat=${null}
+      <${Guarded} body=${() => html`<${Pictures} look=${look} text=${drawn} live=${null} at=${at} choose=${choose} edit=${null} width=${width} height=${height} scale=${scale}
         pinned=${pinned} setPinned=${setPinned} source=${() => ({ file: recorded.name })} />`} />
-      <div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${pieces} /><${NumberCard} look=${look} at=${at} choose=${choose} labels=${pieces} edit=${null} /></div>
-      <${Panels} panels=${panels} open=${at.panel} choose=${choose} model=${info.model} isToured=${at.stop > 0} /></main>`;
+      <${NumberCard} look=${look} at=${at} choose=${choose} labels=${pieces} edit=${null} />
+      <${Levels} isToured=${at.stop > 0} panels=${html`<${Panels} panels=${panels} open=${at.panel} choose=${choose} model=${info.model} isToured=${at.stop > 0} />`} card=${html`<${AboutCard} look=${look} at=${at} choose=${choose} labels=${pieces} />`} /></main>`;
+}
+
+/** The open panel below the picture, and the explanation of what is chosen; during the tour its card is nearer to the picture. */
+function Levels({ isToured, panels, card }) {
+  const cards = html`<div class="cards" key="cards">${card}</div>`;
+  return isToured ? html`${cards}${panels}` : html`${panels}${cards}`;
 }
 
 const panelsOf = (panels) => panels.map((one) => one.id);
@@ -118,10 +124,10 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
   const writing = useWriting({ model, info, onError, watched: () => streamed(info, now.current.at) }), { run, running } = writing;
-  const [isListed, setListed] = useState(false), chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
+  const finding = useFinding({ model, choose }), [isExample, setExample] = useState(false), chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
   const begin = (what, keepsPlace) => {
     said.made = null;
-    slow.stop();
+    setExample(false);
     if (!keepsPlace) choose({ token: -1, key: -1, dim: -1, source: -1, temperature: -1, top_k: -1, top_p: -1 }); // what the sliders try ends with a run
     if (!keepsPlace && !info.generates && form.text !== run.text) setEdits([]); // changes of an encoder are about one sentence
     what();
@@ -160,21 +166,20 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   }, [model, turn, asksToLoad]);
 
   const offered = info && said.model === model && said.made?.[0]?.form.text ? said.made : null;
-  const { tree, leaf } = run, path = tree.path(leaf), stages = useMemo(() => (info ? sections(info, 0, 4000).flatMap((one) => one.columns.map((column) => column.key)) : []), [info]);
-  const slow = useSlow(stages, run.made.at(-1)?.count === 1 ? path.length : 1, path.length), visible = slow.isOn ? path.slice(0, slow.shown) : path;
+  const { tree, leaf } = run, path = tree.path(leaf), [isReplayed, setReplayed] = useState(false);
   const text = useMemo(() => {
-    const some = visible.length === path.length ? path : visible, pieces = [...run.pieces, ...some.map((one) => one.piece)];
+    const some = path, pieces = [...run.pieces, ...some.map((one) => one.piece)];
     const source = run.source && { ids: run.source.ids, pieces: labelled(run.source.pieces, run.source.characters) };
     return { source, ids: [...run.prompt, ...some.map((one) => one.token)], labels: labelled(pieces, [...run.characters, ...some.flatMap((one) => one.character ?? [])]), promptLength: run.prompt.length, path: some, isRunning: running };
-  }, [run, visible.length, running]);
+  }, [run, running]);
   // While tokens come, values are read of the text as it was when the run began; those of the tokens come with them.
   const began = running ? Math.max(1, run.began) : text.ids.length, look = useMemo(() => ({
     model, info, edits, form, ids: text.ids.slice(0, began), pieces: text.labels.slice(0, began), source: text.source, promptLength: text.promptLength, text: run.text,
       path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
-  // The usual token is the token after which the last one was drawn. While the text grows, and in a slow replay, it is the chosen token.
-  const isFollowed = running || slow.isOn, usual = text.ids.length - (text.path.length ? 2 : 1);
+  // The usual token is the token after which the last one was drawn. While the text grows, it is the chosen token.
+  const isFollowed = running, usual = text.ids.length - (text.path.length ? 2 : 1);
   const at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
   useTourKeys(isPresented, at, choose);
   now.current = { at, wanted, run, isReady: !!info && !offered && !running };
@@ -183,6 +188,12 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     const timer = setTimeout(() => history.replaceState(null, "", address(now.current.wanted, now.current.run)[0]), QUIET); // the place may be another by then
     return () => clearTimeout(timer);
   }, [model, info, form, edits, run.made, run.leaf, running, offered]);
+
+  // The page opens on a finished picture. An address says what is asked instead, and a link of others begins with a click.
+  const isFirst = info && !offered && !run.prompt.length && !running && said.model === undefined;
+  useEffect(() => {
+    if (isFirst) now.current.example?.(examplesOf(info)[0]);
+  }, [info, isFirst]);
 
   const edit = info && !info.notice ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point),
     ...(change ? [{ ...change, point }] : [])]) : null; // where nothing can be read, nothing can be changed
@@ -208,18 +219,19 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const on = {
     run: () => begin(() => writing.write(form, edits)),
     step: () => begin(() => (isSame ? writing.more(form, edits, 1) : writing.write({ ...form, max_tokens: 1 }, edits))),
-    slow: path.length > 0 && (() => (slow.isOn ? slow.stop() : slow.start())),
     stop: writing.stop,
   };
   const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)), true);
   const example = (one) => {
     const next = { ...form, ...one.form };
-    setListed(false);
     setForm(next);
     begin(() => writing.write(next, []));
     setEdits([]);
-    choose(one.at(info));
+    setExample(true);
+    choose({ view: "whole", block: Math.floor(info.blocks.length / 2), head: 0, ...one.at });
+    finding.find(one);
   };
+  now.current.example = example;
   // Another token at a place of the text: after the prompt's end it is a branch of the tree.
   const drawInstead = (position, { token, piece, plain }) => {
     const node = path[position + 1 - text.promptLength];
@@ -244,18 +256,18 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       body: () => html`<${Live} model=${model} width=${inside} />` },
   ];
   const still = (of, body) => html`<${Still} isStill=${running} of=${[info, form, edits, width, height, scale, ...of]} body=${body} />`, readToken = Math.min(at.token, look.ids.length - 1);
-  return html`${still([at.stop, isListed, isPresented, model], () => header({ info, tools: [{ name: "Examples", label: "texts to begin with", pressed: isListed, onClick: () => setListed(!isListed) }, tourTool(at, choose), ...tools] }))}
+  return html`${still([at.stop, isPresented, model], () => header({ info, tools: [tourTool(at, choose), ...tools] }))}
     <main>
-      ${still([form.chat ? run : null, running, slow.isOn, writing.failed, fileError, run.dropped, run.made.at(-1)], () => html`<${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} isSlow=${slow.isOn} error=${writing.failed ?? fileError} dropped=${run.dropped}
+      ${still([form.chat ? run : null, running, writing.failed, fileError, run.dropped, run.made.at(-1)], () => html`<${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} error=${writing.failed ?? fileError} dropped=${run.dropped}
         made=${run.made.at(-1)} count=${text.ids.length} edits=${edits} finish=${run.finish} notices=${run.notices}
         offer=${offered && again} link=${run.made.length > 0 && (() => Object.values(source(at)))} />`)}
-      ${(isListed || (!run.prompt.length && !running && !offered)) && html`<${Examples} info=${info} onChoose=${example} />`}
-      ${text.ids.length > 0 && html`<${Text} labels=${text.labels} path=${text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
+      <${Examples} info=${info} current=${form.text} isBusy=${running} onChoose=${example} />
+      ${text.ids.length > 0 && html`<${Text} labels=${isReplayed ? text.labels.slice(0, at.token + 1) : text.labels} path=${isReplayed ? text.path.slice(0, Math.max(0, at.token + 1 - text.promptLength)) : text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
-      ${(text.ids.length > 0 || !offered) && html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} beat=${slow.beat} slow=${slow}
+      ${(text.ids.length > 0 || !offered) && html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} onReplay=${setReplayed} found=${finding.head} isExample=${isExample}
         pinned=${pinned} setPinned=${setPinned} source=${source} />`}
-      ${still([look, readToken, at.block, at.head, at.point, at.key, at.source, at.dim, at.view, at.panel, at.stop, slow.beat], () => html`<div class="cards"><${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} beat=${slow.beat} onExample=${example} /><${Guarded} body=${() => html`<${NumberCard} look=${look} at=${{ ...at, token: readToken }} choose=${choose} labels=${text.labels} edit=${edit} />`} /></div>
-        <${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} isToured=${at.stop > 0} />`)}
+      ${still([look, readToken, at.block, at.head, at.point, at.key, at.source, at.dim, at.view, at.panel, at.stop], () => html`<${Guarded} body=${() => html`<${NumberCard} look=${look} at=${{ ...at, token: readToken }} choose=${choose} labels=${text.labels} edit=${edit} />`} />
+        <${Levels} isToured=${at.stop > 0} panels=${html`<${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} isToured=${at.stop > 0} />`} card=${html`<${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} onExample=${example} />`} />`)}
     </main>`;
 }
 

@@ -1,6 +1,6 @@
 // The panels below the picture: each stage in depth. A new panel is a file and a line here.
 
-import { html, useEffect, useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { Guarded } from "/web/parts/show.js";
 import { attention } from "/web/panels/attention.js";
 import { attribution } from "/web/panels/attribution.js";
@@ -19,16 +19,17 @@ export const STAGES = [source, tokens, embeddings, positions, blocks, attention,
 
 const PEEK = 160; // pixels of a panel that can be seen at least when it opens
 
-/** Tabs of all panels, and the open one. A panel is {id, title, about, body}. During the tour the page stays at the tour's card. */
+/** Tabs of all panels, once a panel is open or the list is asked for, and the open panel. A panel is {id, title, about, body}. During the tour the page stays at the tour's card. */
 export function Panels({ panels, open, choose, notice, model, isToured }) {
-  const shown = panels.find((one) => one.id === open), close = () => {
+  const shown = panels.find((one) => one.id === open), [isListed, setListed] = useState(false), close = () => {
+    setListed(true);
     choose({ panel: "" });
     document.getElementById(`tab-${open}`)?.focus();
   };
   // A panel that a title of the picture opens is below the window: its tabs move to the middle, so that both are seen.
   const tabs = useRef(null), before = useRef(open);
   useEffect(() => {
-    const isNew = before.current !== open && shown && !isToured;
+    const isNew = before.current !== open && shown && !isToured && tabs.current;
     before.current = open;
     if (isNew && tabs.current.getBoundingClientRect().bottom > innerHeight - PEEK) tabs.current.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   }, [open]);
@@ -39,6 +40,7 @@ export function Panels({ panels, open, choose, notice, model, isToured }) {
     const all = [...event.currentTarget.querySelectorAll("[role=tab]")];
     all[(all.indexOf(event.target) + by + all.length) % all.length].focus();
   };
+  if (!shown && !isListed) return html`<section class="stages" aria-label=${`inside ${model}`}>${notice && html`<p class="note" role="status">${notice}</p>`}<button type="button" class="all" aria-expanded="false" onClick=${() => setListed(true)}>Stages in depth</button></section>`;
   return html`<section class="stages" aria-label=${`inside ${model}`}>${notice && html`<p class="note" role="status">${notice}</p>`}
     <div class="tabs" role="tablist" aria-label="stages in depth" ref=${tabs} onKeyDown=${onKeyDown}>${panels.map((one, i) => html`<button type="button" role="tab" key=${one.id} id=${`tab-${one.id}`} tabindex=${one === shown || (!shown && !i) ? 0 : -1} aria-selected=${one === shown} aria-controls=${one === shown ? `stage-${one.id}` : null}
       onClick=${() => choose({ panel: one.id })}>${one.title}</button>`)}</div>

@@ -26,10 +26,10 @@ function othersOf(then, now) {
 }
 
 /**
- * `on` are the actions: {run, step, slow, stop}; `chat` is what useChat returns; `made` is the last part of the text, which has
+ * `on` are the actions: {run, step, stop}; `chat` is what useChat returns; `made` is the last part of the text, which has
  * `count` tokens, and `edits` are the changes of now.
  */
-export function Form({ info, form, setForm, on, chat, running, isSlow, error, made, count, edits, finish, notices, link, offer, dropped }) {
+export function Form({ info, form, setForm, on, chat, running, error, made, count, edits, finish, notices, link, offer, dropped }) {
   const set = (part) => setForm({ ...form, ...part }), isChat = form.chat && info.chat;
   const [label, placeholder] = info.encoder.length ? ["Source", "Write the text that the model answers, such as a text to translate"]
     : info.generates ? ["Text to continue", "Write the beginning of a text"] : ["Sentence", "Write a sentence"];
@@ -48,13 +48,11 @@ export function Form({ info, form, setForm, on, chat, running, isSlow, error, ma
         onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit(event)}></textarea>
       <span class="run"><button type="submit" class="main" disabled=${running || !form.text} title="Ctrl+Enter">${info.generates ? "▶ Run" : "▶ Read"}</button>
         ${info.generates && html`<button type="button" disabled=${running || !form.text} onClick=${on.step} title="make one token">Step</button>`}
-        ${info.generates && html`<button type="button" aria-pressed=${isSlow} disabled=${running || !on.slow} onClick=${on.slow || null} title="show the tokens again, stage by stage">Slow</button>`}
         ${info.generates && html`<button type="button" disabled=${!running} onClick=${on.stop}>Stop</button>`}${toggle}${copy}</span></form>`}
-    ${info.generates && html`<${Settings} form=${form} set=${set} />`}
+    <div class="under">${info.generates && html`<${Settings} form=${form} set=${set} />`}<p class="note" role="status">${running ? "" : endOf(finish, made, count)}</p></div>
     ${offer && !running && html`<p class="offer" role="status">This link describes a text and a view of it. <button type="button" class="main" onClick=${offer}>Make the text again</button>
       </p>`}
     ${error && html`<p class="error" role="alert">${error.message}</p>`}
-    <p class="note" role="status">${running ? "" : endOf(finish, made, count)}</p>
     ${dropped > 0 && html`<p class="note" role="status">The page skipped the values of ${dropped} steps because it was slower than the model. The text is complete.</p>`}
     ${!running && notices.map((one) => html`<p class="note" role="status" key=${one}>${one}</p>`)}
     ${others && html`<p class="note" role="status">${others}</p>`}

@@ -1,7 +1,7 @@
 // The columns of the picture: what each stage has for each row. A column gets the scene: see `Scene` in whole.js.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { arc, link, spindle, strip, strongest } from "/web/picture/marks.js";
+import { link, spindle, strip, strongest } from "/web/picture/marks.js";
 import { Part, fit, widthOf } from "/web/picture/svg.js";
 import { scoresOf, strongestOf } from "/web/parts/numbers.js";
 import { counted, number, percent, shown } from "/web/parts/text.js";
@@ -34,7 +34,7 @@ function embed({ rows, column, scene }) {
   return rows.map((row, i) => {
     if (row.t === undefined) return null;
     const values = flow.embed(row.t), [x, top, width, height] = box(i);
-    return html`<g key=${row.t} class="strip" data-point="embed" data-token=${row.t} onClick=${() => choose({ token: row.t, point: "embed", view: "vector", dim: -1 })}>
+    return html`<g key=${row.t} class=${`strip ${scene.at.point === "embed" && row.t === scene.at.token ? "chosen" : ""}`} data-point="embed" data-token=${row.t} onClick=${() => choose({ token: row.t, point: "embed", view: "vector", dim: -1 })}>
       <rect class="empty" x=${x} y=${top} width=${width} height=${height} />${values && strip(values, [x, top, width, height], strongest([values])).map(([name, d]) => html`<path key=${name} class=${name} d=${d} />`)}</g>`;
   });
 }
@@ -58,12 +58,17 @@ function qkv({ rows, column, scene }) {
   const { at, choose, look } = scene, width = Math.min(14, (column.width - 8) / 3.4), gap = (column.width - 3 * width) / 2 - 3, layer = at.block;
   return rows.map((row, i) => row.t !== undefined && html`<g key=${row.t} class=${row.t === at.token ? "" : "dim"}>${["q", "k", "v"].map((name, n) => {
     const point = `blocks.${layer}.attention.${name}`, x = column.x + 3 + n * (width + gap);
-    return html`<rect key=${name} class=${`qkv ${name}`} x=${x} y=${scene.y(i) - 8} width=${width} height="16" rx="2" onClick=${() => point in look.info.points && choose({ token: row.t, point, view: "vector", dim: -1 })}><title>${`${name} of ${shown(scene.labels[row.t] ?? "")}`}</title></rect>`;
+    return html`<rect key=${name} class=${`qkv ${name} ${isInput(name, row.t, at) ? "input" : ""}`} x=${x} y=${scene.y(i) - 8} width=${width} height="16" rx="2" onClick=${() => point in look.info.points && choose({ token: row.t, point, view: "vector", dim: -1 })}><title>${`${name} of ${shown(scene.labels[row.t] ?? "")}`}</title></rect>`;
   })}</g>`);
 }
 
+/** Whether a vector is an input of the chosen weight or of what the weight carries: the query of the token that reads, key and value of what it reads. */
+function isInput(name, t, { point, token, key, block }) {
+  return key >= 0 && point === `blocks.${block}.attention.pattern` && (name === "q" ? t === token : t === key);
+}
+
 function pattern({ rows, column, scene }) {
-  const { y, flow, before, at, choose, labels, size, isMoving } = scene, x = column.x + column.width - 10, reach = column.width - 24, where = new Map(rows.map((row, i) => [row.t, i]));
+  const { y, flow, before, at, choose, labels, size, isMoving } = scene, [x0, x1] = [column.x + 4, column.x + column.width - 6], where = new Map(rows.map((row, i) => [row.t, i]));
   const folds = rows.flatMap((row, i) => (row.t === undefined ? [[row.from, row.to, i]] : []));
   const placeOf = (t) => where.get(t) ?? folds.find(([from, to]) => t >= from && t < to)?.[2] ?? -1;
   const faint = [], strong = [];
@@ -84,12 +89,12 @@ function pattern({ rows, column, scene }) {
   const spoken = (one) => `${shown(labels[one.t] ?? "")} looks at ${one.s === undefined ? "folded tokens" : shown(labels[one.s] ?? "")}: ${percent(one.weight)}`;
   const best = strong.reduce((top, one) => (one.weight > (top?.weight ?? LABELLED) ? one : top), null);
   return html`<g class="pattern">
-    <g class="faint-arcs">${faint.map((one) => html`<path key=${`${one.i}-${one.to}`} d=${arc(x, y(one.to), y(one.i), reach)} stroke-width=${(0.5 + 4 * one.weight).toFixed(1)} />`)}</g>
-    ${old && i !== undefined && html`<g class="before-arcs">${Array.from(old.entries()).filter(([s, weight]) => weight > 0.02 && placeOf(s) >= 0).map(([s, weight]) => html`<path key=${s} d=${arc(x, y(placeOf(s)), y(i), reach)} stroke-width=${(0.6 + 6 * weight).toFixed(1)} />`)}</g>`}
-    <g class="arcs">${strong.map((one) => html`<g key=${one.to} class=${one.s === at.key ? "chosen" : ""} data-key=${one.s} data-weight=${one.weight.toPrecision(6)} onClick=${() => pick(one)}><path class="line" d=${arc(x, y(one.to), y(one.i), reach)} stroke-width=${(0.6 + 6 * one.weight).toFixed(1)} />
-      ${!isMoving && html`<path class="reach" d=${arc(x, y(one.to), y(one.i), reach)} stroke-width="12" /><title>${spoken(one)}</title>`}</g>`)}</g>
-    ${rows.map((row, n) => row.t !== undefined && html`<circle key=${n} class="foot" cx=${x} cy=${y(n)} r=${row.t === at.token ? 3.5 : 1.5} />`)}
-    ${best && html`<${Badge} label=${`${spoken(best)}: its formula`} onClick=${() => pick(best)} x=${x - Math.min(reach, 14 + Math.abs(y(best.to) - y(best.i)) * 0.55) * 0.75} y=${(y(best.to) + y(best.i)) / 2} text=${percent(best.weight)} size=${size} left=${column.x} />`}</g>`;
+    <g class="faint-arcs">${faint.map((one) => html`<path key=${`${one.i}-${one.to}`} d=${link(x0, y(one.to), x1, y(one.i))} stroke-width=${(0.5 + 4 * one.weight).toFixed(1)} />`)}</g>
+    ${old && i !== undefined && html`<g class="before-arcs">${Array.from(old.entries()).filter(([s, weight]) => weight > 0.02 && placeOf(s) >= 0).map(([s, weight]) => html`<path key=${s} d=${link(x0, y(placeOf(s)), x1, y(i))} stroke-width=${(0.6 + 6 * weight).toFixed(1)} />`)}</g>`}
+    <g class="arcs">${strong.map((one) => html`<g key=${one.to} class=${one.s === at.key ? "chosen" : ""} data-key=${one.s} data-weight=${one.weight.toPrecision(6)} onClick=${() => pick(one)}><path class="line" d=${link(x0, y(one.to), x1, y(one.i))} stroke-width=${(0.6 + 9 * one.weight).toFixed(1)} />
+      ${!isMoving && html`<path class="reach" d=${link(x0, y(one.to), x1, y(one.i))} stroke-width="12" /><title>${spoken(one)}</title>`}</g>`)}</g>
+    ${rows.map((row, n) => row.t !== undefined && html`<circle key=${n} class="foot" cx=${x1} cy=${y(n)} r=${row.t === at.token ? 3.5 : 1.5} />`)}
+    ${best && html`<${Badge} label=${`${spoken(best)}: its formula`} onClick=${() => pick(best)} x=${(x0 + x1) / 2} y=${(y(best.to) + y(best.i)) / 2} text=${percent(best.weight)} size=${size} left=${column.x} />`}</g>`;
 }
 
 /** The token of a fold that has the largest weight. */
@@ -128,7 +133,7 @@ function neurons({ rows, column, scene }) {
   const values = scene.isRead ? flow.hidden : null, top = values ? strongestOf(values, NEURONS) : [], most = Math.abs(top[0]?.[1] ?? 1) || 1;
   return rows.map((row, i) => row.t !== undefined && html`<g key=${row.t} class=${`neurons ${row.t === at.token ? "" : "dim"}`} onClick=${() => point in look.info.points && choose({ token: row.t, point, view: "vector", dim: -1 })}>
     <path class="spindle" d=${spindle(x, y(i) - 11, width, 22)} />
-    ${row.t === at.token && top.map(([neuron, value], n) => html`<rect key=${neuron} class="neuron" x=${x + width / 2 - NEURONS * 3.5 + n * 7} y=${y(i) - 10 * (Math.abs(value) / most)} width="5" height=${Math.max(1, 20 * (Math.abs(value) / most))}
+    ${row.t === at.token && top.map(([neuron, value], n) => html`<rect key=${neuron} data-neuron=${neuron} class=${`neuron ${at.point === point && at.dim === neuron ? "chosen" : ""}`} x=${x + width / 2 - NEURONS * 3.5 + n * 7} y=${y(i) - 10 * (Math.abs(value) / most)} width="5" height=${Math.max(1, 20 * (Math.abs(value) / most))}
       onClick=${(event) => { event.stopPropagation(); choose({ point, dim: neuron }); }}><title>${`neuron ${neuron}: ${number(value)}`}</title></rect>`)}</g>`);
 }
 
@@ -165,20 +170,25 @@ function logits({ column, scene, rows }) {
       ${Number.isFinite(one.logit) && html`<text class="mono small faint" x=${column.x + column.width - 2} y=${y(n) + 4} text-anchor="end">${one.logit.toFixed(2)}</text>`}<//>`)}</g>`;
 }
 
+/** The probabilities after temperature and cuts, before them as a dashed outline, and the line of the cuts. */
 function softmax({ column, scene }) {
-  const { candidates, y, onDraw, nameOf, drawn, old, isGiven, look } = scene, width = column.width - 54, isFixed = !look.info.generates;
-  return candidates.map((one, n) => {
+  const { candidates, y, onDraw, nameOf, drawn, old, isGiven, look, kept, form, choose, tries, phase, replay } = scene, width = column.width - 54, isFixed = !look.info.generates, left = column.x + 4, cut = phase >= 2 && kept > 0 && kept < candidates.length ? kept : 0, share = (one) => (phase === 0 ? one.plain : phase === 1 ? one.warm : one.last) || 0;
+  const cuts = [form?.topP < 1 && `top-p ${form.topP}`, form?.topK > 0 && `top-k ${form.topK}`].filter(Boolean).join(", ");
+  return html`${phase >= 0 && candidates.map((one, n) => {
     const isDrawn = one.token === drawn, label = shown(nameOf(one.token) ?? `#${one.token}`), was = old?.get(one.token)?.last;
     return html`<${Part} key=${n} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? (isGiven ? ", given by the prompt" : ", drawn") : isFixed ? "" : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
-      about=${isFixed ? "the probability of this token here" : isDrawn ? (isGiven ? "given by the prompt" : "drawn") : "draw this token instead: the text branches here"} data-candidate=${one.token} data-probability=${one.last.toPrecision(7)}>
+      about=${`${Number.isFinite(one.plain) ? `${percent(one.plain)} at temperature 1; ` : ""}${isFixed ? "the probability of this token here" : isDrawn ? (isGiven ? "given by the prompt" : "drawn") : "draw this token instead: the text branches here"}`} data-candidate=${one.token} data-probability=${one.last.toPrecision(7)} data-plain=${one.plain?.toPrecision(7)}>
       <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
-      ${was !== undefined && html`<rect class="before" x=${column.x + 4} y=${y(n) + 6} width=${Math.max(1, was * width)} height="4" />`}
-      <rect class="share" x=${column.x + 4} y=${y(n) - 9} width=${Math.max(1, one.last * width)} height="18" rx="2" />
-      <text class=${`small ${one.last > 0 ? "" : "faint"}`} x=${column.x + 9 + Math.max(1, one.last * width)} y=${y(n) + 4}>${one.last > 0 ? percent(one.last) : "cut"}</text><//>`;
-  });
+      ${was !== undefined && html`<rect class="before" x=${left} y=${y(n) + 6} width=${Math.max(1, was * width)} height="4" />`}
+      <rect class="share" x=${left} y=${y(n) - 9} width=${Math.max(1, share(one) * width)} height="18" rx="2" />
+      ${!isFixed && phase > 0 && Number.isFinite(one.plain) && html`<rect class="ghost" x=${left} y=${y(n) - 10} width=${Math.max(1, one.plain * width)} height="20" rx="2" />`}
+      <text class=${`small ${one.last > 0 ? "" : "faint"}`} x=${left + 5 + Math.max(1, Math.max(share(one), one.plain || 0) * width)} y=${y(n) + 4}>${share(one) > 0 ? percent(share(one)) : "cut"}</text><//>`;
+  })}${cut > 0 && html`<g class="cut"><path d=${`M${column.x - 6} ${(y(cut - 1) + y(cut)) / 2}H${column.x + column.width + 34}`} /><text class="small" x=${column.x + column.width + 36} y=${(y(cut - 1) + y(cut)) / 2 + 16} text-anchor="end"><title>${cuts}</title>${`${cuts ? cuts.split(", ")[0] : "temperature 0"} cuts the rest`}</text></g>`}
+  ${tries && !replay?.isOn && html`<foreignObject x=${column.x} y=${y(candidates.length) - 10} width=${column.width + 60} height="54"><div class="tries" xmlns="http://www.w3.org/1999/xhtml">${[["temperature", "temperature", 0, 2, 0.05, form.temperature], ["top-p", "top_p", 0.05, 1, 0.01, form.topP]].map(([label, name, low, high, step, value]) => html`<label key=${name}><span>${label}</span><input type="range" min=${low} max=${high} step=${step} value=${value} onInput=${(event) => choose({ [name]: +event.target.value })} /><output>${+value.toFixed(2)}</output></label>`)}</div></foreignObject>`}`;
 }
 
 function draw({ column, scene }) {
+  if (scene.phase < 3) return null;
   const { drawnLabel, y, size, isGiven } = scene, width = Math.min(column.width - 4, Math.max(34, widthOf(drawnLabel ?? "?", size) + 20)), x = column.x + column.width - width;
   return html`<g class=${`drawn ${drawnLabel === null || isGiven ? "open" : ""}`}><rect x=${x} y=${y(0) - 14} width=${width} height="28" rx="14" /><text x=${x + width / 2} y=${y(0) + 5} text-anchor="middle">${fit(drawnLabel ?? "?", width - 14, size)}</text>
     <text class="small faint" x=${x + width / 2} y=${y(0) + 30} text-anchor="middle">${drawnLabel === null ? "not drawn" : isGiven ? "given" : "drawn"}</text></g>`;
@@ -212,12 +222,12 @@ function labels({ column, scene, rows }) {
 export const BY_ROW = {
   text: ({ t }, { labels, at, promptLength, stop }) => [labels[t], t >= promptLength, t === at.token, t === stop],
   tokens: ({ t }, { ids }) => [ids[t]],
-  embed: ({ t }, { flow }) => [t, flow.embed(t)],
+  embed: ({ t }, { flow, at }) => [t, flow.embed(t), at.point === "embed" && t === at.token],
   position: ({ t }, { flow }) => [t, ...(flow.turn(t) || [flow.turn(t)])],
   norm: ({ t }) => [t],
-  qkv: ({ t }, { at, labels }) => [t, t === at.token, at.block, labels[t]],
+  qkv: ({ t }, { at, labels }) => [t, t === at.token, at.block, labels[t], isInput("q", t, at), isInput("k", t, at)],
   source: ({ t }, { at, flow, labels }) => [t, t === at.token, flow.cross(t), labels[t]],
-  neurons: ({ t }, { at, flow, isRead }) => [t, at.block, t === at.token && (isRead ? flow.hidden : null), t === at.token],
+  neurons: ({ t }, { at, flow, isRead }) => [t, at.block, t === at.token && (isRead ? flow.hidden : null), t === at.token, t === at.token && at.dim],
   experts: ({ t }, { at, flow }) => [t, at.block, t === at.token, String(flow.experts(t))],
   add: ({ t }, { at, flow, before }, { part }) => [t, at.block, flow.added(at.block, part, t), flow.into(part, t), before?.added(at.block, part, t)],
 };

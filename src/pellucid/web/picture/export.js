@@ -55,7 +55,7 @@ function copied(element, above, prefix) {
   for (const name of INHERITED) looks[name] = style.getPropertyValue(name).replace(/"/g, "'");
   for (const name of ["stroke-width", "stroke-dasharray"]) looks[name] = looks[name].replace(/px/g, "");
   const isShape = SHAPES.includes(element.localName), isBare = looks.fill === "none" && looks.stroke === "none";
-  if (element.matches(".hit, .reach, .tool") || (isShape && isBare)) return null;
+  if (element.matches(".hit, .reach, .tool, .focus, foreignObject") || (isShape && isBare)) return null;
   const usual = (name) => above[name] ?? (name.endsWith("-opacity") ? "1" : "");
   const attributes = Object.fromEntries(Object.entries(looks).filter(([name, value]) => value !== usual(name)));
   if (style.opacity !== "1") attributes.opacity = style.opacity;
@@ -83,22 +83,6 @@ function drawing(element, n) {
   for (const name of looks) group.setAttribute(name, copy.getAttribute(name));
   group.append(...copy.childNodes);
   return { node: group, width, height };
-}
-
-/** The marks and words of the legend, in one line or several. */
-function legendOf(figure, width) {
-  const group = made("g", {}), y = (row) => 12 + row * LINE;
-  let x = 0, row = 0;
-  for (const item of figure.querySelectorAll(".legend li")) {
-    const style = getComputedStyle(item.querySelector(".mark")), text = item.textContent.trim(), wide = widthOf(text, SIZE) + 32;
-    if (x > 0 && x + wide > width) [x, row] = [0, row + 1];
-    const dashed = () => ({ ...paintOf("stroke", style.borderTopColor), fill: "none", "stroke-dasharray": "3 2" });
-    const looks = style.borderTopStyle === "dashed" ? dashed() : paintOf("fill", style.backgroundColor);
-    group.append(made("rect", { x, y: y(row) - 9, width: 10, height: 10, rx: 2, ...looks }));
-    group.append(made("text", { x: x + 15, y: y(row), "font-size": SIZE, fill: colour("faint") }, text));
-    x += wide;
-  }
-  return { node: group, width, height: x ? y(row) + 6 : 0 };
 }
 
 // Around a text in any script: what stands beside it keeps its own direction.
@@ -133,7 +117,7 @@ export function standalone(figure, caption, source) {
   if (lines.length > MOST_LINES) lines.splice(MOST_LINES, lines.length, "… (all of it is in the description of this file)");
   if (source.isWhole === false) lines.push("The address does not hold all of this view.");
   const words = [textLines(wrapped(caption, width, SIZE), SIZE, colour("ink")), textLines(lines, SIZE - 2, colour("faint"))];
-  const parts = [...drawings, legendOf(figure, width), ...words];
+  const parts = [...drawings, ...words];
   let top = EDGE;
   const body = parts.map((one) => {
     const group = made("g", { transform: `translate(${EDGE} ${top})` }, one.node);

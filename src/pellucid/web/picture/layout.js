@@ -4,13 +4,13 @@
 const TITLES = {
   text: "text", tokens: "tokens", embed: "embedding", position: "position", norm: "norm", qkv: "Q K V", pattern: "pattern",
   state: "state", source: "source", neurons: "feed-forward", experts: "experts", add: "⊕", logits: "logits", softmax: "softmax", draw: "draw",
-  pooled: "vector", labels: "labels",
+  pooled: "vector", labels: "labels", slice: "",
 };
 // [least width, share of the width that is left], in pixels of a text of 13.
 const WIDTHS = {
-  text: [86, 1], tokens: [72, 0.3], embed: [112, 1.6], position: [76, 0.2], norm: [48, 0.2], qkv: [60, 0.3], pattern: [110, 2.6],
-  state: [110, 1], source: [86, 0.9], neurons: [112, 1.2], experts: [120, 1.2], add: [36, 0.3], logits: [118, 1], softmax: [118, 0.9], draw: [64, 0.4],
-  pooled: [130, 1], labels: [190, 1.4],
+  text: [78, 0.9], tokens: [56, 0.2], embed: [78, 1], position: [54, 0.2], norm: [36, 0.1], qkv: [52, 0.3], pattern: [92, 2],
+  state: [92, 1], source: [86, 0.9], neurons: [88, 1], experts: [110, 1.2], add: [30, 0.2], logits: [112, 0.8], softmax: [112, 0.9], draw: [62, 0.2],
+  pooled: [130, 1], labels: [190, 1.4], slice: [3, 0.4],
 };
 export const PANELS = {
   text: "tokens", tokens: "tokens", embed: "embeddings", position: "positions", norm: "blocks", qkv: "attention", pattern: "attention",
@@ -100,16 +100,21 @@ function blockColumns(info, layer) {
   return columns;
 }
 
+/** The blocks beside the unfolded block `layer`, each a thin slice. */
+function slicesOf(info, from, to) {
+  return Array.from({ length: Math.max(0, to - from) }, (_, i) => ({ id: "slice", key: `slice${from + i}`, part: "", layer: from + i }));
+}
+
 /**
  * The sections of the picture, each a list of columns {id, key, title, x, width, part}: one of all columns where there is
- * room, or one below the other in the same order.
+ * room, or one below the other in the same order. In one section all blocks are drawn: the block `layer` as a lens with its columns, the others as slices.
  */
 export function sections(info, layer, width) {
   const plain = (ids) => ids.map((id) => ({ id, key: id, part: "" }));
   const before = plain(["text", "tokens", ...("embed" in info.points ? ["embed"] : []), "position"]), inside = blockColumns(info, layer);
   const after = plain(info.generates ? ["logits", "softmax", "draw"] : fills(info) ? ["logits", "softmax"] : [outputColumn(info)]);
   const isNarrow = width < NARROW;
-  const groups = isNarrow ? [before, ...splitByPart(inside), after] : [[...before, ...inside, ...after]];
+  const groups = isNarrow ? [before, ...splitByPart(inside), after] : [[...before, ...slicesOf(info, 0, layer), ...inside, ...slicesOf(info, layer + 1, info.blocks.length), ...after]];
   return groups.map((columns, at) => ({
     columns: placed(isNarrow && at > 0 && at < groups.length - 1 ? [{ id: "text", key: `text${at}`, part: "" }, ...columns] : columns, width),
     block: columns.some((one) => one.part), first: at === 0, last: at === groups.length - 1, isNarrow,

@@ -10,6 +10,12 @@ export function ribbon(x0, x1, y, from, to) {
   return `M${round(x0)} ${at(-a)}C${half} ${at(-a)} ${half} ${at(-b)} ${round(x1)} ${at(-b)}V${at(b)}C${half} ${at(b)} ${half} ${at(a)} ${round(x0)} ${at(a)}Z`;
 }
 
+/** A band along y through points [[x, width], …]. */
+export function band(points, y) {
+  const y0 = round(y), side = (sign, some) => some.map(([x, width]) => `${round(x)} ${round(y0 + (sign * width) / 2)}`).join("L");
+  return `M${side(-1, points)}L${side(1, [...points].reverse())}Z`;
+}
+
 /** An arc between two rows, from (x, y0) to (x, y1); it bends to the left by as much as the rows are apart, `most` at most. */
 export function arc(x, y0, y1, most) {
   const bend = Math.min(most, 14 + Math.abs(y1 - y0) * 0.55);

@@ -23,15 +23,55 @@ export function NumberCard({ look, at, choose, labels, edit }) {
   const number = useMemo(() => selectedNumber(look, at, labels), [look, at, labels]), rule = number && RULES.find((one) => one.fits(number));
   const state = useTrace(look, number ? { points: [...new Set(rule.needs(number))] } : {});
   const weights = useAnswer(look, "/look/weights", number && rule.weights && !look.recorded ? { model: look.model, point: number.name, index: number.dim, ...(number.name === "embed" && { row: number.id }) } : null);
-  const card = useRef(null), chosen = number && `${number.name}|${number.token}|${number.dim}|${number.key}|${number.head}`;
+  const card = useRef(null), line = useRef(null), close = () => choose({ key: -1, dim: -1 });
   useEffect(() => {
-    if (chosen) card.current?.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
-  }, [chosen]);
-  if (!number) return html`<section class="card number-card" aria-label="one number"><h3>One number</h3><p class="note">Click an arc, a cell of a strip, or a neuron: its formula and its inputs appear here.</p></section>`;
+    if (!number) return undefined;
+    const place = () => card.current && placed(card.current, line.current, anchorOf(at));
+    const onKey = (event) => event.key === "Escape" && close();
+    place();
+    const grows = new ResizeObserver(place);
+    grows.observe(card.current);
+    addEventListener("scroll", place, { passive: true });
+    addEventListener("resize", place);
+    addEventListener("keydown", onKey);
+    return () => {
+      grows.disconnect();
+      removeEventListener("scroll", place);
+      removeEventListener("resize", place);
+      removeEventListener("keydown", onKey);
+    };
+  });
+  if (!number) return null;
   const isReady = state.arrays && (!rule.weights || weights.value || weights.error || look.recorded);
-  return html`<section class="card number-card" aria-label="one number" ref=${card}><h3>${titleOf(number)}</h3>
+  return html`<section class="card number-card" aria-label="one number" ref=${card}><button type="button" class="close" aria-label="close the formula" title="close" onClick=${close}>×</button><h3>${titleOf(number)}</h3>
     <${State} state=${isReady ? { arrays: state.arrays } : { error: state.error, waiting: true }}>${isReady && html`<${Formula} number=${number} rule=${rule} arrays=${state.arrays} weights=${weights.value} choose=${choose} edits=${look.edits} />`}<//>
-    <${Touch} number=${number} look=${look} at=${at} choose=${choose} edit=${edit} /></section>`;
+    <${Touch} number=${number} look=${look} at=${at} choose=${choose} edit=${edit} /></section><svg class="number-line" ref=${line} aria-hidden="true"><path /></svg>`;
+}
+
+/** The part of the picture that shows the chosen number. */
+function anchorOf({ point, dim, source }) {
+  const box = document.querySelector(".picture-box:not(.pinned)"), find = (selector) => box?.querySelector(selector);
+  const known = isOfHeads(point) ? find(".arcs g.chosen") ?? find(`.source[data-source="${source}"]`) : point === "project.logits" ? find(`.logit[data-candidate="${dim}"]`) : point === "embed" ? find(".strip.chosen") : find(`.neuron[data-neuron="${dim}"]`);
+  return known ?? find(".vector canvas") ?? find(".picture-svg, .picture canvas");
+}
+
+const SPACE = 26, LEAST = 240; // pixels between a number and its formula; of a formula below its number
+
+/** Put the card beside its number, where both are in the window, and draw the line between them. On a phone it is a sheet from below. */
+function placed(card, line, anchor) {
+  const isSheet = innerWidth < 700, to = anchor?.getBoundingClientRect(), room = to ? innerHeight - to.bottom - SPACE - 8 : 0, isBelow = room > LEAST;
+  card.style.maxHeight = !isSheet && isBelow ? `${Math.round(Math.min(room, 0.66 * innerHeight))}px` : "";
+  const { offsetWidth: width, offsetHeight: height } = card, inside = (x, most) => Math.max(8, Math.min(x, most - 8));
+  card.classList.toggle("sheet", isSheet);
+  line.classList.toggle("hidden", isSheet || !to || to.bottom < 0 || to.top > innerHeight);
+  if (isSheet || !to) return;
+  const middle = [to.left + to.width / 2, to.top + to.height / 2], isAbove = !isBelow && to.top - SPACE - height > 8, isRight = to.right + SPACE + width < innerWidth;
+  const left = isBelow || isAbove ? inside(middle[0] - width / 2, innerWidth - width) : isRight ? to.right + SPACE : inside(to.left - SPACE - width, innerWidth - width);
+  const top = isBelow ? Math.max(8, to.bottom + SPACE) : isAbove ? to.top - SPACE - height : inside(middle[1] - height / 2, innerHeight - height);
+  card.style.left = `${left}px`;
+  card.style.top = `${top}px`;
+  const from = [Math.max(left, Math.min(middle[0], left + width)), Math.max(top, Math.min(middle[1], top + height))];
+  line.firstChild.setAttribute("d", `M${from.map(Math.round).join(" ")}L${middle.map(Math.round).join(" ")}`);
 }
 
 function titleOf({ name, info, part, head, key, dim, token, labels, source }) {

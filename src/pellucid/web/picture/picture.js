@@ -10,28 +10,33 @@ import { Export } from "/web/picture/export.js";
 import { useFlow } from "/web/picture/flow.js";
 import { titleOf } from "/web/picture/graph.js";
 import { Head } from "/web/picture/head.js";
-import { ROW, UNIT, fills, outputColumn, partsOf, rowsOf, sections } from "/web/picture/layout.js";
+import { ROW, UNIT, fills, rowsOf, sections } from "/web/picture/layout.js";
 import { useRunning } from "/web/picture/running.js";
 import { Vector } from "/web/picture/vector.js";
-import { Section, Stack, scalesOf } from "/web/picture/whole.js";
+import { Stack } from "/web/picture/lanes.js";
+import { Lead } from "/web/picture/lead.js";
+import { useLens } from "/web/picture/lens.js";
+import { Scrubber, sayingOf, useReplay } from "/web/picture/replay.js";
+import { Section, scalesOf } from "/web/picture/whole.js";
+import { Why, useWhy } from "/web/picture/why.js";
 import { useAnswer } from "/web/server/data.js";
 import { VIEWS } from "/web/state/place.js";
 import { TOUR } from "/web/words/tour.js";
 import { isBrowsers } from "/web/parts/keys.js";
 import { nameOf, shown } from "/web/parts/text.js";
 
-const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 430, CARD = 200, FRAME = 18; // rows; pixels of the page around the rows, of a card that is read beside the picture, and of the picture's edges
+const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 470, CARD = 200, FRAME = 18; // rows; pixels of the page around the rows, of a card that is read beside the picture, and of the picture's edges
 
 /**
  * `text` is what is drawn: {ids, labels, promptLength, path, isRunning}. `look` is the text whose values are read; it is shorter
- * while tokens come, whose values are in `live`. `onDraw(position, token)` makes the text branch. `beat` is the stage that has
- * its turn in a slow replay, or null. `source(at)` says where the picture comes from, `pin` is the button that keeps it,
+ * while tokens come, whose values are in `live`. `onDraw(position, token)` makes the text branch. `onReplay(isOn)` is called when a
+ * replay begins and ends. `source(at)` says where the picture comes from, `pin` is the button that keeps it,
  * `title` names it where there are two, whose scales are `common` then. In presentation mode the drawings are `scale` times as large: style.css stretches them.
  */
-export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, beat, pinned, source, pin, title, common, slow }) {
+export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, pinned, source, pin, title, common, found, isExample, onReplay }) {
   const width = (wide - FRAME) / larger;
   const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - (AROUND + (at.stop ? CARD : 0)) * Math.sqrt(larger)) / (ROW * larger))));
-  const rows = useMemo(() => rowsOf(count, room, at.token), [count, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
+  const seen = info.generates && at.view === "whole" ? Math.min(count, at.token + 1) : count, rows = useMemo(() => rowsOf(seen, room, at.token), [seen, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
   const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
   const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
   const before = useFlow({ ...look, edits: [], isOff: !look.edits.length }, place, Math.min(first, readable), Math.min(last, readable), null);
@@ -43,13 +48,21 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
   const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: likely.map((one) => one.token) } : null);
   const pieces = new Map(likely.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
-  const own = useSteady(scalesOf(rows, flow, at.block), `${look.model}|${look.ids.slice(0, 8)}|${at.block}`);
-  const scales = useCommon(own, `${look.model}|${at.block}`, common), parts = useMemo(() => sections(info, at.block, width), [info, at.block, width]);
+  const own = useSteady(scalesOf(rows, flow, info), `${look.model}|${look.ids.slice(0, 8)}`);
+  const scales = useCommon(own, look.model, common), parts = useMemo(() => sections(info, at.block, width), [info, at.block, width]);
+  const answer = drawn ?? (isRead ? candidates[0]?.token ?? null : null), { lens, isWaiting: isLensWaiting } = useLens(look, at.token, answer, (token) => pieces.get(token), count > 0 && isRead && !text.isRunning);
+  const against = likely.find((one) => one.token !== answer)?.token, why = useWhy(look, at.token, answer, against, isRead && !text.isRunning && at.view === "whole" && !pinned, isExample);
+  const columns = useMemo(() => parts.flatMap((one) => one.columns.filter((column) => column.id !== "text" || one.first)), [parts]), replay = useReplay(columns, info.generates), beat = replay.moment ? replay.moment.stage.key : null, after = replay.moment ? ["plain", "warm", "cut", "draw", "loop"].indexOf(replay.moment.stage.id) : 9;
+  useEffect(() => onReplay?.(replay.isOn), [replay.isOn]);
+  useEffect(() => {
+    if (replay.isOn) replay.stop(); // another token or text is another step
+  }, [text.ids, at.token, at.view]);
   const costs = useCosts({ look, at, choose, parts }), running = useRunning(look.model, costs.isOn && !look.recorded), keep = () => pin.onClick({ look, text, at, source });
+  const lanes = { look, flow, at: live && text.isRunning ? at : place, choose, lens, costs: costs.blocks, isMoving: text.isRunning, isHidden: replay.isOn, unknown: replay.moment?.stage.part ? at.block : -1 }, isInside = at.view === "whole" && !parts[0].isNarrow, isMap = at.view === "whole" && parts[0].isNarrow && !pinned; // on a phone the blocks stay above the parts of one
   const scene = {
     running, toured: TOUR[at.stop - 1]?.stage,
-    rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn, isRead, beat, size: UNIT, form: settings, old,
-    kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs,
+    replay, phase: after, rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn: after >= 3 ? drawn : null, isRead, beat, size: UNIT, form: settings, old,
+    kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null || after < 3 ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs, lanes, why, tries: info.generates && !!logits && !text.isRunning && at.view === "whole",
     onDraw: (one) => (!info.generates ? choose({ point: "project.logits", dim: one.token, key: -1 }) : one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
   };
   const onKeyDown = (event) => {
@@ -57,12 +70,14 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10 }[event.key], to = event.key === "Home" ? 0 : event.key === "End" ? count - 1 : by && at.token + by;
     if (to === undefined || isBrowsers(event) || !event.target.closest(".column.text")) return;
     event.preventDefault();
+    follows.current = true;
     choose({ token: Math.max(0, Math.min(count - 1, to)) });
   };
-  const box = useRef(null);
+  const box = useRef(null), follows = useRef(false);
   useEffect(() => {
-    // The keyboard stays on the chosen token when the rows move below it.
-    if (document.activeElement?.closest?.(".column.text")) box.current.querySelector(".token.chosen")?.focus({ preventScroll: true });
+    // The keyboard stays on the chosen token when the rows move below it, also where its row is gone.
+    if (follows.current || document.activeElement?.closest?.(".column.text")) box.current.querySelector(".token.chosen")?.focus({ preventScroll: true });
+    follows.current = false;
   }, [at.token, first]);
   const from = useRef(at.view);
   useEffect(() => {
@@ -82,12 +97,13 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     const views = VIEWS.filter((one) => one !== "head" || info.blocks[at.block]?.heads).filter((one) => one !== "vector" || at.point in info.points);
     choose({ view: views[Math.max(0, Math.min(views.length - 1, views.indexOf(at.view) + by))] });
   };
-  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting || named.waiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
+  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting || named.waiting || isLensWaiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
     ${title && html`<p class="picture-title">${title}</p>`}
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} pinned=${pinned}>${count > 0 && html`<span class="acts">${costs.choice}
       ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
       ${source && html`<${Export} seen=${{ look, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
-    ${slow?.isOn && html`<p class="slow"><b>Slow replay</b> <button type="button" onClick=${slow.pause}>${slow.isPaused ? "Go on" : "Pause"}</button><button type="button" onClick=${slow.next}>Next stage</button><button type="button" onClick=${slow.stop}>End</button></p>`}
+    ${count > 0 && at.view === "whole" && (replay.isOn ? html`<${Saying} of=${sayingOf(replay.moment, { look, at, flow, lens, candidates, nameOf: (token) => pieces.get(token), text })} />` : html`<${Lead} look=${look} text=${text} at=${at} candidates=${candidates} kept=${likely.kept} settings=${settings} lens=${lens} flow=${flow} nameOf=${(token) => pieces.get(token)} choose=${choose} found=${found} />`)}
+    ${count > 0 && info.blocks.length > 0 && isMap && html`<div class="map"><${Stack} ...${lanes} width=${width} /></div>`}
     ${count > 0 && costs.note}
     ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. ${at.view === "whole" ? "Dashed grey lines are the values before the change." : "The values are those with the change."}${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
@@ -95,9 +111,14 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} />`
     : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} />`
     : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height / larger - AROUND} />`
-    : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} />`)}
-    ${count > 0 && info.blocks.length > 0 && html`<${Stack} look=${look} flow=${flow} at=${live && text.isRunning ? at : place} choose=${choose} width=${width} costs=${costs.blocks} isMoving=${text.isRunning} />`}
-    <${Legend} look=${look} at=${at} /></figure>`;
+    : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} sections=${parts} index=${n} />`)}
+    ${count > 0 && at.view === "whole" && !pinned && !text.isRunning && html`<${Scrubber} replay=${replay} />`}
+    ${count > 0 && info.blocks.length > 0 && !isInside && !isMap && html`<${Stack} ...${lanes} width=${width} />`}
+    ${count > 0 && at.view === "whole" && !pinned && !replay.isOn && !at.panel && html`<${Why} why=${why} look=${look} text=${text} at=${at} answer=${answer} against=${against} nameOf=${(token) => pieces.get(token)} edit=${edit} choose=${choose} />`}</figure>`;
+}
+
+function Saying({ of: [title, words] }) {
+  return html`<div class="lead" role="status"><p class="says">${title}</p><p class="note">${words}</p></div>`;
 }
 
 const PLAIN = { temperature: 1, topK: 0, topP: 1 }; // the model's own probabilities
@@ -113,24 +134,24 @@ function candidatesOf(logits, came, vocabulary, settings) {
 function useSteady(scales, of) {
   const kept = useRef({});
   if (kept.current.of !== of) kept.current = { of, ...scales };
-  kept.current = { of, widest: Math.max(scales.widest, kept.current.widest) };
+  kept.current = { of, ...largest(scales, kept.current) };
   return kept.current;
 }
 
 /** Scales that pictures of the same model and block share, so that they can be compared; `common` is that of `useCommonScales`. */
 function useCommon(own, key, common) {
-  const { widest } = own, known = common?.scales[key];
-  useEffect(() => common?.add(key, { widest }), [key, widest, !!common]);
+  const { low, high } = own, known = common?.scales[key];
+  useEffect(() => common?.add(key, { low, high }), [key, low, high, !!common]);
   return known ? largest(own, known) : own;
 }
 
-const largest = (a, b) => ({ widest: Math.max(a.widest, b.widest) });
+const largest = (a, b) => ({ low: Math.min(a.low, b.low), high: Math.max(a.high, b.high) });
 
 /** The largest scales of some pictures, by model and block: {scales, add(key, scales)}. */
 export function useCommonScales() {
   const [scales, setScales] = useState({}), add = (key, own) => setScales((all) => {
     const next = all[key] ? largest(own, all[key]) : own;
-    return all[key]?.widest === next.widest ? all : { ...all, [key]: next };
+    return all[key]?.low === next.low && all[key]?.high === next.high ? all : { ...all, [key]: next };
   });
   return { scales, add };
 }
@@ -144,36 +165,3 @@ function Crumbs({ at, look, labels, choose, pinned, children }) {
     ${look.info.blocks[at.block]?.heads > 1 && html`<span class="heads"><button type="button" aria-label="the head before" disabled=${at.head === 0} onClick=${() => choose({ head: at.head - 1 })}>‹</button><span>head ${at.head} of ${look.info.blocks[at.block].heads}</span><button type="button" aria-label="the next head" disabled=${at.head >= look.info.blocks[at.block].heads - 1} onClick=${() => choose({ head: at.head + 1 })}>›</button></span>`}
     <span class="chosen-token">token ${at.token}: <b>${shown(labels[at.token] ?? "")}</b></span>${children}</nav>`;
 }
-
-const COLOURS = [["stream", "residual stream"], ["attention", "attention"], ["feedforward", "feed-forward"], ["recurrent", "recurrent"], ["cross", "attention to the source"], ["probability", "probability"], ["plus", "positive"], ["minus", "negative"]];
-
-function Legend({ look, at }) {
-  const has = (name) => ["stream", "plus", "minus"].includes(name) || (name === "probability" && outputColumn(look.info) !== "pooled") || partsOf(look.info, at.block).includes(name);
-  return html`<ul class="legend">${[...COLOURS.filter(([name]) => has(name)), ...(look.edits.length ? [["before", "before the change"]] : [])].map(([name, text]) => html`<li key=${name}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul>`;
-}
-
-/** The turns of a slow replay: {beat, shown, isOn, start, stop}. `stages` are the keys of columns; `count` tokens came. */
-export function useSlow(stages, from, count) {
-  const [turn, setTurn] = useState(null), [isPaused, setPaused] = useState(false);
-  const after = (now) => {
-    if (!now) return null;
-    if (now.stage + 1 < stages.length) return { ...now, stage: now.stage + 1 };
-    return now.shown + 1 > count ? null : { stage: 0, shown: now.shown + 1 };
-  };
-  const next = () => setTurn(after);
-  useEffect(() => {
-    if (!turn || isPaused) return undefined;
-    const timer = setTimeout(next, SLOW);
-    return () => clearTimeout(timer);
-  }, [turn, isPaused]);
-  const start = () => {
-    setPaused(false);
-    setTurn({ stage: 0, shown: from });
-  };
-  return {
-    isOn: turn !== null, beat: turn ? stages[turn.stage] : null, shown: turn?.shown ?? null, start, stop: () => setTurn(null),
-    isPaused, next, pause: () => setPaused(!isPaused),
-  };
-}
-
-const SLOW = 1600; // milliseconds that each stage has its turn

@@ -21,7 +21,7 @@ export function Pictures({ pinned, setPinned, ...living }) {
   const moved = (one, part) => ({ ...one, at: within({ ...one.at, ...part }, one.text.ids.length, one.look.info.blocks) });
   const move = ({ panel, stop, ...part }) => setPinned((one) => one && moved(one, part));
   return html`<div class=${`pictures ${isBeside ? "paired" : ""}`}>
-    ${pinned && html`<${Picture} key="pinned" ...${pinned} ...${shape} live=${null} choose=${move} edit=${null} beat=${null} pinned
+    ${pinned && html`<${Picture} key="pinned" ...${pinned} ...${shape} live=${null} choose=${move} edit=${null} pinned
       title=${`Pinned: ${titleOf(pinned)}`} pin=${{ name: "Unpin", label: "show one picture again", onClick: () => setPinned(null) }} />`}
     <${Picture} key="living" ...${living} ...${shape} pin=${pinOf(setPinned)} title=${pinned && living.text.ids.length > 0 && titleOf(living)} /></div>`;
 }

@@ -4,7 +4,7 @@ import { useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1
 import { array, post } from "/web/server/api.js";
 import { answerOf, lengths, selected } from "/web/server/recorded.js";
 
-const KEPT = 24, MOST_BYTES = 128 << 20, QUIET = 120; // milliseconds before a question that may change again
+const KEPT = 24, MOST_BYTES = 128 << 20, QUIET = 120, SOON = 400; // milliseconds before a question that may change again, because it has changed within so many
 const known = new Map();
 
 function remember(key, value, size) {
@@ -47,7 +47,7 @@ function keyOf(path, body) {
 
 /** An answer of the server for a body, or what a recorded run holds of it; the same question is asked once. While it is awaited there is none. */
 export function useAnswer(look, path, body) {
-  const [state, setState] = useState({}), held = useRef({}), asks = body && !look.recorded;
+  const [state, setState] = useState({}), held = useRef({}), changedAt = useRef(-SOON), asks = body && !look.recorded;
   const key = body && keyOf(path, body);
   useEffect(() => {
     if (!asks || held.current.key === key) return undefined;
@@ -55,14 +55,15 @@ export function useAnswer(look, path, body) {
       setState({ key }); // the answer came to another part of the page since this one was drawn
       return undefined;
     }
-    const stop = new AbortController();
+    const stop = new AbortController(), now = performance.now(), isAgain = now - changedAt.current < SOON;
+    changedAt.current = now;
     const timer = setTimeout(() => post(path, body, stop.signal).then(
       (answer) => {
         remember(key, ...decoded(answer));
         setState({ key });
       },
       (error) => error.name !== "AbortError" && setState({ key, error }),
-    ), QUIET);
+    ), isAgain ? QUIET : 0);
     return () => {
       clearTimeout(timer);
       stop.abort();

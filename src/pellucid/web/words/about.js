@@ -13,12 +13,12 @@ const OF_PANEL = {
   lens: "logits", attribution: "logits", sampling: "softmax", beams: "draw",
 };
 
-/** `beat` is the stage that has its turn in a slow replay; `onExample` runs an example of the tour. */
-export function AboutCard({ look, at, choose, labels, beat, onExample }) {
+/** `onExample` runs an example of the tour. */
+export function AboutCard({ look, at, choose, labels, onExample }) {
   const stop = TOUR[at.stop - 1];
-  return html`<section class="card about-card" aria-label=${stop ? "the tour" : "explanation"}>${stop && !beat
+  return html`<section class="card about-card" aria-label=${stop ? "the tour" : "explanation"}>${stop
     ? html`<${Stop} key=${stop.id} stop=${stop} look=${look} at=${at} choose=${choose} labels=${labels} onExample=${onExample} />`
-    : html`<${Explanation} id=${beat ? beat.split(".").at(-1) : stageOf(at)} at=${at} choose=${choose} beat=${beat} />`}
+    : html`<${Explanation} id=${stageOf(at)} />`}
     <details><summary>Words</summary><dl class="glossary">${GLOSSARY.map(([word, text]) => html`<dt key=${word}>${word}</dt><dd>${text}</dd>`)}</dl></details></section>`;
 }
 
@@ -30,9 +30,9 @@ function stageOf({ point, panel, view }) {
   return known ?? (view === "block" ? "block" : OF_PANEL[panel] ?? "text");
 }
 
-function Explanation({ id, beat }) {
+function Explanation({ id }) {
   const [title, text, todo] = STAGE_WORDS[id] ?? STAGE_WORDS.text;
-  return html`<div><h3>${title}</h3><p>${text}</p>${!beat && html`<p class="todo">${todo}</p>`}</div>`;
+  return html`<div><h3>${title}</h3><p>${text}</p><p class="todo">${todo}</p></div>`;
 }
 
 function Stop({ stop: general, look, at, choose, labels, onExample }) {

@@ -95,7 +95,7 @@ export const TOUR = [
   {
     id: "loop", title: "And round again", stage: "draw",
     say: ({ look }) => (look.info.generates ? "The drawn token is appended to the text, the model reads it, and everything begins again: that is the whole loop. A beam search follows several texts at once and keeps the likeliest." : "An encoder has no loop: it reads all tokens at once."),
-    todo: "Press Step a few times, then Slow. Beams below shows a tree of texts.", question: "What does the model remember from one token to the next?",
+    todo: "Press Step a few times, then Replay below the picture. Beams below shows a tree of texts.", question: "What does the model remember from one token to the next?",
     answer: () => "The keys and values of all tokens (the cache), and in models with recurrent layers their states. All of it follows from the text.",
     encoder: { todo: "Read another sentence.", question: "" },
     at: () => ({ view: "whole", token: -1, panel: "beams" }),

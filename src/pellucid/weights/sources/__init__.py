@@ -1,5 +1,5 @@
 """Sources of model files.
 
-A spec is ``scheme:rest``. Each module of ``schemes/`` has a ``SOURCE`` that interprets ``rest``. A new source needs
+A spec is ``scheme:rest``. A module such as ``pypi.py`` has a ``SOURCE`` that interprets ``rest``. A new source needs
 only a new file.
 """
