@@ -184,6 +184,8 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.lenses.heads", "TokenContributions ContributingToken"),
             "pellucid.trace.relevance",
             "pellucid.trace.lenses.relevance.Relevance",
+            *_of("pellucid.trace", "causes find_heads"),
+            *_of("pellucid.trace.why", "Causes Cause ReadingHead"),
             *_of("pellucid.trace", "head_scores heads_between position_of rollout"),
             *_of("pellucid.trace.lenses.heads", "HeadScores HeadLook"),
             *_of("pellucid.trace", "sweep patch_sweep path_patch causal_trace ablation_sweep knockout_sweep"),

@@ -5,6 +5,9 @@ import { fills } from "/web/picture/layout.js";
 import { shown } from "/web/parts/text.js";
 
 const SAID = { " ": "space", "\n": "line end", ".": "full stop", ",": "comma" };
+/** A token as words speak of it: signs that are hard to see have names. */
+export const spokenOf = (piece) => SAID[piece] ?? shown(piece);
+
 const MOST = 2048, TABLE = 160; // the last place where the lens is read; tokens of the table that a file has
 
 /**
@@ -17,7 +20,7 @@ export function useLens(look, token, answer, nameOf, isOn) {
   const body = recorded ? { model: look.model, ...readFields(look, look.ids.slice(0, TABLE)), top: 3 } : { model: look.model, ...readFields(look, look.ids.slice(0, token + 1)), top: 1, token: answer, position: token };
   const state = useAnswer(look, "/look/lens", canRead ? changed(look, body) : null), found = state.value, place = recorded ? token : 0;
   if (!canRead || !found?.ids?.[0]?.[place]) return { isWaiting: !!state.waiting };
-  const names = { ...found.texts, ...look.names }, name = (id) => SAID[names[id]] ?? shown(names[id] ?? `#${id}`);
+  const names = { ...found.texts, ...look.names }, name = (id) => spokenOf(names[id] ?? `#${id}`);
   const rows = found.ids.slice(1).map((ids, layer) => {
     const id = ids[place][0], at = recorded ? ids[place].indexOf(answer) + 1 : found.ranks[layer + 1][0][0];
     return { id, name: name(id), p: found.probabilities[layer + 1][place][0], rank: at || undefined, mine: recorded ? (at ? found.probabilities[layer + 1][place][at - 1] : undefined) : found.wanted[layer + 1][0][0] };

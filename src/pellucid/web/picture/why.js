@@ -3,10 +3,11 @@
 import { html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { changed, useAnswer } from "/web/server/data.js";
 import { link } from "/web/picture/marks.js";
+import { spokenOf } from "/web/picture/lens.js";
 import { Part } from "/web/picture/svg.js";
 import { counted, percent, shown } from "/web/parts/text.js";
 
-const LONGEST = 512, TOKENS = 6, WIDE = 88, LETTERS = "ABC"; // tokens of a prompt that can be asked about; listed tokens; pixels of a line
+const LONGEST = 512, TOKENS = 6, WIDE = 64, LETTERS = "ABC"; // tokens of a prompt that can be asked about; listed tokens; pixels of a line
 
 /** The causes of a token after position `token`: {found, mark(cause), ask, waiting, error}; `isAsked` begins without a click. */
 export function useWhy(look, token, answer, against, isOn, isAsked) {
@@ -22,7 +23,7 @@ export function useWhy(look, token, answer, against, isOn, isAsked) {
 /** The words and the tables below the picture. */
 export function Why({ why, look, text, at, answer, against, nameOf, edit, choose }) {
   if (!why.can) return null;
-  const name = (token) => shown(nameOf(token) ?? why.found?.texts[token] ?? look.names[token] ?? `#${token}`), label = (t) => shown(text.labels[t] ?? "");
+  const name = (token) => spokenOf(nameOf(token) ?? why.found?.texts[token] ?? look.names[token] ?? `#${token}`), label = (t) => shown(text.labels[t] ?? "");
   const title = html`Why <b class="answer">${name(answer)}</b> and not <b>${name(against)}</b>?`;
   if (!why.found) return html`<section class="why" aria-label="why this token"><h3>${title} ${why.waiting ? html`<span role="status" class="note">Reading: the model runs without one part after the other …</span>` : html`<button type="button" onClick=${why.ask}>Find out</button>`}</h3>${why.error && html`<p class="note">${why.error.message}</p>`}</section>`;
   const { lead, probability, tokens, heads, neurons, tried } = why.found, best = heads[0], isBest = best && lead - best.lead > 0.05 * Math.abs(lead), largest = tokens[0];
