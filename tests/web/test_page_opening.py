@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -254,3 +255,30 @@ def test_the_first_picture_is_there_soon(browser: Any, server: PageServer) -> No
     assert visit.page.locator(".column.embed .strip").count() > 0
     visit.page.locator(".why .three").wait_for(timeout=SECONDS)
     visit.close()
+
+
+def test_a_step_is_sent_as_one_file(browser: Any, server: PageServer, tmp_path: Path) -> None:
+    """The file opens without a server: the same sentence, the same numbers, and the replay."""
+    visit = opened(browser, server)
+    page = visit.page
+    page.get_by_role("button", name="Export").click()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="HTML").click()
+    saved.value.save_as(tmp_path / "step.html")
+    first = page.locator(".lead .says").inner_text()
+    shares = page.locator(".candidate").evaluate_all("all => all.map((one) => +one.dataset.probability)")
+    page.locator(".export button").first.click()
+    visit.close()
+    alone = Visit(browser, (tmp_path / "step.html").as_uri(), wait=".lead .says")
+    alone.settle()
+    assert alone.page.locator(".lead .says").inner_text() == first
+    again = alone.page.locator(".candidate").evaluate_all("all => all.map((one) => +one.dataset.probability)")
+    assert np.allclose(again, shares, rtol=1e-5)
+    assert alone.page.locator(".slices g").count() == 29
+    alone.page.get_by_label("moment of the step").evaluate(
+        "(one) => { one.value = 300; one.dispatchEvent(new Event('input', { bubbles: true })); }"
+    )
+    assert alone.page.locator(".wavefront").count() == 1
+    assert "Paris" not in alone.page.locator(".lead").inner_text()
+    assert alone.said == []
+    alone.close()

@@ -93,6 +93,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/causes": {**LOOK, "token": 97, "tried": 4},
     "/look/heads": LOOK,
     "/look/place": LOOK,
+    "/look/report": LOOK,
     "/look/neighbours": {"model": "one", "words": "a"},
     "/look/weights": {"model": "one", "point": "blocks.0.attention.q", "index": 0},
     "/look/pieces": {"model": "one", "ids": [97]},

@@ -16,7 +16,7 @@ from pellucid.serve.look import prompt_fields as prompts
 from pellucid.serve.request_body import ModelFields, RequestBody, Texts, TokenId, listed_texts
 from pellucid.trace.dictionaries.dictionary import Dictionary
 from pellucid.trace.edits import Edit
-from pellucid.trace.explanation import MOST_TOP
+from pellucid.trace.explanation import MOST_STEP, MOST_TOP, explain
 from pellucid.trace.graphs.build import attribution_graph
 from pellucid.trace.graphs.targets import promoted_tokens
 from pellucid.trace.lenses.attribution import attribute
@@ -178,6 +178,7 @@ MAX_LENS, MAX_SCORES = 512, 1 << 26  # tokens; tokens times the vocabulary
 MAX_AT_ONE = 2048  # tokens before the one position that is explained
 MAX_SEARCHED, MAX_WORD = 8, 200  # words with a search for neighbours; characters of a word
 MAX_WORDS = 32
+REPORT_TOKENS = 256
 
 
 class TextTokenizeFields(ModelFields, frozen=True, kw_only=True):
@@ -257,6 +258,27 @@ def attribution(body: RequestBody[AttributionFields], llm: LLM) -> dict[str, Any
         return found.as_dict()
     by_token = token_contributions(llm, run, found.token_id, against=found.against_id, position=at)
     return {**found.as_dict(), "token_contributions": by_token.as_dict()}
+
+
+class ReportFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /look/report: a text, the number ``step`` of the token that is explained, and how tokens are drawn."""
+
+    prompt: str
+    step: Annotated[int, Meta(ge=1, le=MOST_STEP)] = 1
+    temperature: float = 0
+    top_k: int = 0
+    top_p: float = 1
+    seed: int = 0
+
+
+def report(body: RequestBody[ReportFields], llm: LLM) -> dict[str, Any]:
+    """One step of a text as ``html``: the page with this run in it, which opens without a server."""
+    fields = body.fields
+    count = len(llm.inputs.prompt(fields.prompt))
+    if count > REPORT_TOKENS:
+        raise InvalidRequest(f"prompt has {count:,} tokens; the limit is {REPORT_TOKENS:,} here")
+    drawn = {name: getattr(fields, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    return {"html": explain(llm, fields.prompt, step=fields.step, **drawn).html()}
 
 
 def refuse_long(prompt: prompts.PromptTokens, most: int) -> None:

@@ -355,6 +355,7 @@ QUERIES: Mapping[str, ModelQuery] = {
     "causes": _query("The tokens, heads and neurons that make a token lead.", finding.CausesFields, finding.why),
     "heads": _query("Heads that read specifically at a position.", finding.HeadsFields, finding.reading_heads),
     "place": _query("Where a picture of a prompt should look.", finding.PlaceFields, finding.place),
+    "report": _query("One step of a text as a page that opens without a server.", explain.ReportFields, explain.report),
     "graph": _query(
         "Attribution graph of the next token, in Neuronpedia's format.", explain.GraphFields, explain.graph
     ),

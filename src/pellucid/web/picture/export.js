@@ -4,6 +4,7 @@
 import { html, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { colour } from "/web/parts/draw.js";
 import { save } from "/web/parts/files.js";
+import { post } from "/web/server/api.js";
 import { PART, shown } from "/web/parts/text.js";
 import { widthOf, wrapped } from "/web/picture/svg.js";
 
@@ -158,6 +159,17 @@ export function Export({ seen, source, pinned }) {
       setSaid(`Not saved: ${error.message}`);
     }
   };
+  const report = async () => {
+    const { look, text, at } = seen, { temperature, top_k, top_p, seed } = text.path[0]?.part?.form ?? look.form;
+    setSaid("Writing the page …");
+    try {
+      const { html: page } = await post("/look/report", { model: look.model, prompt: look.text, step: Math.max(1, at.token + 2 - text.promptLength), temperature, top_k, top_p, seed });
+      save(new Blob([page], { type: "text/html" }), `pellucid-${look.model}.html`.replace(/[^\w.-]+/g, "_"));
+      setSaid("Saved as HTML.");
+    } catch (error) {
+      setSaid(`Not saved: ${error.message}`);
+    }
+  };
   const toggle = () => {
     setOpen(!isOpen);
     setSaid("");
@@ -165,6 +177,7 @@ export function Export({ seen, source, pinned }) {
   return html`<span class="export" ref=${menu}>
     <button type="button" aria-expanded=${isOpen} title="save the picture with its caption" onClick=${toggle}>Export</button>
     ${isOpen && html`<button type="button" title="a drawing, for papers" onClick=${() => write("svg")}>SVG</button>
-      <button type="button" title="an image, twice as fine" onClick=${() => write("png")}>PNG</button>`}
+      <button type="button" title="an image, twice as fine" onClick=${() => write("png")}>PNG</button>
+      ${!seen.look.recorded && seen.look.info.generates && !pinned && html`<button type="button" title="this step as a page that opens without a server: the picture, its replay, all its numbers" onClick=${report}>HTML</button>`}`}
     <span class="note" role="status">${said}</span></span>`;
 }

@@ -69,7 +69,7 @@ function Ranks({ lens, cells, y, at, label, isHidden }) {
   if (known.length < 2) return null;
   const most = Math.log(Math.max(...known.map(([, rank]) => rank), 10)), place = ([layer, rank]) => [round(cells[layer][0] + cells[layer][1] / 2), round(y + 6 + (RANKS - 10) * (Math.log(rank) / most))];
   const here = known.find(([layer]) => layer === at.block), [x, high] = here ? place(here) : [];
-  return html`<g class="ranks">${label(y + 12, isHidden ? "rank of the answer" : html`rank of <tspan class="answer">${lens.name}</tspan>`)}${label(y + RANKS - 2, `${counted(known[0][1])} of ${counted(lens.vocabulary)}`)}
+  return html`<g class="ranks">${label(y + 12, isHidden ? "rank of the answer" : html`rank of <tspan class="answer">${lens.name}</tspan>`)}${known[0][0] === 0 && label(y + RANKS - 2, `${counted(known[0][1])} of ${counted(lens.vocabulary)}`)}
     <path class="first" d=${`M${cells[0][0]} ${y + 6}H${cells.at(-1)[0] + cells.at(-1)[1]}`} /><path class="rank" d=${`M${known.map((one) => place(one).join(" ")).join("L")}`} />
     ${here && html`<circle class="here" cx=${x} cy=${high} r="3.5" /><text class="small answer" x=${x} y=${high > y + RANKS / 2 ? high - 7 : high + 14} text-anchor=${x < cells[0][0] + 60 ? "start" : x > cells.at(-1)[0] - 60 ? "end" : "middle"}>${`${ordinal(here[1])} after block ${at.block}`}</text>`}
     ${at.block < cells.length - 3 && html`<text class="small answer" x=${cells.at(-1)[0] + cells.at(-1)[1]} y=${place(known.at(-1))[1] + 14} text-anchor="end">${ordinal(known.at(-1)[1])}</text>`}</g>`;

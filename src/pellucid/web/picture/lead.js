@@ -29,6 +29,7 @@ function changedBy(first, kept, { temperature, topK, topP }) {
 
 /** The block that multiplies the probability of the answer most. */
 function Turn({ lens, choose }) {
+  if (lens.turn === null) return null;
   const { turn, rows, name } = lens, [before, after] = [rows[turn - 1], rows[turn]], times = after?.mine / before?.mine;
   if (!(times > 1.5) || !before.rank || !after.rank) return null;
   return html`The answer turns in <button type="button" class="quiet" onClick=${() => choose({ block: turn })}>block ${turn}</button>, which makes <span class="answer">${name}</span> ${counted(times < 10 ? +times.toFixed(1) : +times.toPrecision(2))} times as likely: ${before.rank === after.rank ? `it stays ${ordinal(after.rank)}` : `from ${ordinal(before.rank)} to ${ordinal(after.rank)}`} of ${counted(lens.vocabulary)} tokens.`;

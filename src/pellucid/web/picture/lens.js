@@ -25,8 +25,9 @@ export function useLens(look, token, answer, nameOf, isOn) {
     const id = ids[place][0], at = recorded ? ids[place].indexOf(answer) + 1 : found.ranks[layer + 1][0][0];
     return { id, name: name(id), p: found.probabilities[layer + 1][place][0], rank: at || undefined, mine: recorded ? (at ? found.probabilities[layer + 1][place][at - 1] : undefined) : found.wanted[layer + 1][0][0] };
   });
-  let [turn, best] = [rows.length - 1, 0];
-  for (let layer = 1; layer < rows.length; layer++) {
+  let [turn, best] = [null, 0];
+  // A file may lack the probability of the answer after some blocks: then nobody knows where it turns.
+  for (let layer = 1; layer < rows.length && rows.every((one) => one.mine > 0); layer++) {
     const gain = Math.log(rows[layer].mine / rows[layer - 1].mine);
     if (gain > best) [turn, best] = [layer, gain];
   }
