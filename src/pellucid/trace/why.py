@@ -30,6 +30,7 @@ from pellucid.util.checks import whole
 
 HEADS, NEURONS = "blocks.*.attention.heads", "blocks.*.feedforward.hidden"
 MOST_TOKENS, MOST_TRIED, MOST_TOP = 512, 512, 32
+LIKELY, RAISED = 50, 3
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Cause:
     ``point`` selects the part, ``token`` is the position where it acts. ``layer`` and ``unit`` are the block and the
     number of a head or neuron (None for a token). A head reads ``key`` most there, with the ``weight``. Without the
     part, ``lead`` and ``probability`` are the token's, and ``says`` is the most likely token, with the probability
-    ``says_probability``.
+    ``says_probability``. ``raises`` are the tokens, of the 50 most likely in the whole model, whose logits fall most
+    without it.
     """
 
     point: str
@@ -52,6 +54,7 @@ class Cause:
     probability: float
     says: int
     says_probability: float
+    raises: list[int]
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,17 @@ def causes(
     listed = [part for kind in ("tokens", "heads", "neurons") for part in parts[kind]]
     outputs = dict(model.edited_outputs(ids, [[ablate(part.point)] for part in listed], list(edits)))
     measured = {part: _measured(target, outputs[number]) for number, part in enumerate(listed)}
+    likely = np.argsort(-outputs[-1], kind="stable")[:LIKELY]
+    raises = {part: _falling(outputs[-1], outputs[number], likely) for number, part in enumerate(listed)}
     lead, probability, *_ = _measured(target, outputs[-1])
     best = {
         kind: sorted(some, key=lambda part: measured[part][0])[: None if kind == "tokens" else top]
         for kind, some in parts.items()
     }
     patterns = _patterns(model, ids, [part.layer for part in best["heads"] if part.layer is not None], edits)
-    made = {kind: [_cause(part, measured[part], patterns) for part in some] for kind, some in best.items()}
+    made = {
+        kind: [_cause(part, measured[part], patterns, raises[part]) for part in some] for kind, some in best.items()
+    }
     counts = {kind: len(parts[kind]) for kind in ("heads", "neurons")}
     return Causes(
         chosen, other, lead, probability, made["tokens"], made.get("heads", []), made.get("neurons", []), counts
@@ -203,13 +210,21 @@ def _patterns(model: TracedModel, ids: list[int], layers: list[int], edits: Sequ
     return read(model, ids, names, list(edits)) if names else None
 
 
-def _cause(part: _Part, measured: tuple[float, float, int, float], patterns: SequenceTrace | None) -> Cause:
+def _falling(whole: NDArray[np.float32], left: NDArray[np.float32], likely: NDArray[np.int64]) -> list[int]:
+    """Of the ``likely`` tokens, the tokens whose logits fall most from the whole model to the model without a part."""
+    falls = whole[likely].astype(np.float64) - left[likely]
+    return [int(likely[at]) for at in np.argsort(-falls, kind="stable")[:RAISED]]
+
+
+def _cause(
+    part: _Part, measured: tuple[float, float, int, float], patterns: SequenceTrace | None, raises: list[int]
+) -> Cause:
     key = weight = None
     name = f"blocks.{part.layer}.attention.pattern"
     if part.point.startswith(f"blocks.{part.layer}.attention.heads") and patterns is not None:
         row = patterns[name][part.unit, part.token]
         key, weight = int(row.argmax()), float(row.max())
-    return Cause(part.point, part.token, part.layer, part.unit, key, weight, *measured)
+    return Cause(part.point, part.token, part.layer, part.unit, key, weight, *measured, raises)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ def test_causes_are_what_requests_without_the_parts_say(family: str, folder: Pat
             assert one.probability == pytest.approx(shares[found.token], rel=1e-5)
             assert one.says == left.argmax()
             assert one.says_probability == pytest.approx(shares.max(), rel=1e-5)
+            falls = (plain - left)[order[:50]]
+            assert np.allclose(falls[np.isin(order[:50], one.raises)].min(), np.sort(falls)[-3], atol=1e-5)
         for some in (found.tokens, found.heads, found.neurons):
             assert [one.lead for one in some] == sorted(one.lead for one in some), "the largest effect first"
         for one in found.heads:

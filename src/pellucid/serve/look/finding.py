@@ -47,7 +47,8 @@ def why(body: RequestBody[CausesFields], llm: LLM) -> dict[str, Any]:
         tried=fields.tried,
         edits=prompts.edits_of(fields.edits, llm),
     )
-    named = {found.token, found.against, *(one.says for one in (*found.tokens, *found.heads, *found.neurons))}
+    parts = (*found.tokens, *found.heads, *found.neurons)
+    named = {found.token, found.against, *(token for one in parts for token in (one.says, *one.raises))}
     return {**found.as_dict(), "texts": {str(token): llm.tokenizer.piece(token) for token in sorted(named)}}
 
 
