@@ -14,7 +14,7 @@ from support.page_visit import SCREENS, SECONDS, Visit, clipped, is_fitting, num
 
 import pellucid
 from pellucid.llm import LLM
-from pellucid.trace import causes, find_heads, logit_lens
+from pellucid.trace import ablate, causes, find_heads, logit_lens
 from pellucid.util.probabilities import softmax
 
 SENTENCE = "The capital of France is"
@@ -282,3 +282,27 @@ def test_a_step_is_sent_as_one_file(browser: Any, server: PageServer, tmp_path: 
     assert "Paris" not in alone.page.locator(".lead").inner_text()
     assert alone.said == []
     alone.close()
+
+
+def test_heads_that_read_a_word_are_listed_with_what_they_do(browser: Any, server: PageServer, llm: LLM) -> None:
+    visit = opened(browser, server)
+    page = visit.page
+    page.locator(".arcs g.chosen, .badge").first.click()
+    section = visit.open("attention")
+    section.locator(".specific tbody tr").first.wait_for(timeout=SECONDS)
+    rows = section.locator(".specific tbody tr").evaluate_all(
+        "all => all.map(({ dataset: one }) => [one.head, +one.score, +one.without])"
+    )
+    ids = llm.inputs.prompt(SENTENCE)
+    wanted = find_heads(llm, ids, len(ids) - 1, key=len(ids) - 2, top=6)
+    assert [head for head, *_ in rows] == [f"{one.layer}.{one.head}" for one in wanted[: len(rows)]]
+    assert np.allclose(
+        [score for _, score, _ in rows], [one.weight - one.mean for one in wanted[: len(rows)]], rtol=1e-4
+    )
+    best = int(next(iter(llm.edited_outputs(ids, [])))[1].argmax())
+    copies = [[ablate(f"blocks.{one.layer}.attention.heads[heads={one.head}]")] for one in wanted[: len(rows)]]
+    left = dict(llm.edited_outputs(ids, copies))
+    shares = [softmax(left[number])[best] for number in range(len(rows))]
+    assert np.allclose([without for *_, without in rows], shares, rtol=1e-4)
+    assert visit.said == []
+    visit.close()

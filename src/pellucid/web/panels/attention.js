@@ -2,7 +2,7 @@
 
 import { html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { Effect } from "/web/panels/effect.js";
-import { useTrace } from "/web/server/data.js";
+import { changed, useAnswer, useTrace } from "/web/server/data.js";
 import { usePattern } from "/web/picture/flow.js";
 import { isHeadOut } from "/web/picture/layout.js";
 import { Picture, colour, heat, shade } from "/web/parts/draw.js";
@@ -36,6 +36,7 @@ function View({ look, width, at, choose, edit }) {
       token=${token} wanted=${key} width=${width} where=${`block ${layer}, head ${head}`} hasNoEffect=${hasNoEffect}
       note=${`${hasNoEffect ? "A change takes this head out: its weights are computed, but they have no effect. " : ""}Click another token to see which heads look at it.`}
       pick=${(one) => choose({ key: one, block: layer, head, point: `blocks.${layer}.attention.pattern`, dim: -1 })} />`}<//>
+    ${key >= 0 && !look.recorded && !look.info.encoder.length && html`<${Specific} look=${look} place=${place} wanted=${key} choose=${choose} />`}
     <div>${key >= 0 && html`<${AllHeads} look=${look} place=${place} wanted=${key} width=${width} choose=${choose} />`}</div>
     ${found.row && html`<div class="bar"><h4>Block ${layer}, head ${head}</h4>
       ${edit && html`<button type="button" aria-pressed=${isOut}
@@ -45,6 +46,21 @@ function View({ look, width, at, choose, edit }) {
         onPick=${(one) => choose({ token: one, key: -1 })} label=${`block ${layer}, head ${head}`} />
       <div><h4>All heads of block ${layer}</h4><${Heads} pattern=${found.heads} chosen=${head} onChoose=${(one) => choose({ head: one })} block=${layer} />
         </div></div>`}</div>`;
+}
+
+const FOUND = 6, LONGEST = 512; // heads of the list; tokens of a text that can be searched
+
+/** Heads that read the key for the chosen token more than other tokens read it, and what the model says without each. */
+function Specific({ look, place, wanted, choose }) {
+  const { token } = place, ids = look.info.generates ? look.ids.slice(0, token + 1) : look.ids, isSeen = wanted < ids.length && ids.length > 1 && ids.length <= LONGEST;
+  const state = useAnswer(look, "/look/heads", isSeen ? changed(look, { model: look.model, prompt: ids, position: token, key: wanted, top: FOUND }) : null), found = state.value, name = (t) => html`<span class="piece">${shown(look.pieces[t] ?? "")}</span>`;
+  if (!isSeen) return null;
+  const kept = found?.heads.filter((one) => one.weight - one.mean > 0.05) ?? [], says = found?.text !== undefined;
+  return html`<div class="specific"><h4>Heads that read ${name(wanted)} for ${name(token)} more than for other tokens</h4><${State} state=${{ ...state, arrays: found }}>${found && (kept.length === 0 ? html`<p class="note">This model has no such head.</p>`
+    : html`<table class="plain"><thead><tr><th scope="col">head</th><th scope="col" class="num">weight</th><th scope="col" class="num">mean elsewhere</th><th scope="col">most elsewhere</th>${says && html`<th scope="col" class="num">${shown(found.text)} without it</th>`}</tr></thead>
+      <tbody>${kept.map((one) => html`<tr key=${`${one.layer}.${one.head}`} data-head=${`${one.layer}.${one.head}`} data-score=${one.weight - one.mean} data-without=${one.without}><th scope="row"><button type="button" class="quiet" onClick=${() => choose({ block: one.layer, head: one.head, key: wanted, point: `blocks.${one.layer}.attention.pattern`, dim: -1 })}>block ${one.layer}, head ${one.head}</button></th>
+        <td class="num">${percent(one.weight)}</td><td class="num">${percent(one.mean)}</td><td>${one.elsewhere.filter(([, weight]) => weight > 0.01).map(([row, weight], n) => html`${n > 0 && ", "}${name(row)} ${percent(weight)}`)}</td>${says && html`<td class="num">${percent(one.without)}</td>`}</tr>`)}</tbody></table>
+      ${says && html`<p class="note">After ${name(token)}, the model gives ${shown(found.text)} ${percent(found.probability)}; the last column is the same without the head.</p>`}`)}<//></div>`;
 }
 
 /** The token that a row of weights has most of, without the token itself; -1 if there is no other. */
