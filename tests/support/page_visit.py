@@ -174,15 +174,21 @@ class Visit:
         self.context.close()
 
 
-def serious(page: Any, part: str | None = None) -> list[str]:
-    """Serious and critical findings of axe, on the page or on the part that a selector finds."""
+def serious(page: Any, part: str | None = None, *more: str) -> list[str]:
+    """Serious and critical findings of axe, on the page or on the part that a selector finds.
+
+    ``more`` are rules that axe does not check by itself.
+    """
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-web installs axe")
     if not page.evaluate("() => !!globalThis.axe"):
         page.evaluate(axe.Axe().axe_script)
-    run = "(part) => axe.run(part ?? document, {resultTypes: ['violations']}).then((one) => one.violations)"
+    run = """([part, more]) => {
+        const rules = Object.fromEntries(more.map((name) => [name, { enabled: true }]));
+        return axe.run(part ?? document, { resultTypes: ['violations'], rules }).then((one) => one.violations);
+    }"""
     return [
         f"{one['id']}: {node['target']} {node['failureSummary']}"
-        for one in page.evaluate(run, part)
+        for one in page.evaluate(run, [part, more])
         if one["impact"] in ("serious", "critical")
         for node in one["nodes"][:3]
     ]

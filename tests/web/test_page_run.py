@@ -197,9 +197,10 @@ DRAWN = """() => {
 }"""
 
 
-def test_a_replay_shows_nothing_that_has_not_happened(browser: Any, server: PageServer) -> None:
+@pytest.mark.parametrize("size", ["large", "wide"])
+def test_a_replay_shows_nothing_that_has_not_happened(browser: Any, server: PageServer, size: str) -> None:
     """At ten moments, the answer is nowhere on the page before it is drawn; at the end the picture is as before."""
-    visit = Visit(browser, server.url)
+    visit = Visit(browser, server.url, size)
     visit.choose("smollm2")
     visit.write("The capital of France is", tokens=4, temperature=0.7, seed=1)
     visit.go(token=4, block=23, head=4)
@@ -229,6 +230,34 @@ def test_a_replay_shows_nothing_that_has_not_happened(browser: Any, server: Page
     page.wait_for_timeout(50)
     assert visit.text() == before
     assert page.evaluate(DRAWN)["why"]
+    assert page.locator(".wavefront").count() == 0
+    assert visit.said == []
+    visit.close()
+
+
+WIDTHS = "all => all.map((one) => +one.getAttribute('width'))"
+
+
+def test_a_replay_goes_through_the_sections_of_a_phone(browser: Any, server: PageServer) -> None:
+    """What stands below the section with the front is empty, until the front comes there."""
+    visit = Visit(browser, server.url, "narrow")
+    visit.choose("smollm2")
+    visit.write("The capital of France is", tokens=4, temperature=0.7, seed=1)
+    visit.go(token=4, block=23, head=4)
+    page, reached = visit.page, list[list[float]]()
+    for t in (0.05, 0.3, 0.45, 0.6, 0.7):
+        page.get_by_label("moment of the step").evaluate(SEEK, t)
+        page.wait_for_timeout(50)
+        fronts = page.locator(".section clipPath rect").evaluate_all(
+            "all => all.map((one) => +one.getAttribute('width'))"
+        )
+        assert len([one for one in fronts if 0 < one < 10_000]) <= 1, "one front"
+        assert fronts == sorted(fronts, reverse=True), (t, fronts)
+        reached.append(fronts)
+        assert "Paris" not in visit.text()
+    assert reached[0][1:] == [0] * (len(reached[0]) - 1)
+    assert reached[-1][0] == 10_000
+    page.get_by_role("button", name="End", exact=True).click()
     assert page.locator(".wavefront").count() == 0
     assert visit.said == []
     visit.close()

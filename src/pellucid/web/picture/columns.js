@@ -162,10 +162,10 @@ function add({ rows, column, scene }) {
 function logits({ column, scene, rows }) {
   const { candidates, y, size, nameOf, at, choose, old } = scene, i = rows.findIndex((row) => row.t === at.token), width = column.width - 46, low = Math.min(...candidates.map((one) => one.logit)), high = Math.max(...candidates.map((one) => one.logit));
   return html`<g class="logits">${i >= 0 && column.x > 20 && candidates.length > 0 && html`<path class="to-logits" d=${link(column.x - 10, y(i), column.x + 2, y(0))} />`}
-    ${candidates.map((one, n) => html`<${Part} key=${n} name="logit" stop=${n === 0} label=${`logit of ${shown(nameOf(one.token) ?? `#${one.token}`)}: ${number(one.logit)}`} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)} onClick=${() => choose({ point: "project.logits", dim: one.token, key: -1 })}>
+    ${candidates.map((one, n) => html`<${Part} key=${n} name="logit" stop=${n === 0} label=${`${shown(nameOf(one.token) ?? `#${one.token}`)} ${Number.isFinite(one.logit) ? one.logit.toFixed(2) : ""}: its logit`} data-candidate=${one.token} data-logit=${one.logit?.toPrecision(7)} onClick=${() => choose({ point: "project.logits", dim: one.token, key: -1 })}>
       <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${Number.isFinite(one.logit) && html`<rect class="score" x=${column.x + 6} y=${y(n) - 9} width=${Math.max(2, (0.25 + (0.75 * (one.logit - low)) / (high - low || 1)) * width)} height="18" rx="2" />`}
-      <text class="word" x=${column.x + 10} y=${y(n) + 4}>${fit(shown(nameOf(one.token) ?? `#${one.token}`), width - 10, size * 1.1)}</text>
+      <text class="word" x=${column.x + 10} y=${y(n) + 4}>${fit(shown(nameOf(one.token) ?? `#${one.token}`), width - 10, size * 1.1)}</text> ${""}
       ${old?.has(one.token) && html`<text class="small before" x=${column.x + 10} y=${y(n) + 14}>${`before ${old.get(one.token).logit.toFixed(2)}`}</text>`}
       ${Number.isFinite(one.logit) && html`<text class="mono small faint" x=${column.x + column.width - 2} y=${y(n) + 4} text-anchor="end">${one.logit.toFixed(2)}</text>`}<//>`)}</g>`;
 }
@@ -176,13 +176,14 @@ function softmax({ column, scene }) {
   const cuts = [form?.topP < 1 && `top-p ${form.topP}`, form?.topK > 0 && `top-k ${form.topK}`].filter(Boolean).join(", ");
   return html`${phase >= 0 && candidates.map((one, n) => {
     const isDrawn = one.token === drawn, label = shown(nameOf(one.token) ?? `#${one.token}`), was = old?.get(one.token)?.last;
-    return html`<${Part} key=${n} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${one.last > 0 ? percent(one.last) : "cut"}${isDrawn ? (isGiven ? ", given by the prompt" : ", drawn") : isFixed ? "" : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
+    const written = share(one) > 0 ? percent(share(one)) : n === cut ? `cut by ${cuts.split(", ")[0] || "temperature 0"}` : "cut";
+    return html`<${Part} key=${n} name=${`candidate ${isDrawn ? "is-drawn" : ""}`} stop=${n === 0} label=${`${label}: ${written}${isDrawn ? (isGiven ? ", given by the prompt" : ", drawn") : isFixed ? "" : ". Draw this token instead"}`} onClick=${() => onDraw(one)}
       about=${`${Number.isFinite(one.plain) ? `${percent(one.plain)} at temperature 1; ` : ""}${isFixed ? "the probability of this token here" : isDrawn ? (isGiven ? "given by the prompt" : "drawn") : "draw this token instead: the text branches here"}`} data-candidate=${one.token} data-probability=${one.last.toPrecision(7)} data-plain=${one.plain?.toPrecision(7)}>
       <rect class="hit" x=${column.x} y=${y(n) - 13} width=${column.width} height="26" />
       ${was !== undefined && html`<rect class="before" x=${left} y=${y(n) + 6} width=${Math.max(1, was * width)} height="4" />`}
       <rect class="share" x=${left} y=${y(n) - 9} width=${Math.max(1, share(one) * width)} height="18" rx="2" />
       ${!isFixed && phase > 0 && Number.isFinite(one.plain) && html`<rect class="ghost" x=${left} y=${y(n) - 10} width=${Math.max(1, one.plain * width)} height="20" rx="2" />`}
-      <text class=${`small ${one.last > 0 ? "" : "faint"}`} x=${left + 5 + Math.max(1, Math.max(share(one), one.plain || 0) * width)} y=${y(n) + 4}>${share(one) > 0 ? percent(share(one)) : n === cut ? `cut by ${cuts.split(", ")[0] || "temperature 0"}` : "cut"}</text><//>`;
+      <text class=${`small ${one.last > 0 ? "" : "faint"}`} x=${left + 5 + Math.max(1, Math.max(share(one), one.plain || 0) * width)} y=${y(n) + 4}>${written}</text><//>`;
   })}${cut > 0 && html`<g class="cut"><path d=${`M${column.x - 6} ${(y(cut - 1) + y(cut)) / 2}H${column.x + column.width - 4}`} /><title>${`${cuts || "temperature 0"} cuts the rest`}</title></g>`}
   ${tries && !replay?.isOn && html`<foreignObject x=${column.x} y=${y(candidates.length) - 10} width=${column.width + 24} height="54"><div class="tries" xmlns="http://www.w3.org/1999/xhtml">${[["temperature", "temperature", 0, 2, 0.05, form.temperature], ["top-p", "top_p", 0.05, 1, 0.01, form.topP]].map(([label, name, low, high, step, value]) => html`<label key=${name}><span>${label}</span><input type="range" min=${low} max=${high} step=${step} value=${value} onInput=${(event) => choose({ [name]: +event.target.value })} /><output>${+value.toFixed(2)}</output></label>`)}</div></foreignObject>`}`;
 }
