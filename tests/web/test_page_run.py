@@ -248,9 +248,7 @@ def test_a_replay_goes_through_the_sections_of_a_phone(browser: Any, server: Pag
     for t in (0.05, 0.3, 0.45, 0.6, 0.7):
         page.get_by_label("moment of the step").evaluate(SEEK, t)
         page.wait_for_timeout(50)
-        fronts = page.locator(".section clipPath rect").evaluate_all(
-            "all => all.map((one) => +one.getAttribute('width'))"
-        )
+        fronts = page.locator(".section clipPath rect").evaluate_all(WIDTHS)
         assert len([one for one in fronts if 0 < one < 10_000]) <= 1, "one front"
         assert fronts == sorted(fronts, reverse=True), (t, fronts)
         reached.append(fronts)
