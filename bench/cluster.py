@@ -41,7 +41,7 @@ from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.remote_request import RemoteRequest
-from pellucid.cluster.replica_link import ChosenReplica, ReplicaLoad, choose
+from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.stage_server import StageServer, runner_of
 from pellucid.cluster.staged_runner import StagedRunner

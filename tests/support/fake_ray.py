@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pellucid.cluster import supervisor
-from pellucid.cluster.replica_link import ReplicaLoad
+from pellucid.cluster.routing import ReplicaLoad
 from pellucid.cluster.secret import ClusterSecret
 from support.links import Changed, links_made_by
 

@@ -10,8 +10,8 @@ from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.remote_trace import RequestWatch
-from pellucid.cluster.replica_link import ReplicaLoad
 from pellucid.cluster.replica_tasks import TASKS
+from pellucid.cluster.routing import ReplicaLoad
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.engine.state import EngineState
 from pellucid.llm import LLM

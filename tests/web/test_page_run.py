@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.browser import MADE, MAIN, ended, fill
+from support.browser import AGAIN, MADE, MAIN, ended, fill
 from support.page_server import PageServer
 from support.page_visit import SECONDS, Visit
 from support.sampling import Words
@@ -276,5 +276,27 @@ def test_a_replay_plays_and_pauses(browser: Any, server: PageServer) -> None:
     page.get_by_role("button", name="Replay").click()
     page.locator(".wavefront").wait_for(state="detached", timeout=30_000)
     assert page.get_by_role("button", name="Replay").count() == 1
+    assert visit.said == []
+    visit.close()
+
+
+def test_a_reload_during_a_run_keeps_text_and_picture(browser: Any, server: PageServer) -> None:
+    """The tokens that had come are there again, without a click; a copy of the address in another tab asks first."""
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    start(visit, PROMPT, 1900)
+    before = visit.text()
+    visit.page.reload()
+    visit.page.locator(MADE).nth(5).wait_for(timeout=SECONDS)
+    visit.rest()
+    after = visit.text()
+    assert after.startswith(before.rstrip()[:40])
+    assert visit.made() >= 5
+    assert visit.page.locator(".ribbon.chosen").count() >= 1
+    address = visit.page.url
+    visit.page.wait_for_timeout(600)
+    other = Visit(browser, address)
+    assert other.page.get_by_role("button", name=AGAIN).count() == 1
+    other.close()
     assert visit.said == []
     visit.close()

@@ -246,8 +246,8 @@ def test_back_and_reload_return_to_the_same_view(browser: Any, server: PageServe
         page.go_forward()
         assert view() == wanted
     page.reload()
-    page.locator("textarea").wait_for(timeout=SECONDS)
-    visit.make_again()
+    page.locator(f"{TEXT} .token").first.wait_for(timeout=SECONDS)
+    visit.rest()
     assert view(rest) == views[-1]
     assert visit.said == []
     visit.close()

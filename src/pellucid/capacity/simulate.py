@@ -13,7 +13,7 @@ from functools import partial
 
 from pellucid.capacity.simulated_replica import ReplicaCapacity, SimulatedReplica, SimulatedRequest
 from pellucid.capacity.step_costs import StepCosts
-from pellucid.cluster.replica_link import ChosenReplica, ReplicaLoad, choose
+from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.measure.server_load import Lengths, arrivals, percentiles
 
 MAX_ONGOING = 10_000

@@ -13,7 +13,7 @@ from typing import Any
 
 import zmq.asyncio
 
-from pellucid.cluster import replica_link, wire
+from pellucid.cluster import routing, wire
 from pellucid.cluster.replica_link import ReplicaLink
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import KernelError, PellucidError, QueueFull
@@ -225,7 +225,7 @@ class Fleet:
         if not links:
             self._waiting[task] = self.loop.call_later(PATIENCE, self._late, task)
             return
-        route = replica_link.choose(task.prompt, list(links))
+        route = routing.choose(task.prompt, list(links))
         self.prefix_hits += route.pages
         self.prefix_queries += len(route.names)
         route.replica.expect(route.names)

@@ -23,7 +23,7 @@ from pellucid.trace.edits import Edit, ablate
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.attribution import needed as attribution_points
 from pellucid.trace.lenses.heads import pattern_points
-from pellucid.trace.lenses.targets import LogitDifference
+from pellucid.trace.lenses.targets import LogitDifference, LogProbability
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, token_of
 from pellucid.util.checks import whole
@@ -114,7 +114,7 @@ def causes(
         raise InvalidRequest(f"against={against!r}: must be another token than the token itself")
     target = LogitDifference(chosen, other)
     parts = _candidates(model, ids, target, tried, edits)
-    parts["tokens"] = [_Part(f"embed[tokens={at}]", at) for at in range(len(ids))]
+    parts["tokens"] = [_TakenOut(f"embed[tokens={at}]", at) for at in range(len(ids))]
     listed = [part for kind in ("tokens", "heads", "neurons") for part in parts[kind]]
     outputs = dict(model.edited_outputs(ids, [[ablate(part.point)] for part in listed], list(edits)))
     measured = {part: _measured(target, outputs[number]) for number, part in enumerate(listed)}
@@ -136,7 +136,7 @@ def causes(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _TakenOut:
     point: str
     token: int
     layer: int | None = None
@@ -145,14 +145,14 @@ class _Part:
 
 def _candidates(
     model: TracedModel, ids: list[int], target: LogitDifference, count: int, edits: Sequence[Edit]
-) -> dict[str, list[_Part]]:
+) -> dict[str, list[_TakenOut]]:
     """The heads and neurons that are taken out.
 
     Heads: half by what they add to the difference of the logits themselves, and half by value times gradient, which
     also finds heads whose effect passes through later blocks. A direct effect may be large where the gradient is not.
     Neurons: by value times gradient.
     """
-    direct, heads, neurons = _direct_heads(model, ids, target, edits), list[tuple[float, _Part]](), list[Any]()
+    direct, heads, neurons = _direct_heads(model, ids, target, edits), list[tuple[float, _TakenOut]](), list[Any]()
     kinds = [kind for kind in (HEADS, NEURONS) if any(_matches(name, kind) for name in model.points)]
     found: Gradients | None = gradients(model, ids, target, kinds, edits=edits) if kinds else None
     for name, values in found.values.items() if found else ():
@@ -164,25 +164,27 @@ def _candidates(
             by_row = effect.sum(-1)  # (T, H)
             for head, size in enumerate(by_row.sum(0)):
                 at = int(np.abs(by_row[:, head]).argmax()) + first
-                heads.append((float(size), _Part(f"{name}[heads={head}]", at, layer, head)))
+                heads.append((float(size), _TakenOut(f"{name}[heads={head}]", at, layer, head)))
         elif effect.ndim == 2:
             # The first token's neurons have huge values in most models, and stand for no content.
             for flat in np.argsort(-effect, axis=None)[: count + effect.shape[1]]:
                 row, unit = divmod(int(flat), effect.shape[1])
                 if row + first > 0 or len(ids) == 1:
-                    part = _Part(f"{name}[tokens={row + first}; dims={unit}]", row + first, layer, unit)
+                    part = _TakenOut(f"{name}[tokens={row + first}; dims={unit}]", row + first, layer, unit)
                     neurons.append((float(effect[row, unit]), part))
     mixed = {part.point: part for part in (*direct[: (count + 1) // 2], *_largest(heads, count))}
     return {"heads": list(mixed.values())[:count], "neurons": _largest(neurons, count)}
 
 
-def _direct_heads(model: TracedModel, ids: list[int], target: LogitDifference, edits: Sequence[Edit]) -> list[_Part]:
+def _direct_heads(
+    model: TracedModel, ids: list[int], target: LogitDifference, edits: Sequence[Edit]
+) -> list[_TakenOut]:
     """Heads in descending order of what they add to the difference of the logits after the last token."""
     run = read(model, ids, attribution_points(model), list(edits))
     parts = attribute(model, run, target.first, against=target.second).contributions
     found = [one for one in parts if one.kind == "head" and one.layer is not None and one.head is not None]
     return [
-        _Part(f"blocks.{one.layer}.attention.heads[heads={one.head}]", len(ids) - 1, one.layer, one.head)
+        _TakenOut(f"blocks.{one.layer}.attention.heads[heads={one.head}]", len(ids) - 1, one.layer, one.head)
         for one in sorted(found, key=lambda one: -one.value)
     ]
 
@@ -192,16 +194,15 @@ def _matches(name: str, pattern: str) -> bool:
     return name.startswith(first) and name.endswith(last)
 
 
-def _largest(parts: list[tuple[float, _Part]], count: int) -> list[_Part]:
+def _largest(parts: list[tuple[float, _TakenOut]], count: int) -> list[_TakenOut]:
     return [part for _, part in sorted(parts, key=lambda one: -one[0])[:count]]
 
 
 def _measured(target: LogitDifference, logits: NDArray[np.float32]) -> tuple[float, float, int, float]:
     """Lead and probability of the token, the most likely token, and its probability."""
-    shares = np.exp(logits.astype(np.float64) - float(logits.max()))
-    shares /= shares.sum()
     says = int(logits.argmax())
-    return target(logits), float(shares[target.first]), says, float(shares[says])
+    first, best = (LogProbability(token, raised=True)(logits) for token in (target.first, says))
+    return target(logits), first, says, best
 
 
 def _patterns(model: TracedModel, ids: list[int], layers: list[int], edits: Sequence[Edit]) -> SequenceTrace | None:
@@ -217,7 +218,7 @@ def _falling(whole: NDArray[np.float32], left: NDArray[np.float32], likely: NDAr
 
 
 def _cause(
-    part: _Part, measured: tuple[float, float, int, float], patterns: SequenceTrace | None, raises: list[int]
+    part: _TakenOut, measured: tuple[float, float, int, float], patterns: SequenceTrace | None, raises: list[int]
 ) -> Cause:
     key = weight = None
     name = f"blocks.{part.layer}.attention.pattern"

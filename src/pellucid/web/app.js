@@ -18,7 +18,7 @@ import { streamed } from "/web/picture/flow.js";
 import { sections } from "/web/picture/layout.js";
 import { NumberCard } from "/web/picture/number.js";
 import { Pictures } from "/web/picture/pinned.js";
-import { get } from "/web/server/api.js";
+import { get, storage } from "/web/server/api.js";
 import { openFile } from "/web/server/opened.js";
 import { readRun } from "/web/server/recorded.js";
 import { FORM, fromAddress, toAddress } from "/web/state/address.js";
@@ -29,6 +29,7 @@ import { AboutCard } from "/web/words/about.js";
 import { Examples, examplesOf } from "/web/words/examples.js";
 import { TOUR } from "/web/words/tour.js";
 
+const OWN = "pellucid.page"; // where this tab keeps the address of its text while it is reloaded
 const QUIET = 400; // milliseconds before the address follows a form
 
 function App({ report }) {
@@ -112,7 +113,7 @@ const panelsOf = (panels) => panels.map((one) => one.id);
 
 /** The models of a server. */
 function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
-  const said = useMemo(() => fromAddress(location.hash), []), [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null), [turn, setTurn] = useState(0);
+  const [isOwn] = useState(ownAddress), said = useMemo(() => fromAddress(location.hash), []), [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null), [turn, setTurn] = useState(0);
   const [agreed, setAgreed] = useState(false), [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { width, height, scale, isPresented, tools } = useScreen(), now = useRef({});
   const address = (place, run) => toAddress({ model, form, at: place, edits, made: run.made, leaf: run.leaf });
   const write = (place, isStep) => now.current.isReady && history[isStep ? "pushState" : "replaceState"](null, "", address(place, now.current.run)[0]);
@@ -166,6 +167,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   }, [model, turn, asksToLoad]);
 
   const offered = info && said.model === model && said.made?.[0]?.form.text ? said.made : null;
+  const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)), true);
   const { tree, leaf } = run, path = tree.path(leaf), [isReplayed, setReplayed] = useState(false);
   const text = useMemo(() => {
     const some = path, pieces = [...run.pieces, ...some.map((one) => one.piece)];
@@ -188,6 +190,17 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     const timer = setTimeout(() => history.replaceState(null, "", address(now.current.wanted, now.current.run)[0]), QUIET); // the place may be another by then
     return () => clearTimeout(timer);
   }, [model, info, form, edits, run.made, run.leaf, running, offered]);
+
+  // A reload keeps the text and the picture, also in the middle of a run.
+  const isReloaded = isOwn && !!offered && !running;
+  useEffect(() => {
+    if (isReloaded) again();
+  }, [isReloaded]);
+  useEffect(() => {
+    const keep = () => now.current.run.made.length && storage.setItem(OWN, address(now.current.wanted, now.current.run)[0]);
+    addEventListener("pagehide", keep);
+    return () => removeEventListener("pagehide", keep);
+  });
 
   // The page opens on a finished picture. An address says what is asked instead, and a link of others begins with a click.
   const isFirst = info && !offered && !run.prompt.length && !running && said.model === undefined;
@@ -221,7 +234,6 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     step: () => begin(() => (isSame ? writing.more(form, edits, 1) : writing.write({ ...form, max_tokens: 1 }, edits))),
     stop: writing.stop,
   };
-  const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)), true);
   const example = (one) => {
     const next = { ...form, ...one.form };
     setForm(next);
@@ -269,6 +281,15 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       ${still([look, readToken, at.block, at.head, at.point, at.key, at.source, at.dim, at.view, at.panel, at.stop], () => html`<${Guarded} body=${() => html`<${NumberCard} look=${look} at=${{ ...at, token: readToken }} choose=${choose} labels=${text.labels} edit=${edit} />`} />
         <${Levels} isToured=${at.stop > 0} panels=${html`<${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} isToured=${at.stop > 0} />`} card=${html`<${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} onExample=${example} />`} />`)}
     </main>`;
+}
+
+/** Whether this tab is reloaded: then its own address, which may be newer than that of the browser, stands there again. */
+function ownAddress() {
+  const kept = storage.getItem(OWN), isReload = performance.getEntriesByType("navigation")[0]?.type === "reload";
+  storage.removeItem(OWN);
+  if (!kept || !isReload) return false;
+  history.replaceState(null, "", kept);
+  return true;
 }
 
 /** A function that opens the first of some panels that is there. */

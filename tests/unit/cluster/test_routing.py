@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
-from pellucid.cluster.replica_link import ReplicaLoad, choose
+from pellucid.cluster.routing import ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.loading import open_model

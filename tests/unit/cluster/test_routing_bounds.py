@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pellucid.cluster.replica_link import ReplicaLoad, choose
+from pellucid.cluster.routing import ReplicaLoad, choose
 from pellucid.runtime.prefix_cache import page_names
 
 TEXT = list(range(1000))

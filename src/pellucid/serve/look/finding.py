@@ -18,12 +18,12 @@ from pellucid.trace.edits import Edit, ablate
 from pellucid.trace.lenses.heads import pattern_points
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.logit_lens import needed as lens_points
+from pellucid.trace.lenses.targets import LogProbability
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import read
 from pellucid.trace.why import MOST_TOKENS as MOST_READ
 from pellucid.trace.why import MOST_TOP as MOST_CAUSES
 from pellucid.trace.why import MOST_TRIED, ReadingHead, causes, find_heads
-from pellucid.util.probabilities import softmax
 
 
 class CausesFields(prompts.PromptFields, frozen=True, kw_only=True):
@@ -88,7 +88,7 @@ def _without(
     copies = [[ablate(f"blocks.{one.layer}.attention.heads[heads={one.head}]")] for one in found]
     outputs = dict(llm.edited_outputs(prompt.ids, copies, list(edits)))
     token = int(outputs[-1].argmax())
-    shares = {number: float(softmax(logits)[token]) for number, logits in outputs.items()}
+    shares = {number: LogProbability(token, raised=True)(logits) for number, logits in outputs.items()}
     for number, one in enumerate(heads):
         one["without"] = shares[number]
     return {"heads": heads, "token": token, "text": llm.tokenizer.piece(token), "probability": shares[-1]}
@@ -124,7 +124,7 @@ def place(body: RequestBody[PlaceFields], llm: LLM) -> dict[str, Any]:
     last = logit_lens(llm, run, top=1, positions=[position])
     likely = int(last.ids[-1, 0, 0])
     mine = logit_lens(llm, run, top=1, tokens=[likely], positions=[position]).wanted[1:, 0, 0]
-    block = int(np.diff(np.log(np.maximum(mine, 1e-45))).argmax()) + 1 if len(mine) > 1 else 0
+    block = int((mine[1:] / np.maximum(mine[:-1], 1e-300)).argmax()) + 1 if len(mine) > 1 else 0
     own = [one for one in found if one.layer == block]
     return {"position": position, "block": block, "heads": [asdict(one) for one in own[:1]]}
 
