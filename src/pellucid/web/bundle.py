@@ -112,6 +112,12 @@ def web_files() -> dict[str, bytes]:
     return found
 
 
+@cache
+def page_script() -> bytes:
+    """All modules of the page as one script: a browser asks once, not a hundred times."""
+    return one_script(web_files(), "app.js").encode()
+
+
 def page_of_run(title: str, name: str, run: bytes) -> str:
     """The page with a recorded run (the contents of its file are ``run``): one HTML file that loads nothing else.
 

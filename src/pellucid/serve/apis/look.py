@@ -30,10 +30,11 @@ from pellucid.tokenize import Tokenizer
 from pellucid.trace.budget import LIMIT
 from pellucid.trace.frames import TraceFrame, TraceStream
 from pellucid.util.checks import real, whole
-from pellucid.web.bundle import web_files
+from pellucid.web.bundle import page_script, web_files
 
 # The page, its files and its routes: generated text, traces, lenses, profiles (docs/page.md).
 
+SCRIPT = "page.js"
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 HEADERS = {
     # Scripts and styles are files of this server. Text of a model or a user cannot run as a script or a style.
@@ -49,7 +50,7 @@ HEADERS = {
 
 
 def _file(path: str) -> Response:
-    content = web_files().get(path)
+    content = page_script() if path == SCRIPT else web_files().get(path)
     if content is None:
         raise NotFound(f"web/{brief(path)}: the page has no such file")
     kind = KINDS[path[path.rindex(".") :]]

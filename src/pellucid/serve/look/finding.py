@@ -25,6 +25,8 @@ from pellucid.trace.why import MOST_TOKENS as MOST_READ
 from pellucid.trace.why import MOST_TOP as MOST_CAUSES
 from pellucid.trace.why import MOST_TRIED, ReadingHead, causes, find_heads
 
+LOGITS = "project.logits"
+
 
 class CausesFields(prompts.PromptFields, frozen=True, kw_only=True):
     """Fields of /look/causes. ``token`` and ``against`` are texts or ids."""
@@ -109,25 +111,18 @@ def place(body: RequestBody[PlaceFields], llm: LLM) -> dict[str, Any]:
     """
     prompt, edits = prompts.prompt_of(body, llm), stream_edits(body.fields, llm)
     pieces = [llm.tokenizer.piece(token).strip().lower() for token in prompt.read]
-    at, key = (
-        [n for n, piece in enumerate(pieces) if word and piece == word.lower()]
-        for word in (body.fields.word, body.fields.key)
-    )
+    words = body.fields.word.lower(), body.fields.key.lower()
+    at, key = ([n for n, piece in enumerate(pieces) if word and piece == word] for word in words)
     position = at[0] if at else len(pieces) - 1
     if llm.spec.encoder or not pattern_points(llm) or len(pieces) < 2:
         return {"position": position, "heads": []}
     turns = llm.spec.generates and not (at and key)
-    run = _patterns(llm, prompt, edits, *(lens_points(llm) if turns else ()))
+    run = _patterns(llm, prompt, edits, *((*lens_points(llm), f"{LOGITS}[tokens={position}]") if turns else ()))
     found = find_heads(llm, run, position, key=key[0] if at and key else None, top=MOST_CAUSES)
     if not turns:
         return {"position": position, **_without(llm, prompt, found[:1], edits)}
-    last = logit_lens(llm, run, top=1, positions=[position])
-    likely = int(last.ids[-1, 0, 0])
+    likely = int(run[LOGITS][-1].argmax())
     mine = logit_lens(llm, run, top=1, tokens=[likely], positions=[position]).wanted[1:, 0, 0]
     block = int((mine[1:] / np.maximum(mine[:-1], 1e-300)).argmax()) + 1 if len(mine) > 1 else 0
     own = [one for one in found if one.layer == block]
     return {"position": position, "block": block, "heads": [asdict(one) for one in own[:1]]}
-
-
-def _words(fields: PlaceFields) -> tuple[str, str]:
-    return fields.word, fields.key

@@ -33,12 +33,12 @@ const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 470, CARD = 200, FRAME = 18; // r
  * replay begins and ends. `source(at)` says where the picture comes from, `pin` is the button that keeps it,
  * `title` names it where there are two, whose scales are `common` then. In presentation mode the drawings are `scale` times as large: style.css stretches them.
  */
-export function Picture({ look, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, pinned, source, pin, title, common, found, isExample, onReplay }) {
-  const width = (wide - FRAME) / larger;
+export function Picture({ look: whole, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, pinned, source, pin, title, common, found, isSearching, isExample, onReplay }) {
+  const width = (wide - FRAME) / larger, look = useStep(whole, text, at);
   const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - (AROUND + (at.stop ? CARD : 0)) * Math.sqrt(larger)) / (ROW * larger))));
   const seen = info.generates && at.view === "whole" ? Math.min(count, at.token + 1) : count, rows = useMemo(() => rowsOf(seen, room, at.token), [seen, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
   const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
-  const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(look, place, Math.min(first, readable), Math.min(last, readable), live);
+  const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(isSearching || (text.isRunning && live) ? { ...look, isOff: true } : look, place, Math.min(first, readable), Math.min(last, readable), live);
   const before = useFlow({ ...look, edits: [], isOff: !look.edits.length }, place, Math.min(first, readable), Math.min(last, readable), null);
   // Until the logits are read, the probabilities are those that came with the token: of the settings and the changes of then.
   const next = text.path[at.token + 1 - text.promptLength], logits = isRead ? flow.logits : null, came = !logits && next?.part && JSON.stringify(next.part.edits) === JSON.stringify(look.edits) ? next : null;
@@ -50,14 +50,14 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
   const pieces = new Map(likely.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
   const own = useSteady(scalesOf(rows, flow, info), `${look.model}|${look.ids.slice(0, 8)}`);
   const scales = useCommon(own, look.model, common), parts = useMemo(() => sections(info, at.block, width), [info, at.block, width]);
-  const answer = drawn ?? (isRead ? candidates[0]?.token ?? null : null), { lens, isWaiting: isLensWaiting } = useLens(look, at.token, answer, (token) => pieces.get(token), count > 0 && isRead && !text.isRunning);
-  const against = likely.find((one) => one.token !== answer)?.token, why = useWhy(look, at.token, answer, against, isRead && !text.isRunning && at.view === "whole" && !pinned, isExample);
+  const answer = drawn ?? (isRead ? candidates[0]?.token ?? null : null), { lens, isWaiting: isLensWaiting } = useLens(look, at.token, answer, (token) => pieces.get(token), count > 0 && isRead && !text.isRunning && !isSearching);
+  const against = likely.find((one) => one.token !== answer)?.token, why = useWhy(look, at.token, answer, against, isRead && !text.isRunning && at.view === "whole" && !pinned && !flow.isWaiting && (!!lens || !isLensWaiting), isExample);
   const columns = useMemo(() => parts.flatMap((one) => one.columns.filter((column) => column.id !== "text" || one.first)), [parts]), replay = useReplay(columns, info.generates), beat = replay.moment ? replay.moment.stage.key : null, after = replay.moment ? ["plain", "warm", "cut", "draw", "loop"].indexOf(replay.moment.stage.id) : 9;
   useEffect(() => onReplay?.(replay.isOn), [replay.isOn]);
   useEffect(() => {
     if (replay.isOn) replay.stop(); // another token or text is another step
   }, [text.ids, at.token, at.view]);
-  const costs = useCosts({ look, at, choose, parts }), running = useRunning(look.model, costs.isOn && !look.recorded), keep = () => pin.onClick({ look, text, at, source });
+  const costs = useCosts({ look, at, choose, parts }), running = useRunning(look.model, costs.isOn && !look.recorded), keep = () => pin.onClick({ look: whole, text, at, source });
   const lanes = { look, flow, at: live && text.isRunning ? at : place, choose, lens, costs: costs.blocks, isMoving: text.isRunning, isHidden: replay.isOn, unknown: replay.moment?.stage.part ? at.block : -1 }, isInside = at.view === "whole" && !parts[0].isNarrow, isMap = at.view === "whole" && parts[0].isNarrow && !pinned; // on a phone the blocks stay above the parts of one
   const scene = {
     running, toured: TOUR[at.stop - 1]?.stage,
@@ -101,7 +101,7 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
     ${title && html`<p class="picture-title">${title}</p>`}
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} pinned=${pinned}>${count > 0 && html`<span class="acts">${costs.choice}
       ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
-      ${source && html`<${Export} seen=${{ look, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
+      ${source && html`<${Export} seen=${{ look: whole, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
     ${count > 0 && at.view === "whole" && (replay.isOn ? html`<${Saying} of=${sayingOf(replay.moment, { look, at, flow, lens, candidates, nameOf: (token) => pieces.get(token), text })} />` : html`<${Lead} look=${look} text=${text} at=${at} candidates=${candidates} kept=${likely.kept} settings=${settings} lens=${lens} flow=${flow} nameOf=${(token) => pieces.get(token)} choose=${choose} found=${found} />`)}
     ${count > 0 && info.blocks.length > 0 && isMap && html`<div class="map"><${Stack} ...${lanes} width=${width} /></div>`}
     ${count > 0 && costs.note}
@@ -119,6 +119,12 @@ export function Picture({ look, text, live, at, choose, edit, onDraw, width: wid
 
 function Saying({ of: [title, words] }) {
   return html`<div class="lead" role="status"><p class="says">${title}</p><p class="note">${words}</p></div>`;
+}
+
+/** What is read for a token of the prompt: the prompt alone. Later tokens change none of its values, and a run need not end first. */
+function useStep(look, { promptLength }, { token, view }) {
+  const isShort = look.info.generates && !look.recorded && !look.info.encoder.length && view === "whole" && token < promptLength && promptLength < look.ids.length;
+  return useMemo(() => (isShort ? { ...look, ids: look.ids.slice(0, promptLength), pieces: look.pieces.slice(0, promptLength) } : look), [look, isShort, promptLength]);
 }
 
 const PLAIN = { temperature: 1, topK: 0, topP: 1 }; // the model's own probabilities

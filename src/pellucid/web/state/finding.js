@@ -5,17 +5,21 @@ import { post } from "/web/server/api.js";
 
 const ENDS = ["pointerdown", "keydown", "wheel"]; // what a reader does ends the search
 
-/** `find(example)` chooses the place of an example; `head` is what was found of a head: {layer, head, token, key, without, probability, text}. */
+/** `find(example)` chooses the place of an example; While `isSearching`, nothing need be read of the place before; `head` is what was found of a head: {layer, head, token, key, without, probability, text}. */
 export function useFinding({ model, choose }) {
-  const search = useRef(null), [head, setHead] = useState(null);
+  const search = useRef(null), [head, setHead] = useState(null), [isSearching, setSearching] = useState(false);
   useEffect(() => {
-    const end = () => search.current?.abort();
+    const end = () => {
+      search.current?.abort();
+      setSearching(false);
+    };
     for (const one of ENDS) addEventListener(one, end, true);
     return () => ENDS.forEach((one) => removeEventListener(one, end, true));
   }, []);
   const find = async ({ form, word = "", key = "" }) => {
     const mine = (search.current = new AbortController());
     setHead(null);
+    setSearching(true);
     try {
       const { position, block, heads: [best], ...more } = await post("/look/place", { model, prompt: form.text, word, key }, mine.signal);
       if (mine.signal.aborted || search.current !== mine) return;
@@ -23,7 +27,9 @@ export function useFinding({ model, choose }) {
       if (best && key) setHead({ ...more, ...best });
     } catch {
       // A model without patterns has no such place: the picture stays where it is.
+    } finally {
+      if (search.current === mine) setSearching(false);
     }
   };
-  return { find, head };
+  return { find, head, isSearching };
 }
