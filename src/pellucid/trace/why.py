@@ -212,7 +212,7 @@ def _patterns(model: TracedModel, ids: list[int], layers: list[int], edits: Sequ
 
 
 def _falling(whole: NDArray[np.float32], left: NDArray[np.float32], likely: NDArray[np.int64]) -> list[int]:
-    """Of the ``likely`` tokens, the tokens whose logits fall most from the whole model to the model without a part."""
+    """The tokens among ``likely`` whose logits fall most from the whole model to the model without a part."""
     falls = whole[likely].astype(np.float64) - left[likely]
     return [int(likely[at]) for at in np.argsort(-falls, kind="stable")[:RAISED]]
 

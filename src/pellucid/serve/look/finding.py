@@ -104,7 +104,7 @@ class PlaceFields(prompts.PromptFields, frozen=True, kw_only=True):
 
 
 def place(body: RequestBody[PlaceFields], llm: LLM) -> dict[str, Any]:
-    """Where a picture of a prompt should look: a token, a block and a head (``heads`` as in /look/heads, at most one).
+    """A token, a block and a head that a picture of a prompt should show (``heads`` as in /look/heads, at most one).
 
     The token is ``word``, or the last token. The head is the head that reads ``key`` there most specifically. Without
     a key, it is the most specific head of the block that multiplies the probability of the likeliest token most.
