@@ -19,10 +19,9 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.serve.chat.answer_parser import KNOWN, AnswerParser, ChatAnswer, ReasoningMarks, assemble
-from pellucid.serve.chat.call_format import MOST_CALLS, CallFormat, JsonCalls, TaggedCalls, known_formats
+from pellucid.serve.chat.call_format import MOST_CALLS, CallFormat, JsonCalls, LarkBuilder, TaggedCalls, known_formats
 from pellucid.serve.chat.chat_run import chat_style
 from pellucid.serve.chat.formats.literal_calls import HERMES
-from pellucid.serve.chat.lark import LarkBuilder
 from pellucid.serve.chat.messages import Tool, ToolChoice, tool, tool_choice
 from pellucid.testing import random_model
 

@@ -27,8 +27,7 @@ from pellucid.serve.chat.answer_parser import (
     parsed,
     reasoning_marks,
 )
-from pellucid.serve.chat.call_format import SLOTS, CallFormat, known_formats
-from pellucid.serve.chat.lark import LarkBuilder
+from pellucid.serve.chat.call_format import SLOTS, CallFormat, LarkBuilder, known_formats
 from pellucid.serve.chat.messages import Tool, ToolChoice, template_messages
 from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.tokenize import Tokenizer

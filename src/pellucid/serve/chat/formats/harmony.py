@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 import regex  # type: ignore[import-untyped]
 
-from pellucid.serve.chat.call_format import Answer, CallFormat
-from pellucid.serve.chat.lark import ANYTHING, LarkBuilder, either
+from pellucid.serve.chat.call_format import ANYTHING, Answer, CallFormat, LarkBuilder, either
 from pellucid.serve.chat.messages import ToolChoice
 from pellucid.serve.chat.text_parser import Parse
 
