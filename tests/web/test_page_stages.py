@@ -167,7 +167,8 @@ def test_a_long_text_is_pooled(browser: Any, server: PageServer) -> None:
     visit.write("a long text " * 30, tokens=2)
     section = visit.open("attention")
     section.locator("ol.near li").first.wait_for(timeout=SECONDS)
-    (found,) = (one for key, one in visit.answers().items() if '"pool":168' in key)
+    pooled = [one for key, one in visit.answers().items() if '"pool":168' in key]
+    found = max(pooled, key=lambda one: len(one["prompt"]))  # the picture before the panel read the prompt alone
     count, arrays = len(found["prompt"]), found["arrays"]
     assert count > 256
     assert arrays["heads"]["shape"][1:] == [-(-count // (-(-count // 168)))] * 2

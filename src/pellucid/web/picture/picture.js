@@ -121,9 +121,9 @@ function Saying({ of: [title, words] }) {
   return html`<div class="lead" role="status"><p class="says">${title}</p><p class="note">${words}</p></div>`;
 }
 
-/** What is read for a token of the prompt: the prompt alone. Later tokens change none of its values, and a run need not end first. */
-function useStep(look, { promptLength }, { token, view }) {
-  const isShort = look.info.generates && !look.recorded && !look.info.encoder.length && view === "whole" && token < promptLength && promptLength < look.ids.length;
+/** What is read for a token of the prompt: the prompt alone. Later tokens change none of its values, and a run need not end first. A panel reads the whole text, so the picture above it does too. */
+function useStep(look, { promptLength }, { token, view, panel }) {
+  const isShort = look.info.generates && !look.recorded && !look.info.encoder.length && view === "whole" && !panel && token < promptLength && promptLength < look.ids.length;
   return useMemo(() => (isShort ? { ...look, ids: look.ids.slice(0, promptLength), pieces: look.pieces.slice(0, promptLength) } : look), [look, isShort, promptLength]);
 }
 
