@@ -30,6 +30,7 @@ import { Examples, examplesOf } from "/web/words/examples.js";
 import { TOUR } from "/web/words/tour.js";
 
 const OWN = "pellucid.page"; // where this tab keeps the address of its text while it is reloaded
+const LONG = 4000; // characters of a text from which on patterns are not streamed
 const QUIET = 400; // milliseconds before the address follows a form
 
 function App({ report }) {
@@ -124,7 +125,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const [wanted, choose] = usePlace(said.at, write, read);
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
-  const writing = useWriting({ model, info, onError, watched: () => streamed(info, now.current.at) }), { run, running } = writing;
+  const writing = useWriting({ model, info, onError, watched: () => streamed(info, now.current.at, now.current.form.text.length > LONG) }), { run, running } = writing;
   const finding = useFinding({ model, choose }), [isExample, setExample] = useState(false), chat = useChat(model, run, (one) => begin(() => writing.write(one, edits)), writing.clear);
   const begin = (what, keepsPlace) => {
     said.made = null;
@@ -184,7 +185,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const isFollowed = running, usual = text.ids.length - (text.path.length ? 2 : 1);
   const at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
   useTourKeys(isPresented, at, choose);
-  now.current = { at, wanted, run, isReady: !!info && !offered && !running };
+  now.current = { at, wanted, run, form, isReady: !!info && !offered && !running };
   useEffect(() => {
     if (!info || running || offered) return undefined;
     const timer = setTimeout(() => history.replaceState(null, "", address(now.current.wanted, now.current.run)[0]), QUIET); // the place may be another by then

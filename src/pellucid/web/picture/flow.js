@@ -22,11 +22,12 @@ export function streamPoints(info) {
 }
 
 /** What the stream of tokens carries with each token: the fields of the request. */
-export function streamed(info, at) {
+export function streamed(info, at, isLong = false) {
   if (info.notice) return {};
   const pattern = `blocks.${at.block}.attention.pattern`, table = tableOf(info, at.block), points = [];
   if ("embed" in info.points) points.push(`embed[${firstDims(info, "embed", STRIP)}]`);
-  for (const one of [pattern, crossOf(at.block)]) if (one in info.points) points.push(`${one}[heads=${at.head}]`);
+  // The patterns of a long prompt would be larger than all the rest: they are read at the end.
+  for (const one of isLong ? [] : [pattern, crossOf(at.block)]) if (one in info.points) points.push(`${one}[heads=${at.head}]`);
   if (table) points.push(`${table}[dims=0,${halfOf(info.points[table])}]`);
   return { points, norms: [...streamPoints(info), ...jointsOf(info, at.block).filter((name) => name in info.points)] };
 }
@@ -102,9 +103,9 @@ function useLatest(state, of) {
 
 /**
  * The pattern of a head for a text, as far as it can be sent: {heads, matrix, row(t), count}, or nothing yet. In a long
- * text `heads` and `matrix` are pooled, and the rows around token `t` are whole.
+ * text `heads` and `matrix` are pooled, and the rows around token `t` are whole; with `isNear` these rows are all there is.
  */
-export function usePattern(look, layer, head, token, isOff = false) {
+export function usePattern(look, layer, head, token, isOff = false, isNear = false) {
   const name = `blocks.${layer}.attention.pattern`, count = look.ids.length, isOn = !isOff && name in look.info.points && count > 0;
   const isLong = !look.recorded && count > LONG, from = Math.floor(Math.min(token, Math.max(count - 1, 0)) / ROWS) * ROWS;
   const views = [
@@ -112,8 +113,13 @@ export function usePattern(look, layer, head, token, isOff = false) {
     { title: "head", point: name, head, pool: SIDE },
     { title: "rows", point: name, head, rows: [from, Math.min(from + ROWS, count)] },
   ];
-  const state = useTrace(look, !isOn ? {} : isLong ? { views } : { points: [name] }), { arrays } = state;
+  const near = `${name}[heads=${head}; tokens=${from}:${Math.min(from + ROWS, count)}]`;
+  const state = useTrace(look, !isOn ? {} : isLong ? (isNear ? { points: [near] } : { views }) : { points: [name] }), { arrays } = state;
   if (!isOn || !arrays) return { state };
+  if (isLong && isNear) {
+    const rows = arrays[name];
+    return { state, count, row: (t) => (rows && t >= from && t - from < rows.shape[1] ? rows.row(0, t - from) : undefined) };
+  }
   if (isLong) {
     const { heads, head: matrix, rows } = arrays;
     return { state, heads, matrix, count, row: (t) => (t >= from && t - from < rows.shape[1] ? rows.row(0, t - from) : undefined) };
@@ -138,7 +144,7 @@ export function useFlow(look, at, first, last, streamedValues) {
   const table = tableOf(info, block);
   const vectors = [...(has("embed") ? [`embed[${firstDims(info, "embed", STRIP)}; ${tokens}]`] : []), ...(table ? [`${table}[${tokens}]`] : [])];
   const strips = useLatest(useTrace(look, isOn && vectors.length ? { points: vectors } : {}), text);
-  const pattern = usePattern(look, block, head, token, !isOn);
+  const pattern = usePattern(look, block, head, token, !isOn, at.view === "whole");
   const hidden = `blocks.${block}.feedforward.hidden`, neurons = useTrace(look, isOn && has(hidden) ? { points: [`${hidden}[tokens=${token}]`] } : {});
   const routes = `blocks.${block}.feedforward`, mixture = useTrace(look, isOn && has(`${routes}.experts`) ? { points: [`${routes}.experts[${tokens}]`, `${routes}.expert_weights[${tokens}]`] } : {});
   const cross = crossOf(block), toSource = useTrace(look, isOn && has(cross) ? { points: [look.recorded ? cross : `${cross}[heads=${head}; tokens=${from}:${to}]`] } : {}), crossed = toSource.arrays?.[cross];
