@@ -74,9 +74,9 @@ def test_ribbons_of_a_running_text_are_its_values(browser: Any, server: PageServ
     visit = Visit(browser, server.url, "large", motion="no-preference")
     visit.choose("smollm2")
     visit.go(block=5)
-    start(visit, "Once upon a time there was a", 200)
+    start(visit, "Once upon a time there was a", 500)
     moments = list[Any]()
-    for number in (8, 60):  # far apart, because the text grows while the page is read
+    for number in (8, 300):  # far apart, because the text grows while the page is read
         visit.page.locator(MADE).nth(number).wait_for(timeout=SECONDS)
         moments.append(visit.page.evaluate(MOMENT))
     ended(visit.page, SECONDS)
