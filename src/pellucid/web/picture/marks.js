@@ -16,13 +16,6 @@ export function band(points, y) {
   return `M${side(-1, points)}L${side(1, [...points].reverse())}Z`;
 }
 
-/** An arc between two rows, from (x, y0) to (x, y1); it bends to the left by as much as the rows are apart, `most` at most. */
-export function arc(x, y0, y1, most) {
-  const bend = Math.min(most, 14 + Math.abs(y1 - y0) * 0.55);
-  if (y0 === y1) return `M${round(x)} ${round(y0 - 4)}a5 5 0 1 0 0.1 8`;
-  return `M${round(x)} ${round(y0)}C${round(x - bend)} ${round(y0)} ${round(x - bend)} ${round(y1)} ${round(x)} ${round(y1)}`;
-}
-
 /** A curve from (x0, y0) to (x1, y1) that leaves and arrives level. */
 export function link(x0, y0, x1, y1) {
   const half = round((x0 + x1) / 2);
