@@ -198,3 +198,30 @@ def small_targets(page: Any) -> list[str]:
         .map(([one, { width, height }]) => `${one.className} ${one.textContent.slice(0, 30)} ${width} × ${height}`)"""
     found: list[str] = page.evaluate(code)
     return found
+
+
+def test_arrow_keys_go_from_stage_to_stage_and_from_token_to_token(browser: Any, server: PageServer) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    visit.write("The capital of France is", tokens=4, temperature=0)
+    page = visit.page
+    stages = page.locator(".stage")
+    stages.first.focus()
+    here = "() => document.activeElement.dataset.stage ?? document.activeElement.dataset.candidate"
+    names = stages.evaluate_all("all => all.map((one) => one.dataset.stage)")
+    seen = [page.evaluate(here)]
+    for _ in names[1:]:
+        page.keyboard.press("ArrowRight")
+        seen.append(page.evaluate(here))
+    assert seen == names
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(here) == names[-1], "the last stage stays"
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(here) == names[-2]
+    candidates = page.locator(".candidate").evaluate_all("all => all.map((one) => one.dataset.candidate)")
+    page.locator(".candidate").first.focus()
+    for wanted in candidates[1:3]:
+        page.keyboard.press("ArrowDown")
+        assert page.evaluate(here) == wanted
+    assert visit.said == []
+    visit.close()

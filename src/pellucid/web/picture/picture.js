@@ -25,6 +25,7 @@ import { TOUR } from "/web/words/tour.js";
 import { isBrowsers } from "/web/parts/keys.js";
 import { nameOf, shown } from "/web/parts/text.js";
 
+const MOVES = [[".stage", "ArrowLeft", "ArrowRight"], [".candidate", "ArrowUp", "ArrowDown"], [".logit", "ArrowUp", "ArrowDown"]]; // parts that the arrow keys go through
 const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 470, CARD = 200, FRAME = 18; // rows; pixels of the page around the rows, of a card that is read beside the picture, and of the picture's edges
 
 /**
@@ -66,6 +67,13 @@ export function Picture({ look: whole, text, live, at, choose, edit, onDraw, wid
     onDraw: (one) => (!info.generates ? choose({ point: "project.logits", dim: one.token, key: -1 }) : one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
   };
   const onKeyDown = (event) => {
+    const [kind, back, on] = MOVES.find(([one]) => event.target.closest(one)) ?? [], move = { [back]: -1, [on]: 1 }[event.key];
+    if (kind && move && !isBrowsers(event)) {
+      const all = [...box.current.querySelectorAll(kind)];
+      event.preventDefault();
+      all[all.indexOf(event.target.closest(kind)) + move]?.focus();
+      return;
+    }
     if ("+-".includes(event.key) && !isBrowsers(event) && !event.target.matches("input, textarea")) zoom(event.key === "+" ? 1 : -1);
     const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10 }[event.key], to = event.key === "Home" ? 0 : event.key === "End" ? count - 1 : by && at.token + by;
     if (to === undefined || isBrowsers(event) || !event.target.closest(".column.text")) return;
