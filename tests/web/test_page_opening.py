@@ -173,6 +173,8 @@ def test_a_word_is_found_by_its_text_and_its_head_by_what_it_reads(browser: Any,
     assert visit.chosen() == token
     words = said(visit)
     assert f"Head {best.head} of block {best.layer} takes {100 * best.weight:.1f} % of what it reads for ·it" in words
+    assert page.evaluate("() => scrollY") == 0, "an example moves nothing out of view"
+    assert page.locator(".number-card").count() == 0
     for row, weight in best.elsewhere:
         if weight > 0.2:
             assert f"·{pieces[row]} {100 * weight:.1f} %" in words
@@ -287,7 +289,7 @@ def test_a_step_is_sent_as_one_file(browser: Any, server: PageServer, tmp_path: 
 def test_heads_that_read_a_word_are_listed_with_what_they_do(browser: Any, server: PageServer, llm: LLM) -> None:
     visit = opened(browser, server)
     page = visit.page
-    page.locator(".arcs g.chosen, .badge").first.click()
+    page.locator(".badge").first.click()
     section = visit.open("attention")
     section.locator(".specific tbody tr").first.wait_for(timeout=SECONDS)
     rows = section.locator(".specific tbody tr").evaluate_all(

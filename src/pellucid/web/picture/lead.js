@@ -35,11 +35,11 @@ function Turn({ lens, choose }) {
   return html`The answer turns in <button type="button" class="quiet" onClick=${() => choose({ block: turn })}>block ${turn}</button>, which makes <span class="answer">${name}</span> ${counted(times < 10 ? +times.toFixed(1) : +times.toPrecision(2))} times as likely: ${before.rank === after.rank ? `it stays ${ordinal(after.rank)}` : `from ${ordinal(before.rank)} to ${ordinal(after.rank)}`} of ${counted(lens.vocabulary)} tokens.`;
 }
 
-/** The chosen arc, or else the head of the unfolded block that reads most specifically for the chosen token; `known` is what was found of it. */
+/** The chosen arc, the head that was found for an example, or else the head of the unfolded block that reads most specifically for the chosen token; `known` is what was found of it. */
 function Reads({ flow, at, text, choose, known }) {
-  const { patterns } = flow, isWhole = patterns.heads?.shape[1] === patterns.count && at.token < patterns.count, point = `blocks.${at.block}.attention.pattern`, isChosen = at.point === point && at.key >= 0 && at.key < patterns.count;
-  const found = !isWhole ? null : isChosen ? readingOf(patterns, Math.min(at.head, patterns.heads.shape[0] - 1), at.token, at.key) : specificHead(patterns, at.token), name = (t) => html`<b class="piece">${shown(text.labels[t] ?? "")}</b>`;
-  if (!found || (!isChosen && found.weight < 0.2)) return null;
+  const { patterns } = flow, isWhole = patterns.heads?.shape[1] === patterns.count && at.token < patterns.count, point = `blocks.${at.block}.attention.pattern`, isChosen = at.point === point && at.key >= 0 && at.key < patterns.count, isFound = known?.layer === at.block && known.head === at.head && known.token === at.token;
+  const found = !isWhole ? null : isChosen || isFound ? readingOf(patterns, Math.min(at.head, patterns.heads.shape[0] - 1), at.token, isChosen ? at.key : known.key) : specificHead(patterns, at.token), name = (t) => html`<b class="piece">${shown(text.labels[t] ?? "")}</b>`;
+  if (!found || (!isChosen && !isFound && found.weight < 0.2)) return null;
   const too = found.others.filter((one) => one.weight > 0.2), isKnown = known?.layer === at.block && known.head === found.head && known.token === at.token && known.key === found.key;
   return html`Head <button type="button" class="quiet" onClick=${() => choose({ head: found.head, key: found.key, point, dim: -1 })}>${found.head} of block ${at.block}</button> takes ${percent(found.weight)} of what it reads for ${name(at.token)} from ${name(found.key)}.${too.length > 0 && html` Other words look there too: ${too.map((one, n) => html`${n > 0 && ", "}${name(one.row)} ${percent(one.weight)}`)}.`}${isKnown && known.without !== undefined && html` Without this head, <span class="answer">${shown(known.text)}</span> at the end of the text goes from ${percent(known.probability)} to ${percent(known.without)}.`}`;
 }

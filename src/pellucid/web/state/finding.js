@@ -23,7 +23,7 @@ export function useFinding({ model, choose }) {
     try {
       const { position, block, heads: [best], ...more } = await post("/look/place", { model, prompt: form.text, word, key }, mine.signal);
       if (mine.signal.aborted || search.current !== mine) return;
-      choose({ token: position, ...(block === undefined ? {} : { block }), ...(best && { block: best.layer, head: best.head }), ...(best && key && { key: best.key, point: `blocks.${best.layer}.attention.pattern`, dim: -1 }) });
+      choose({ token: position, ...(block === undefined ? {} : { block }), ...(best && { block: best.layer, head: best.head }) });
       if (best && key) setHead({ ...more, ...best });
     } catch {
       // A model without patterns has no such place: the picture stays where it is.
