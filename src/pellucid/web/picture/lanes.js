@@ -72,7 +72,7 @@ function Ranks({ lens, cells, y, at, label, isHidden }) {
   return html`<g class="ranks">${label(y + 12, isHidden ? "rank of the answer" : html`rank of <tspan class="answer">${lens.name}</tspan>`)}${known[0][0] === 0 && label(y + RANKS - 2, `${counted(known[0][1])} of ${counted(lens.vocabulary)}`)}
     <path class="first" d=${`M${cells[0][0]} ${y + 6}H${cells.at(-1)[0] + cells.at(-1)[1]}`} /><path class="rank" d=${`M${known.map((one) => place(one).join(" ")).join("L")}`} />
     ${here && html`<circle class="here" cx=${x} cy=${high} r="3.5" /><text class="small answer" x=${x} y=${high > y + RANKS / 2 ? high - 7 : high + 14} text-anchor=${x < cells[0][0] + 60 ? "start" : x > cells.at(-1)[0] - 60 ? "end" : "middle"}>${`${ordinal(here[1])} after block ${at.block}`}</text>`}
-    ${at.block < cells.length - 3 && html`<text class="small answer" x=${cells.at(-1)[0] + cells.at(-1)[1]} y=${place(known.at(-1))[1] + 14} text-anchor="end">${ordinal(known.at(-1)[1])}</text>`}</g>`;
+    ${cells.at(-1)[0] - (x ?? 0) > 110 && html`<text class="small answer" x=${cells.at(-1)[0] + cells.at(-1)[1]} y=${place(known.at(-1))[1] + 14} text-anchor="end">${ordinal(known.at(-1)[1])}</text>`}</g>`;
 }
 
 /** 1st, 2nd, 3rd, 4th … */
@@ -85,7 +85,7 @@ export function ordinal(n) {
 export function Stack({ width, ...more }) {
   const count = more.look.info.blocks.length, isLeft = width >= 700, left = isLeft ? 230 : 8, each = (width - left - 8) / count, high = more.lens ? LANES : BARS + 12;
   const cells = Array.from({ length: count }, (_, layer) => [left + layer * each, each]);
-  return html`<svg class="picture-svg lanes" width=${width} height=${high + 20} viewBox=${`0 0 ${width} ${high + 20}`} font-size=${UNIT}><g>
+  return html`<svg class="picture-svg lanes" width=${width} height=${high + 20} viewBox=${`0 0 ${width} ${high + 20}`} font-size=${UNIT}><g><rect class="lens-here" x=${cells[more.at.block][0]} y="1" width=${each} height=${high + 16} rx="2" />
     ${cells.map(([x], layer) => (each > 15 || layer === more.at.block || (layer % 5 === 0 && Math.abs(layer - more.at.block) * each > 18)) && html`<text key=${layer} class=${`small ${layer === more.at.block ? "" : "faint"}`} x=${x + each / 2} y=${high + 14} text-anchor="middle">${layer}</text>`)}
-    <rect class="lens-here" x=${cells[more.at.block][0]} y="1" width=${each} height=${high + 16} rx="2" /><${Lanes} ...${more} cells=${cells} top=${8} isLeft=${isLeft} /></g></svg>`;
+    <${Lanes} ...${more} cells=${cells} top=${8} isLeft=${isLeft} /></g></svg>`;
 }
