@@ -15,7 +15,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
@@ -237,6 +236,8 @@ def _computed(checkpoint: Checkpoint, progress: DownloadProgress, check: Callabl
             done += count
             if time.monotonic() - start > PROGRESS_AFTER:
                 progress.update(done, total, f"{CHECKING}{checkpoint.path.name}")
+
+    from concurrent.futures import ThreadPoolExecutor  # loading a model does not wait for it
 
     with ThreadPoolExecutor(WORKERS, "pellucid-hash") as pool:
         hashes = pool.map(lambda item: _of_tensor(checkpoint, item[0], advance), tensors)

@@ -174,14 +174,14 @@ def sums(packed: PackedLayout, activation_bits: int) -> TileSums:
 
 def _many_tokens(packed: PackedLayout, planes: int, simd: Any, gathered: bool) -> ManyTokens | None:
     """Return the helper for many tokens, or None if small tiles are as fast on this instruction set."""
-    from pellucid.kernels.matmul import int8, many_tokens
+    from pellucid.kernels.matmul.many_tokens import on_vectors, unpacking_is_faster
 
-    if simd.ISA.tiles and int8.fits(packed):
-        return int8.many_tokens(simd, packed, planes, gathered)
+    if simd.ISA.tiles and fits(packed):
+        return many_tokens(simd, packed, planes, gathered)
     if not gathered and pairs_fit(simd, packed):
         return pairs_of_groups(simd, packed, planes)
-    if simd.ISA.unpacks and many_tokens.unpacking_is_faster(packed):
-        return many_tokens.on_vectors(simd, packed, planes, gathered)
+    if simd.ISA.unpacks and unpacking_is_faster(packed):
+        return on_vectors(simd, packed, planes, gathered)
     return None
 
 

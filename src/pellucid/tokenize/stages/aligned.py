@@ -9,7 +9,6 @@ of the character before it. Tokenizers use this slower form only if offsets or e
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal
@@ -241,6 +240,8 @@ Decomposed = Literal["NFD", "NFKD"]
 @cache
 def decompositions(form: Decomposed) -> dict[int, str]:
     """Code point → decomposition, for the characters of Unicode 9 that have a decomposition."""
+    import unicodedata
+
     known = letters(members("text.normalized") or ())
     parts = ((letter, unicodedata.normalize(form, letter)) for letter in known)
     return {ord(letter): new for letter, new in parts if new != letter}
@@ -249,6 +250,8 @@ def decompositions(form: Decomposed) -> dict[int, str]:
 @cache
 def marks() -> dict[int, int]:
     """Code point → combining class, for the combining marks of Unicode 9."""
+    import unicodedata
+
     known = letters(members("text.normalized") or ())
     return {ord(letter): kind for letter in known if (kind := unicodedata.combining(letter))}
 
