@@ -112,6 +112,9 @@ def template_of(file: str) -> str:
 
 # Generation options on the command line: of sampler steps, of ``Options``, and of control vectors.
 
+# A command that takes ``**sampling`` is declared with ``sampling=True``. The options are built only for the command
+# that runs, because building the options imports the sampler steps and NumPy.
+
 TEXTS = {"json_schema", "regex", "grammar"}
 """Options whose values are long texts, which may be in a file."""
 

@@ -135,6 +135,10 @@ def warn_about_cores(models: Mapping[str, ReplicaSettings], cluster: Mapping[str
     )
 
 
+# A model together with its replicas and their supervisor.
+#
+# The model runs in the event loop of a server, or in a separate thread with its own event loop.
+
 UNLIMITED = 1 << 30
 """Limit on queued requests. A program waits for its own requests, so the queue refuses no request."""
 

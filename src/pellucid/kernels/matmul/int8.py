@@ -35,6 +35,10 @@ from pellucid.kernels.matmul.many_tokens import UnpackedLayout, rectangle
 from pellucid.kernels.matmul.product import ManyTokens, MatmulRecord, TileSums, by_group_tiles, prefetch_ahead, product
 from pellucid.kernels.matmul.quantize import block_bytes, values
 
+# A tile is two groups of 16 weight rows times six tokens. Each activation that is loaded is multiplied with both
+# groups, and each vector of weights with all tokens, so loads do not limit the speed. The sums equal the sums of
+# ``_emit_sums``, bit for bit. Sums and totals of a tile take 24 of the 32 registers.
+
 GROUPS = 2
 SUMS_IN_ALL = 12  # int32 sums of a tile: groups x tokens x planes
 

@@ -28,7 +28,7 @@ from pellucid.kernels.ops.elementwise import sigmoid_vector
 
 
 class StateRecord(Record):
-    """Fields of kernels with a state."""
+    """Fields of kernels with a state: they locate a sequence's rows, and its state in the cache."""
 
     state: Address  # the layer's state in page 0
     page_bytes: int  # from one page to the next

@@ -13,7 +13,7 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames, places
 from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
-# GPT, GPT-2, GPT-J, GPT-NeoX, Pythia, gpt-oss.
+# GPT-2 (Radford et al. 2019): learned positions, layer norms, biases, matrices stored as (inputs, outputs).
 
 NAMES = TensorNames(
     {

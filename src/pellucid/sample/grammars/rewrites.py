@@ -134,6 +134,8 @@ def _escaped(name: str) -> str:
     return str(name).replace("~", "~0").replace("/", "~1")
 
 
+# No finite text satisfies a schema if every text of it must contain another text of the same schema, such as an object
+# whose required property refers to the object's own schema.
 NOTHING: dict[str, Any] = {"anyOf": []}
 """A schema that no text satisfies. llguidance accepts it as an alternative and as an optional property."""
 DECIMALS = 10

@@ -1,4 +1,4 @@
-"""The page, its files and its routes; running requests and their live traces (docs/page.md, docs/serving.md)."""
+"""The page, its files and its routes; running requests and their live traces (docs/serving.md)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pellucid.trace.frames import TraceFrame, TraceStream
 from pellucid.util.checks import real, whole
 from pellucid.web.bundle import page_script, web_files
 
-# The page, its files and its routes: generated text, traces, lenses, profiles (docs/page.md).
+# The page and its files. The page itself needs no key; the requests that it sends do.
 
 SCRIPT = "page.js"
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -187,7 +187,7 @@ def _requests(call: ClientCall) -> dict[str, Any]:
     }
 
 
-async def _live_trace_trace(call: ClientCall) -> Response:
+async def _live_trace(call: ClientCall) -> Response:
     query = call.request.query_params
     names = query.getlist("points")
     if not 1 <= len(names) <= MOST_POINTS:
@@ -326,7 +326,7 @@ LIVE = Api(
     {
         "GET /v1/requests": plain_route("Running requests of the caller's key.", _requests),
         "GET /v1/requests/{number}/trace": Route(
-            _live_trace_trace, "Values of a running request, streamed as they are computed.", stream="text/event-stream"
+            _live_trace, "Values of a running request, streamed as they are computed.", stream="text/event-stream"
         ),
     },
     error_body,
