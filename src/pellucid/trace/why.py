@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.backward.gradients import Gradients, gradients
+from pellucid.trace.backward.gradients import gradients
 from pellucid.trace.edits import Edit, ablate
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.attribution import needed as attribution_points
 from pellucid.trace.lenses.heads import pattern_points
+from pellucid.trace.lenses.patching import LAST_LOGITS
 from pellucid.trace.lenses.targets import LogitDifference, LogProbability
 from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, token_of
@@ -106,14 +108,15 @@ def causes(
     ids = model.inputs.prompt(prompt)
     if len(ids) > MOST_TOKENS:
         raise InvalidRequest(f"prompt has {len(ids):,} tokens; the limit is {MOST_TOKENS:,} here")
-    logits = dict(model.edited_outputs(ids, [], list(edits)))[-1]
+    run = read(model, ids, [*attribution_points(model), LAST_LOGITS], list(edits))
+    logits = run["project.logits"][-1]
     chosen = int(logits.argmax()) if token is None else token_of(model, token)
     others = np.where(np.arange(len(logits)) == chosen, -np.inf, logits)
     other = int(others.argmax()) if against is None else token_of(model, against)
     if other == chosen:
         raise InvalidRequest(f"against={against!r}: must be another token than the token itself")
     target = LogitDifference(chosen, other)
-    parts = _candidates(model, ids, target, tried, edits)
+    parts = _candidates(model, run, ids, target, tried, edits)
     parts["tokens"] = [_TakenOut(f"embed[tokens={at}]", at) for at in range(len(ids))]
     listed = [part for kind in ("tokens", "heads", "neurons") for part in parts[kind]]
     outputs = dict(model.edited_outputs(ids, [[ablate(part.point)] for part in listed], list(edits)))
@@ -130,9 +133,7 @@ def causes(
         kind: [_cause(part, measured[part], patterns, raises[part]) for part in some] for kind, some in best.items()
     }
     counts = {kind: len(parts[kind]) for kind in ("heads", "neurons")}
-    return Causes(
-        chosen, other, lead, probability, made["tokens"], made.get("heads", []), made.get("neurons", []), counts
-    )
+    return Causes(chosen, other, lead, probability, made["tokens"], made["heads"], made["neurons"], counts)
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class _TakenOut:
 
 
 def _candidates(
-    model: TracedModel, ids: list[int], target: LogitDifference, count: int, edits: Sequence[Edit]
+    model: TracedModel, run: SequenceTrace, ids: list[int], target: LogitDifference, count: int, edits: Sequence[Edit]
 ) -> dict[str, list[_TakenOut]]:
     """The heads and neurons that are taken out.
 
@@ -152,13 +153,12 @@ def _candidates(
     also finds heads whose effect passes through later blocks. A direct effect may be large where the gradient is not.
     Neurons: by value times gradient.
     """
-    direct, heads, neurons = _direct_heads(model, ids, target, edits), list[tuple[float, _TakenOut]](), list[Any]()
-    kinds = [kind for kind in (HEADS, NEURONS) if any(_matches(name, kind) for name in model.points)]
-    found: Gradients | None = gradients(model, ids, target, kinds, edits=edits) if kinds else None
-    for name, values in found.values.items() if found else ():
-        if not any(_matches(name, kind) for kind in kinds) or found is None or name not in found.points:
-            continue
-        layer, effect = int(name.split(".")[1]), found[name].astype(np.float64) * values
+    direct, heads, neurons = _direct_heads(model, run, target), list[tuple[float, _TakenOut]](), list[Any]()
+    points = [name for name in model.points if fnmatchcase(name, HEADS) or fnmatchcase(name, NEURONS)]
+    found = gradients(model, ids, target, points, edits=edits) if points else None
+    pairs = [(name, gradient, found.values[name]) for name, gradient in found.points.items()] if found else []
+    for name, gradient, value in pairs:
+        layer, effect = int(name.split(".")[1]), gradient.astype(np.float64) * value
         first = len(ids) - len(effect)  # after the last block, only the last token is computed
         if name.endswith(".heads"):
             by_row = effect.sum(-1)  # (T, H)
@@ -176,22 +176,14 @@ def _candidates(
     return {"heads": list(mixed.values())[:count], "neurons": _largest(neurons, count)}
 
 
-def _direct_heads(
-    model: TracedModel, ids: list[int], target: LogitDifference, edits: Sequence[Edit]
-) -> list[_TakenOut]:
+def _direct_heads(model: TracedModel, run: SequenceTrace, target: LogitDifference) -> list[_TakenOut]:
     """Heads in descending order of what they add to the difference of the logits after the last token."""
-    run = read(model, ids, attribution_points(model), list(edits))
     parts = attribute(model, run, target.first, against=target.second).contributions
     found = [one for one in parts if one.kind == "head" and one.layer is not None and one.head is not None]
     return [
-        _TakenOut(f"blocks.{one.layer}.attention.heads[heads={one.head}]", len(ids) - 1, one.layer, one.head)
+        _TakenOut(f"blocks.{one.layer}.attention.heads[heads={one.head}]", len(run) - 1, one.layer, one.head)
         for one in sorted(found, key=lambda one: -one.value)
     ]
-
-
-def _matches(name: str, pattern: str) -> bool:
-    first, last = pattern.split("*")
-    return name.startswith(first) and name.endswith(last)
 
 
 def _largest(parts: list[tuple[float, _TakenOut]], count: int) -> list[_TakenOut]:
@@ -245,13 +237,13 @@ class ReadingHead:
 
 
 def find_heads(
-    model: TracedModel, of: Any, token: int = -1, *, key: int | None = None, top: int = 8
+    model: TracedModel, of: Any, token: int = -1, *, key: int | None = None, block: int | None = None, top: int = 8
 ) -> list[ReadingHead]:
     """Heads that read specifically at a position: the weight on a key, minus the mean weight of other positions on it.
 
-    ``of`` is a prompt, or a sequence of a trace that has all patterns. With ``key``, only this key is considered. A
-    position reads itself and the first token in many heads, which says little: the position itself is left out, and
-    the mean of the others takes away what all positions read.
+    ``of`` is a prompt, or a sequence of a trace that has all patterns. With ``key``, only this key is considered;
+    with ``block``, only heads of this block. A position reads itself and the first token in many heads, which says
+    little: the position itself is left out, and the mean of the others takes away what all positions read.
 
     Raises:
         InvalidRequest: a number is out of range, the text has more than 512 tokens or fewer than two, or the model has
@@ -263,19 +255,19 @@ def find_heads(
     if not 2 <= count <= MOST_TOKENS:
         raise InvalidRequest(f"prompt has {count:,} tokens; a search needs 2 to {MOST_TOKENS:,}")
     at, most = whole("token", token, -count, count - 1) % count, whole("top", top, 1, MOST_TOP)
-    keys = None if key is None else whole("key", key, 0, count - 1)
+    only = None if key is None else whole("key", key, 0, count - 1)
     found = list[ReadingHead]()
     for name in names:
         layer = int(name.split(".")[1])
-        for head, pattern in enumerate(sequence[name]):
-            rows = pattern[:, : pattern.shape[1]].astype(np.float64)  # (T, T')
+        for head, pattern in enumerate(sequence[name] if block in (None, layer) else ()):
+            rows = pattern.astype(np.float64)  # (T, T')
             seen = np.tril(np.ones_like(rows), -1) if not rows[0, 1:].any() else 1 - np.eye(*rows.shape)
             seen[at] = 0
             seen[0] = 0  # the first token reads itself alone
             mean = (rows * seen).sum(0) / np.maximum(seen.sum(0), 1)
             score = rows[at] - mean
             score[at] = -np.inf
-            best = int(score.argmax()) if keys is None else keys
+            best = int(score.argmax()) if only is None else only
             order = np.argsort(-(rows[:, best] * seen[:, best]))[:2]
             elsewhere = [(int(row), float(rows[row, best])) for row in order if seen[row, best]]
             found.append(ReadingHead(layer, head, at, best, float(rows[at, best]), float(mean[best]), elsewhere))

@@ -118,11 +118,11 @@ def place(body: RequestBody[PlaceFields], llm: LLM) -> dict[str, Any]:
         return {"position": position, "heads": []}
     turns = llm.spec.generates and not (at and key)
     run = _patterns(llm, prompt, edits, *((*lens_points(llm), f"{LOGITS}[tokens={position}]") if turns else ()))
-    found = find_heads(llm, run, position, key=key[0] if at and key else None, top=MOST_CAUSES)
     if not turns:
-        return {"position": position, **_without(llm, prompt, found[:1], edits)}
+        found = find_heads(llm, run, position, key=key[0] if at and key else None, top=1)
+        return {"position": position, **_without(llm, prompt, found, edits)}
     likely = int(run[LOGITS][-1].argmax())
     mine = logit_lens(llm, run, top=1, tokens=[likely], positions=[position]).wanted[1:, 0, 0]
     block = int((mine[1:] / np.maximum(mine[:-1], 1e-300)).argmax()) + 1 if len(mine) > 1 else 0
-    own = [one for one in found if one.layer == block]
-    return {"position": position, "block": block, "heads": [asdict(one) for one in own[:1]]}
+    own = find_heads(llm, run, position, block=block, top=1)
+    return {"position": position, "block": block, "heads": [asdict(one) for one in own]}
