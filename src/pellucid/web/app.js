@@ -171,9 +171,9 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const again = () => begin(() => (info.generates ? writing.again(offered, said.leaf) : writing.write(offered[0].form, edits)), true);
   const { tree, leaf } = run, path = tree.path(leaf), [isReplayed, setReplayed] = useState(false);
   const text = useMemo(() => {
-    const some = path, pieces = [...run.pieces, ...some.map((one) => one.piece)];
+    const pieces = [...run.pieces, ...path.map((one) => one.piece)];
     const source = run.source && { ids: run.source.ids, pieces: labelled(run.source.pieces, run.source.characters) };
-    return { source, ids: [...run.prompt, ...some.map((one) => one.token)], labels: labelled(pieces, [...run.characters, ...some.flatMap((one) => one.character ?? [])]), promptLength: run.prompt.length, path: some, isRunning: running };
+    return { source, ids: [...run.prompt, ...path.map((one) => one.token)], labels: labelled(pieces, [...run.characters, ...path.flatMap((one) => one.character ?? [])]), promptLength: run.prompt.length, path, isRunning: running };
   }, [run, running]);
   // While tokens come, values are read of the text as it was when the run began; those of the tokens come with them.
   const began = running ? Math.max(1, run.began) : text.ids.length, look = useMemo(() => ({
@@ -182,10 +182,10 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
   // The usual token is the token after which the last one was drawn. While the text grows, it is the chosen token.
-  const isFollowed = running, usual = text.ids.length - (text.path.length ? 2 : 1);
-  const at = useMemo(() => within(isFollowed ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, isFollowed, usual, text.ids.length, info]);
+  const usual = text.ids.length - (text.path.length ? 2 : 1);
+  const at = useMemo(() => within(running ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, running, usual, text.ids.length, info]);
   useTourKeys(isPresented, at, choose);
-  now.current = { at, wanted, run, form, isReady: !!info && !offered && !running };
+  now.current = { at, wanted, run, form, address, isReady: !!info && !offered && !running };
   useEffect(() => {
     if (!info || running || offered) return undefined;
     const timer = setTimeout(() => history.replaceState(null, "", address(now.current.wanted, now.current.run)[0]), QUIET); // the place may be another by then
@@ -198,10 +198,10 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     if (isReloaded) again();
   }, [isReloaded]);
   useEffect(() => {
-    const keep = () => now.current.run.made.length && storage.setItem(OWN, address(now.current.wanted, now.current.run)[0]);
+    const keep = () => now.current.run.made.length && storage.setItem(OWN, now.current.address(now.current.wanted, now.current.run)[0]);
     addEventListener("pagehide", keep);
     return () => removeEventListener("pagehide", keep);
-  });
+  }, []);
 
   // The page opens on a finished picture. An address says what is asked instead, and a link of others begins with a click.
   const isFirst = info && !offered && !run.prompt.length && !running && said.model === undefined;
@@ -241,7 +241,8 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     begin(() => writing.write(next, []));
     setEdits([]);
     setExample(true);
-    choose({ view: "whole", block: Math.floor(info.blocks.length / 2), head: 0, ...one.at });
+    const { panel, ...place } = one.at ?? {}, hasPanel = STAGES.some((stage) => stage.id === panel && stage.has(info));
+    choose({ view: "whole", block: Math.floor(info.blocks.length / 2), head: 0, ...place, ...(hasPanel && { panel }) });
     finding.find(one);
   };
   now.current.example = example;

@@ -5,7 +5,7 @@ import { bytes } from "/web/picture/graph.js";
 import { UNIT, addedPoint, partsOf } from "/web/picture/layout.js";
 import { round } from "/web/picture/marks.js";
 import { fit, widthOf } from "/web/picture/svg.js";
-import { counted, number, percent, shown } from "/web/parts/text.js";
+import { counted, number, percent } from "/web/parts/text.js";
 
 const BARS = 40, WORDS = 20, RANKS = 34, GAP = 8, SHADES = 5; // pixels of the lanes, and between them; shades of a probability
 export const LANES = BARS + WORDS + RANKS + 3 * GAP + 12;
@@ -36,10 +36,10 @@ export function Lanes({ look, flow, at, choose, cells, top, lens: all, costs, is
     return part === kind && layer !== unknown && size(value) ? `M${round(from)} ${floor}v${-round(size(value))}h${round(Math.max(0.8, wide - 0.4))}v${round(size(value))}z` : "";
   }).join("")).join("");
   const totals = costs && rows.map(({ residual }, layer) => `M${round(cells[layer][0] + 1)} ${floor}v${-round(size(residual))}h${round(Math.max(1, cells[layer][1] - 2))}v${round(size(residual))}z`).join("");
-  const label = (y, text, name = "faint") => isLeft && html`<text class=${`small ${name}`} x=${left - 10} y=${y} text-anchor="end">${text}</text>`;
+  const label = (y, text) => isLeft && html`<text class="small faint" x=${left - 10} y=${y} text-anchor="end">${text}</text>`;
   return html`<g class="stack" role="slider" tabindex="0" aria-label="block" aria-valuemin="0" aria-valuemax=${last} aria-valuenow=${at.block} aria-valuetext=${said(at.block)} onKeyDown=${onKeyDown}>
     <rect class="focus" x=${left - 3} y=${top - 4} width=${cells.at(-1)[0] + cells.at(-1)[1] - left + 6} height=${(lens ? LANES : BARS + 12) - 4} rx="4" />
-    ${label(floor - 14, costs ? "weights of each block, bytes" : html`length of what is added`)}${!costs && label(floor - 1, html`${kinds.map((kind, n) => html`<tspan key=${kind} class=${`is-${kind}`}>${n > 0 ? "  " : ""}■ ${KINDS[kind]}</tspan>`)}`)}
+    ${label(floor - 14, costs ? "weights of each block, bytes" : "length of what is added")}${!costs && label(floor - 1, kinds.map((kind, n) => html`<tspan key=${kind} class=${`is-${kind}`}>${n > 0 ? "  " : ""}■ ${KINDS[kind]}</tspan>`))}
     ${totals && html`<path class="cost" d=${totals} />`}${kinds.map((kind) => html`<path key=${kind} class=${kind} d=${bars(kind)} />`)}
     ${lens && html`<${Words} lens=${lens} cells=${cells} y=${floor + GAP + 4} label=${label} /><${Ranks} lens=${lens} cells=${cells} y=${floor + WORDS + 2 * GAP + 6} at=${at} label=${label} isHidden=${isHidden} />`}
     ${rows.map((one, layer) => html`<g key=${layer} class=${`level ${layer === at.block ? "chosen" : ""}`} data-layer=${layer} data-residual=${costs ? null : one.residual?.toPrecision(7)} data-bytes=${costs && one.residual} data-says=${lens?.rows[layer]?.id} onClick=${() => choose({ block: layer })}><rect class="hit" x=${cells[layer][0]} y=${top} width=${cells[layer][1]} height=${(lens ? LANES : BARS + 12) - 8} />${!isMoving && html`<title>${said(layer)}</title>`}</g>`)}</g>`;

@@ -19,8 +19,8 @@ export function Lead({ look, text, at, candidates, kept, settings, lens, flow, n
 
 /** What temperature and cuts make of the likeliest token. */
 function changedBy(first, kept, { temperature, topK, topP }) {
-  const warm = temperature === 0 ? " Temperature 0 always draws it." : temperature !== 1 && Number.isFinite(first.warm) ? ` Temperature ${temperature} makes it ${percent(first.warm)}` : "";
-  if (temperature === 0) return warm;
+  if (temperature === 0) return " Temperature 0 always draws it.";
+  const warm = temperature !== 1 && Number.isFinite(first.warm) ? ` Temperature ${temperature} makes it ${percent(first.warm)}` : "";
   const cuts = [topK > 0 && `top-k ${topK}`, topP < 1 && `top-p ${topP}`].filter(Boolean).join(" and ");
   if (!cuts || !kept) return warm && `${warm}.`;
   const left = kept === 1 ? "leaves this token alone" : `leaves ${counted(kept)} tokens`;

@@ -25,9 +25,10 @@ export function useLens(look, token, answer, nameOf, isOn) {
     const id = ids[place][0], at = recorded ? ids[place].indexOf(answer) + 1 : found.ranks[layer + 1][0][0];
     return { id, name: name(id), p: found.probabilities[layer + 1][place][0], rank: at || undefined, mine: recorded ? (at ? found.probabilities[layer + 1][place][at - 1] : undefined) : found.wanted[layer + 1][0][0] };
   });
-  let [turn, best] = [null, 0];
   // A file may lack the probability of the answer after some blocks: then nobody knows where it turns.
-  for (let layer = 1; layer < rows.length && rows.every((one) => one.mine > 0); layer++) {
+  const isWhole = rows.every((one) => one.mine > 0);
+  let [turn, best] = [null, 0];
+  for (let layer = 1; isWhole && layer < rows.length; layer++) {
     const gain = Math.log(rows[layer].mine / rows[layer - 1].mine);
     if (gain > best) [turn, best] = [layer, gain];
   }
@@ -45,13 +46,21 @@ export function readingOf({ heads: values, count }, head, t, key) {
 export function specificHead(patterns, t) {
   const { heads: values, count } = patterns;
   if (!values || values.shape[1] !== count || t >= count) return null;
-  let best = null;
+  let [best, most] = [null, 0];
   for (let head = 0; head < values.shape[0]; head++) {
+    const sums = new Float64Array(count), counts = new Float64Array(count), own = values.row(head, t);
+    for (let row = 1; row < count; row++) {
+      if (row === t) continue;
+      values.row(head, row).forEach((weight, key) => {
+        if (key === row || !(weight > 0)) return;
+        sums[key] += weight;
+        counts[key] += 1;
+      });
+    }
     for (let key = 0; key < count; key++) {
-      if (key === t) continue;
-      const one = readingOf(patterns, head, t, key);
-      if (one.score > (best?.score ?? 0)) best = one;
+      const score = own[key] - (counts[key] ? sums[key] / counts[key] : 0);
+      if (key !== t && score > most) [best, most] = [[head, key], score];
     }
   }
-  return best;
+  return best && readingOf(patterns, best[0], t, best[1]);
 }

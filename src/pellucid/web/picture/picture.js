@@ -16,7 +16,7 @@ import { Vector } from "/web/picture/vector.js";
 import { Stack } from "/web/picture/lanes.js";
 import { Lead } from "/web/picture/lead.js";
 import { useLens } from "/web/picture/lens.js";
-import { Scrubber, sayingOf, useReplay } from "/web/picture/replay.js";
+import { AFTER, Scrubber, sayingOf, useReplay } from "/web/picture/replay.js";
 import { Section, scalesOf } from "/web/picture/whole.js";
 import { Why, useWhy } from "/web/picture/why.js";
 import { useAnswer } from "/web/server/data.js";
@@ -53,7 +53,7 @@ export function Picture({ look: whole, text, live, at, choose, edit, onDraw, wid
   const scales = useCommon(own, look.model, common), parts = useMemo(() => sections(info, at.block, width), [info, at.block, width]);
   const answer = drawn ?? (isRead ? candidates[0]?.token ?? null : null), { lens, isWaiting: isLensWaiting } = useLens(look, at.token, answer, (token) => pieces.get(token), count > 0 && isRead && !text.isRunning && !isSearching);
   const against = likely.find((one) => one.token !== answer)?.token, why = useWhy(look, at.token, answer, against, isRead && !text.isRunning && at.view === "whole" && !pinned && !flow.isWaiting && (!!lens || !isLensWaiting), isExample);
-  const columns = useMemo(() => parts.flatMap((one) => one.columns.filter((column) => column.id !== "text" || one.first)), [parts]), replay = useReplay(columns, info.generates), beat = replay.moment ? replay.moment.stage.key : null, after = replay.moment ? ["plain", "warm", "cut", "draw", "loop"].indexOf(replay.moment.stage.id) : 9;
+  const columns = useMemo(() => parts.flatMap((one) => one.columns.filter((column) => column.id !== "text" || one.first)), [parts]), replay = useReplay(columns, info.generates), beat = replay.moment ? replay.moment.stage.key : null, after = replay.moment ? AFTER.indexOf(replay.moment.stage.id) : 9;
   useEffect(() => onReplay?.(replay.isOn), [replay.isOn]);
   useEffect(() => {
     if (replay.isOn) replay.stop(); // another token or text is another step
@@ -122,7 +122,7 @@ export function Picture({ look: whole, text, live, at, choose, edit, onDraw, wid
     : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} sections=${parts} index=${n} />`)}
     ${count > 0 && at.view === "whole" && !pinned && !text.isRunning && html`<${Scrubber} replay=${replay} />`}
     ${count > 0 && info.blocks.length > 0 && !isInside && !isMap && html`<${Stack} ...${lanes} width=${width} />`}
-    ${count > 0 && at.view === "whole" && !pinned && !replay.isOn && !at.panel && html`<${Why} why=${why} look=${look} text=${text} at=${at} answer=${answer} against=${against} nameOf=${(token) => pieces.get(token)} edit=${edit} choose=${choose} />`}</figure>`;
+    ${count > 0 && at.view === "whole" && !pinned && !replay.isOn && !at.panel && html`<${Why} why=${why} look=${look} text=${text} answer=${answer} against=${against} nameOf=${(token) => pieces.get(token)} edit=${edit} choose=${choose} />`}</figure>`;
 }
 
 function Saying({ of: [title, words] }) {

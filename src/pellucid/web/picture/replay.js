@@ -8,7 +8,7 @@ import { STAGE_WORDS } from "/web/words/glossary.js";
 const WEIGHTS = { text: 0.7, tokens: 0.7, embed: 0.9, position: 0.7, slices: 2.2, norm: 0.35, qkv: 0.7, pattern: 1.8, source: 1, state: 1, neurons: 1, experts: 1, add: 0.35, logits: 1, plain: 0.7, warm: 0.8, cut: 0.7, draw: 0.7, loop: 1.4, pooled: 1, labels: 1 };
 const NAMES = { text: "text", embed: "embedding", pattern: "attention", neurons: "feed-forward", experts: "experts", logits: "logits", plain: "softmax", draw: "draw" };
 export const SECONDS = [8, 60];
-const AFTER = ["plain", "warm", "cut", "draw", "loop"]; // in place, after the front has reached the softmax
+export const AFTER = ["plain", "warm", "cut", "draw", "loop"]; // in place, after the front has reached the softmax
 
 /** The stages of a step: [{id, key, weight, start, end, block}], from 0 to 1. */
 function stagesOf(columns, generates) {
@@ -17,7 +17,7 @@ function stagesOf(columns, generates) {
     const last = stages.at(-1);
     if (one.id === "slice" && last?.id === "slices" && last.layers.at(-1) + 1 === one.layer) last.layers.push(one.layer);
     else if (one.id === "slice") stages.push({ id: "slices", key: one.key, layers: [one.layer] });
-    else if (one.id === "softmax") AFTER.forEach((id) => generates || id === "plain" ? stages.push({ id, key: id }) : null);
+    else if (one.id === "softmax") stages.push(...AFTER.filter((id) => generates || id === "plain").map((id) => ({ id, key: id })));
     else if (one.id !== "draw") stages.push({ id: one.id, key: one.key, part: one.part });
   }
   const sum = stages.reduce((all, one) => all + WEIGHTS[one.id], 0);
@@ -52,7 +52,11 @@ export function useReplay(columns, generates) {
     if (!isPlaying) return undefined;
     // Without motion the stages come one by one.
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
-      const timer = setInterval(() => seek(stages.find((one) => one.end > now.current.t + 1e-9)?.end - 1e-6 > now.current.t + 1e-5 ? stages.find((one) => one.end > now.current.t + 1e-9).end - 1e-6 : now.current.t + 1e-4), (1000 * seconds) / stages.length);
+      const next = () => {
+        const stage = stages.find((one) => one.end > now.current.t + 1e-4);
+        seek(stage ? stage.end - 1e-5 : 1);
+      };
+      const timer = setInterval(next, (1000 * seconds) / stages.length);
       return () => clearInterval(timer);
     }
     let last = performance.now(), planned = requestAnimationFrame(function frame(time) {

@@ -21,7 +21,7 @@ export function useWhy(look, token, answer, against, isOn, isAsked) {
 }
 
 /** The words and the tables below the picture. */
-export function Why({ why, look, text, at, answer, against, nameOf, edit, choose }) {
+export function Why({ why, look, text, answer, against, nameOf, edit, choose }) {
   if (!why.can) return null;
   const name = (token) => spokenOf(nameOf(token) ?? why.found?.texts[token] ?? look.names[token] ?? `#${token}`), label = (t) => shown(text.labels[t] ?? "");
   const title = html`Why <b class="answer">${name(answer)}</b> and not <b>${name(against)}</b>?`;
@@ -29,7 +29,7 @@ export function Why({ why, look, text, at, answer, against, nameOf, edit, choose
   const { lead, probability, tokens, heads, neurons, tried } = why.found, best = heads[0], isBest = best && lead - best.lead > 0.05 * Math.abs(lead), largest = tokens[0];
   const all = look.info.blocks.reduce((sum, one) => sum + (one.heads ?? 0), 0);
   const list = (some, title, rows, note) => some.length > 0 && html`<div><h4>${title}</h4><table class="plain causes"><thead><tr><th scope="col"><span class="hidden">part</span></th><th scope="col"><span class="hidden">its effect</span></th><th scope="col" class="num">lead</th><th scope="col" class="num answer">${name(answer)}</th><th scope="col">says now</th></tr></thead>
-    <tbody>${some.map((one) => html`<${Row} key=${one.point} one=${one} lead=${lead} scale=${scaleOf(why.found)} name=${name} mark=${why.mark(one)} edit=${edit} look=${look} at=${at} choose=${choose}>${rows(one)}<//>`)}</tbody></table><p class="note">${note}</p></div>`;
+    <tbody>${some.map((one) => html`<${Row} key=${one.point} one=${one} lead=${lead} scale=${scaleOf(why.found)} name=${name} mark=${why.mark(one)} edit=${edit} look=${look} choose=${choose}>${rows(one)}<//>`)}</tbody></table><p class="note">${note}</p></div>`;
   return html`<section class="why" aria-label="why this token"><h3>${title}</h3>
     <p>${isBest ? html`Head ${why.mark(best)} brings <b>${label(best.key)}</b> to <b>${label(best.token)}</b>. Without this one head of ${counted(all)}, the lead over ${name(against)} falls from ${lead.toFixed(2)} to ${best.lead.toFixed(2)}, and ${name(answer)} from ${percent(probability)} to ${percent(best.probability)}.` : html`No single head decides it. `}
       ${largest && html` Of the words, <b>${label(largest.token)}</b> matters most: without it the model says ${name(largest.says)}.`}</p>

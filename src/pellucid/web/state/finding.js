@@ -5,7 +5,7 @@ import { post } from "/web/server/api.js";
 
 const ENDS = ["pointerdown", "keydown", "wheel"]; // what a reader does ends the search
 
-/** `find(example)` chooses the place of an example; While `isSearching`, nothing need be read of the place before; `head` is what was found of a head: {layer, head, token, key, without, probability, text}. */
+/** `find(example)` chooses the place of an example; while `isSearching`, nothing need be read of the place before; `head` is what was found of a head: {layer, head, token, key, without, probability, text}. */
 export function useFinding({ model, choose }) {
   const search = useRef(null), [head, setHead] = useState(null), [isSearching, setSearching] = useState(false);
   useEffect(() => {
