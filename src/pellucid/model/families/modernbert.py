@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al. 2024), and models with its structure: mmBERT, Granite Embedding R2.
+"""ModernBERT (Warner et al. 2024), mmBERT, Granite Embedding R2; EuroBERT (Boizard et al. 2025).
 
 ModernBERT has norms before attention and feed-forward, rotary positions and a gated feed-forward. Every third layer
 attends to the whole text, the other layers to a window. The two kinds of layers have different rotary bases.
@@ -11,12 +11,14 @@ from msgspec.structs import replace
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.decision_heads import LAYA, has_decision_blocks, with_decision, without_decision
 from pellucid.model.family import Family
-from pellucid.model.gguf_encoder import GGUF_KEYS, Classifier, gguf_body, gguf_model
+from pellucid.model.gguf_encoder import GGUF_KEYS, Classifier, gguf_body, gguf_model, gguf_outputs
 from pellucid.model.metadata import rope_parameters, slide, sliding_layers
-from pellucid.model.output_heads import HeadLayer, Heads, TaskHead
+from pellucid.model.output_heads import HeadLayer, Heads, OutputParts, TaskHead
 from pellucid.model.outputs import PoolingKind
 from pellucid.model.positions import Rotary
+from pellucid.model.sentence_modules import read_outputs
 from pellucid.model.spec import Block, Embedding, FeedForward, ModelSpec, Norm
+from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_encoder import ACTIVATIONS, bidirectional, encoder_model, head_sizes
 from pellucid.model.tensor_names import GGUF, TensorNames
 from pellucid.model.weight_map import Model
@@ -127,4 +129,56 @@ MODERNBERT = Family(
     unused=(r"decoder\.weight",),  # a tied decoder equals the embedding
     skipped=(r"(head|decoder|classifier)\..+",),  # heads of tasks that were not asked for
     gguf_usual=GGUF_KEYS,
+)
+
+
+# EuroBERT: the blocks of Llama with attention to both sides. Its classifier may pool scores.
+
+EURO_BLOCKS = StandardDecoder("eurobert", norm=Norm("rms", 1e-5), aliases={"classifier_pooling": "clf_pooling"})
+
+
+def _euro_heads(config: Config, bias: bool) -> Heads:
+    """The heads. ``bias``: the projection to the vocabulary has a bias if the feed-forwards have biases."""
+    pools: dict[str, PoolingKind] = {"bos": "cls", "mean": "mean", "late": "mean"}
+    pooling, late = config.choice("classifier_pooling", pools, "late"), True
+    late = config.text("classifier_pooling", "late") == "late"
+    labels = HeadLayer("classifier", "labels")
+    return {
+        "classify": TaskHead((HeadLayer("dense", activation="gelu"), labels), pooling, late),
+        "tag": TaskHead((labels,)),
+        "fill": TaskHead(decoder="lm_head", bias="lm_head.bias" if bias else ""),
+    }
+
+
+def _euro_model(model: Model, outputs: OutputParts) -> Model:
+    body = {name: slot for name, slot in model.slots.items() if not name.startswith("project.")}
+    spec = outputs.of(model.spec.with_attention(causal=False))
+    return replace(model, spec=spec, slots={**body, **outputs.slots})
+
+
+def euro_from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json`` of EuroBertModel."""
+    config.refuse("is_decoder", False)
+    model = EURO_BLOCKS.from_config(checkpoint, config)
+    own = config.with_aliases(EURO_BLOCKS.aliases)
+    heads = _euro_heads(own, config.flag("mlp_bias", False))
+    width, norm = model.spec.embedding.width, model.spec.blocks[0].norm
+    return _euro_model(model, read_outputs(checkpoint, own, heads, width, norm, "silu"))
+
+
+def euro_from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read the GGUF architecture eurobert."""
+    own = config.with_prefix("eurobert.")
+    own.refuse("attention.causal", False)
+    model = EURO_BLOCKS.from_gguf(checkpoint, config)
+    return _euro_model(model, gguf_outputs(checkpoint, own))
+
+
+EUROBERT = Family(
+    "eurobert",
+    gguf={"eurobert": euro_from_gguf},
+    safetensors={"eurobert": euro_from_config},
+    unused=(r"model\.rotary_emb\.inv_freq",),  # follows from the base
+    skipped=(r"(lm_head|dense|classifier)\..+",),  # heads of tasks that were not asked for
+    gguf_usual={"attention.causal": False, "pooling_type": 1},
 )
