@@ -4,6 +4,7 @@ import { html, render, useEffect, useMemo, useRef, useState } from "/web/vendor/
 import { GraphFile } from "/web/graph/file.js";
 import { useChat } from "/web/page/chat.js";
 import { Form } from "/web/page/form.js";
+import { LessonHead } from "/web/page/lesson.js";
 import { Header, Key } from "/web/page/header.js";
 import { useScreen, useTourKeys } from "/web/page/screen.js";
 import { Branches, Text } from "/web/page/text.js";
@@ -116,7 +117,7 @@ const panelsOf = (panels) => panels.map((one) => one.id);
 function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const [isOwn] = useState(ownAddress), said = useMemo(() => fromAddress(location.hash), []), [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null), [turn, setTurn] = useState(0);
   const [agreed, setAgreed] = useState(false), [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { width, height, scale, isPresented, tools } = useScreen(), now = useRef({});
-  const address = (place, run) => toAddress({ model, form, at: place, edits, made: run.made, leaf: run.leaf });
+  const address = (place, run) => toAddress({ model, form, at: place, edits, made: run.made, leaf: run.leaf, lesson: said.lesson });
   const write = (place, isStep) => now.current.isReady && history[isStep ? "pushState" : "replaceState"](null, "", address(place, now.current.run)[0]);
   const read = () => {
     const found = fromAddress(location.hash);
@@ -209,8 +210,8 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     if (isFirst) now.current.example?.(examplesOf(info)[0]);
   }, [info, isFirst]);
 
-  const edit = info && !info.notice ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point),
-    ...(change ? [{ ...change, point }] : [])]) : null; // where nothing can be read, nothing can be changed
+  const { lesson } = said, edit = info && !info.notice && !lesson ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point),
+    ...(change ? [{ ...change, point }] : [])]) : null; // where nothing can be read, nothing can be changed; the run of a class stays what it is
   const changeModel = (name) => {
     said.made = null;
     setError(null);
@@ -225,8 +226,8 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
     onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
   if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
 
-  const source = (place) => {
-    const [hash, isWhole] = address(place, run);
+  const source = (place, questions = lesson) => {
+    const [hash, isWhole] = toAddress({ model, form, at: place, edits, made: run.made, leaf: run.leaf, lesson: questions });
     return { address: `${location.origin}/${hash}`, isWhole };
   };
   const isSame = run.text === form.text && run.prompt.length > 0;
@@ -264,21 +265,21 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       about: `What you change in the model while it computes, and what the changes do to ${info.generates ? "the text" : "what the model makes of the sentence"}. Other requests on the server are not affected.`,
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} at=${at} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
     // The steps of an encoder-decoder cannot be profiled.
-    ...(info.encoder.length ? [] : [{ id: "timings", title: "Timings", about: "Where the time of a step goes: the time of each operation, measured on this machine, and the bytes of weights that it reads.",
+    ...(info.encoder.length || lesson ? [] : [{ id: "timings", title: "Timings", about: "Where the time of a step goes: the time of each operation, measured on this machine, and the bytes of weights that it reads.",
       body: () => html`<${Timings} model=${model} info=${info} />` }]),
-    { id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.",
-      body: () => html`<${Live} model=${model} width=${inside} />` },
+    ...(lesson ? [] : [{ id: "live", title: "Requests", about: "The requests that are running on this server now, as far as your key may see them.",
+      body: () => html`<${Live} model=${model} width=${inside} />` }]),
   ];
   const still = (of, body) => html`<${Still} isStill=${running} of=${[info, form, edits, width, height, scale, ...of]} body=${body} />`, readToken = Math.min(at.token, look.ids.length - 1);
   return html`${still([at.stop, isPresented, model], () => header({ info, tools: [tourTool(at, choose), ...tools] }))}
     <main>
-      ${still([form.chat ? run : null, running, writing.failed, fileError, run.dropped, run.made.at(-1)], () => html`<${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} error=${writing.failed ?? fileError} dropped=${run.dropped}
+      ${lesson ? html`<${LessonHead} form=${form} model=${model} begin=${offered && again} running=${running} />` : still([form.chat ? run : null, running, writing.failed, fileError, run.dropped, run.made.at(-1)], () => html`<${Form} info=${info} form=${form} setForm=${setForm} on=${on} chat=${chat} running=${running} error=${writing.failed ?? fileError} dropped=${run.dropped}
         made=${run.made.at(-1)} count=${text.ids.length} edits=${edits} finish=${run.finish} notices=${run.notices}
-        offer=${offered && again} link=${run.made.length > 0 && (() => Object.values(source(at)))} />`)}
-      <${Examples} info=${info} current=${form.text} isBusy=${running} onChoose=${example} />
+        offer=${offered && again} link=${run.made.length > 0 && (() => Object.values(source(at)))} classLink=${info.generates && run.made.length > 0 && ((questions) => Object.values(source(at, questions)))} />`)}
+      ${!lesson && html`<${Examples} info=${info} current=${form.text} isBusy=${running} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${isReplayed ? text.labels.slice(0, at.token + 1) : text.labels} path=${isReplayed ? text.path.slice(0, Math.max(0, at.token + 1 - text.promptLength)) : text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
-      ${(text.ids.length > 0 || !offered) && html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && drawInstead} width=${width} height=${height} scale=${scale} onReplay=${setReplayed} found=${finding.head} isSearching=${finding.isSearching} isExample=${isExample}
+      ${(text.ids.length > 0 || !offered) && html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${!running && !lesson && drawInstead} lesson=${lesson} width=${width} height=${height} scale=${scale} onReplay=${setReplayed} found=${finding.head} isSearching=${finding.isSearching} isExample=${isExample}
         pinned=${pinned} setPinned=${setPinned} source=${source} />`}
       ${still([look, isExample, readToken, at.block, at.head, at.point, at.key, at.source, at.dim, at.view, at.panel, at.stop], () => html`<${Guarded} body=${() => html`<${NumberCard} look=${look} at=${{ ...at, token: readToken }} choose=${choose} labels=${text.labels} edit=${edit} />`} />
         <${Levels} isToured=${at.stop > 0} panels=${html`<${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} isToured=${at.stop > 0 || isExample} />`} card=${html`<${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} onExample=${example} />`} />`)}

@@ -2,6 +2,7 @@
 
 import { html, useEffect, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { Chat } from "/web/page/chat.js";
+import { ClassLink } from "/web/page/lesson.js";
 import { counted } from "/web/parts/text.js";
 import { LIMITS } from "/web/state/address.js";
 
@@ -29,7 +30,7 @@ function othersOf(then, now) {
  * `on` are the actions: {run, step, stop}; `chat` is what useChat returns; `made` is the last part of the text, which has
  * `count` tokens, and `edits` are the changes of now.
  */
-export function Form({ info, form, setForm, on, chat, running, error, made, count, edits, finish, notices, link, offer, dropped }) {
+export function Form({ info, form, setForm, on, chat, running, error, made, count, edits, finish, notices, link, classLink, offer, dropped }) {
   const set = (part) => setForm({ ...form, ...part }), isChat = form.chat && info.chat;
   const [label, placeholder] = info.encoder.length ? ["Source", "Write the text that the model answers, such as a text to translate"]
     : info.generates ? ["Text to continue", "Write the beginning of a text"] : ["Sentence", "Write a sentence"];
@@ -49,7 +50,7 @@ export function Form({ info, form, setForm, on, chat, running, error, made, coun
       <span class="run"><button type="submit" class="main" disabled=${running || !form.text} title="Ctrl+Enter">${info.generates ? "▶ Run" : "▶ Read"}</button>
         ${info.generates && html`<button type="button" disabled=${running || !form.text} onClick=${on.step} title="make one token">Step</button>`}
         ${info.generates && html`<button type="button" disabled=${!running} onClick=${on.stop}>Stop</button>`}${toggle}${copy}</span></form>`}
-    <div class="under">${info.generates && html`<${Settings} form=${form} set=${set} />`}<p class="note" role="status">${running ? "" : endOf(finish, made, count)}</p></div>
+    <div class="under">${info.generates && html`<${Settings} form=${form} set=${set} />`}${classLink && !running && html`<${ClassLink} link=${classLink} />`}<p class="note" role="status">${running ? "" : endOf(finish, made, count)}</p></div>
     ${offer && !running && html`<p class="offer" role="status">This link describes a text and a view of it. <button type="button" class="main" onClick=${offer}>Make the text again</button>
       </p>`}
     ${error && html`<p class="error" role="alert">${error.message}</p>`}

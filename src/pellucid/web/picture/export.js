@@ -1,11 +1,12 @@
 // The picture as a file: one SVG that needs no style sheet, script or font file, and a PNG of it. Both have a caption that says
-// what is seen, and the address that shows it again.
+// what is seen, and the address that shows it again. The replay is an animated PNG or a page (picture/loop.js, trace/report.py).
 
 import { html, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { colour } from "/web/parts/draw.js";
 import { save } from "/web/parts/files.js";
 import { post } from "/web/server/api.js";
 import { PART, shown } from "/web/parts/text.js";
+import { loopOf } from "/web/picture/loop.js";
 import { widthOf, wrapped } from "/web/picture/svg.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -56,14 +57,13 @@ function copied(element, above, prefix) {
   for (const name of INHERITED) looks[name] = style.getPropertyValue(name).replace(/"/g, "'");
   for (const name of ["stroke-width", "stroke-dasharray"]) looks[name] = looks[name].replace(/px/g, "");
   const isShape = SHAPES.includes(element.localName), isBare = looks.fill === "none" && looks.stroke === "none";
-  if (element.matches(".hit, .reach, .tool, .focus, foreignObject") || (isShape && isBare)) return null;
+  if (element.matches(".hit, .reach, .tool, .focus, foreignObject") || style.visibility === "hidden" || (isShape && isBare)) return null;
   const usual = (name) => above[name] ?? (name.endsWith("-opacity") ? "1" : "");
   const attributes = Object.fromEntries(Object.entries(looks).filter(([name, value]) => value !== usual(name)));
   if (style.opacity !== "1") attributes.opacity = style.opacity;
   for (const name of PLACES) if (element.hasAttribute(name)) attributes[name] = element.getAttribute(name);
   if (element.id) attributes.id = prefix + element.id;
-  const tip = element.getAttribute("marker-end");
-  if (tip) attributes["marker-end"] = tip.replace("#", `#${prefix}`);
+  for (const name of ["marker-end", "clip-path"]) if (element.hasAttribute(name)) attributes[name] = element.getAttribute(name).replace("#", `#${prefix}`);
   const copy = made(element.localName, attributes), known = { ...above, ...looks };
   for (const child of element.childNodes) {
     if (child.nodeType === Node.TEXT_NODE) copy.append(plain(child.data));
@@ -111,10 +111,10 @@ function textLines(lines, size, fill) {
   return { node: made("g", { fill, "font-size": size }, ...texts), width: 0, height: lines.length * LINE + 4 };
 }
 
-/** The picture of a figure as one SVG: {text, width, height}. `source` is {address, isWhole} or {file}. */
+/** The picture of a figure as one SVG: {text, width, height}. `source` is {address, isWhole}, {file}, or {} where none is written. */
 export function standalone(figure, caption, source) {
   const drawings = [...figure.querySelectorAll("svg.picture-svg, .picture canvas")].map(drawing), width = Math.max(320, ...drawings.map((one) => one.width));
-  const address = source.address ?? `a recorded run: ${source.file}`, lines = wrapped(address, width, SIZE - 2);
+  const address = source.address ?? (source.file ? `a recorded run: ${source.file}` : ""), lines = address ? wrapped(address, width, SIZE - 2) : [];
   if (lines.length > MOST_LINES) lines.splice(MOST_LINES, lines.length, "… (all of it is in the description of this file)");
   if (source.isWhole === false) lines.push("The address does not hold all of this view.");
   const words = [textLines(wrapped(caption, width, SIZE), SIZE, colour("ink")), textLines(lines, SIZE - 2, colour("faint"))];
@@ -143,8 +143,8 @@ async function pngOf({ text, width, height }) {
   return found;
 }
 
-/** The menu that saves the figure which it is in. `seen` is {look, text, at}; `source(at)` says where it comes from. */
-export function Export({ seen, source, pinned }) {
+/** The menu that saves the figure which it is in. `seen` is {look, text, at}; `source(at)` says where it comes from; `replay` is that of the picture, where it has one. */
+export function Export({ seen, source, pinned, replay }) {
   const [isOpen, setOpen] = useState(false), [said, setSaid] = useState(""), menu = useRef(null);
   const write = async (kind) => {
     // The card of the chosen number is of the picture that follows the selection.
@@ -170,6 +170,15 @@ export function Export({ seen, source, pinned }) {
       setSaid(`Not saved: ${error.message}`);
     }
   };
+  const loop = async () => {
+    const figure = menu.current.closest("figure"), says = () => figure.querySelector(".lead .says")?.textContent ?? "";
+    try {
+      save(await loopOf(replay, () => standalone(figure, says(), {}), (n, all) => setSaid(`Drawing the loop: ${n} of ${all} …`)), `pellucid-${seen.look.model || seen.look.info.model}-loop.png`.replace(/[^\w.-]+/g, "_"));
+      setSaid("Saved as an animated PNG.");
+    } catch (error) {
+      setSaid(`Not saved: ${error.message}`);
+    }
+  };
   const toggle = () => {
     setOpen(!isOpen);
     setSaid("");
@@ -178,6 +187,7 @@ export function Export({ seen, source, pinned }) {
     <button type="button" aria-expanded=${isOpen} title="save the picture with its caption" onClick=${toggle}>Export</button>
     ${isOpen && html`<button type="button" title="a drawing, for papers" onClick=${() => write("svg")}>SVG</button>
       <button type="button" title="an image, twice as fine" onClick=${() => write("png")}>PNG</button>
+      ${replay && html`<button type="button" title="ten seconds of the replay, as an animated PNG that mails and documents play" onClick=${loop}>Loop</button>`}
       ${!seen.look.recorded && seen.look.info.generates && !pinned && html`<button type="button" title="this step as a page that opens without a server: the picture, its replay, all its numbers" onClick=${report}>HTML</button>`}`}
     <span class="note" role="status">${said}</span></span>`;
 }

@@ -10,12 +10,14 @@ import { Export } from "/web/picture/export.js";
 import { useFlow } from "/web/picture/flow.js";
 import { titleOf } from "/web/picture/graph.js";
 import { Head } from "/web/picture/head.js";
+import { AllHeads } from "/web/picture/heads.js";
 import { ROW, UNIT, fills, rowsOf, sections } from "/web/picture/layout.js";
 import { useRunning } from "/web/picture/running.js";
 import { Vector } from "/web/picture/vector.js";
 import { Stack } from "/web/picture/lanes.js";
 import { Lead } from "/web/picture/lead.js";
 import { useLens } from "/web/picture/lens.js";
+import { Questions } from "/web/picture/questions.js";
 import { AFTER, Scrubber, sayingOf, useReplay } from "/web/picture/replay.js";
 import { Section, scalesOf } from "/web/picture/whole.js";
 import { Why, useWhy } from "/web/picture/why.js";
@@ -34,7 +36,7 @@ const LEAST_ROWS = 8, MOST_ROWS = 26, AROUND = 470, CARD = 200, FRAME = 18; // r
  * replay begins and ends. `source(at)` says where the picture comes from, `pin` is the button that keeps it,
  * `title` names it where there are two, whose scales are `common` then. In presentation mode the drawings are `scale` times as large: style.css stretches them.
  */
-export function Picture({ look: whole, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, pinned, source, pin, title, common, found, isSearching, isExample, onReplay }) {
+export function Picture({ look: whole, text, live, at, choose, edit, onDraw, width: wide, height, scale: larger, pinned, source, pin, title, common, found, isSearching, isExample, onReplay, lesson }) {
   const width = (wide - FRAME) / larger, look = useStep(whole, text, at);
   const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - (AROUND + (at.stop ? CARD : 0)) * Math.sqrt(larger)) / (ROW * larger))));
   const seen = info.generates && at.view === "whole" ? Math.min(count, at.token + 1) : count, rows = useMemo(() => rowsOf(seen, room, at.token), [seen, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
@@ -52,7 +54,7 @@ export function Picture({ look: whole, text, live, at, choose, edit, onDraw, wid
   const own = useSteady(scalesOf(rows, flow, info), `${look.model}|${look.ids.slice(0, 8)}`);
   const scales = useCommon(own, look.model, common), parts = useMemo(() => sections(info, at.block, width), [info, at.block, width]);
   const answer = drawn ?? (isRead ? candidates[0]?.token ?? null : null), { lens, isWaiting: isLensWaiting } = useLens(look, at.token, answer, (token) => pieces.get(token), count > 0 && isRead && !text.isRunning && !isSearching);
-  const against = likely.find((one) => one.token !== answer)?.token, why = useWhy(look, at.token, answer, against, isRead && !text.isRunning && at.view === "whole" && !pinned && !flow.isWaiting && (!!lens || !isLensWaiting), isExample);
+  const against = likely.find((one) => one.token !== answer)?.token, why = useWhy(look, at.token, answer, against, isRead && !text.isRunning && at.view === "whole" && !pinned && !flow.isWaiting && (!!lens || !isLensWaiting), isExample || !!lesson);
   const columns = useMemo(() => parts.flatMap((one) => one.columns.filter((column) => column.id !== "text" || one.first)), [parts]), replay = useReplay(columns, info.generates), beat = replay.moment ? replay.moment.stage.key : null, after = replay.moment ? AFTER.indexOf(replay.moment.stage.id) : 9;
   useEffect(() => onReplay?.(replay.isOn), [replay.isOn]);
   useEffect(() => {
@@ -99,30 +101,54 @@ export function Picture({ look: whole, text, live, at, choose, edit, onDraw, wid
     event.preventDefault();
     zoom(Math.sign(-event.deltaY));
   };
+  const swipe = useSwipe(box, at.view === "whole" && parts.length > 1);
   const zoomed = useRef(0), zoom = (by) => {
     if (performance.now() - zoomed.current < 350) return;
     zoomed.current = performance.now();
-    const views = VIEWS.filter((one) => one !== "head" || info.blocks[at.block]?.heads).filter((one) => one !== "vector" || at.point in info.points);
+    const views = VIEWS.filter((one) => one !== "heads" || hasHeads(info)).filter((one) => one !== "head" || info.blocks[at.block]?.heads).filter((one) => one !== "vector" || at.point in info.points);
     choose({ view: views[Math.max(0, Math.min(views.length - 1, views.indexOf(at.view) + by))] });
   };
-  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting || named.waiting || isLensWaiting)} onKeyDown=${onKeyDown} onWheel=${onWheel}>
+  return html`<figure class=${`picture-box view-${at.view} ${pinned ? "pinned" : ""}`} ref=${box} aria-busy=${!!(flow.isWaiting || before.isWaiting || named.waiting || isLensWaiting)} onKeyDown=${onKeyDown} onWheel=${onWheel} ...${swipe}>
     ${title && html`<p class="picture-title">${title}</p>`}
     <${Crumbs} at=${at} look=${look} labels=${text.labels} choose=${choose} pinned=${pinned}>${count > 0 && html`<span class="acts">${costs.choice}
       ${pin && html`<button type="button" disabled=${text.isRunning} title=${pin.label} onClick=${keep}>${pin.name}</button>`}
-      ${source && html`<${Export} seen=${{ look: whole, text, at: place }} source=${source} pinned=${pinned} />`}</span>`}<//>
+      ${source && html`<${Export} seen=${{ look: whole, text, at: place }} source=${source} pinned=${pinned} replay=${at.view === "whole" && !pinned && !text.isRunning ? replay : null} />`}</span>`}<//>
     ${count > 0 && at.view === "whole" && (replay.isOn ? html`<${Saying} of=${sayingOf(replay.moment, { look, at, flow, lens, candidates, nameOf: (token) => pieces.get(token), text })} />` : html`<${Lead} look=${look} text=${text} at=${at} candidates=${candidates} kept=${likely.kept} settings=${settings} lens=${lens} flow=${flow} nameOf=${(token) => pieces.get(token)} choose=${choose} found=${found} />`)}
     ${count > 0 && info.blocks.length > 0 && isMap && html`<div class="map"><${Stack} ...${lanes} width=${width} /></div>`}
     ${count > 0 && costs.note}
     ${look.edits.length > 0 && html`<p class="note changed" role="status">Changed: ${sentenceOf(look.edits)}. ${at.view === "whole" ? "Dashed grey lines are the values before the change." : "The values are those with the change."}${edit && html` <button type="button" class="quiet" onClick=${() => look.edits.forEach((one) => edit(one.point, null))}>Undo</button>`}</p>`}
     ${flow.error && html`<p class="error" role="alert">${flow.error.message}</p>`}
     ${count === 0 ? html`<p class="empty">Write a text, or choose an example.</p>`
+    : at.view === "heads" ? html`<${AllHeads} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} />`
     : at.view === "block" ? html`<${Block} look=${look} at=${place} choose=${choose} width=${width} />`
     : at.view === "head" ? html`<${Head} look=${look} at=${place} choose=${choose} labels=${text.labels} width=${width} room=${room} />`
     : at.view === "vector" ? html`<${Vector} look=${look} at=${place} choose=${choose} width=${width} height=${height / larger - AROUND} />`
     : parts.map((section, n) => html`<${Section} key=${`${section.columns.length}-${n}`} section=${section} scene=${scene} width=${width} sections=${parts} index=${n} />`)}
     ${count > 0 && at.view === "whole" && !pinned && !text.isRunning && html`<${Scrubber} replay=${replay} />`}
     ${count > 0 && info.blocks.length > 0 && !isInside && !isMap && html`<${Stack} ...${lanes} width=${width} />`}
-    ${count > 0 && at.view === "whole" && !pinned && !replay.isOn && !at.panel && html`<${Why} why=${why} look=${look} text=${text} answer=${answer} against=${against} nameOf=${(token) => pieces.get(token)} edit=${edit} choose=${choose} />`}</figure>`;
+    ${count > 0 && at.view === "whole" && !pinned && !replay.isOn && !at.panel && html`<${Why} why=${why} look=${look} text=${text} answer=${answer} against=${against} nameOf=${(token) => pieces.get(token)} edit=${edit} choose=${choose} />`}
+    ${lesson && count > 0 && !text.isRunning && !replay.isOn && html`<${Questions} own=${lesson} at=${place} text=${text} flow=${flow} lens=${lens} kept=${likely.kept} settings=${settings} why=${why} nameOf=${(token) => pieces.get(token)} answer=${answer} />`}</figure>`;
+}
+
+const FAR = 56; // pixels of a swipe
+
+/** On a phone the stages stand one below the other: a swipe to the left goes to the next, to the right to the one before. Handlers for the box of the picture. */
+function useSwipe(box, isOn) {
+  const from = useRef(null);
+  if (!isOn) return {};
+  const onTouchStart = (event) => {
+    const [one] = event.touches;
+    from.current = event.touches.length > 1 || event.target.closest(".slices, .stack, input, .scroll") ? null : [one.clientX, one.clientY];
+  };
+  const onTouchEnd = (event) => {
+    const [one] = event.changedTouches, [x, y] = from.current ?? [NaN], [dx, dy] = [one.clientX - x, one.clientY - y];
+    from.current = null;
+    if (!(Math.abs(dx) > FAR && Math.abs(dx) > 2 * Math.abs(dy))) return;
+    const top = box.current.querySelector(".map")?.getBoundingClientRect().bottom ?? 0, all = [...box.current.querySelectorAll(".section")];
+    const now = all.findLastIndex((section) => section.getBoundingClientRect().top < top + 24), next = all[Math.max(0, now) + (dx < 0 ? (now < 0 ? 0 : 1) : -1)];
+    if (next) scrollTo({ top: scrollY + next.getBoundingClientRect().top - top - 8, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  };
+  return { onTouchStart, onTouchEnd };
 }
 
 function Saying({ of: [title, words] }) {
@@ -170,12 +196,14 @@ export function useCommonScales() {
   return { scales, add };
 }
 
+const hasHeads = (info) => info.blocks.some((one, layer) => one.heads && `blocks.${layer}.attention.pattern` in info.points);
+
 /** Where the picture is: from the whole down to what is shown. */
 function Crumbs({ at, look, labels, choose, pinned, children }) {
-  const isInBlock = at.view !== "whole", hasHead = at.view === "head" || (at.view === "vector" && /attention/.test(at.point));
-  const block = look.info.blocks.length > 0 && [`block ${at.block}`, { view: "block" }], steps = [["the whole", { view: "whole" }], ...(isInBlock && block && at.point !== "embed" ? [block] : []), ...(hasHead ? [[`head ${at.head}`, { view: "head" }]] : []), ...(at.view === "vector" ? [[titleOf(at.point), { view: "vector" }]] : [])];
+  const isInBlock = at.view !== "whole" && at.view !== "heads", hasHead = at.view === "head" || (at.view === "vector" && /attention/.test(at.point));
+  const block = look.info.blocks.length > 0 && [`block ${at.block}`, { view: "block" }], steps = [["the whole", { view: "whole" }], ...(at.view === "heads" ? [["all heads", { view: "heads" }]] : []), ...(isInBlock && block && at.point !== "embed" ? [block] : []), ...(hasHead ? [[`head ${at.head}`, { view: "head" }]] : []), ...(at.view === "vector" ? [[titleOf(at.point), { view: "vector" }]] : [])];
   return html`<nav class="crumbs" aria-label=${`how near the ${pinned ? "pinned " : ""}picture is`}>${steps.map(([title, place], i) => html`${i > 0 && html`<span aria-hidden="true">›</span>`}<button type="button" class="quiet" key=${title} aria-current=${i === steps.length - 1 ? "true" : null} onClick=${() => choose(place)}>${title}</button>`)}
-    ${at.view === "whole" && look.info.blocks.length > 0 && html`<span class="nearer">nearer: <button type="button" class="quiet" onClick=${() => choose({ view: "block" })}>block ${at.block}</button>${look.info.blocks[at.block]?.heads > 0 && html`<button type="button" class="quiet" onClick=${() => choose({ view: "head" })}>head ${at.head}</button>`}</span>`}
+    ${["whole", "heads"].includes(at.view) && look.info.blocks.length > 0 && html`<span class="nearer">nearer: ${at.view === "whole" && hasHeads(look.info) && html`<button type="button" class="quiet" onClick=${() => choose({ view: "heads" })}>all heads</button>`}<button type="button" class="quiet" onClick=${() => choose({ view: "block" })}>block ${at.block}</button>${look.info.blocks[at.block]?.heads > 0 && html`<button type="button" class="quiet" onClick=${() => choose({ view: "head" })}>head ${at.head}</button>`}</span>`}
     ${look.info.blocks[at.block]?.heads > 1 && html`<span class="heads"><button type="button" aria-label="the head before" disabled=${at.head === 0} onClick=${() => choose({ head: at.head - 1 })}>‹</button><span>head ${at.head} of ${look.info.blocks[at.block].heads}</span><button type="button" aria-label="the next head" disabled=${at.head >= look.info.blocks[at.block].heads - 1} onClick=${() => choose({ head: at.head + 1 })}>›</button></span>`}
     <span class="chosen-token">token ${at.token}: <b>${shown(labels[at.token] ?? "")}</b></span>${children}</nav>`;
 }

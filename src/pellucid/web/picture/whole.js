@@ -211,11 +211,11 @@ function wayOf(columns, y, count, top, isNarrow) {
 
 /** The way back: the drawn token is appended, and the model reads on. */
 function Loop({ scene, way: { path, low, row }, width }) {
-  const { drawnLabel, isGiven, ids, at, isMoving, running, size, choose } = scene, next = at.token + 1;
+  const { drawnLabel, isGiven, ids, at, isMoving, running, size, choose, replay } = scene, next = at.token + 1;
   const label = drawnLabel === null ? (isMoving ? "the model reads the next token" : "run: draw a token, append it, and round again") : isGiven ? `the prompt goes on with “${drawnLabel}”: nothing is drawn` : `append “${drawnLabel}” as token ${next}${next < ids.length ? "" : ", and round again"}`;
   const wide = Math.min(width - 60, widthOf(label, size) * 1.08 + 28), middle = width / 2;
   return html`<g class="loop"><path class="way" d=${path} marker-end="url(#tip)" />
-    ${row && drawnLabel !== null && html`<${Part} name="next" label=${`go to token ${next}: ${drawnLabel}`} onClick=${() => choose({ token: next, key: -1, dim: -1, point: "" })}><rect class="hit" x=${row[0].x + 8} y=${row[1] - 13} width=${row[0].width - 8} height="26" rx="13" /><text class="word" x=${row[0].x + row[0].width - 6} y=${row[1] + 5} text-anchor="end">${fit(drawnLabel, row[0].width - 22, size * 1.1)}</text><//>`}
+    ${row && drawnLabel !== null && !replay?.isOn && html`<${Part} name="next" label=${`go to token ${next}: ${drawnLabel}`} onClick=${() => choose({ token: next, key: -1, dim: -1, point: "" })}><rect class="hit" x=${row[0].x + 8} y=${row[1] - 13} width=${row[0].width - 8} height="26" rx="13" /><text class="word" x=${row[0].x + row[0].width - 6} y=${row[1] + 5} text-anchor="end">${fit(drawnLabel, row[0].width - 22, size * 1.1)}</text><//>`}
     ${running && html`<${Requests} running=${running} path=${path} x=${middle + wide / 2 + 14} y=${low} size=${size} />`}
     <rect x=${middle - wide / 2} y=${low - 14} width=${wide} height="28" rx="14" /><text x=${middle} y=${low + 5} text-anchor="middle">${fit(label, wide - 20, size)}</text></g>`;
 }

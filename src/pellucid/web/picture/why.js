@@ -35,7 +35,7 @@ export function Why({ why, look, text, answer, against, nameOf, edit, choose }) 
       ${largest && html` Of the words, <b>${label(largest.token)}</b> matters most: without it the model says ${name(largest.says)}.`}</p>
     <div class="three">${list(tokens.slice(0, TOKENS), "Tokens, with an embedding of zeros", (one) => html`<b>${label(one.token)}</b>`, `Lead: the logit of ${name(answer)} minus that of ${name(against)}: ${lead.toFixed(2)} with all parts. Left of 0, ${name(against)} leads.`)}
       ${list(heads, "Heads, taken out at all tokens", (one) => html`block ${one.layer}, head ${one.unit} <span class="faint">${label(one.token)} reads ${label(one.key)}</span>`, `The largest effects of ${counted(tried.heads)} heads that were taken out, of ${counted(all)}.`)}
-      ${list(neurons, "Neurons, taken out at one token", (one) => html`block ${one.layer}, no. ${one.unit} <span class="faint">at ${label(one.token)}, raises ${one.raises.slice(0, 2).map(name).join(" ")}</span>`, `The largest effects of ${counted(tried.neurons)} neurons. A click on a row takes the part out of the picture above.`)}</div></section>`;
+      ${list(neurons, "Neurons, taken out at one token", (one) => html`block ${one.layer}, no. ${one.unit} <span class="faint">at ${label(one.token)}, raises ${one.raises.slice(0, 2).map(name).join(" ")}</span>`, `The largest effects of ${counted(tried.neurons)} neurons.${edit ? " A click on a row takes the part out of the picture above." : ""}`)}</div></section>`;
 }
 
 function scaleOf({ lead, tokens, heads, neurons }) {

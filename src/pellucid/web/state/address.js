@@ -7,9 +7,10 @@ export const FORM = { text: "The capital of France is", chat: false, max_tokens:
 export const LIMITS = {
   max_tokens: [1, 2000, true], temperature: [0, 2, false], top_k: [0, 1000, true], top_p: [0.01, 1, false], seed: [0, 4294967295, true],
 };
-const MOST_PARTS = 64, MOST_TOKENS = 8000, MOST_ADDRESS = 30_000; // parts; tokens of all; characters, which browsers and mail programs take
+export const MOST_QUESTIONS = 12; // of a lesson
+const MOST_LETTERS = 300, MOST_PARTS = 64, MOST_TOKENS = 8000, MOST_ADDRESS = 30_000; // characters of a question; parts; tokens of all; characters, which browsers and mail programs take
 
-/** What an address says: {model, form, at, edits, made, leaf}; nothing if it says nothing that can be read. */
+/** What an address says: {model, form, at, edits, made, leaf, lesson}; nothing if it says nothing that can be read. */
 export function fromAddress(hash) {
   let said;
   try {
@@ -18,27 +19,33 @@ export function fromAddress(hash) {
     return {};
   }
   if (typeof said?.model !== "string") return {};
-  const { model, form, stage, at, edits, made, leaf } = said, given = like(form, FORM, LIMITS), parts = [];
+  const { model, form, stage, at, edits, made, leaf, lesson } = said, given = like(form, FORM, LIMITS), parts = [];
   let tokens = 0;
   for (const one of (Array.isArray(made) ? made : []).slice(0, MOST_PARTS)) {
     const part = { from: whole(one?.from), token: one?.token === null ? null : whole(one?.token), count: Math.min(whole(one?.count), LIMITS.max_tokens[1]), form: like(one?.form, given, LIMITS), edits: plainEdits(one?.edits ?? edits) };
     if ((tokens += part.count) > MOST_TOKENS) break;
     parts.push(part);
   }
-  return { model, form: given, at: placeOf(at, stage), edits: plainEdits(edits), leaf: whole(leaf), made: parts };
+  return { model, form: given, at: placeOf(at, stage), edits: plainEdits(edits), leaf: whole(leaf), made: parts, lesson: Array.isArray(lesson) ? lesson.slice(0, MOST_QUESTIONS).map(questionOf).filter(Boolean) : null };
 }
 
 /** The address of a view, and whether it says all of it: long vectors and long texts do not fit. */
-export function toAddress({ model, form, at, edits, made, leaf }) {
+export function toAddress({ model, form, at, edits, made, leaf, lesson }) {
   const plain = plainEdits(edits), known = JSON.stringify(plain), end = made.findIndex((one) => one.form.messages || one.edits.some((edit) => !isPlain(edit)));
   const some = (end < 0 ? made : made.slice(0, end)).slice(0, MOST_PARTS), parts = some.map((one) => ({
     from: one.from, token: one.token, count: one.count, ...(JSON.stringify(one.edits) === known ? {} : { edits: one.edits }),
     ...(Object.keys(FORM).some((name) => one.form[name] !== form[name]) ? { form: different(one.form, form) } : {}),
   }));
-  const said = { model, form: different(form, FORM), at: different(at, PLACE), edits: plain, made: parts, leaf };
+  const said = { model, form: different(form, FORM), at: different(at, PLACE), edits: plain, made: parts, leaf, ...(lesson && { lesson }) };
   const text = `#${encodeURIComponent(JSON.stringify(said))}`;
   if (text.length <= MOST_ADDRESS) return [text, some.length === made.length && plain.length === edits.length];
   return [`#${encodeURIComponent(JSON.stringify({ ...said, form: different({ ...form, text: "" }, FORM), made: [], leaf: 0 }))}`, false];
+}
+
+/** A question of a lesson as {ask, answer}, or null. */
+export function questionOf(one) {
+  const fits = (text) => typeof text === "string" && text.length > 0 && text.length <= MOST_LETTERS;
+  return fits(one?.ask) && fits(one.answer) ? { ask: one.ask, answer: one.answer } : null;
 }
 
 /** The place of an address. Before there was one place, the open panel was called the stage. */

@@ -12,7 +12,7 @@ export const PLACE = {
   view: "whole", token: -1, block: 0, head: 0, point: "", dim: -1, key: -1, source: -1, panel: "", stop: 0, measure: "values",
   beams: 3, temperature: -1, top_k: -1, top_p: -1,
 };
-export const VIEWS = ["whole", "block", "head", "vector"], MEASURES = ["values", "time", "bytes"];
+export const VIEWS = ["whole", "heads", "block", "head", "vector"], MEASURES = ["values", "time", "bytes"];
 
 const MAX = 1e6, TOGETHER = 500; // largest number; milliseconds within which changes are one entry of the history
 /** The least and the greatest value, and whether it is an integer, by the names of fields. */
