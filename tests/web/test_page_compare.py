@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 from xml.dom import minidom
 
+import numpy as np
 import pytest
+from PIL import Image
 from support.browser import AGAIN, ended, fill, run_form
 from support.page_server import PageServer
-from support.page_visit import NO_OPENING, SECONDS, serious
+from support.page_visit import NO_OPENING, READ, SECONDS, serious
 
 import pellucid
 
@@ -43,7 +46,8 @@ def write(page: Any, text: str, tokens: int = 6) -> None:
 
 
 def exported(page: Any, folder: Path) -> tuple[Path, Path]:
-    """The SVG and the PNG of the first picture."""
+    """The SVG and the PNG of the first picture, once all its values are read."""
+    page.wait_for_function(READ, timeout=SECONDS)
     page.get_by_role("button", name="Export", exact=True).first.click()
     paths = folder / "picture.svg", folder / "picture.png"
     for path, name in zip(paths, ("SVG", "PNG"), strict=True):
@@ -94,7 +98,7 @@ def test_every_view_is_exported(
             page.locator('.strip[data-point="embed"]').first.click()
             page.locator(".vector .note button").first.click()
         elif view != "whole":
-            page.locator(".nearer").get_by_role("button", name=view).click()
+            page.locator(".nearer").get_by_role("button", name=re.compile(f"^{view} ")).click()
         page.wait_for_load_state("networkidle")
         page.locator(".picture-box canvas, .picture-svg:not(.stack)").first.wait_for()
         if view == "vector":
@@ -123,6 +127,124 @@ def test_a_report_is_exported_without_a_server(browser: Any, tmp_path: Path) -> 
     with opened(browser, (tmp_path / "report.html").as_uri()) as page:
         root = checked(browser, *exported(page, tmp_path))
     assert root.getElementsByTagName("desc")[0].firstChild.data.startswith("a recorded run")
+
+
+def test_the_replay_is_saved_as_a_loop(browser: Any, server: PageServer, tmp_path: Path) -> None:
+    """An animated PNG of ten seconds. Its first picture has nothing of the answer, its last picture is the page's."""
+    with opened(browser, f"{server.url}/#", 1280) as page:
+        page.locator(".why .three").wait_for(timeout=SECONDS)
+        page.get_by_role("button", name="Export", exact=True).click()
+        with page.expect_download(timeout=SECONDS) as found:
+            page.get_by_role("button", name="Loop", exact=True).click()
+        found.value.save_as(tmp_path / "loop.png")
+        page.get_by_text("Saved as an animated PNG.").wait_for()
+        assert page.locator(".wavefront").count() == 0, "the page shows the finished picture again"
+        ends = [page.locator(f".column.{one}").bounding_box() for one in ("text", "softmax")]
+        box = page.locator(".section .picture-svg").bounding_box()
+    with Image.open(tmp_path / "loop.png") as loop:
+        pictures = []
+        for number in range(getattr(loop, "n_frames", 1)):
+            loop.seek(number)
+            pictures.append((np.asarray(loop.convert("RGB")).astype(int), loop.info["duration"]))
+    assert sum(milliseconds for _, milliseconds in pictures) == 80 * 100 + 2000
+    assert len(pictures) > 40
+    start = int(ends[1]["x"] - box["x"]) + 16
+    first, last = pictures[0][0], pictures[-1][0]
+    inside = slice(16, 16 + int(box["height"]))
+    assert (first[inside, start:] == first[0, 0]).all(), "right of the front nothing exists"
+    assert (last[inside, start:] != first[0, 0]).any()
+    seen = [int((picture[inside] != first[0, 0]).any(axis=(0, 2)).nonzero()[0].max()) for picture, _ in pictures[:50]]
+    assert seen == sorted(seen), "the front goes to the right"
+
+
+def test_all_heads_are_seen_at_once(browser: Any, server: PageServer) -> None:
+    """A square for each head; the order by what a head reads names the same head as Python."""
+    with opened(browser, f"{server.url}/#", 1280) as page, pellucid.load("smollm2", threads=2) as llm:
+        page.locator(".why .three").wait_for(timeout=SECONDS)
+        token = int(page.locator(".column.text .token.chosen").get_attribute("data-token"))
+        page.locator(".nearer").get_by_role("button", name="all heads").click()
+        grid = page.locator(".all-heads").get_by_role("slider")
+        grid.wait_for(timeout=SECONDS)
+        assert grid.get_attribute("aria-valuemax") == str(sum(one.attention.heads for one in llm.spec.blocks) - 1)
+        text = page.locator(".text .token").all_text_contents()
+        with llm.trace("blocks.*.attention.pattern") as trace:
+            llm.generate("".join(text[: token + 1]), max_new_tokens=1, temperature=0)
+        page.get_by_role("button", name="most specific first").click()
+        grid.focus()
+        page.keyboard.press("Home")
+        page.wait_for_function(READ, timeout=SECONDS)
+        said = grid.get_attribute("aria-valuetext")
+        block, head = (int(one) for one in re.findall(r"block (\d+), head (\d+)", said)[0])
+        weight = float(re.findall(r"takes ([\d.]+) %", said)[0])
+        row = trace.sequences[0][f"blocks.{block}.attention.pattern"][head, token]
+        assert np.isclose(100 * row, weight, atol=0.06).any(), said
+        assert page.locator(".crumbs .heads").inner_text().split("\n")[1] == f"head {head} of 9"
+        page.get_by_role("button", name="without heads that rest on the first token").click()
+        fewer = int(grid.get_attribute("aria-valuemax")) + 1
+        firsts = [trace.sequences[0][f"blocks.{one}.attention.pattern"][:, token, 0] for one in range(30)]
+        assert fewer == int((np.concatenate(firsts) < 0.5).sum())
+        assert serious(page) == []
+
+
+def test_a_class_gets_the_same_run_and_questions(browser: Any, server: PageServer) -> None:
+    """A teacher's link: the run is read only, and the page checks answers with its own numbers."""
+    size = {"width": 1280, "height": 900}
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], viewport=size)
+    teacher = context.new_page()
+    teacher.goto(server.url)
+    teacher.locator(".why .three").wait_for(timeout=SECONDS)
+    shown = teacher.locator(".candidate").evaluate_all("all => all.map((one) => one.dataset.probability)")
+    teacher.get_by_text("For a class", exact=True).click()
+    teacher.get_by_label("question = answer").fill("Which city? = Paris\n2 + 2 = = 4\nno answer")
+    assert teacher.get_by_text("1 line is not used").count() == 1
+    teacher.get_by_role("button", name="Copy the link for a class").click()
+    teacher.get_by_text("with 2 of your own questions").wait_for()
+    link = teacher.evaluate("() => navigator.clipboard.readText()")
+    context.close()
+    with opened(browser, link) as page:
+        page.get_by_role("button", name="Open the run").click()
+        page.locator(".why .three").wait_for(timeout=SECONDS)
+        assert page.locator(".candidate").evaluate_all("all => all.map((one) => one.dataset.probability)") == shown
+        assert page.locator("textarea, .chips").count() == 0
+        page.locator('.candidate[data-token="28"], .candidate').nth(1).click()
+        assert page.locator(".branches").count() == 0, "no other token can be drawn"
+        answers = {"reads": ("0", "3"), "first": ("3", "29"), "kept": ("5", "1"), "word": ("0", "3")}
+        answers |= {"own0": ("London", " paris"), "own1": ("5", "4")}
+        questions = page.locator(".questions li")
+        assert questions.evaluate_all("all => all.map((one) => one.dataset.question)") == list(answers)
+        for name, given in answers.items():
+            question = page.locator(f'[data-question="{name}"]')
+            for answer, says in zip(given, ("Not yet", "Right"), strict=True):
+                if question.locator("select").count():
+                    question.locator("select").select_option(answer)
+                else:
+                    question.locator("input").fill(answer)
+                question.get_by_role("button").click()
+                assert says in question.get_by_role("status").inner_text(), name
+        assert page.get_by_text("6 of 6 right.").count() == 1
+        assert serious(page, None, "label-content-name-mismatch", "target-size") == []
+
+
+def test_swipes_go_from_stage_to_stage(browser: Any, server: PageServer) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(server.url)
+    page.locator(".why .three").wait_for(timeout=SECONDS)
+    tops = "() => [...document.querySelectorAll('.section')].map((one) => one.getBoundingClientRect().top)"
+    swipe = """([from, to]) => {
+        const box = document.querySelector('.picture-box'), target = document.querySelector('.column.text');
+        const touch = (x) => new Touch({ identifier: 1, target, clientX: x, clientY: 400 });
+        for (const [name, x] of [['touchstart', from], ['touchend', to]]) target.dispatchEvent(new TouchEvent(name,
+            { bubbles: true, touches: name === 'touchstart' ? [touch(x)] : [], changedTouches: [touch(x)] }));
+    }"""
+    for move, section in (((300, 100), 0), ((300, 100), 1), ((300, 100), 2), ((100, 300), 1)):
+        page.evaluate(swipe, move)
+        low = page.evaluate("() => document.querySelector('.map').offsetHeight")
+        assert page.evaluate(tops)[section] == pytest.approx(low + 8, abs=2)
+    before = page.evaluate("() => scrollY")
+    page.evaluate(swipe, (300, 280))
+    assert page.evaluate("() => scrollY") == before, "a short move is no swipe"
+    context.close()
 
 
 def test_a_pinned_picture_keeps_its_text_and_model(browser: Any, server: PageServer) -> None:

@@ -91,7 +91,7 @@ def test_the_picture_by_keyboard(browser: Any, server: PageServer) -> None:
     assert cells.get_attribute("aria-valuenow") == "1"
     visit.settle()
     assert "silu(gate) × up" in page.locator(".formula").inner_text()
-    for view in ("head", "block", "whole"):
+    for view in ("head", "block", "heads", "whole"):
         page.locator(".crumbs button").first.focus()
         page.wait_for_timeout(360)
         page.keyboard.press("-")

@@ -13,16 +13,16 @@ function read(text) {
 
 /** The teacher's part: own questions, and the link. `link(questions)` is [address, whether it says all of the view]. */
 export function ClassLink({ link }) {
-  const [text, setText] = useState(""), [said, setSaid] = useState(""), questions = read(text), lines = text.split("\n").filter((one) => one.trim()).length;
+  const [isOpen, setOpen] = useState(false), [text, setText] = useState(""), [said, setSaid] = useState(""), questions = read(text), lines = text.split("\n").filter((one) => one.trim()).length;
   const copy = () => {
     const [address, isWhole] = link(questions), done = `Link copied, with ${questions.length} of your own questions.${isWhole ? "" : " It does not hold all of the text or of the changes."}`;
     if (navigator.clipboard) navigator.clipboard.writeText(address).then(() => setSaid(done), () => setSaid(address));
     else setSaid(address);
   };
-  return html`<details class="class-link"><summary>For a class</summary><p class="note">A link that opens this run with the same numbers for everybody, read only. The page asks questions about this step and checks the answers with its own numbers. Your own questions, one in a line:</p>
+  return html`<details class="class-link" onToggle=${(event) => setOpen(event.currentTarget.open)}><summary>For a class</summary>${isOpen && html`<p class="note">A link that opens this run with the same numbers for everybody, read only. The page asks questions about this step and checks the answers with its own numbers. Your own questions, one in a line:</p>
     <label>question = answer <textarea rows="3" value=${text} placeholder="What is the capital of France? = Paris" onInput=${(event) => setText(event.target.value)}></textarea></label>
     ${lines > questions.length && html`<p class="note" role="status">${lines - questions.length} ${lines - questions.length === 1 ? "line is" : "lines are"} not used: a line is a question, =, and an answer; at most ${MOST_QUESTIONS}.</p>`}
-    <p><button type="button" disabled=${!link} onClick=${copy}>Copy the link for a class</button> <span class="note" role="status">${said}</span></p></details>`;
+    <p><button type="button" disabled=${!link} onClick=${copy}>Copy the link for a class</button> <span class="note" role="status">${said}</span></p>`}</details>`;
 }
 
 /** What a student sees in place of the form. `begin` makes the run. */

@@ -136,19 +136,19 @@ const FAR = 56; // pixels of a swipe
 function useSwipe(box, isOn) {
   const from = useRef(null);
   if (!isOn) return {};
-  const onTouchStart = (event) => {
+  const ontouchstart = (event) => {
     const [one] = event.touches;
     from.current = event.touches.length > 1 || event.target.closest(".slices, .stack, input, .scroll") ? null : [one.clientX, one.clientY];
   };
-  const onTouchEnd = (event) => {
+  const ontouchend = (event) => {
     const [one] = event.changedTouches, [x, y] = from.current ?? [NaN], [dx, dy] = [one.clientX - x, one.clientY - y];
     from.current = null;
     if (!(Math.abs(dx) > FAR && Math.abs(dx) > 2 * Math.abs(dy))) return;
-    const top = box.current.querySelector(".map")?.getBoundingClientRect().bottom ?? 0, all = [...box.current.querySelectorAll(".section")];
+    const top = box.current.querySelector(".map")?.offsetHeight ?? 0, all = [...box.current.querySelectorAll(".section")];
     const now = all.findLastIndex((section) => section.getBoundingClientRect().top < top + 24), next = all[Math.max(0, now) + (dx < 0 ? (now < 0 ? 0 : 1) : -1)];
     if (next) scrollTo({ top: scrollY + next.getBoundingClientRect().top - top - 8, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   };
-  return { onTouchStart, onTouchEnd };
+  return { ontouchstart, ontouchend }; // in lower case, because a browser without a touch screen has no such properties
 }
 
 function Saying({ of: [title, words] }) {
