@@ -12,7 +12,7 @@ from support.page_server import MODELS, OTHERS, PageServer
 from support.page_visit import SECONDS, SIZES, Visit, is_fitting, serious
 
 import pellucid
-from pellucid.trace import logit_lens, neighbours
+from pellucid.trace import logit_lens, neighbours, raised_tokens
 from pellucid.tracing import DIVIDED
 
 
@@ -159,6 +159,42 @@ def test_what_a_head_looks_at(browser: Any, server: PageServer) -> None:
     block, head = map(int, re.findall(r"\d+", strongest.first.inner_text())[:2])
     visit.wait_for_place(block=block, head=head, token=at, key=int(row.argmax()))
     visit.close()
+
+
+def test_neurons_have_words(browser: Any, server: PageServer) -> None:
+    """The strongest neurons are listed with the tokens where they are largest and the tokens that fall without them."""
+    text = "The capital of France is"
+    visit = Visit(browser, server.url, "large")
+    visit.choose("smollm2")
+    visit.write(text, tokens=1, temperature=0)
+    section = visit.open("feedforward")
+    visit.page.locator(".stack .level").nth(24).click()
+    visit.page.locator(".column.text .token", has_text=re.compile("^·is$")).click()
+    section.locator("h4", has_text="The strongest neurons of block 24 at ·is").wait_for()
+    section.locator("th", has_text="raises").wait_for()
+    visit.settle()
+    rows = section.locator(".neurons-table tbody tr")
+    listed = [
+        (
+            int(row.locator("th").inner_text().split()[1]),
+            *(one.split() for one in row.locator("td.words").all_inner_texts()),
+        )
+        for row in rows.all()
+    ]
+    visit.close()
+    with pellucid.load("smollm2", threads=2) as llm:
+        ids = llm.tokenizer.encode(text)
+        with llm.trace("blocks.24.feedforward.hidden") as trace:
+            llm.generate(ids, max_new_tokens=2, temperature=0)
+        hidden = trace.sequences[0]["blocks.24.feedforward.hidden"]
+        points = [f"blocks.24.feedforward.hidden[tokens=-1; dims={neuron}]" for neuron, *_ in listed]
+        raised = raised_tokens(llm, ids, points)
+        pieces = [piece.replace(" ", "·") for piece in trace.sequences[0].pieces]
+        assert [neuron for neuron, *_ in listed] == np.argsort(-abs(hidden[len(ids) - 1]))[: len(listed)].tolist()
+        for (neuron, at, says), tokens in zip(listed, raised, strict=True):
+            largest = np.argsort(-abs(hidden[: len(ids) + 1, neuron]), kind="stable")[:3]
+            assert at == [pieces[one] for one in largest]
+            assert says == [llm.tokenizer.piece(one).replace(" ", "·") for one in tokens]
 
 
 def test_a_long_text_is_pooled(browser: Any, server: PageServer) -> None:

@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from pellucid.trace.lenses.targets import divergence, log_probability, logit_difference, probability, sweep
     from pellucid.trace.linear_probe import LinearProbe
     from pellucid.trace.recorded_run import RecordedRun
-    from pellucid.trace.why import causes, find_heads
+    from pellucid.trace.why import causes, find_heads, raised_tokens
 
 __all__ = ["ActivationDataset", "Dictionary", "RecordedRun"]
 __all__ += ["ControlVector", "JacobianLens", "LinearProbe", "RegisteredVectors"]
 __all__ += ["ablate", "add", "call", "mask", "replace", "scale"]
 __all__ += ["forbid_expert", "forbid_token", "force_expert", "force_token"]
 __all__ += ["attribute", "label_lens", "logit_lens", "relevance", "token_contributions"]
-__all__ += ["causes", "find_heads"]
+__all__ += ["causes", "find_heads", "raised_tokens"]
 __all__ += ["features", "head_scores", "heads_between", "position_of", "rollout", "top_examples"]
 __all__ += ["difference", "neighbours", "similarity", "vector_of", "word_map"]
 __all__ += ["ablation_sweep", "causal_trace", "knockout_sweep", "patch_sweep", "path_patch", "sweep"]
@@ -67,7 +67,7 @@ _LAZY = {
     "linear_probe": ("LinearProbe",),
     "recorded_run": ("RecordedRun",),
     "lenses.attribution": ("attribute",),
-    "why": ("causes", "find_heads"),
+    "why": ("causes", "find_heads", "raised_tokens"),
     "lenses.features": ("features", "top_examples"),
     "backward.jacobian_lens": ("JacobianLens",),
     "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout", "token_contributions"),

@@ -209,6 +209,25 @@ def _falling(whole: NDArray[np.float32], left: NDArray[np.float32], likely: NDAr
     return [int(likely[at]) for at in np.argsort(-falls, kind="stable")[:RAISED]]
 
 
+def raised_tokens(
+    model: TracedModel, prompt: Any, points: Sequence[str], *, edits: Sequence[Edit] = ()
+) -> list[list[int]]:
+    """What each of some parts says: the 3 tokens whose logits after the prompt fall most if the part is taken out.
+
+    The tokens are among the 50 most likely of the whole model. A part is a selection of a point, such as
+    ``"blocks.3.feedforward.hidden[tokens=-1; dims=17]"``.
+
+    Raises:
+        InvalidRequest: a point is unknown, the prompt has more than 512 tokens, or more than 512 parts are named.
+    """
+    ids, count = model.inputs.prompt(prompt), whole("number of points", len(points), 1, MOST_TRIED)
+    if len(ids) > MOST_TOKENS:
+        raise InvalidRequest(f"prompt has {len(ids):,} tokens; the limit is {MOST_TOKENS:,} here")
+    outputs = dict(model.edited_outputs(ids, [[ablate(point)] for point in points], list(edits)))
+    likely = np.argsort(-outputs[-1], kind="stable")[:LIKELY]
+    return [_falling(outputs[-1], outputs[number], likely) for number in range(count)]
+
+
 def _cause(
     part: _TakenOut, measured: tuple[float, float, int, float], patterns: SequenceTrace | None, raises: list[int]
 ) -> Cause:

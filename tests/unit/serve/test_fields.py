@@ -92,6 +92,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/graph": {**LOOK, "nodes": 20},
     "/look/causes": {**LOOK, "token": 97, "tried": 4},
     "/look/heads": LOOK,
+    "/look/raised": {**LOOK, "points": ["blocks.0.feedforward.hidden[dims=3]"]},
     "/look/place": LOOK,
     "/look/report": LOOK,
     "/look/neighbours": {"model": "one", "words": "a"},
@@ -105,7 +106,7 @@ BODIES = {name: route.body.schema for api in known_apis().values() for name, rou
 SAME = {id(schema) for name, schema in BODIES.items() if name.split(" ")[1] in BASES}
 ROUTES = {name: schema for name, schema in BODIES.items() if name.split(" ")[1] in BASES or id(schema) not in SAME}
 """Schemas of request bodies, by the first route of each schema."""
-FINDING = ("causes", "heads", "place")
+FINDING = ("causes", "heads", "raised", "place")
 A, TWO = {"logit_bias": {"97": 100}}, {"allowed": [97, 98]}
 """The answer consists of the letter a; of a and b."""
 NO_LIMIT = dict.fromkeys(("max_tokens", "max_output_tokens", "n_predict", "num_predict"))

@@ -20,7 +20,17 @@ from pellucid.llm import LLM
 from pellucid.model.spec import FeedForward
 from pellucid.plan.dataflow import dataflow
 from pellucid.serve.guard import AccessRules
-from pellucid.trace import ablate, attribute, attribution_graph, causes, find_heads, logit_lens, mask, scale
+from pellucid.trace import (
+    ablate,
+    attribute,
+    attribution_graph,
+    causes,
+    find_heads,
+    logit_lens,
+    mask,
+    raised_tokens,
+    scale,
+)
 from pellucid.util.probabilities import softmax
 from pellucid.web.bundle import web_files
 from pellucid.weights.checkpoint import parameter_count, stored_bytes
@@ -185,6 +195,10 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     own = causes(llm, ids, 65, top=2, tried=4)
     assert {key: value for key, value in why.items() if key != "texts"} == json.loads(json.dumps(own.as_dict()))
     assert why["texts"]["65"] == llm.tokenizer.piece(65)
+    points = ["blocks.0.feedforward.hidden[tokens=-1; dims=3]", "blocks.1.attention.heads[heads=1]"]
+    raised = asked(served, "raised", prompt=ids, points=points)
+    assert raised["raises"] == raised_tokens(llm, ids, points)
+    assert set(raised["texts"]) == {str(token) for tokens in raised["raises"] for token in tokens}
     heads = asked(served, "heads", prompt=ids, position=2, top=3)
     for one, same in zip(heads["heads"], find_heads(llm, ids, 2, top=3), strict=True):
         assert (one["layer"], one["head"], one["key"]) == (same.layer, same.head, same.key)

@@ -14,7 +14,7 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import ablate, causes, find_heads
+from pellucid.trace import ablate, causes, find_heads, raised_tokens
 
 PROMPT = "to see a b c"
 FAMILIES = ("llama", "gpt2", "gemma3", "qwen2moe", "qwen3next")
@@ -43,6 +43,20 @@ def logits_of(llm: LLM, edits: Any = ()) -> NDArray[np.float64]:
     with llm.trace("project.logits[tokens=-1]") as trace:
         llm.generate(PROMPT, max_new_tokens=1, temperature=0, edits=list(edits))
     return trace.sequences[0]["project.logits"][-1].astype(np.float64)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_raised_tokens_fall_most_without_the_part(family: str, folder: Path) -> None:
+    with loaded(folder, family) as llm:
+        points = ["embed[tokens=1]", "blocks.1.residual[tokens=-1; dims=2,5]"]
+        plain = logits_of(llm)
+        likely = np.argsort(-plain, kind="stable")[:50]
+        for point, tokens in zip(points, raised_tokens(llm, PROMPT, points), strict=True):
+            falls = (plain - logits_of(llm, [ablate(point)]))[likely]
+            assert np.allclose(np.sort(falls)[-3:][::-1], [falls[likely == one][0] for one in tokens], atol=1e-5)
+        for wrong in ([], ["blocks.1.nothing"]):
+            with pytest.raises(InvalidRequest):
+                raised_tokens(llm, PROMPT, wrong)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""POST /look/causes, /look/heads, /look/place: why a token, heads by what they read, where to look."""
+"""POST /look/causes, /look/raised, /look/heads, /look/place: why a token, what parts say, where to look."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import read
 from pellucid.trace.why import MOST_TOKENS as MOST_READ
 from pellucid.trace.why import MOST_TOP as MOST_CAUSES
-from pellucid.trace.why import MOST_TRIED, ReadingHead, causes, find_heads
+from pellucid.trace.why import MOST_TRIED, ReadingHead, causes, find_heads, raised_tokens
 
 LOGITS = "project.logits"
 
@@ -52,6 +52,20 @@ def why(body: RequestBody[CausesFields], llm: LLM) -> dict[str, Any]:
     parts = (*found.tokens, *found.heads, *found.neurons)
     named = {found.token, found.against, *(token for one in parts for token in (one.says, *one.raises))}
     return {**found.as_dict(), "texts": {str(token): llm.tokenizer.piece(token) for token in sorted(named)}}
+
+
+class RaisedFields(prompts.PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/raised: the ``points`` that are taken out one after the other."""
+
+    points: Annotated[list[str], Meta(min_length=1, max_length=MOST_CAUSES)]
+
+
+def raised(body: RequestBody[RaisedFields], llm: LLM) -> dict[str, Any]:
+    """For each part, the tokens whose logits after the prompt fall most without it."""
+    fields, prompt = body.fields, prompts.prompt_of(body, llm)
+    found = raised_tokens(llm, prompt.ids, fields.points, edits=prompts.edits_of(fields.edits, llm))
+    named = sorted({token for tokens in found for token in tokens})
+    return {"raises": found, "texts": {str(token): llm.tokenizer.piece(token) for token in named}}
 
 
 class HeadsFields(prompts.PromptFields, frozen=True, kw_only=True):

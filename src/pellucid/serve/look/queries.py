@@ -353,6 +353,7 @@ QUERIES: Mapping[str, ModelQuery] = {
         "Contribution of each part to the logit of a token.", explain.AttributionFields, explain.attribution
     ),
     "causes": _query("The tokens, heads and neurons that make a token lead.", finding.CausesFields, finding.why),
+    "raised": _query("The tokens that parts such as neurons raise.", finding.RaisedFields, finding.raised),
     "heads": _query("Heads that read specifically at a position.", finding.HeadsFields, finding.reading_heads),
     "place": _query("Where a picture of a prompt should look.", finding.PlaceFields, finding.place),
     "report": _query("One step of a text as a page that opens without a server.", explain.ReportFields, explain.report),

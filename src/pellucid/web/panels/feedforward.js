@@ -2,7 +2,7 @@
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { Effect } from "/web/panels/effect.js";
-import { useTrace } from "/web/server/data.js";
+import { changed, useAnswer, useTrace } from "/web/server/data.js";
 import { Picture, colour, heat, shade } from "/web/parts/draw.js";
 import { State, nearest } from "/web/parts/show.js";
 import { strongestOf } from "/web/parts/numbers.js";
@@ -38,6 +38,22 @@ function View({ look, width, at, choose, edit }) {
       at=${at} choose=${choose} edit=${edit} />`}<//></div>`;
 }
 
+const LONGEST = 512, MOST_ASKED = 32, NAMED = 3; // tokens of a text whose neurons are taken out; neurons of a request; tokens that are named for a neuron
+
+/** What neurons have to do with words: {by(neuron), tokens of the text whose values are largest; says(neuron), tokens that fall most without it at the chosen token}. */
+function useWords(look, at, layer, neurons) {
+  const name = `blocks.${layer}.feedforward.hidden`, { token } = at, isAsked = look.info.generates && !look.recorded && !look.info.encoder.length && token < Math.min(look.ids.length, LONGEST);
+  const columns = useTrace(look, look.recorded ? {} : { points: [`${name}[dims=${neurons}]`] }).arrays?.[name];
+  const found = useAnswer(look, "/look/raised", isAsked ? changed(look, { model: look.model, prompt: look.ids.slice(0, token + 1), points: neurons.slice(0, MOST_ASKED).map((one) => `${name}[tokens=${token}; dims=${one}]`) }) : null).value;
+  return {
+    by: (neuron) => {
+      const n = neurons.indexOf(neuron);
+      return columns && columns.shape[1] === neurons.length ? strongestOf(Float32Array.from({ length: columns.shape[0] }, (_, t) => columns.row(t)[n]), NAMED).map(([t]) => look.pieces[t]) : [];
+    },
+    says: (neuron) => found?.raises[neurons.indexOf(neuron)]?.map((one) => found.texts[one]) ?? [],
+  };
+}
+
 /** The neurons with the largest values; those that are changed stay in the list. */
 function strongestNeurons(values, prefix, edits) {
   const order = strongestOf(values, MOST).map(([neuron]) => neuron);
@@ -47,7 +63,7 @@ function strongestNeurons(values, prefix, edits) {
 }
 
 function Neurons({ values, before, width, layer, look, at, choose, edit }) {
-  const prefix = `blocks.${layer}.feedforward.hidden`, order = strongestNeurons(values, prefix, look.edits);
+  const prefix = `blocks.${layer}.feedforward.hidden`, order = strongestNeurons(values, prefix, look.edits), words = useWords(look, at, layer, order), list = (some) => some.map((one, n) => html`<span key=${n}>${n > 0 && " "}<span class="piece">${shown(one)}</span></span>`);
   const sorted = values.filter(Number.isFinite).sort(), most = Math.max(Math.abs(sorted[0]), Math.abs(sorted.at(-1)), ...order.map((one) => Math.abs(before?.[one] ?? 0)), 1e-9);
   const paint = (context, w, h) => {
     for (let x = 0; x < w; x++) {
@@ -58,19 +74,20 @@ function Neurons({ values, before, width, layer, look, at, choose, edit }) {
   };
   return html`<div class="beside"><div><h4>The strongest neurons of block ${layer} at <span class="piece">${shown(look.pieces[at.token] ?? "")}</span></h4>
     ${look.edits.some((one) => one.point.startsWith(`${prefix}[`)) && html`<${Effect} look=${look} at=${at} choose=${choose} />`}
-    <table class="bars neurons-table"><tbody>${order.map((neuron) => {
+    <table class="bars neurons-table"><thead><tr><th scope="col">neuron</th><th scope="col">value</th>${words.by(order[0]).length > 0 && html`<th scope="col">largest at</th>`}${words.says(order[0]).length > 0 && html`<th scope="col">raises</th>`}${edit && html`<th scope="col" class="act"><span class="hidden">take out</span></th>`}</tr></thead><tbody>${order.map((neuron) => {
       const point = `${prefix}[dims=${neuron}]`, off = look.edits.some((one) => one.point === point);
       return html`<tr key=${neuron}><th scope="row">
         <button type="button" class="quiet" aria-pressed=${at.point === prefix && at.dim === neuron}
         onClick=${() => choose({ block: layer, point: prefix, dim: neuron, key: -1 })}>neuron ${neuron}</button></th>
         <td><${Signed} value=${values[neuron]} before=${before?.[neuron]} most=${most} /></td>
+        ${words.by(neuron).length > 0 && html`<td class="words">${list(words.by(neuron))}</td>`}${words.says(neuron).length > 0 && html`<td class="words">${list(words.says(neuron))}</td>`}
         ${edit && html`<td class="act"><button type="button" aria-pressed=${off} aria-label=${`take out neuron ${neuron}`} title="take this neuron out"
           onClick=${() => edit(point, off ? null : { edit: "ablate" })}>⊘</button></td>`}</tr>`;
     })}</tbody></table></div>
     <div><h4>All ${counted(values.length)} neurons, from the smallest to the largest</h4>
       <${Picture} width=${Math.min(width, 420)} height=${110} paint=${paint} of=${[values, width]}
       label=${`${values.length} neurons in order of their values, up to ${number(most)}`} />
-      <p class="note">Most neurons are near 0: a few do most of the work for a token. Click a neuron to see its formula, and ⊘ to take it out.</p></div></div>`;
+      <p class="note">Most neurons are near 0: a few do most of the work for a token. Click a neuron to see its formula, and ⊘ to take it out. “largest at” are the tokens of this text where its value is largest. “raises” are the tokens that become less likely here when the neuron is taken out.</p></div></div>`;
 }
 
 /** A number with a bar: to the right of the middle if it is positive, to the left if it is negative. A dashed bar is the value before a change. */

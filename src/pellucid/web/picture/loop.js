@@ -1,5 +1,5 @@
 // The replay as an animated PNG: mails, documents and browsers play it without a script, again and again.
-// APNG: https://www.w3.org/TR/png-3/ (acTL, fcTL and fdAT chunks).
+// APNG: PNG, third edition (acTL, fcTL and fdAT chunks).
 
 import { colour } from "/web/parts/draw.js";
 
