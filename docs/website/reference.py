@@ -184,7 +184,7 @@ PAGES: Mapping[str, Page] = {
             *_of("pellucid.trace.lenses.heads", "TokenContributions ContributingToken"),
             "pellucid.trace.relevance",
             "pellucid.trace.lenses.relevance.Relevance",
-            *_of("pellucid.trace", "causes find_heads"),
+            *_of("pellucid.trace", "causes find_heads raised_tokens"),
             *_of("pellucid.trace.why", "Causes Cause ReadingHead"),
             *_of("pellucid.trace", "head_scores heads_between position_of rollout"),
             *_of("pellucid.trace.lenses.heads", "HeadScores HeadLook"),
