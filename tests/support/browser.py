@@ -27,7 +27,7 @@ LABELS = {"tokens": "most tokens"}
 def fill(page: Any, text: str, **options: Any) -> None:
     """Write a prompt into the form, open the settings and write options there. An encoder has no settings."""
     page.locator("#prompt").fill(text)
-    details = page.locator(".write details")
+    details = page.locator(".write .settings")
     if details.count():
         details.evaluate("(one) => { one.open = true; }")
         for name, value in options.items():

@@ -32,7 +32,7 @@ def test_a_conversation_is_that_of_python(browser: Any, server: PageServer) -> N
     visit.choose("smollm2")
     page = visit.page
     page.get_by_role("button", name="Chat", exact=True).click()
-    page.locator(".write details").evaluate("(one) => { one.open = true; }")
+    page.locator(".write .settings").evaluate("(one) => { one.open = true; }")
     for label, value in (("most tokens", TOKENS), ("temperature", 0)):
         page.get_by_label(label, exact=True).fill(str(value))
         page.get_by_label(label, exact=True).blur()

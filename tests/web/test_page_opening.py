@@ -129,7 +129,7 @@ def test_why_this_word_is_what_runs_without_the_parts_say(browser: Any, server: 
 
 @pytest.mark.parametrize("model", ["smollm2", "mixture", "hybrid", "learned", "alibi", "windows", "minilm"])
 def test_examples_of_every_model_say_what_is_true_of_it(browser: Any, server: PageServer, model: str) -> None:
-    """Each example ends in a picture without an error, and its numbers are those of a run in Python."""
+    """Each example ends in a picture without an error, and its numbers equal the numbers of a run in Python."""
     visit = Visit(browser, server.url)
     visit.choose(model)
     page = visit.page
@@ -251,7 +251,7 @@ def test_a_formula_is_a_few_keys_away(browser: Any, server: PageServer) -> None:
 
 
 def test_the_first_picture_is_there_soon(browser: Any, server: PageServer) -> None:
-    """Nothing that is drawn first waits for what is computed last: the sentence is there before the causes."""
+    """The sentence is there before the causes: the first parts of the picture wait for no slower request."""
     visit = Visit(browser, server.url, opening=True)
     visit.page.locator(".lead .answer").first.wait_for(timeout=SECONDS)
     assert visit.page.locator(".column.embed .strip").count() > 0

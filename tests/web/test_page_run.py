@@ -239,7 +239,7 @@ WIDTHS = "all => all.map((one) => +one.getAttribute('width'))"
 
 
 def test_a_replay_goes_through_the_sections_of_a_phone(browser: Any, server: PageServer) -> None:
-    """What stands below the section with the front is empty, until the front comes there."""
+    """A section below the front is empty until the front comes there."""
     visit = Visit(browser, server.url, "narrow")
     visit.choose("smollm2")
     visit.write("The capital of France is", tokens=4, temperature=0.7, seed=1)

@@ -192,7 +192,7 @@ def _likely(
 
 # The part of a text that answers a question (Rajpurkar et al. 2016; with BERT: Devlin et al. 2019).
 
-STRIDE = 128  # tokens by which the windows of a long text overlap
+STRIDE = 128  # the overlap of the windows of a long text, in tokens
 
 
 class AnswerSpan(Struct, frozen=True):

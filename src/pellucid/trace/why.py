@@ -212,7 +212,7 @@ def _falling(whole: NDArray[np.float32], left: NDArray[np.float32], likely: NDAr
 def raised_tokens(
     model: TracedModel, prompt: Any, points: Sequence[str], *, edits: Sequence[Edit] = ()
 ) -> list[list[int]]:
-    """What each of some parts says: the 3 tokens whose logits after the prompt fall most if the part is taken out.
+    """For each of some parts, the 3 tokens whose logits after the prompt fall most if the part is taken out.
 
     The tokens are among the 50 most likely of the whole model. A part is a selection of a point, such as
     ``"blocks.3.feedforward.hidden[tokens=-1; dims=17]"``.

@@ -61,7 +61,7 @@ export function Form({ info, form, setForm, on, chat, running, error, made, coun
 }
 
 function Settings({ form, set }) {
-  return html`<details><summary>Settings: temperature ${form.temperature}, ${form.max_tokens} tokens, seed ${form.seed}</summary><div class="options">
+  return html`<details class="settings"><summary>Settings: temperature ${form.temperature}, ${form.max_tokens} tokens, seed ${form.seed}</summary><div class="options">
     ${FIELDS.map(([label, key, step, [low, high] = LIMITS[key]]) => html`
     <label key=${key}>${label} <input type="number" min=${low} max=${high} step=${step} value=${form[key]}
       onChange=${(event) => { event.target.value = Math.max(low, Math.min(high, +event.target.value || low)); set({ [key]: +event.target.value }); }} />
