@@ -70,3 +70,10 @@ def test_the_answers_of_where_is_exist() -> None:
     assert len(found) >= 12
     for one in found:
         named(*one)
+
+
+def test_all_files_and_folders_of_the_page_exist() -> None:
+    named_paths = set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?|\w+\.py)`", PAGE))
+    assert len(named_paths) > 80
+    roots = (ROOT / "src" / "pellucid", *(ROOT / "src" / "pellucid").rglob("*"), ROOT)
+    assert {one for one in named_paths if not any((root / one).exists() for root in roots)} == set()

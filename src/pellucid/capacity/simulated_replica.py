@@ -15,7 +15,7 @@ from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import TARGET_SECONDS
 from pellucid.engine.job import Job
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
-from pellucid.engine.state import StepTimes
+from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import ScheduledChunk
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.batch import StepLimits

@@ -40,7 +40,8 @@ from pellucid.engine.recorder import RequestTracer
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.engine.source import SourceSequence
 from pellucid.engine.speculation import DraftModel
-from pellucid.engine.state import EngineState, StepTimes, counts
+from pellucid.engine.state import EngineState
+from pellucid.engine.step_times import StepTimes, counts
 from pellucid.engine.task import ChunkOutput, ReadingTask, ScheduledChunk, Task
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.runtime.executor import FORKED

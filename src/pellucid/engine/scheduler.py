@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.job import FairShares, Job
-from pellucid.engine.state import StepTimes
+from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import ReadingTask, ScheduledChunk
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE

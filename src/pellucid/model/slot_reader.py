@@ -16,8 +16,7 @@ from pellucid.errors import FileFormatError, UnsupportedModel, shown
 from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.pack import BF16_PAIRS, decode_blocks, stored_as, to_bf16, to_q8_0
-from pellucid.weights.quant.format import Format, lookup
-from pellucid.weights.quant.formats import Q8_0
+from pellucid.weights.quant.format import Q8_0, Format, lookup
 
 # Factors that share the rounding error between activations and weights of 8 bits (Xiao et al. 2023, SmoothQuant).
 #

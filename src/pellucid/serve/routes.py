@@ -62,7 +62,10 @@ def model_route(
 
 
 class Generating(Protocol):
-    """A parsed request that generates. The HTTP server and batches run it in the same way."""
+    """A parsed request that generates. The HTTP server and batches run it in the same way.
+
+    ``groups`` are the engine's requests, one for each prompt, with a sequence for each choice.
+    """
 
     @property
     def groups(self) -> Sequence[Request]: ...

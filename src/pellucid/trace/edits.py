@@ -13,6 +13,9 @@
 Values have a row for each selected position, (T, ...), in the written order. A single row (...) applies to all
 positions. If there are fewer rows, they belong to the lowest positions, and the other positions stay unchanged. A row
 without a position is refused.
+
+How an edit gets to the numbers: `Instrumentation` finds its columns (``trace/instrumentation.py``), and the operation
+``trace_edit`` changes them after the operation that computes the value (``kernels/ops/copies.py``).
 """
 
 from __future__ import annotations

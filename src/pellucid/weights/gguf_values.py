@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 # The numbers of the GGUF specification: tensor types with their block sizes, and metadata value types. Source:
 # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``enum ggml_type`` of ggml.h. All types are listed,
-# including types without a file in ``weights/quant/formats``, so that the reader can check the size of any tensor and
+# including types without a file in ``weights/quant/format``, so that the reader can check the size of any tensor and
 # name its format in errors.
 
 

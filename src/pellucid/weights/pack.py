@@ -24,8 +24,7 @@ from pellucid.kernels.matmul.pack import PackRecord
 from pellucid.runtime.memory import address, aligned
 from pellucid.util.interpreter import join
 from pellucid.weights.checkpoint import Checkpoint, Tensor
-from pellucid.weights.quant.format import BlockFields, Format, lookup
-from pellucid.weights.quant.formats import Q8_0
+from pellucid.weights.quant.format import Q8_0, BlockFields, Format, lookup
 
 T = TypeVar("T")
 # Values per piece of work: few enough that all threads get pieces, enough to hide Python's overhead.

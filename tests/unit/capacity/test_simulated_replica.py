@@ -18,7 +18,7 @@ from pellucid.capacity.layouts import ModelSize
 from pellucid.capacity.simulate import Outcome, Simulation, Traffic
 from pellucid.capacity.simulated_replica import ReplicaCapacity, SimulatedReplica, SimulatedRequest
 from pellucid.capacity.step_costs import StepCosts
-from pellucid.engine.state import StepTimes
+from pellucid.engine.step_times import StepTimes
 from pellucid.llm import LLM
 from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import Chunk, StepLimits

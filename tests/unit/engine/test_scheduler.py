@@ -13,7 +13,7 @@ from pellucid.capacity.simulated_replica import ReplicaCapacity, advance, simula
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.job import Job, SchedulingOptions
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
-from pellucid.engine.state import MIN_PREFILL, StepTimes
+from pellucid.engine.step_times import MIN_PREFILL, StepTimes
 from pellucid.engine.task import ReadingTask, ScheduledChunk
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE

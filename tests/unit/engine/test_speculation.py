@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pellucid
 from pellucid.engine.speculation import MAX_DRAFT_TOKENS, MAX_MATCH, MIN_MATCH, LookupGain, PromptLookup
-from pellucid.engine.state import StepTimes
+from pellucid.engine.step_times import StepTimes
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model

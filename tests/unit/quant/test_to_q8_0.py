@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.kernels import numbers, seeds
 
 from pellucid.weights.pack import decode_blocks, to_q8_0
-from pellucid.weights.quant.formats import Q8_0
+from pellucid.weights.quant.format import Q8_0
 
 
 @given(st.sampled_from(["normal", "outlier", "equal", "zeros"]), seeds, st.integers(1, 9), st.integers(1, 4))

@@ -18,7 +18,7 @@ from pellucid.engine.output import TokenOutput
 from pellucid.engine.recorder import EngineRecorder, ProbeScores, blame_edits, raise_of, scores_at
 from pellucid.engine.source import SourceSequence
 from pellucid.engine.speculation import MAX_DRAFT_TOKENS, DraftGain, DraftModel, DraftSequence, LookupGain, PromptLookup
-from pellucid.engine.state import StepTimes
+from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.errors import KernelError
 from pellucid.runtime.cache import BlockTable

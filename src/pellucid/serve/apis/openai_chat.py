@@ -1,4 +1,8 @@
-"""OpenAI's API: models, and /v1/chat/completions, which answers with text, reasoning and tool calls."""
+"""OpenAI's API: models, and /v1/chat/completions, which answers with text, reasoning and tool calls.
+
+From HTTP to a request of the engine: `generating_route` reads the body into the fields below; `ChatRequest.of` makes
+them a `Conversation`; `ChatRun` (``serve/chat/chat_run.py``) applies the chat template and calls `BaseLLM.request`.
+"""
 
 from __future__ import annotations
 

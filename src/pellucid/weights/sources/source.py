@@ -1,4 +1,4 @@
-"""The interface of a source, the discovery of the sources in ``schemes/``, and progress callbacks."""
+"""The interface of a source, the discovery of the sources in this folder, and progress callbacks."""
 
 from __future__ import annotations
 
