@@ -62,10 +62,7 @@ def model_route(
 
 
 class Generating(Protocol):
-    """A parsed request that generates. The HTTP server and batches run it in the same way.
-
-    ``groups`` are the engine's requests, one for each prompt, with a sequence for each choice.
-    """
+    """A parsed request that generates, for servers and batches. ``groups``: the engine's requests, one per prompt."""
 
     @property
     def groups(self) -> Sequence[Request]: ...
