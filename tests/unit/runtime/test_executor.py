@@ -43,16 +43,18 @@ def team(threads: int) -> Iterator[Executor]:
 
 
 def parked(executor: Executor) -> bool:
-    """Wait until all workers have not run for a while. Returns False after a timeout, a long one: on a busy machine a
-    worker that still looks for work is put aside again and again, and each time counts."""
-    workers = [one.native_id for one in threading.enumerate() if re.fullmatch(r"pellucid-\d+", one.name)]
-    end, seen = time.monotonic() + 60, list[int]()
-    while len(workers) == executor.threads - 1 and time.monotonic() < end:
-        before, seen = seen, [switches(number) for number in workers if number]
-        if before == seen:
+    """Wait until no worker has run for a while: those of the executor, and those of an earlier executor that still end
+    or of a model that other tests share. Returns False after a timeout, a long one: on a busy machine a worker that
+    still looks for work is put aside again and again, and each time counts."""
+    end, seen = time.monotonic() + 60, dict[int, int]()
+    while time.monotonic() < end:
+        names = {one.native_id: one.name for one in threading.enumerate()}
+        workers = [number for number, name in names.items() if number and re.fullmatch(r"pellucid-\d+", name)]
+        before, seen = seen, {number: switches(number) for number in workers}
+        if before == seen and len(workers) >= executor.threads - 1:
             return True
         time.sleep(0.05)
-    return not workers
+    return False
 
 
 def switches(thread: int) -> int:
