@@ -2,7 +2,7 @@
 
 A step has a token budget. Decode rows come first. They are one token of each decoding sequence, and the forced or draft
 tokens after this token. Prompts share the rest of the budget. The target duration of a step limits the number of prompt
-tokens (``state.py``). Prompts have this order:
+tokens (``step_times.py``). Prompts have this order:
 
 1. Prompts of jobs with higher priority come first.
 2. At equal priority, the client that has used the least machine time comes first (``job.py``).

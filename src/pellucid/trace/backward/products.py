@@ -46,7 +46,7 @@ def product_of(op: Operation) -> KernelProduct:
 
 
 def matmul(op: Operation, gradient: Rows, values: Values) -> Iterator[tuple[str, Rows]]:
-    """x Wᵀ + bias: the gradient of x is the gradient times W."""
+    """x Wᵀ + bias: the gradient of x is the gradient times W, quantised or not (``ModelWeights.product``)."""
     weights, out = op.fields["weights"], op.fields["out"]
     assert isinstance(weights, Weights)
     assert isinstance(out, At)
