@@ -182,9 +182,9 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       path: text.path,
     names: namesOf(text.ids, text.labels, text.path),
   }), [model, info, edits, form, began, running, running ? run.prompt : text]);
-  // The usual token is the token after which the last one was drawn. While the text grows, it is the chosen token.
+  // The usual token is the token after which the last one was drawn. While the text grows, it is the chosen token, or one of the prompt is.
   const usual = text.ids.length - (text.path.length ? 2 : 1);
-  const at = useMemo(() => within(running ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, running, usual, text.ids.length, info]);
+  const at = useMemo(() => within(running && wanted.token >= text.promptLength ? { ...wanted, token: -1 } : wanted, text.ids.length, info?.blocks ?? [], usual), [wanted, running, usual, text.ids.length, info]);
   useTourKeys(isPresented, at, choose);
   now.current = { at, wanted, run, form, address, isReady: !!info && !offered && !running };
   useEffect(() => {
@@ -279,8 +279,8 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       ${!lesson && html`<${Examples} info=${info} current=${form.text} isBusy=${running} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${isReplayed ? text.labels.slice(0, at.token + 1) : text.labels} path=${isReplayed ? text.path.slice(0, Math.max(0, at.token + 1 - text.promptLength)) : text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
-      ${(text.ids.length > 0 || !offered) && html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${running || lesson ? undefined : drawInstead} lesson=${lesson} width=${width} height=${height} scale=${scale} onReplay=${setReplayed} found=${finding.head} isSearching=${finding.isSearching} isExample=${isExample}
-        pinned=${pinned} setPinned=${setPinned} source=${source} />`}
+      ${(text.ids.length > 0 || !offered) && still([at, finding.isSearching, finding.head, at.token + 1 < Math.min(text.promptLength + 1, text.ids.length) || text, pinned], () => html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${running || lesson ? undefined : drawInstead} lesson=${lesson} width=${width} height=${height} scale=${scale} onReplay=${setReplayed} found=${finding.head} isSearching=${finding.isSearching} isExample=${isExample}
+        pinned=${pinned} setPinned=${setPinned} source=${source} />`)}
       ${still([look, isExample, readToken, at.block, at.head, at.point, at.key, at.source, at.dim, at.view, at.panel, at.stop], () => html`<${Guarded} body=${() => html`<${NumberCard} look=${look} at=${{ ...at, token: readToken }} choose=${choose} labels=${text.labels} edit=${edit} />`} />
         <${Levels} isToured=${at.stop > 0} panels=${html`<${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} isToured=${at.stop > 0 || isExample} />`} card=${html`<${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} onExample=${example} />`} />`)}
     </main>`;

@@ -40,8 +40,8 @@ export function Picture({ look: whole, text, live, at, choose, edit, onDraw, wid
   const width = (wide - FRAME) / larger, look = useStep(whole, text, at);
   const { info } = look, count = text.ids.length, room = Math.max(LEAST_ROWS, Math.min(MOST_ROWS, Math.floor((height - (AROUND + (at.stop ? CARD : 0)) * Math.sqrt(larger)) / (ROW * larger))));
   const seen = info.generates && at.view === "whole" ? Math.min(count, at.token + 1) : count, rows = useMemo(() => rowsOf(seen, room, at.token), [seen, room, at.token]), inside = rows.filter((row) => row.t !== undefined);
-  const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable;
-  const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(isSearching || (text.isRunning && live) ? { ...look, isOff: true } : look, place, Math.min(first, readable), Math.min(last, readable), live);
+  const first = inside[0]?.t ?? 0, last = inside.at(-1)?.t ?? 0, readable = Math.max(0, look.ids.length - 1), isRead = at.token <= readable, isMoving = text.isRunning && at.token + 1 >= Math.min(text.promptLength + 1, count); // a token of the prompt stays as it is when its next token is there
+  const place = { ...at, token: Math.min(at.token, readable) }, flow = useFlow(isSearching || (isMoving && live) ? { ...look, isOff: true } : look, place, Math.min(first, readable), Math.min(last, readable), live);
   const before = useFlow({ ...look, edits: [], isOff: !look.edits.length }, place, Math.min(first, readable), Math.min(last, readable), null);
   // Until the logits are read, the probabilities are those that came with the token: of the settings and the changes of then.
   const next = text.path[at.token + 1 - text.promptLength], logits = isRead ? flow.logits : null, came = !logits && next?.part && JSON.stringify(next.part.edits) === JSON.stringify(look.edits) ? next : null;
@@ -49,11 +49,11 @@ export function Picture({ look: whole, text, live, at, choose, edit, onDraw, wid
   const likely = useMemo(() => candidatesOf(logits, came, info.vocabulary, settings), [logits, came, settings.temperature, settings.topK, settings.topP]);
   const candidates = useMemo(() => likely.slice(0, Math.min(MAX_CANDIDATES, room)), [likely, room]);
   const old = useMemo(() => look.edits.length && isRead && before.logits ? new Map(chain(before.logits, info.vocabulary, settings, 200).map((one) => [one.token, one])) : null, [before.logits, isRead, settings.temperature, settings.topK, settings.topP]);
-  const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !text.isRunning ? { model: look.model, ids: likely.map((one) => one.token) } : null);
+  const unnamed = candidates.filter((one) => !(one.token in look.names) && one.piece === undefined), named = useAnswer(look, "/look/pieces", unnamed.length && !isMoving ? { model: look.model, ids: likely.map((one) => one.token) } : null);
   const pieces = new Map(likely.map((one, i) => [one.token, one.piece ?? look.names[one.token] ?? named.value?.pieces[i]]));
   const own = useSteady(scalesOf(rows, flow, info), `${look.model}|${look.ids.slice(0, 8)}`);
   const scales = useCommon(own, look.model, common), parts = useMemo(() => sections(info, at.block, width), [info, at.block, width]);
-  const answer = drawn ?? (isRead ? candidates[0]?.token ?? null : null), { lens, isWaiting: isLensWaiting } = useLens(look, at.token, answer, (token) => pieces.get(token), count > 0 && isRead && !text.isRunning && !isSearching);
+  const answer = drawn ?? (isRead ? candidates[0]?.token ?? null : null), { lens, isWaiting: isLensWaiting } = useLens(look, at.token, answer, (token) => pieces.get(token), count > 0 && isRead && !isMoving && !isSearching);
   const against = likely.find((one) => one.token !== answer)?.token, why = useWhy(look, at.token, answer, against, isRead && !text.isRunning && at.view === "whole" && !pinned && !flow.isWaiting && (!!lens || !isLensWaiting), isExample || !!lesson);
   const columns = useMemo(() => parts.flatMap((one) => one.columns.filter((column) => column.id !== "text" || one.first)), [parts]), replay = useReplay(columns, info.generates), beat = replay.moment ? replay.moment.stage.key : null, after = replay.moment ? AFTER.indexOf(replay.moment.stage.id) : 9;
   useEffect(() => onReplay?.(replay.isOn), [replay.isOn]);
@@ -61,11 +61,11 @@ export function Picture({ look: whole, text, live, at, choose, edit, onDraw, wid
     if (replay.isOn) replay.stop(); // another token or text is another step
   }, [text.ids, at.token, at.view]);
   const costs = useCosts({ look, at, choose, parts }), running = useRunning(look.model, costs.isOn && !look.recorded), keep = () => pin.onClick({ look: whole, text, at, source });
-  const lanes = { look, flow, at: live && text.isRunning ? at : place, choose, lens, costs: costs.blocks, isMoving: text.isRunning, isHidden: replay.isOn, unknown: replay.moment?.stage.part ? at.block : -1 }, isInside = at.view === "whole" && !parts[0].isNarrow, isMap = at.view === "whole" && parts[0].isNarrow && !pinned; // on a phone the blocks stay above the parts of one
+  const lanes = { look, flow, at: live && isMoving ? at : place, choose, lens, costs: costs.blocks, isMoving, isHidden: replay.isOn, unknown: replay.moment?.stage.part ? at.block : -1 }, isInside = at.view === "whole" && !parts[0].isNarrow, isMap = at.view === "whole" && parts[0].isNarrow && !pinned; // on a phone the blocks stay above the parts of one
   const scene = {
     running, toured: TOUR[at.stop - 1]?.stage,
     replay, phase: after, rows, ids: text.ids, labels: text.labels, promptLength: text.promptLength, at, choose, edit, look, flow, before: look.edits.length ? before : null, candidates, drawn: after >= 3 ? drawn : null, isRead, beat, size: UNIT, form: settings, old,
-    kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null || after < 3 ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving: text.isRunning, ...scales, costs, lanes, why, tries: info.generates && !!logits && !text.isRunning && at.view === "whole",
+    kept: likely.kept, isGiven: at.token + 1 < text.promptLength, drawnLabel: drawn === null || after < 3 ? null : shown(text.labels[at.token + 1] ?? ""), nameOf: (token) => pieces.get(token), stop: inside.some((row) => row.t === at.token) ? at.token : first, isMoving, ...scales, costs, lanes, why, tries: info.generates && !!logits && !isMoving && at.view === "whole",
     onDraw: (one) => (!info.generates ? choose({ point: "project.logits", dim: one.token, key: -1 }) : one.token === drawn ? choose({ token: at.token + 1 }) : onDraw?.(at.token, one)),
   };
   const onKeyDown = (event) => {
