@@ -174,6 +174,8 @@ class ClientCall:
     number: str = ""
     events: int = 0
     """Number of events that the client received before it lost its connection (``Last-Event-ID``)."""
+    question: str = ""
+    """Hash of key, path and body."""
     digest: str = ""
     """Hash of key, number, path and body. Requests of other clients have other hashes."""
 
@@ -221,8 +223,9 @@ class ClientCall:
                 raise errors.BodyTooLong(TOO_LONG)
             parts.append(part)
         body = b"".join(parts)
-        identity = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
-        self.digest = hashlib.blake2b(b"\0".join(identity), digest_size=16).hexdigest()
+        identity = (self.viewer.key.encode(), self.request.scope["path"].encode(), body)
+        self.question = hashlib.blake2b(b"\0".join(identity), digest_size=16).hexdigest()
+        self.digest = hashlib.blake2b(f"{self.question}{self.number}".encode(), digest_size=16).hexdigest()
         try:
             return json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:

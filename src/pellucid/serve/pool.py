@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pellucid.base_llm import BaseLLM
 from pellucid.errors import CacheFull, InvalidRequest, ModelNotFound, QueueFull, brief
+from pellucid.serve.response_store import RememberedResponses
 from pellucid.weights.catalogue import find
 from pellucid.weights.gguf import SPLIT_NAME
 from pellucid.weights.sources.source import DownloadProgress, source_of
@@ -93,6 +94,7 @@ class Served:
     users: int = 0
     used: float = field(default_factory=time.monotonic)
     keep: float | None = None
+    remembered: RememberedResponses = field(default_factory=RememberedResponses)
 
     @property
     def expires_in(self) -> float | None:
@@ -146,6 +148,10 @@ class ModelPool:
         """The model if it is loaded, else None."""
         served = self._loaded.get(name)
         return served.llm if served else None
+
+    def remembered(self, name: str) -> RememberedResponses:
+        """The remembered responses of a loaded model."""
+        return self._loaded[name].remembered
 
     @property
     def missing(self) -> list[str]:

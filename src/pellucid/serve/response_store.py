@@ -16,6 +16,8 @@ from pellucid.errors import InvalidRequest, NotFound, brief
 
 MOST_RESPONSES, MOST_BYTES = 512, 32 << 20
 """Limits of one key: number of responses, and bytes of their JSON."""
+MOST_REMEMBERED = 64 << 20
+"""Limit of the remembered responses of a model, in bytes."""
 MOST_IN_ALL = 128 << 20
 """Limit of all keys together, in bytes."""
 
@@ -132,3 +134,26 @@ class OwnResponses:
             )
         shelf.responses.move_to_end(number)
         return shelf.responses[number]
+
+
+class RememberedResponses:
+    """Complete responses of a loaded model by the digests of their requests: (content, media type), the oldest first.
+
+    They are unloaded with the model.
+    """
+
+    def __init__(self) -> None:
+        self._responses, self._nbytes = OrderedDict[str, tuple[bytes, str]](), 0
+
+    def get(self, digest: str) -> tuple[bytes, str] | None:
+        """A response, which becomes the newest; None if it is not known."""
+        if digest in self._responses:
+            self._responses.move_to_end(digest)
+        return self._responses.get(digest)
+
+    def put(self, digest: str, content: bytes, media_type: str) -> None:
+        """Remember a response, and forget the oldest above the limit."""
+        self._nbytes += len(content) - len(self._responses.pop(digest, (b"",))[0])
+        self._responses[digest] = content, media_type
+        while self._nbytes > MOST_REMEMBERED:
+            self._nbytes -= len(self._responses.popitem(last=False)[1][0])

@@ -239,7 +239,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
   const example = (one) => {
     const next = { ...form, ...one.form };
     setForm(next);
-    begin(() => writing.write(next, []));
+    begin(() => writing.write(next, [], true));
     setEdits([]);
     setExample(true);
     const { panel, ...place } = one.at ?? {}, hasPanel = STAGES.some((stage) => stage.id === panel && stage.has(info));
@@ -279,7 +279,7 @@ function Served({ isHidden, onFile, fileError, pinned, setPinned }) {
       ${!lesson && html`<${Examples} info=${info} current=${form.text} isBusy=${running} onChoose=${example} />`}
       ${text.ids.length > 0 && html`<${Text} labels=${isReplayed ? text.labels.slice(0, at.token + 1) : text.labels} path=${isReplayed ? text.path.slice(0, Math.max(0, at.token + 1 - text.promptLength)) : text.path} promptLength=${text.promptLength} at=${at} choose=${choose} running=${running} generates=${info.generates} />`}
       <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${(node) => { choose({ token: -1 }); writing.follow(node); }} />
-      ${(text.ids.length > 0 || !offered) && still([at, finding.isSearching, finding.head, at.token + 1 < Math.min(text.promptLength + 1, text.ids.length) || text, pinned], () => html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${running || lesson ? undefined : drawInstead} lesson=${lesson} width=${width} height=${height} scale=${scale} onReplay=${setReplayed} found=${finding.head} isSearching=${finding.isSearching} isExample=${isExample}
+      ${(text.ids.length > 0 || !offered) && still([at, finding.isSearching, finding.head, finding.isSearching || at.token + 1 < Math.min(text.promptLength + 1, text.ids.length) || text, pinned], () => html`<${Pictures} look=${look} text=${text} live=${run.live} at=${at} choose=${choose} edit=${edit} onDraw=${running || lesson ? undefined : drawInstead} lesson=${lesson} width=${width} height=${height} scale=${scale} onReplay=${setReplayed} found=${finding.head} isSearching=${finding.isSearching} isExample=${isExample}
         pinned=${pinned} setPinned=${setPinned} source=${source} />`)}
       ${still([look, isExample, readToken, at.block, at.head, at.point, at.key, at.source, at.dim, at.view, at.panel, at.stop], () => html`<${Guarded} body=${() => html`<${NumberCard} look=${look} at=${{ ...at, token: readToken }} choose=${choose} labels=${text.labels} edit=${edit} />`} />
         <${Levels} isToured=${at.stop > 0} panels=${html`<${Panels} panels=${panels} open=${at.panel} choose=${choose} notice=${info.notice} model=${info.model} isToured=${at.stop > 0 || isExample} />`} card=${html`<${AboutCard} look=${look} at=${at} choose=${choose} labels=${text.labels} onExample=${example} />`} />`)}

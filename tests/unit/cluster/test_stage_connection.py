@@ -37,14 +37,14 @@ class Between:
         self.change: Change = lambda frame: [frame]
         self.direction = "in"
         self._open = list[socket.socket]()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # it is closed
+        with contextlib.suppress(OSError):  # it is closed, or the stage is
             while True:
-                peer, _ = self._listening.accept()
-                stage = socket.create_connection(self._to[:2])
-                self._open += [peer, stage]
+                self._open.append(peer := self._listening.accept()[0])
+                self._open.append(stage := socket.create_connection(self._to[:2]))
                 for pair, direction in (((peer, stage), "in"), ((stage, peer), "out")):
                     threading.Thread(target=self._pass_on, args=(*pair, direction), daemon=True).start()
 
@@ -63,7 +63,11 @@ class Between:
                 one.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)  # ends a waiting accept, which close does not
+        self._accepting.join()
         for one in (self._listening, *self._open):
+            with contextlib.suppress(OSError):  # its peer has ended it
+                one.shutdown(socket.SHUT_RDWR)
             one.close()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -102,16 +103,21 @@ async def _generate(call: ClientCall) -> Response:
     name, fields = call.model(body.fields.model), body.fields
     form = TOGETHER_SSE if fields.points or fields.norms else NAMED_SSE
     stream = form if fields.stream else None
-    return await generation_response(call, name, lambda llm: LookGeneration.of(body, llm), stream)
+    run = partial(generation_response, call, name, lambda llm: LookGeneration.of(body, llm), stream)
+    return await (_remembered(call, name, run) if fields.remembered else run())
 
 
 async def _trace(call: ClientCall) -> Response:
     body = await call.read(TRACE)
     name = call.model(body.fields.model)
-    async with call.use(name) as llm:
-        if not isinstance(llm, LLM):
-            return await _remote(call, llm, "trace", name, body)
-        return await generation_response(call, name, lambda _: TraceReading.of(body, llm), None)
+
+    async def run() -> Response:
+        async with call.use(name) as llm:
+            if not isinstance(llm, LLM):
+                return await _remote(call, llm, "trace", name, body)
+            return await generation_response(call, name, lambda _: TraceReading.of(body, llm), None)
+
+    return await (_remembered(call, name, run) if body.fields.remembered else run())
 
 
 def _query(kind: str) -> Route:
@@ -120,7 +126,9 @@ def _query(kind: str) -> Route:
 
     async def run(call: ClientCall) -> Response:
         body = await call.read(query.body)
-        return await _queried(call, kind, call.model(body.fields.model), body)
+        name = call.model(body.fields.model)
+        asked = partial(_queried, call, kind, name, body)
+        return await (asked() if kind == "profile" else _remembered(call, name, asked))  # a measurement is made again
 
     return Route(run, query.summary, query.body)
 
@@ -132,6 +140,30 @@ async def _queried(call: ClientCall, kind: str, name: str, body: RequestBody[Any
             return await _remote(call, llm, kind, name, body)
         work = call.models.work(name, lambda _: QUERIES[kind].run(body, llm))
         return json_response(await call.cancelled_on_disconnect(work))
+
+
+async def _remembered(call: ClientCall, name: str, run: Callable[[], Awaitable[Response]]) -> Response:
+    """The response of ``run``, or that of an equal request of the same key: the same request has the same bits."""
+    async with call.use(name):
+        known = call.models.remembered(name)
+    if found := known.get(call.question):
+        return Response(found[0], media_type=found[1], headers={HEADER: call.number})
+    response = await run()
+    if not isinstance(response, StreamingResponse):
+        known.put(call.question, bytes(response.body), str(response.media_type))
+        return response
+    body, parts = response.body_iterator, list[bytes]()
+
+    async def kept() -> AsyncGenerator[Any, None]:
+        async for part in body:
+            assert isinstance(part, bytes)
+            parts.append(part)
+            yield part
+        if b'"finish_reason"' in b"".join(parts[-2:]) and b'"dropped"' not in (content := b"".join(parts)):
+            known.put(call.question, content, str(response.media_type))
+
+    response.body_iterator = kept()
+    return response
 
 
 async def _remote(call: ClientCall, llm: BaseLLM[Any], kind: str, name: str, body: RequestBody[Any]) -> Response:

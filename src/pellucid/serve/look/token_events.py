@@ -269,10 +269,11 @@ DEFAULT_TOKENS = 64
 
 
 class LookGenerateFields(prompts.PromptFields, frozen=True, kw_only=True):
-    """Fields of /look/generate. ``points`` and ``norms`` add the values of points, as in /look/trace."""
+    """Fields of /look/generate. ``points``, ``norms`` and ``remembered`` are those of /look/trace."""
 
     points: Sequence[str] = ()
     norms: Sequence[str] = ()
+    remembered: bool = False
     alternatives: Annotated[int, Meta(ge=0, le=40)] = 8
     stream: bool = True
 

@@ -45,10 +45,11 @@ class ViewFields(Fields, frozen=True):
 
 
 class TraceFields(PromptFields, frozen=True, kw_only=True):
-    """Fields of /look/trace."""
+    """Fields of /look/trace. ``remembered`` takes the answer to an equal request of the same key if there is one."""
 
     points: Sequence[str] = ()
     norms: Sequence[str] = ()
+    remembered: bool = False
     views: Sequence[ViewFields] = ()
 
 

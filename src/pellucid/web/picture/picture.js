@@ -54,7 +54,7 @@ export function Picture({ look: whole, text, live, at, choose, edit, onDraw, wid
   const own = useSteady(scalesOf(rows, flow, info), `${look.model}|${look.ids.slice(0, 8)}`);
   const scales = useCommon(own, look.model, common), parts = useMemo(() => sections(info, at.block, width), [info, at.block, width]);
   const answer = drawn ?? (isRead ? candidates[0]?.token ?? null : null), { lens, isWaiting: isLensWaiting } = useLens(look, at.token, answer, (token) => pieces.get(token), count > 0 && isRead && !isMoving && !isSearching);
-  const against = likely.find((one) => one.token !== answer)?.token, why = useWhy(look, at.token, answer, against, isRead && !text.isRunning && at.view === "whole" && !pinned && !flow.isWaiting && (!!lens || !isLensWaiting), isExample || !!lesson);
+  const against = likely.find((one) => one.token !== answer)?.token, why = useWhy(look, at.token, answer, against, isRead && !text.isRunning && !isSearching && at.view === "whole" && !pinned && !flow.isWaiting && (!!lens || !isLensWaiting), isExample || !!lesson);
   const columns = useMemo(() => parts.flatMap((one) => one.columns.filter((column) => column.id !== "text" || one.first)), [parts]), replay = useReplay(columns, info.generates), beat = replay.moment ? replay.moment.stage.key : null, after = replay.moment ? AFTER.indexOf(replay.moment.stage.id) : 9;
   useEffect(() => onReplay?.(replay.isOn), [replay.isOn]);
   useEffect(() => {

@@ -93,7 +93,7 @@ export function changed(look, body) {
  */
 export function useTrace(look, { points = [], norms = [], views = [] }) {
   const body = look.ids.length && !look.recorded && (points.length || norms.length || views.length)
-    ? { model: look.model, ...readFields(look, look.ids), points, norms, edits: look.edits, max_tokens: 1, ...(views.length && { views }) }
+    ? { model: look.model, ...readFields(look, look.ids), points, norms, edits: look.edits, max_tokens: 1, remembered: true, ...(views.length && { views }) }
     : null;
   const { value, error, waiting } = useAnswer(look, "/look/trace", body);
   const key = look.recorded && JSON.stringify([points, norms]);

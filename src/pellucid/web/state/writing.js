@@ -104,10 +104,10 @@ export function useWriting({ model, info, onError, watched }) {
     return [{ ...begin, leaf }, upTo(leaf)];
   };
 
-  /** Generate a text, or read a sentence of an encoder. */
-  const write = (form, edits) => alone(async (signal, isLast) => {
+  /** Generate a text, or read a sentence of an encoder. A text that `isShown`, rather than made anew, may be one that the server remembers. */
+  const write = (form, edits, isShown = false) => alone(async (signal, isLast) => {
     const begin = first(form);
-    if (info.generates) return add(begin, { from: 0, token: null, form, edits }, asked(model, form, edits, promptOf(form, info)), signal, isLast);
+    if (info.generates) return add(begin, { from: 0, token: null, form, edits }, asked(model, form, edits, { ...promptOf(form, info), ...(isShown && { remembered: true }) }), signal, isLast);
     const found = await post("/look/trace", { model, prompt: form.text, points: ["embed[tokens=0; dims=0]"] }, signal);
     return isLast() && setRun({ ...begin, prompt: found.prompt, pieces: found.pieces, characters: found.characters, made: [{ from: 0, token: null, count: 0, form, edits }] });
   });
@@ -130,7 +130,7 @@ export function useWriting({ model, info, onError, watched }) {
     for (const part of parts) {
       const [begin, prompt] = begun(state, part);
       // A part that was stopped before its first token had none.
-      state = part.count ? await add(begin, part, asked(model, { ...part.form, max_tokens: part.count }, part.edits, prompt), signal, isLast) : { ...begin, made: [...begin.made, part] };
+      state = part.count ? await add(begin, part, asked(model, { ...part.form, max_tokens: part.count }, part.edits, { ...prompt, remembered: true }), signal, isLast) : { ...begin, made: [...begin.made, part] };
     }
     if (isLast()) setRun({ ...state, live: null, leaf: state.tree.nodes.has(leaf) ? leaf : state.leaf });
   });
