@@ -1,11 +1,13 @@
 """Costs of the web page: its first paint, the picture while tokens come, decode while it is open, and zooming.
 
-    python bench/page.py [--model smollm2] [--tokens 1000] [--long 2000] [--turns 7]
+    python bench/page.py [--model smollm2] [--tokens 1000] [--long 2000] [--turns 9]
 
 The script needs the packages of `make test-web`. All times are Chromium's own, of headless Chromium without a GPU, on
 the machine that runs the server too:
 
-- first paint: `first-contentful-paint`, and the frame that first shows the form; the model is loaded
+- first paint: `first-contentful-paint`, and the frames that first show the form, and the finished picture with its causes;
+  the model is loaded. Medians of --turns visits, each in an empty browser profile, after a first visit, for which the
+  server computes what the picture shows
 - an update: the tasks of the page's main thread from one update of the page to the next, in Chromium's timeline (trace
   events), for the last quarter of --tokens tokens; their processor time (cpu), and their wall time, which is longer
   where other threads use the same cores. "update" is beside the running model. "replayed_update" is the page alone:
@@ -13,6 +15,7 @@ the machine that runs the server too:
   page. "tokens_per_update": the tokens that arrive between two updates
 - a choice: the longest time without a response of the page after a click on a token, a block or a panel, in a text of
   --long tokens
+- replay: frames while the first picture is replayed in 8 s
 - zooming: frames while the picture goes nearer and farther in the same text
 - decode: tokens per second of another client, without the page, with the page open, and with its list of requests open,
   in turn; the ratio is the median of the turns' ratios
@@ -47,23 +50,29 @@ from pellucid.serve.pool import ModelPool
 from pellucid.serve.server import create_app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from support.browser import ARGUMENTS, CHROMIUM, MADE, MAIN, TEXT, fill, run_form
+from support.browser import ARGUMENTS, CHROMIUM, MAIN, TEXT, fill, ignore_eos, run_form
 
 FLOORS = {
     "first_paint_seconds": ("at most", 0.5),
+    "finished_picture_seconds": ("at most", 0.7),
     "replayed_update_p95_wall_ms": ("at most", 16.0),
     "decode_ratio": ("at least", 0.95),
+    "replay_frames_per_second": ("at least", 60.0),
     "zoom_frames_per_second": ("at least", 60.0),
 }
 RUNS = 3  # of the text with --tokens tokens
 ANSWER = 128  # tokens of the other client's answers
 LONG = "The old man looked at the sea for a long time and said nothing, because there was nothing to say. "
 LONG_TOKENS = 21  # tokens of it
-FORM_SHOWN = """
-new MutationObserver((_, watch) => {
-  if (!document.querySelector("#prompt")) return;
-  watch.disconnect();
-  requestAnimationFrame(() => { globalThis.formShown = performance.now(); });
+FINISHED = ".why .three"  # the causes, which the page asks for last
+SHOWN = """
+globalThis.shown = {};
+new MutationObserver(() => {
+  for (const selector of ["#prompt", ".why .three"]) {
+    if (globalThis.shown[selector] || !document.querySelector(selector)) continue;
+    globalThis.shown[selector] = Infinity;
+    requestAnimationFrame(() => { globalThis.shown[selector] = performance.now(); });
+  }
 }).observe(document, { childList: true, subtree: true });
 """
 TIMELINE = ["devtools.timeline", "disabled-by-default-devtools.timeline", "blink.user_timing"]
@@ -109,14 +118,10 @@ CHOICES = {
     "a head": "[aria-label='the next head']",
 }
 PANELS = ("tokens", "embeddings", "positions", "blocks", "attention", "feedforward", "lens", "sampling")
-# Frames while the picture goes nearer, by keys on its path, and back to the whole: times of all frames.
-ZOOMED = """
+# Times of all frames for some seconds.
+FRAMES = """
 async (seconds) => {
-  const times = [], path = document.querySelector(".crumbs button"), start = performance.now();
-  const press = (key) => document.querySelector(".crumbs button")
-    .dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-  let turn = 0;
-  const timer = setInterval(() => press(turn++ % 4 < 2 ? "+" : "-"), 500);
+  const times = [], start = performance.now();
   await new Promise((done) => {
     const frame = (now) => {
       times.push(now);
@@ -125,10 +130,16 @@ async (seconds) => {
     };
     requestAnimationFrame(frame);
   });
-  clearInterval(timer);
   return times;
 }
 """
+# The picture goes nearer, by keys on its path, and back to the whole.
+ZOOMING = """() => {
+  const press = (key) => document.querySelector(".crumbs button")
+    .dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  let turn = 0;
+  setInterval(() => press(turn++ % 4 < 2 ? "+" : "-"), 500);
+}"""
 
 
 class Replayed:
@@ -175,21 +186,45 @@ def server(model: str) -> tuple[str, Replayed]:
 def opened(browser: Browser, url: str) -> Page:
     """A new page, with its form."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.add_init_script(FORM_SHOWN)
+    page.add_init_script(SHOWN)
     page.goto(url)
     page.locator("#prompt").wait_for()
     return page
 
 
-def first_paint(browser: Browser, url: str) -> tuple[float, float]:
-    """Seconds until the first paint, and until the form is drawn."""
+def first_paint(browser: Browser, url: str) -> tuple[float, float, float]:
+    """Seconds until the first paint, until the form is drawn, and until the picture is finished."""
     page = opened(browser, url)
-    page.wait_for_function("() => globalThis.formShown > 0")
+    page.wait_for_function("(one) => globalThis.shown[one] < Infinity", arg=FINISHED, polling=100)
     found = page.evaluate(
-        "() => [performance.getEntriesByName('first-contentful-paint')[0].startTime, globalThis.formShown]"
+        """(one) => [performance.getEntriesByName("first-contentful-paint")[0].startTime,
+            globalThis.shown["#prompt"], globalThis.shown[one]]""",
+        FINISHED,
     )
     page.close()
-    return found[0] / 1000, found[1] / 1000
+    return found[0] / 1000, found[1] / 1000, found[2] / 1000
+
+
+def frames(page: Page, seconds: float) -> list[float]:
+    """Milliseconds between the frames of the next seconds, the shortest first."""
+    times = page.evaluate(FRAMES, seconds)
+    return sorted(after - before for before, after in pairwise(times))
+
+
+def replay(browser: Browser, url: str) -> dict[str, Any]:
+    """Frames of the replay of the first picture."""
+    page = opened(browser, url)
+    page.locator(FINISHED).wait_for()
+    settle(page)
+    page.get_by_role("button", name="Replay").click()
+    gaps = frames(page, 7.5)
+    page.close()
+    return {"replay_frames_per_second": 1000 * len(gaps) / sum(gaps), "replay_frame_p95_ms": at_share(gaps, 0.95)}
+
+
+def at_share(values: list[float], share: float) -> float:
+    """The value below which a share of sorted values lies."""
+    return values[int(share * (len(values) - 1))]
 
 
 def updates_of(timeline: dict[str, Any]) -> list[tuple[float, float]]:
@@ -214,6 +249,7 @@ def updates_of(timeline: dict[str, Any]) -> list[tuple[float, float]]:
 def updates(browser: Browser, url: str, tokens: int) -> tuple[list[tuple[float, float]], str]:
     """The result of ``updates_of`` for a text of ``tokens`` tokens, and the body of the page's request."""
     page = opened(browser, url)
+    ignore_eos(page)
     fill(page, "Once upon a time there was a", tokens=tokens, temperature=0.8)
     page.evaluate(WHEN_ENDED, MAIN)
     page.evaluate(MARK_UPDATES, UPDATE)
@@ -222,11 +258,8 @@ def updates(browser: Browser, url: str, tokens: int) -> tuple[list[tuple[float, 
         page.locator(MAIN).click()
     page.wait_for_function("() => globalThis.runEnded", polling=500, timeout=300_000)
     timeline = json.loads(browser.stop_tracing())
-    made = page.locator(MADE).count()
-    if made < 0.9 * tokens:
-        raise SystemExit(f"the text ended after {made} of {tokens} tokens")
     page.close()
-    return updates_of(timeline), asked.value.post_data or ""
+    return updates_of(timeline), json.dumps({**(asked.value.post_data_json or {}), "ignore_eos": True})
 
 
 def all_updates(browser: Browser, url: str, app: Replayed, tokens: int) -> dict[str, Any]:
@@ -249,7 +282,7 @@ def all_updates(browser: Browser, url: str, app: Replayed, tokens: int) -> dict[
         for number, unit in enumerate(("wall_ms", "cpu_ms")):
             values = sorted(one[number] for one in updated)
             found[f"{name}_median_{unit}"] = statistics.median(values)
-            found[f"{name}_p95_{unit}"] = values[int(0.95 * (len(values) - 1))]
+            found[f"{name}_p95_{unit}"] = at_share(values, 0.95)
     return found
 
 
@@ -273,15 +306,14 @@ def long_text(browser: Browser, url: str, tokens: int) -> dict[str, Any]:
         blocked[f"{panel} opened"] = page.evaluate(BLOCKED, [f"#tab-{panel}", 3])
         settle(page)
     page.locator("#tab-sampling").click()  # closes it
-    page.evaluate(ZOOMED, 4)  # the values of all views are there afterwards
-    settle(page)
-    times = page.evaluate(ZOOMED, 8)
-    gaps = sorted(after - before for before, after in pairwise(times))
+    page.evaluate(ZOOMING)
+    frames(page, 4)  # the values of all views are there afterwards
+    gaps = frames(page, 8)
     page.close()
     return {
         "blocked_ms": {name: round(value, 1) for name, value in blocked.items()},
-        "zoom_frames_per_second": 1000 * len(gaps) / (times[-1] - times[0]),
-        "zoom_frame_p95_ms": gaps[int(0.95 * (len(gaps) - 1))],
+        "zoom_frames_per_second": 1000 * len(gaps) / sum(gaps),
+        "zoom_frame_p95_ms": at_share(gaps, 0.95),
         "zoom_frame_longest_ms": gaps[-1],
     }
 
@@ -328,14 +360,16 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--long", type=int, default=2000)
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=9)
     asked = parser.parse_args()
     (url, app), found = server(asked.model), dict[str, Any]()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        paints = [first_paint(browser, url) for _ in range(5)]
-        found["first_paint_seconds"] = statistics.median(one for one, _ in paints)
-        found["form_seconds"] = statistics.median(one for _, one in paints)
+        paints = [first_paint(browser, url) for _ in range(1 + asked.turns)]
+        for name, times in zip(("first_paint", "form", "finished_picture"), zip(*paints)):
+            found[f"{name}_seconds"] = statistics.median(times[1:])
+        found["first_visit_finished_picture_seconds"] = paints[0][2]
+        found |= replay(browser, url)
         found |= all_updates(browser, url, app, asked.tokens)
         found |= long_text(browser, url, asked.long)
         speeds = rates(browser, url, asked.model, asked.turns)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
-from support.browser import AGAIN, MADE, MAIN, ended, fill
+from support.browser import AGAIN, MADE, MAIN, ended, fill, ignore_eos
 from support.page_server import PageServer
 from support.page_visit import SECONDS, Visit
 from support.sampling import Words
@@ -31,19 +30,9 @@ MOMENT = """() => ({
 })"""
 
 
-def ignore_eos(visit: Visit) -> None:
-    """Let texts go on after an end-of-text token, so that a test that looks at a running text does not race its end."""
-
-    def longer(route: Any) -> None:
-        body = route.request.post_data_json or {}
-        route.continue_(post_data=json.dumps({**body, "ignore_eos": True}))
-
-    visit.page.route("**/look/generate", longer)
-
-
 def start(visit: Visit, text: str, tokens: int) -> None:
     """Begin a run, and wait for some tokens."""
-    ignore_eos(visit)
+    ignore_eos(visit.page)
     fill(visit.page, text, tokens=tokens, temperature=0.7, seed=1)
     visit.page.locator(MAIN).click()
     visit.page.locator(MADE).nth(5).wait_for(timeout=SECONDS)
@@ -132,7 +121,7 @@ def test_the_softmax_of_a_running_text_is_that_of_its_settings(
     """The numbers equal the numbers of the title above them, also where the form has other settings by then."""
     visit = Visit(browser, server.url, "large", motion="no-preference")
     visit.choose("smollm2")
-    ignore_eos(visit)
+    ignore_eos(visit.page)
     given = {"temperature": temperature, "top-k (0: all)": top_k, "top-p": top_p}
     fill(visit.page, PROMPT, tokens=1900, seed=1, **given)
     visit.page.locator(MAIN).click()

@@ -152,7 +152,9 @@ class RememberedResponses:
         return self._responses.get(digest)
 
     def put(self, digest: str, content: bytes, media_type: str) -> None:
-        """Remember a response, and forget the oldest above the limit."""
+        """Remember a response, and forget the oldest above the limit, unless it alone exceeds the limit."""
+        if len(content) > MOST_REMEMBERED:
+            return
         self._nbytes += len(content) - len(self._responses.pop(digest, (b"",))[0])
         self._responses[digest] = content, media_type
         while self._nbytes > MOST_REMEMBERED:
