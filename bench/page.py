@@ -5,9 +5,9 @@
 The script needs the packages of `make test-web`. All times are Chromium's own, of headless Chromium without a GPU, on
 the machine that runs the server too:
 
-- first paint: `first-contentful-paint`, and the frames that first show the form, and the finished picture with its causes;
-  the model is loaded. Medians of --turns visits, each in an empty browser profile, after a first visit, for which the
-  server computes what the picture shows
+- first paint: `first-contentful-paint`, and the frames that first show the form, and the finished picture with its
+  causes; the model is loaded. Medians of --turns visits, each with an empty profile of the browser. Before them comes a
+  first visit, for which the server computes what the picture shows
 - an update: the tasks of the page's main thread from one update of the page to the next, in Chromium's timeline (trace
   events), for the last quarter of --tokens tokens; their processor time (cpu), and their wall time, which is longer
   where other threads use the same cores. "update" is beside the running model. "replayed_update" is the page alone:
@@ -50,7 +50,7 @@ from pellucid.serve.pool import ModelPool
 from pellucid.serve.server import create_app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from support.browser import ARGUMENTS, CHROMIUM, MAIN, TEXT, fill, ignore_eos, run_form
+from support.browser import ARGUMENTS, CHROMIUM, MAIN, TEXT, fill, ignore_eos, list_stages, run_form
 
 FLOORS = {
     "first_paint_seconds": ("at most", 0.5),
@@ -143,18 +143,18 @@ ZOOMING = """() => {
 
 
 class Replayed:
-    """An app that records its answers to /look/generate while ``records``, and then replays the last one to all.
+    """An app that records its last answer to /look/generate while ``records``, and sends it to all while ``replays``.
 
-    ``parts`` are the messages of the recorded answer, with their seconds after its request; if empty, the app answers.
+    ``parts`` are the messages of the recorded answer, with their seconds after its request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        self.app, self.records = app, False
+        self.app, self.records, self.replays = app, False, False
         self.parts: list[tuple[float, Message]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope.get("path") != "/look/generate" or not (self.records or self.parts):
+        if scope.get("path") != "/look/generate" or not (self.records or self.replays):
             await self.app(scope, receive, send)
             return
         start = time.perf_counter()
@@ -246,9 +246,13 @@ def updates_of(timeline: dict[str, Any]) -> list[tuple[float, float]]:
     ]
 
 
-def updates(browser: Browser, url: str, tokens: int) -> tuple[list[tuple[float, float]], str]:
+def updates(
+    browser: Browser, url: str, app: Replayed, tokens: int, is_replayed: bool
+) -> tuple[list[tuple[float, float]], str]:
     """The result of ``updates_of`` for a text of ``tokens`` tokens, and the body of the page's request."""
     page = opened(browser, url)
+    page.locator(FINISHED).wait_for()
+    app.replays = is_replayed
     ignore_eos(page)
     fill(page, "Once upon a time there was a", tokens=tokens, temperature=0.8)
     page.evaluate(WHEN_ENDED, MAIN)
@@ -259,6 +263,7 @@ def updates(browser: Browser, url: str, tokens: int) -> tuple[list[tuple[float, 
     page.wait_for_function("() => globalThis.runEnded", polling=500, timeout=300_000)
     timeline = json.loads(browser.stop_tracing())
     page.close()
+    app.replays = False
     return updates_of(timeline), json.dumps({**(asked.value.post_data_json or {}), "ignore_eos": True})
 
 
@@ -266,16 +271,15 @@ def all_updates(browser: Browser, url: str, app: Replayed, tokens: int) -> dict[
     """Figures of the updates of RUNS texts beside the model, and of the page alone."""
     beside, alone, body = [], [], ""
     for _ in range(RUNS):
-        times, body = updates(browser, url, tokens)
+        times, body = updates(browser, url, app, tokens, False)
         beside += times
     app.records = True
     answer = httpx.post(url + "/look/generate", content=body, headers={"Content-Type": "application/json"}, timeout=300)
     app.records = False
     answer.raise_for_status()
     for _ in range(RUNS):
-        alone += updates(browser, url, tokens)[0]
+        alone += updates(browser, url, app, tokens, True)[0]
     seconds = app.parts[-1][0] - app.parts[0][0]
-    app.parts = []
     found: dict[str, Any] = {"stream_tokens_per_second": tokens / seconds}
     for name, updated in (("update", beside), ("replayed_update", alone)):
         found[f"{name}s"], found[f"tokens_per_{name}"] = len(updated), RUNS * tokens / 4 / len(updated)
@@ -302,6 +306,7 @@ def long_text(browser: Browser, url: str, tokens: int) -> dict[str, Any]:
     for what, selector in CHOICES.items():
         blocked[what] = page.evaluate(BLOCKED, [selector, 2])
         settle(page)
+    list_stages(page)
     for panel in PANELS:
         blocked[f"{panel} opened"] = page.evaluate(BLOCKED, [f"#tab-{panel}", 3])
         settle(page)
@@ -333,17 +338,26 @@ def decode(url: str, model: str) -> float:
 
 
 def rates(browser: Browser, url: str, model: str, turns: int) -> dict[str, list[float]]:
-    """Decode rates of a client without the page, with it, and with its list of requests, in turn."""
+    """Decode rates of a client without the page, with it, and with its list of requests, in turn.
+
+    The first answer after a rest is slower: it is not measured.
+    """
     found: dict[str, list[float]] = {"closed": [], "open": [], "requests": []}
+
+    def measure(name: str) -> None:
+        decode(url, model)
+        found[name].append(decode(url, model))
+
     for _ in range(turns):
-        found["closed"].append(decode(url, model))
+        measure("closed")
         page = opened(browser, url)
         fill(page, "The capital of France is", tokens=20)
         run_form(page, 60_000)
         settle(page)
-        found["open"].append(decode(url, model))
+        measure("open")
+        list_stages(page)
         page.locator("#tab-live").click()
-        found["requests"].append(decode(url, model))
+        measure("requests")
         page.close()
     return found
 

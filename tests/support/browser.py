@@ -54,6 +54,13 @@ def ignore_eos(page: Any) -> None:
     page.route("**/look/generate", longer)
 
 
+def list_stages(page: Any) -> None:
+    """Show the tabs of all panels."""
+    tabs = page.get_by_role("button", name="Stages in depth")
+    if tabs.count():
+        tabs.click()
+
+
 def ended(page: Any, timeout: float) -> None:
     """Wait until the run ends, at most ``timeout`` milliseconds."""
     page.locator(f"{MAIN}:not([disabled])").wait_for(timeout=timeout)

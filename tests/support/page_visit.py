@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from support.browser import AGAIN, GIVEN, MADE, TEXT, ended, fill, run_form
+from support.browser import AGAIN, GIVEN, MADE, TEXT, ended, fill, list_stages, run_form
 
 SIZES = {"large": (1920, 1080), "wide": (1280, 900), "narrow": (390, 844)}
 SCREENS = [(size, scheme) for size in SIZES for scheme in ("light", "dark")]
@@ -97,18 +97,12 @@ class Visit:
 
     def stages(self) -> list[str]:
         """Names of all panels."""
-        self.list_stages()
+        list_stages(self.page)
         return [one.get_attribute("id").removeprefix("tab-") for one in self.page.locator("[role=tab]").all()]
-
-    def list_stages(self) -> None:
-        """Show the tabs of all panels."""
-        tabs = self.page.get_by_role("button", name="Stages in depth")
-        if tabs.count():
-            tabs.click()
 
     def open(self, stage: str) -> Any:
         """Open a panel and wait for its values. Returns it."""
-        self.list_stages()
+        list_stages(self.page)
         tab, panel = self.page.locator(f"#tab-{stage}"), self.page.locator(f"#stage-{stage}")
         if tab.get_attribute("aria-selected") != "true":
             tab.click()

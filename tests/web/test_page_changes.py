@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from support.browser import TEXT
+from support.browser import TEXT, list_stages
 from support.page_server import PageServer
 from support.page_visit import Visit, compared, serious
 
@@ -146,7 +146,7 @@ def test_a_change_by_touch_is_run_and_taken_back(browser: Any, server: PageServe
     assert neuron.startswith("blocks.1.feedforward.hidden [")
     card.get_by_role("slider").fill("4")
     card.get_by_role("button", name="take out").click()
-    visit.list_stages()
+    list_stages(visit.page)
     assert page.locator("#tab-changes").inner_text() == "Changes (1)"
     visit.go(point="blocks.1.attention.output", dim=0)
     card.get_by_role("button", name="take out the output of attention in block 1").click()
@@ -159,7 +159,7 @@ def test_a_change_by_touch_is_run_and_taken_back(browser: Any, server: PageServe
     again = Visit(browser, page.url)
     again.make_again()
     assert again.text() == after
-    again.list_stages()
+    list_stages(again.page)
     assert again.page.locator("#tab-changes").inner_text() == "Changes (2)"
     again.close()
     changes = visit.open("changes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.browser import TEXT, ended
+from support.browser import TEXT, ended, list_stages
 from support.page_server import PageServer
 from support.page_visit import SCREENS, SECONDS, Visit, clipped, is_fitting, serious
 
@@ -40,7 +40,7 @@ def test_the_keyboard_reaches_everything(browser: Any, server: PageServer) -> No
     flow.focus()
     page.keyboard.press("End")
     assert flow.get_attribute("aria-valuenow") == "29"
-    visit.list_stages()
+    list_stages(visit.page)
     page.locator("#tab-blocks").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
