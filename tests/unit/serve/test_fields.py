@@ -399,6 +399,7 @@ ELSEWHERE = {
     "prompt_lookup": "tests/unit/engine/test_speculation.py",
     "draft": "tests/unit/engine/test_draft.py",
     "timings_per_token": "tests/unit/serve/test_llamacpp.py",
+    "remembered": "tests/unit/serve/test_look_remembered.py",
 }
 """Fields whose effect is not in an answer, and the test file for the effect."""
 UNLIKE = re.compile(
