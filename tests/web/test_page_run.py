@@ -272,6 +272,8 @@ def test_a_replay_plays_and_pauses(browser: Any, server: PageServer) -> None:
     page.locator(".wavefront").wait_for(state="attached")
     page.wait_for_timeout(600)
     page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Replay").wait_for()
+    page.wait_for_timeout(50)  # a frame that was planned before the click
     first = page.evaluate(DRAWN)["front"]
     page.wait_for_timeout(300)
     assert page.evaluate(DRAWN)["front"] == first, "a pause holds the front"

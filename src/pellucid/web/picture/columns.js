@@ -7,7 +7,7 @@ import { scoresOf, strongestOf } from "/web/parts/numbers.js";
 import { counted, number, percent, shown } from "/web/parts/text.js";
 
 const FAINT = 0.08, LABELLED = 0.12; // weights of other rows' arcs that are drawn; weights that have a number
-const NEURONS = 7, CANDIDATES = 12, EXPERTS = 3;
+const NEURONS = 7, CANDIDATES = 12, EXPERTS = 3, TRIES = 90; // TRIES: pixels by which the sliders begin left of their column
 
 function text({ rows, column, scene }) {
   const { y, labels, at, choose, size, promptLength, stop } = scene, right = column.x + column.width - 6;
@@ -185,7 +185,7 @@ function softmax({ column, scene }) {
       ${!isFixed && phase > 0 && Number.isFinite(one.plain) && html`<rect class="ghost" x=${left} y=${y(n) - 10} width=${Math.max(1, one.plain * width)} height="20" rx="2" />`}
       <text class=${`small ${one.last > 0 ? "" : "faint"}`} x=${left + 5 + Math.max(1, Math.max(share(one), one.plain || 0) * width)} y=${y(n) + 4}>${written}</text><//>`;
   })}${cut > 0 && html`<g class="cut"><path d=${`M${column.x - 6} ${(y(cut - 1) + y(cut)) / 2}H${column.x + column.width - 4}`} /><title>${`${cuts || "temperature 0"} cuts the rest`}</title></g>`}
-  ${tries && !replay?.isOn && html`<foreignObject x=${column.x} y=${y(candidates.length) - 10} width=${column.width + 24} height="54"><div class="tries">${[["temperature", "temperature", 0, 2, 0.05, form.temperature], ["top-p", "top_p", 0.05, 1, 0.01, form.topP]].map(([label, name, low, high, step, value]) => html`<label key=${name}><span>${label}</span><input type="range" min=${low} max=${high} step=${step} value=${value} onInput=${(event) => choose({ [name]: +event.target.value })} /><output>${+value.toFixed(2)}</output></label>`)}</div></foreignObject>`}`;
+  ${tries && !replay?.isOn && html`<foreignObject x=${Math.max(0, column.x - TRIES)} y=${y(candidates.length) - 10} width=${column.width + 24 + Math.min(TRIES, column.x)} height="54"><div class="tries">${[["temperature", "temperature", 0, 2, 0.05, form.temperature], ["top-p", "top_p", 0.05, 1, 0.01, form.topP]].map(([label, name, low, high, step, value]) => html`<label key=${name}><span>${label}</span><input type="range" min=${low} max=${high} step=${step} value=${value} onInput=${(event) => choose({ [name]: +event.target.value })} /><output>${+value.toFixed(2)}</output></label>`)}</div></foreignObject>`}`;
 }
 
 function draw({ column, scene }) {
