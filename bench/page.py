@@ -6,8 +6,8 @@ The script needs the packages of `make test-web`. All times are Chromium's own, 
 the machine that runs the server too:
 
 - first paint: `first-contentful-paint`, and the frames that first show the form, and the finished picture with its
-  causes; the model is loaded. Medians of --turns visits, each with an empty profile of the browser. Before them comes a
-  first visit, for which the server computes what the picture shows
+  causes; the model is loaded. Medians of --turns visits, each with an empty profile of the browser. The visit before
+  them is measured alone: the server computes what the picture shows
 - an update: the tasks of the page's main thread from one update of the page to the next, in Chromium's timeline (trace
   events), for the last quarter of --tokens tokens; their processor time (cpu), and their wall time, which is longer
   where other threads use the same cores. "update" is beside the running model. "replayed_update" is the page alone:
@@ -50,7 +50,7 @@ from pellucid.serve.pool import ModelPool
 from pellucid.serve.server import create_app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from support.browser import ARGUMENTS, CHROMIUM, MAIN, TEXT, fill, ignore_eos, list_stages, run_form
+from support.browser import ARGUMENTS, CHROMIUM, MADE, MAIN, TEXT, fill, ignore_eos, list_stages, run_form
 
 FLOORS = {
     "first_paint_seconds": ("at most", 0.5),
@@ -65,16 +65,19 @@ ANSWER = 128  # tokens of the other client's answers
 LONG = "The old man looked at the sea for a long time and said nothing, because there was nothing to say. "
 LONG_TOKENS = 21  # tokens of it
 FINISHED = ".why .three"  # the causes, which the page asks for last
-SHOWN = """
+SHOWN = (
+    f"globalThis.awaited = {json.dumps(['#prompt', FINISHED])};"
+    + """
 globalThis.shown = {};
 new MutationObserver(() => {
-  for (const selector of ["#prompt", ".why .three"]) {
+  for (const selector of globalThis.awaited) {
     if (globalThis.shown[selector] || !document.querySelector(selector)) continue;
     globalThis.shown[selector] = Infinity;
     requestAnimationFrame(() => { globalThis.shown[selector] = performance.now(); });
   }
 }).observe(document, { childList: true, subtree: true });
 """
+)
 TIMELINE = ["devtools.timeline", "disabled-by-default-devtools.timeline", "blink.user_timing"]
 # The page writes the number of tokens into an attribute of the text: a mark in the timeline says when.
 UPDATE = "tokens drawn"
@@ -262,6 +265,9 @@ def updates(
         page.locator(MAIN).click()
     page.wait_for_function("() => globalThis.runEnded", polling=500, timeout=300_000)
     timeline = json.loads(browser.stop_tracing())
+    made = page.locator(MADE).count()
+    if made < 0.9 * tokens:
+        raise SystemExit(f"the text ended after {made} of {tokens} tokens")
     page.close()
     app.replays = False
     return updates_of(timeline), json.dumps({**(asked.value.post_data_json or {}), "ignore_eos": True})

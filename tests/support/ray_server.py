@@ -75,7 +75,7 @@ class ClusterServer:
         return sum(line.endswith(" 1.0") for line in text.splitlines() if line.startswith("pellucid:replica_up"))
 
     def wait(self, count: int) -> None:
-        """Wait until so many replicas are up. The server may not yet know that a process has just been killed."""
+        """Wait until ``count`` replicas are up and run. The server may not know yet that a process was killed."""
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             assert self.process.poll() is None, "".join(self.said)

@@ -137,10 +137,7 @@ class OwnResponses:
 
 
 class RememberedResponses:
-    """Complete responses of a loaded model by the digests of their requests: (content, media type), the oldest first.
-
-    They are unloaded with the model.
-    """
+    """Complete responses of a loaded model by digests of requests: (content, media type), the oldest first."""
 
     def __init__(self) -> None:
         self._responses, self._nbytes = OrderedDict[str, tuple[bytes, str]](), 0

@@ -12,6 +12,7 @@ import pytest
 from support.served import Served, models_folder, serving
 
 from pellucid.serve import response_store
+from pellucid.serve.apis import look
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.look.queries import QUERIES
 from pellucid.serve.response_store import RememberedResponses
@@ -68,6 +69,15 @@ def test_a_client_that_leaves_early_leaves_nothing_behind(served: Served) -> Non
     whole, again = (asked(served, "generate", **body) for _ in range(2))
     assert whole.text.count('"type": "token"') == 400
     assert whole.content == again.content
+
+
+def test_a_stream_above_the_limit_is_whole_and_not_kept(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (look, response_store):
+        monkeypatch.setattr(module, "MOST_REMEMBERED", 2000)
+    body = {**HOW, "max_tokens": 40}
+    first, second = (asked(served, "generate", **body) for _ in range(2))
+    assert first.text.count('"type": "token"') == second.text.count('"type": "token"') == 40
+    assert seed_of(first) != seed_of(second)
 
 
 def test_queries_run_once_and_measurements_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

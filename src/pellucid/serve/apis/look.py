@@ -26,6 +26,7 @@ from pellucid.serve.look.token_events import LOOK_GENERATE, LookGeneration
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.serve.openai_parts import error_body
 from pellucid.serve.request_body import RequestBody
+from pellucid.serve.response_store import MOST_REMEMBERED
 from pellucid.serve.routes import generation_response, plain_route
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.budget import LIMIT
@@ -143,7 +144,7 @@ async def _queried(call: ClientCall, kind: str, name: str, body: RequestBody[Any
 
 
 async def _remembered(call: ClientCall, name: str, run: Callable[[], Awaitable[Response]]) -> Response:
-    """The response of ``run``, or that of an equal request of the same key: the same request has the same bits."""
+    """The response of ``run``, or the remembered response to an equal request of the same key."""
     async with call.use(name):
         known = call.models.remembered(name)
     if found := known.get(call.question):
@@ -152,15 +153,16 @@ async def _remembered(call: ClientCall, name: str, run: Callable[[], Awaitable[R
     if not isinstance(response, StreamingResponse):
         known.put(call.question, bytes(response.body), str(response.media_type))
         return response
-    body, parts = response.body_iterator, list[bytes]()
+    body, content = response.body_iterator, bytearray()
 
     async def kept() -> AsyncGenerator[Any, None]:
         async for part in body:
             assert isinstance(part, bytes)
-            parts.append(part)
+            if len(content) <= MOST_REMEMBERED:  # a longer stream is passed on, and not kept
+                content.extend(part)
             yield part
-        if b'"finish_reason"' in b"".join(parts[-2:]) and b'"dropped"' not in (content := b"".join(parts)):
-            known.put(call.question, content, str(response.media_type))
+        if b'"finish_reason"' in content and b'"dropped"' not in content:
+            known.put(call.question, bytes(content), str(response.media_type))
 
     response.body_iterator = kept()
     return response
